@@ -1,0 +1,43 @@
+"""The command line `dysra`: one module under infra/commands for each family of verbs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+# Ray turns token authentication on by itself for local clusters; an operator's own setting wins.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import typer
+
+from pipeline.log import configure_logging
+
+FAMILIES = ("kafka", "newswire", "sources", "ingest", "store", "serve", "operate", "evaluate", "bench", "demo")
+
+app = typer.Typer(
+    name="dysra",
+    help="A live news memory for language models: Kafka in, a searchable store, sessions, cited answers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def build() -> typer.Typer:
+    """The application with every family of verbs registered."""
+    for family in FAMILIES:
+        importlib.import_module(f"infra.commands.{family}").register(app)
+    return app
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    configure_logging(os.environ.get("DYSRA_LOG", "WARNING"))
+    build()()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""One way to reach Ray: the job's cluster, a cluster of the operator's own, or an embedded one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from pipeline.errors import DependencyUnreachable
+
+NAMESPACE = "dysra"
+"""All named actors of DySRA live in this Ray namespace."""
+
+_EMBEDDED_OBJECT_STORE_BYTES = 256 * 1024 * 1024
+
+
+def connect_ray(address: str | None = None, *, num_cpus: int | None = None, dashboard: bool = False) -> str:
+    """Connect to Ray and return "cluster" or "embedded".
+
+    Under `ray job submit` and after `ray start` the running cluster is joined; otherwise a small one is
+    started inside this process. Raises DependencyUnreachable when a named address does not answer.
+    """
+    if ray.is_initialized():
+        return "cluster" if os.environ.get("RAY_ADDRESS") else "embedded"
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    common: dict[str, Any] = {
+        "namespace": NAMESPACE,
+        "log_to_driver": os.environ.get("DYSRA_ACTOR_LOGS") == "1",
+        "logging_level": "ERROR",
+    }
+    wanted = address or os.environ.get("RAY_ADDRESS")
+    if wanted is None and _running_cluster():
+        wanted = "auto"
+    if wanted:
+        try:
+            ray.init(address=wanted, **common)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise DependencyUnreachable(
+                f"no Ray cluster answers at {wanted!r}: {str(error).splitlines()[0]}; "
+                "start one with `ray start --head`, or unset RAY_ADDRESS to use an embedded one"
+            ) from None
+        return "cluster"
+    ray.init(
+        num_cpus=num_cpus or max(4, os.cpu_count() or 1),
+        object_store_memory=_EMBEDDED_OBJECT_STORE_BYTES,
+        include_dashboard=dashboard,
+        **common,
+    )
+    return "embedded"
+
+
+def _running_cluster() -> bool:
+    """Whether `ray start` left a cluster on this host that still runs."""
+    base = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
+    if not base.exists():
+        return False
+    host, _, port = base.read_text().strip().rpartition(":")
+    import socket
+
+    try:
+        with socket.create_connection((host or "127.0.0.1", int(port)), timeout=1.0):
+            return True
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,135 @@
+"""What a verb prints: sentences for a person, and with --json one JSON object as the last line.
+
+The one place that writes to standard output, and the one that turns errors into exit codes.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import orjson
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pipeline.errors import DysraError, UsageError
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="configuration file (TOML or YAML); see `dysra config`")
+]
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="print the figures as one JSON object on the last line")
+]
+
+Figures = dict[str, Any]
+_VerbT = TypeVar("_VerbT", bound=Callable[..., Figures | None])
+
+
+class _State:
+    """Where sentences go: standard error while standard output is kept for JSON."""
+
+    json_mode = False
+
+
+def say(*parts: Any) -> None:
+    """Print for a person (rich markup allowed)."""
+    _console().print(*parts)
+
+
+def verb(function: _VerbT) -> _VerbT:
+    """Make `function` a verb: its returned figures are printed with --json, its errors become exit codes.
+
+    The function must take a parameter `json_output: JsonFlag`.
+    """
+    if "json_output" not in inspect.signature(function).parameters:
+        raise AssertionError(f"verb {function.__name__} lacks the parameter json_output")
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        _State.json_mode = bool(kwargs.get("json_output"))
+        try:
+            figures = function(*args, **kwargs)
+        except DysraError as error:
+            _fail(str(error), error.exit_code, getattr(error, "figures", None))
+        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            _fail(f"cannot read {error.filename}: {error.strerror}", UsageError.exit_code)
+        except ValueError as error:
+            _fail(str(error), UsageError.exit_code)
+        except KeyboardInterrupt:
+            _fail("interrupted", 5)
+        if _State.json_mode and figures is not None:
+            sys.stdout.write(orjson.dumps(figures, option=_JSON_OPTIONS, default=str).decode() + "\n")
+            sys.stdout.flush()
+
+    return wrapper  # type: ignore[return-value]
+
+
+@dataclass
+class Steps:
+    """Progress of one long task: a bar on a terminal, one line every few seconds elsewhere."""
+
+    label: str
+    total: int | None
+    interval_s: float = 5.0
+    done: int = 0
+    _bar: Any = None
+    _task: Any = None
+    _last: float = 0.0
+    _started: float = 0.0
+
+    def advance(self, amount: int = 1) -> None:
+        """Count `amount` more units as done."""
+        self.update(self.done + amount)
+
+    def update(self, done: int) -> None:
+        """Set the number of units done."""
+        self.done = done
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+            return
+        now = time.monotonic()
+        if now - self._last >= self.interval_s:
+            self._last = now
+            of = f" of {self.total:,}" if self.total else ""
+            say(f"  {self.label}: {done:,}{of} ({now - self._started:.0f} s)")
+
+
+@contextmanager
+def progress(label: str, total: int | None = None) -> Iterator[Steps]:
+    """Show progress of a task with `total` units (None: unknown)."""
+    steps = Steps(label=label, total=total)
+    steps._started = steps._last = time.monotonic()
+    console = _console()
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            steps._bar, steps._task = bar, bar.add_task(label, total=total)
+            yield steps
+    else:
+        yield steps
+
+
+_JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+
+
+def _console() -> Console:
+    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "110"))
+    return Console(stderr=_State.json_mode, highlight=False, soft_wrap=True, width=width)
+
+
+def _fail(message: str, exit_code: int, figures: Figures | None = None) -> None:
+    sys.stderr.write(f"dysra: {message}\n")
+    if _State.json_mode:
+        body = {"error": message, "exit_code": exit_code, **(figures or {})}
+        sys.stdout.write(orjson.dumps(body, option=_JSON_OPTIONS, default=str).decode() + "\n")
+        sys.stdout.flush()
+    raise typer.Exit(exit_code)
