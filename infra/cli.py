@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 
 # Ray turns token authentication on by itself for local clusters; an operator's own setting wins.
@@ -29,7 +30,8 @@ app = typer.Typer(
 def build() -> typer.Typer:
     """The application with every family of verbs registered."""
     for family in FAMILIES:
-        importlib.import_module(f"infra.commands.{family}").register(app)
+        if importlib.util.find_spec(f"infra.commands.{family}") is not None:
+            importlib.import_module(f"infra.commands.{family}").register(app)
     return app
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import importlib.util
 import os
 import tomllib
 from collections.abc import Mapping
@@ -87,6 +88,8 @@ def load_config(path: Path | None = None, environ: Mapping[str, str] | None = No
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for section in SECTIONS:
+        if importlib.util.find_spec(SECTIONS[section].split(":")[0]) is None:
+            continue
         fields = given.get(section) or {}
         if not isinstance(fields, dict):
             raise UsageError(f"{path}: section '{section}' must hold fields, not {fields!r}")
