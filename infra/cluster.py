@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def connect_ray(address: str | None = None, *, num_cpus: int | None = None, dash
         "logging_level": "ERROR",
     }
     wanted = address or os.environ.get("RAY_ADDRESS")
-    if wanted is None and _running_cluster():
+    if wanted is None and running_cluster():
         wanted = "auto"
     if wanted:
         try:
@@ -52,16 +53,15 @@ def connect_ray(address: str | None = None, *, num_cpus: int | None = None, dash
     return "embedded"
 
 
-def _running_cluster() -> bool:
-    """Whether `ray start` left a cluster on this host that still runs."""
-    base = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
-    if not base.exists():
-        return False
-    host, _, port = base.read_text().strip().rpartition(":")
-    import socket
-
+def running_cluster() -> str:
+    """The address of the cluster that `ray start` left running on this host; empty if there is none."""
+    record = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
+    if not record.exists():
+        return ""
+    address = record.read_text(encoding="utf-8").strip()
+    host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host or "127.0.0.1", int(port)), timeout=1.0):
-            return True
+            return address
     except (OSError, ValueError):
-        return False
+        return ""

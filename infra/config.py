@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-import importlib.util
 import os
 import tomllib
 from collections.abc import Mapping
@@ -40,31 +39,42 @@ SECTIONS: dict[str, str] = {
 
 @dataclasses.dataclass
 class Config:
-    """The effective configuration; `origin["section.field"]` says where each value was set."""
+    """The effective configuration; `origin["section.field"]` says where each value was set.
+
+    Sections that nothing sets are made when they are first asked for, so that a verb does not import the
+    parts it has no use for.
+    """
 
     values: dict[str, Any]
     origin: dict[str, str]
 
-    def __getattr__(self, section: str) -> Any:
-        try:
-            return self.__dict__["values"][section]
-        except KeyError:
-            raise AttributeError(section) from None
+    def section(self, name: str) -> Any:
+        """The section's dataclass."""
+        if name not in self.values:
+            self.values[name] = _validate(name, {})
+        return self.values[name]
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in SECTIONS:
+            raise AttributeError(name)
+        return self.section(name)
 
     def override(self, section: str, *, origin: str = "flag", **fields: Any) -> Config:
         """This configuration with some fields of a section replaced; None leaves a field as it is."""
         given = {name: value for name, value in fields.items() if value is not None}
         if not given:
             return self
-        current = {f.name: getattr(self.values[section], f.name) for f in dataclasses.fields(self.values[section])}
+        old = self.section(section)
+        current = {f.name: getattr(old, f.name) for f in dataclasses.fields(old)}
         values = {**self.values, section: _validate(section, {**current, **given})}
         origins = {**self.origin, **{f"{section}.{name}": origin for name in given}}
         return Config(values, origins)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One row a field: section, field, value, origin, help."""
+    def rows(self, only: str | None = None) -> list[dict[str, Any]]:
+        """One row a field of every section (or of one): section, field, value, origin, help."""
         rows = []
-        for section, value in self.values.items():
+        for section in SECTIONS if only is None else [only]:
+            value = self.section(section)
             for field in dataclasses.fields(value):
                 rows.append(
                     {
@@ -85,29 +95,32 @@ def load_config(path: Path | None = None, environ: Mapping[str, str] | None = No
     for name in given:
         if name not in SECTIONS:
             raise UsageError(f"{path}: unknown section '{name}'{_suggest(name, SECTIONS)}; see `dysra config`")
-    values: dict[str, Any] = {}
-    origin: dict[str, str] = {}
+    config = Config({}, {})
     for section in SECTIONS:
-        if importlib.util.find_spec(SECTIONS[section].split(":")[0]) is None:
+        prefix = f"DYSRA_{section}_".upper()
+        variables = [name for name in environ if name.startswith(prefix)]
+        if section not in given and not variables:
             continue
-        fields = given.get(section) or {}
-        if not isinstance(fields, dict):
-            raise UsageError(f"{path}: section '{section}' must hold fields, not {fields!r}")
-        names = {field.name: field for field in dataclasses.fields(section_class(section))}
-        for name in fields:
-            if name not in names:
-                raise UsageError(
-                    f"{path}: unknown field '{section}.{name}'{_suggest(name, names)}; see `dysra config`"
-                )
-            origin[f"{section}.{name}"] = str(path)
-        fields = dict(fields)
-        for name in names:
-            variable = f"DYSRA_{section}_{name}".upper()
-            if variable in environ:
+        fields = dict(_fields_of(section, given.get(section) or {}, path))
+        config.origin.update({f"{section}.{name}": str(path) for name in fields})
+        names = {field.name for field in dataclasses.fields(section_class(section))}
+        for variable in variables:
+            name = variable[len(prefix) :].lower()
+            if name in names:
                 fields[name] = environ[variable]
-                origin[f"{section}.{name}"] = variable
-        values[section] = _validate(section, fields)
-    return Config(values, origin)
+                config.origin[f"{section}.{name}"] = variable
+        config.values[section] = _validate(section, fields)
+    return config
+
+
+def _fields_of(section: str, fields: Any, path: Path | None) -> dict[str, Any]:
+    if not isinstance(fields, dict):
+        raise UsageError(f"{path}: section '{section}' must hold fields, not {fields!r}")
+    names = {field.name for field in dataclasses.fields(section_class(section))}
+    for name in fields:
+        if name not in names:
+            raise UsageError(f"{path}: unknown field '{section}.{name}'{_suggest(name, names)}; see `dysra config`")
+    return fields
 
 
 def section_class(section: str) -> type[Any]:
@@ -137,6 +150,8 @@ def _validate(section: str, fields: dict[str, Any]) -> Any:
         return TypeAdapter(section_class(section)).validate_python(fields)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "value_error":  # the owner's own check, which names field, value and what is allowed
+            raise UsageError(f"configuration section {section}: {first['ctx']['error']}") from None
         where = ".".join([section, *(str(part) for part in first["loc"])])
         raise UsageError(f"configuration field {where}: given {first['input']!r}; {first['msg']}") from None
 
