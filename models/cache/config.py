@@ -1,0 +1,142 @@
+"""What a session's cache holds, chosen before it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+COMPRESSORS = ("svd", "weighted_svd", "drop")
+SCORERS = ("key_difference", "attention_mass", "value_norm")
+KEY_FRAMES = ("before_rotary", "within_block")
+KEEP_RULES = ("weakest", "oldest")
+STORAGE = ("model", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheConfig:
+    """Budgets of the rotating compressive cache: counts of tokens in each full-attention layer.
+
+    The bytes follow from these numbers and the model's shape alone and are allocated once. Sliding-window
+    layers keep their own window beside and have no budget here.
+    """
+
+    sinks: int = field(
+        default=4, metadata={"help": "first tokens of the stream, kept raw for ever (attention sinks)"}
+    )
+    ring: int = field(
+        default=1024,
+        metadata={"help": "most recent tokens kept as raw key and value pairs; oldest leave first"},
+    )
+    evict_block: int = field(
+        default=128, metadata={"help": "tokens that leave the ring together and become one block of latents"}
+    )
+    rank: int = field(default=32, metadata={"help": "rank of a latent block's key factors"})
+    value_rank: int = field(
+        default=0, metadata={"help": "rank of a latent block's value factors; 0 takes the keys' rank"}
+    )
+    latent_blocks: int = field(
+        default=16, metadata={"help": "latent blocks kept, first in first out; 0 keeps none"}
+    )
+    compressor: str = field(
+        default="svd",
+        metadata={
+            "help": "how a block becomes latents: svd (smallest error in the pairs), weighted_svd (smallest "
+            "error in what the queries seen so far read), drop (window and sinks only)"
+        },
+    )
+    key_frame: str = field(
+        default="before_rotary",
+        metadata={
+            "help": "what the key factors describe: before_rotary (keys without positions, turned one by one "
+            "when read), within_block (keys turned to their place in the block: factors can be read "
+            "without unpacking, at a larger error)"
+        },
+    )
+    heavy: int = field(
+        default=0, metadata={"help": "raw slots for heavy hitters picked out of evicted blocks; 0 for none"}
+    )
+    heavy_per_block: int = field(
+        default=16, metadata={"help": "heavy hitters picked out of every evicted block, when heavy is not 0"}
+    )
+    heavy_scorer: str = field(
+        default="key_difference",
+        metadata={
+            "help": "what ranks the tokens of an evicted block: key_difference, attention_mass, value_norm"
+        },
+    )
+    heavy_keep: str = field(
+        default="weakest",
+        metadata={"help": "who makes room for new heavy hitters: the weakest score or the oldest"},
+    )
+    read_block: int = field(
+        default=128,
+        metadata={"help": "tokens read in one step; a remainder waits, so how text is split never matters"},
+    )
+    dtype: str = field(
+        default="model", metadata={"help": "type of the stored numbers: model, float32, bfloat16 or float16"}
+    )
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("sinks", 0),
+            ("ring", 1),
+            ("evict_block", 1),
+            ("rank", 1),
+            ("value_rank", 0),
+            ("latent_blocks", 0),
+            ("heavy", 0),
+            ("heavy_per_block", 1),
+            ("read_block", 1),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"cache.{name} is {value!r}; it must be a whole number of at least {least}")
+        for name, allowed in (
+            ("compressor", COMPRESSORS),
+            ("heavy_scorer", SCORERS),
+            ("heavy_keep", KEEP_RULES),
+            ("key_frame", KEY_FRAMES),
+            ("dtype", STORAGE),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"cache.{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        if self.read_block < self.sinks:
+            raise ValueError(
+                f"cache.read_block is {self.read_block} and cache.sinks {self.sinks}: the sinks must fit into "
+                "the first block read; lower sinks or raise read_block"
+            )
+        need = self.read_block + self.evict_block
+        if self.ring < need:
+            raise ValueError(
+                f"cache.ring is {self.ring}, less than read_block {self.read_block} + evict_block "
+                f"{self.evict_block} = {need}; raise ring or lower the blocks"
+            )
+        if self.heavy and self.heavy < self.heavy_per_block:
+            raise ValueError(
+                f"cache.heavy is {self.heavy}, less than heavy_per_block {self.heavy_per_block}; "
+                "raise heavy or lower heavy_per_block"
+            )
+        if self.heavy and self.heavy_per_block >= self.evict_block:
+            raise ValueError(
+                f"cache.heavy_per_block is {self.heavy_per_block}, not less than evict_block {self.evict_block}"
+            )
+        for name, value in (("rank", self.rank), ("value_rank", self.value_rank)):
+            if self.has_latents and value > self.block_tokens:
+                raise ValueError(
+                    f"cache.{name} is {value}, more than the {self.block_tokens} tokens of a latent block "
+                    f"(evict_block {self.evict_block} less its heavy hitters); lower {name}"
+                )
+
+    @property
+    def has_latents(self) -> bool:
+        """Whether evicted blocks leave latents behind."""
+        return self.latent_blocks > 0 and self.compressor != "drop"
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens that one latent block stands for (its heavy hitters are raw, elsewhere)."""
+        return self.evict_block - (self.heavy_per_block if self.heavy else 0)
+
+    @property
+    def key_and_value_ranks(self) -> tuple[int, int]:
+        """Ranks of the key factors and of the value factors."""
+        return self.rank, self.value_rank or self.rank
