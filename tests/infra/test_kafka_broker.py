@@ -1,0 +1,200 @@
+"""The local broker: started, found again, refused a taken port, stopped."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.kafka import Broker, find, start, stop
+from infra.kafka import broker as broker_module
+from infra.kafka.jars import ensure_jars, java, locked
+from pipeline.errors import DependencyUnreachable, UsageError
+from pipeline.kafka import KafkaConfig, reachable
+from tests.broker import TopicFactory
+
+
+def dysra(*arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """Run the command line as an operator would."""
+    return subprocess.run(
+        [sys.executable, "-m", "infra.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+@pytest.mark.broker
+def test_running_broker_is_found_again(broker: Broker) -> None:
+    """A second start of the same folder returns the running process and starts none."""
+    again = start(Path(broker.directory))
+
+    assert (broker.pid, broker.port, False) == (again.pid, again.port, again.started)
+
+
+@pytest.mark.broker
+def test_another_port_for_a_running_broker_is_refused(broker: Broker) -> None:
+    """A running broker is not moved: the error names its port and what to do."""
+    with pytest.raises(UsageError, match=f"on port {broker.port}; stop it first"):
+        start(Path(broker.directory), broker.port + 1)
+
+
+@pytest.mark.broker
+def test_taken_port_names_the_broker_that_answers_there(broker: Broker, tmp_path: Path) -> None:
+    """A port where Kafka answers is refused with the way to use that Kafka."""
+    with pytest.raises(
+        UsageError, match=rf"port {broker.port} .*--bootstrap-servers 127.0.0.1:{broker.port}"
+    ):
+        start(tmp_path, broker.port)
+
+
+def test_taken_port_of_another_program_is_named(tmp_path: Path) -> None:
+    """A port held by something that is no broker exits with code 2 and names the port."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ran = dysra("kafka", "up", "--dir", str(tmp_path), "--port", str(port), "--json")
+
+    assert ran.returncode == 2
+    assert f"port {port} cannot be used" in ran.stderr
+    assert json.loads(ran.stdout.splitlines()[-1])["exit_code"] == 2
+
+
+@pytest.mark.broker
+def test_status_shows_topics_and_sizes(broker: Broker, topic: TopicFactory) -> None:
+    """`dysra kafka status --json` lists a topic with its partitions and records."""
+    config = topic(partitions=3)
+
+    ran = dysra("kafka", "status", "--dir", broker.directory, "--json")
+
+    figures = json.loads(ran.stdout.splitlines()[-1])
+    rows = {row["topic"]: row for row in figures["topics"]}
+    assert (0, broker.pid) == (ran.returncode, figures["pid"])
+    assert (rows[config.topic]["partitions"], rows[config.topic]["records"]) == (3, 0)
+
+
+def test_status_without_a_broker_exits_with_code_3(tmp_path: Path) -> None:
+    """A folder without a broker is a dependency that cannot be reached."""
+    ran = dysra("kafka", "status", "--dir", str(tmp_path))
+
+    assert ran.returncode == 3
+    assert "dysra kafka up" in ran.stderr
+
+
+@pytest.mark.broker
+def test_broker_outlives_its_starter_and_keeps_records_over_a_restart(broker: Broker, tmp_path: Path) -> None:
+    """Up, down and up again by the command line: a killed broker is noticed, and topics are still there."""
+    from pipeline.kafka import ensure_topic, topic_partitions
+
+    up = dysra("kafka", "up", "--dir", str(tmp_path), "--port", "0", "--json", timeout_s=120)
+    first = json.loads(up.stdout.splitlines()[-1])
+    try:
+        assert (first["started"], first["already_running"]) == (True, False)
+        ensure_topic(KafkaConfig(bootstrap_servers=first["bootstrap_servers"]), "kept", 2)
+        down = json.loads(dysra("kafka", "down", "--dir", str(tmp_path), "--json").stdout.splitlines()[-1])
+        assert (True, first["pid"]) == (down["stopped"], down["pid"])
+        assert find(tmp_path) is None
+        with pytest.raises(DependencyUnreachable):
+            reachable(KafkaConfig(bootstrap_servers=first["bootstrap_servers"]), timeout_s=1.0)
+
+        second = start(tmp_path, 0)
+        assert topic_partitions(KafkaConfig(bootstrap_servers=second.bootstrap_servers), "kept") == [0, 1]
+        os.kill(second.pid, 9)
+        broker_module._children[second.pid].wait(10)
+        assert find(tmp_path) is None
+    finally:
+        stop(tmp_path)
+
+
+@pytest.mark.broker
+def test_broker_that_ends_at_once_shows_its_log(broker: Broker, tmp_path: Path) -> None:
+    """A broker that cannot start fails at once, with the last lines of its log and where it is."""
+    # Storage of another node cannot be used: the broker refuses it and ends.
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "meta.properties").write_text(
+        "version=1\ncluster.id=AAAAAAAAAAAAAAAAAAAAAA\nnode.id=99\n"
+    )
+
+    with pytest.raises(DependencyUnreachable, match=r"(?s)ended while starting.*broker\.log.*99"):
+        start(tmp_path, 0)
+
+    assert find(tmp_path) is None
+
+
+def test_process_of_someone_else_is_never_ours(tmp_path: Path) -> None:
+    """A state file with the process id of another program finds no broker, so nothing is killed."""
+    state = {
+        "pid": os.getpid(),
+        "port": 1,
+        "bootstrap_servers": "127.0.0.1:1",
+        "directory": str(tmp_path),
+        "log": "x",
+    }
+    (tmp_path / "broker.json").write_text(json.dumps(state))
+
+    assert find(tmp_path) is None
+    assert stop(tmp_path) is None
+
+
+def test_absent_java_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Java the error names the version and a package."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+
+    with pytest.raises(DependencyUnreachable, match=r"Java 17 or newer.*openjdk-17"):
+        java()
+
+
+def test_old_java_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Java 8 (version "1.8.0") is named as version 8."""
+    program = tmp_path / "bin" / "java"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'openjdk version \"1.8.0_412\"' >&2\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+
+    with pytest.raises(DependencyUnreachable, match="is version 8"):
+        java()
+
+
+def test_absent_maven_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an empty cache and no Maven the error names the package and the way around."""
+    monkeypatch.setenv("DYSRA_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", "/nonexistent")
+
+    with pytest.raises(DependencyUnreachable, match=r"apt install maven.*--bootstrap-servers"):
+        ensure_jars()
+
+
+def test_failing_maven_leaves_no_half_made_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jars are whole or absent: after Maven fails nothing but the lock is left."""
+    program = tmp_path / "bin" / "mvn"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'Could not transfer artifact'\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("DYSRA_CACHE", str(tmp_path / "cache"))
+
+    with pytest.raises(DependencyUnreachable, match=r"(?s)exit code 1.*Could not transfer"):
+        ensure_jars()
+
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_lock_held_by_another_is_waited_for_with_a_limit(tmp_path: Path) -> None:
+    """A lock that stays taken ends in an error that names the file."""
+    with (tmp_path / "lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with (
+            pytest.raises(DependencyUnreachable, match="another process has held"),
+            locked(tmp_path / "lock", 0.2),
+        ):
+            pass
