@@ -1,0 +1,65 @@
+"""Any sentence-transformers model from a folder, through the library's own pipeline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from models.embed.artifacts import weights_hash
+from models.embed.config import EmbedderConfig
+from models.embed.embedder import FastTextTokenizer, Vectors, unit
+
+_CUDA_BATCH_FACTOR = 16
+_DEFAULT_MAX_TOKENS = 512
+
+
+def folder_tokenizer(folder: Path) -> FastTextTokenizer:
+    """The tokenizer of a sentence-transformers folder alone."""
+    limit = _DEFAULT_MAX_TOKENS
+    config = folder / "sentence_bert_config.json"
+    if config.is_file():
+        limit = int(json.loads(config.read_text()).get("max_seq_length") or limit)
+    return FastTextTokenizer.from_file(folder / "tokenizer.json", max(limit - 2, 1))
+
+
+class FolderEmbedder:
+    """A sentence-transformers folder; its modules (pooling, norm, projections) run as the model has them."""
+
+    def __init__(self, folder: Path, config: EmbedderConfig) -> None:
+        import torch
+        from sentence_transformers import SentenceTransformer
+
+        cuda = torch.cuda.is_available()
+        if config.device == "cuda" and not cuda:
+            raise ValueError(
+                "device is 'cuda', but PyTorch finds no CUDA device here; use device 'auto' or 'cpu'"
+            )
+        device = "cuda" if cuda and config.device != "cpu" else "cpu"
+        if config.threads and device == "cpu":
+            torch.set_num_threads(config.threads)
+        self._model = SentenceTransformer(str(folder), device=device, local_files_only=True)
+        self._batch_texts = config.batch_texts * (_CUDA_BATCH_FACTOR if device == "cuda" else 1)
+        self._tokens = folder_tokenizer(folder)
+        self.max_tokens = self._tokens.max_tokens
+        self.dim = int(self._model.encode(["dimension"], show_progress_bar=False).shape[1])
+        self.identity = f"{folder.name}-{self.dim}-{weights_hash(folder)}"
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special tokens not counted."""
+        return self._tokens.count_tokens(texts)
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Characters [start, end) of each token of `text`."""
+        return self._tokens.offsets(text)
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Vectors float32 [N, D] of unit length; the library sorts by length and keeps the order."""
+        if not texts:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        vectors = self._model.encode(
+            list(texts), batch_size=self._batch_texts, convert_to_numpy=True, show_progress_bar=False
+        )
+        return unit(np.asarray(vectors, dtype=np.float32))
