@@ -1,0 +1,62 @@
+"""`ray job submit --working-dir . -- dysra …` on a real cluster with token authentication."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import Cluster
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+MAX_UPLOAD_BYTES = 5 * 1024 * 1024
+
+
+def test_uploaded_working_directory_stays_small(cluster: Cluster) -> None:
+    """What `--working-dir .` uploads is code, under 5 MB, and the verb's figures are the log's last line."""
+    done = cluster.run("ray", "job", "submit", "--working-dir", ".", "--", "dysra", "config", "kafka", "--json")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    figures = _figures(done.stdout + done.stderr)
+    assert {row["section"] for row in figures["fields"]} == {"kafka"}
+    folders = list(cluster.folder.glob("ray/session_latest/runtime_resources/working_dir_files/_ray_pkg_*"))
+    uploaded = [_size(folder) for folder in folders if folder.is_dir()]
+    assert uploaded and max(uploaded) < MAX_UPLOAD_BYTES
+
+
+def test_wrong_token_is_refused(cluster: Cluster) -> None:
+    """With RAY_AUTH_MODE=token nobody submits a job without the token."""
+    done = cluster.run("ray", "job", "list", RAY_AUTH_TOKEN="0" * 64)
+    assert done.returncode != 0
+    assert "token" in (done.stdout + done.stderr).lower()
+
+
+@pytest.mark.broker
+def test_ingest_runs_as_a_job(cluster: Cluster, broker: object, topic: object, tmp_path: Path) -> None:
+    """Articles published to the topic are in the store after the submitted ingest, each accounted for."""
+    from tests.integration.helpers import publish_newswire
+
+    name, published = publish_newswire(broker, topic, num_articles=60)
+    done = cluster.run(
+        *("ray", "job", "submit", "--submission-id", "ingest-test", "--working-dir", ".", "--"),
+        *("dysra", "ingest", "--topic", name, "--bootstrap-servers", broker.bootstrap_servers),  # type: ignore[attr-defined]
+        *("--store", str(tmp_path / "store"), "--embedder", "static", "--until-idle", "4", "--json"),
+        DYSRA_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db",
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    figures = _figures(done.stdout + done.stderr)
+    assert figures["read"] == published
+    parts = ("stored", "deleted", "dead_lettered", "duplicates")
+    assert figures["read"] == sum(figures[part] for part in parts)
+
+
+def _figures(output: str) -> dict:
+    """The last line that is a JSON object: the driver's own output ends with it."""
+    lines = [line for line in output.splitlines() if line.startswith("{") and line.endswith("}")]
+    assert lines, output[-2000:]
+    return json.loads(lines[-1])
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
