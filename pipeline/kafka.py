@@ -244,7 +244,8 @@ def topic_partitions(config: KafkaConfig, name: str) -> list[int]:
     """The partitions of an existing topic; UsageError if there is no such topic."""
     client = admin(config)
     try:
-        num_partitions = _num_partitions(client, name)
+        described = [row for row in client.describe_topics([name]) if row["name"] == name]
+        num_partitions = sum(len(row["partitions"]) for row in described)
         others = [] if num_partitions else sorted(t for t in client.list_topics() if not t.startswith("__"))
     except (kafka_errors.KafkaError, OSError) as error:
         raise unreachable(config, error) from error

@@ -35,7 +35,7 @@ def java() -> str:
     if path is None:
         raise DependencyUnreachable(
             f"the local broker needs Java {MINIMUM_JAVA} or newer, and there is no `java` on the PATH; "
-            "install it (Debian, Ubuntu: apt install openjdk-17-jre-headless; macOS: brew install openjdk@17), "
+            "install it (Debian: apt install openjdk-17-jre-headless; macOS: brew install openjdk@17), "
             "or use a cluster of your own by --bootstrap-servers"
         )
     ran = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=30, check=False)
