@@ -43,7 +43,9 @@ METRICS: dict[str, Metric] = {
     "partial_searches_total": Metric("counter", "searches that a shard's deadline cut short"),
     "session_resident": Metric("gauge", "sessions held in memory", ("replica",)),
     "session_bytes": Metric("gauge", "bytes of all session caches of a replica", ("replica",)),
-    "session_lag_records": Metric("gauge", "records that the furthest-behind session has yet to read", ("replica",)),
+    "session_lag_records": Metric(
+        "gauge", "records that the furthest-behind session has yet to read", ("replica",)
+    ),
     "snapshot_age_s": Metric("gauge", "age of the oldest session's newest snapshot, s", ("replica",)),
     "tokens_read_per_answer": Metric("histogram", "tokens read for one answer", ("route",), _TOKENS),
     "answer_ms": Metric("histogram", "from question to last token, ms", ("route",), _MS),
@@ -61,7 +63,10 @@ def metric(name: str) -> Any:
         full_name = f"dysra_{name}"
         if declared.kind == "histogram":
             _created[name] = ray_metrics.Histogram(
-                full_name, declared.help, boundaries=[float(b) for b in declared.boundaries], tag_keys=declared.tags
+                full_name,
+                declared.help,
+                boundaries=[float(b) for b in declared.boundaries],
+                tag_keys=declared.tags,
             )
         else:
             kind = ray_metrics.Counter if declared.kind == "counter" else ray_metrics.Gauge

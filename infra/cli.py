@@ -15,7 +15,18 @@ import typer
 
 from pipeline.log import configure_logging
 
-FAMILIES = ("kafka", "newswire", "sources", "ingest", "store", "serve", "operate", "evaluate", "bench", "demo")
+FAMILIES = (
+    "kafka",
+    "newswire",
+    "sources",
+    "ingest",
+    "store",
+    "serve",
+    "operate",
+    "evaluate",
+    "bench",
+    "demo",
+)
 
 app = typer.Typer(
     name="dysra",

@@ -94,7 +94,9 @@ def load_config(path: Path | None = None, environ: Mapping[str, str] | None = No
     given = _read(path) if path is not None else {}
     for name in given:
         if name not in SECTIONS:
-            raise UsageError(f"{path}: unknown section '{name}'{_suggest(name, SECTIONS)}; see `dysra config`")
+            raise UsageError(
+                f"{path}: unknown section '{name}'{_suggest(name, SECTIONS)}; see `dysra config`"
+            )
     config = Config({}, {})
     for section in SECTIONS:
         prefix = f"DYSRA_{section}_".upper()
@@ -119,7 +121,9 @@ def _fields_of(section: str, fields: Any, path: Path | None) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(section_class(section))}
     for name in fields:
         if name not in names:
-            raise UsageError(f"{path}: unknown field '{section}.{name}'{_suggest(name, names)}; see `dysra config`")
+            raise UsageError(
+                f"{path}: unknown field '{section}.{name}'{_suggest(name, names)}; see `dysra config`"
+            )
     return fields
 
 
@@ -150,7 +154,9 @@ def _validate(section: str, fields: dict[str, Any]) -> Any:
         return TypeAdapter(section_class(section)).validate_python(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        if first["type"] == "value_error":  # the owner's own check, which names field, value and what is allowed
+        if (
+            first["type"] == "value_error"
+        ):  # the owner's own check, which names field, value and what is allowed
             raise UsageError(f"configuration section {section}: {first['ctx']['error']}") from None
         where = ".".join([section, *(str(part) for part in first["loc"])])
         raise UsageError(f"configuration field {where}: given {first['input']!r}; {first['msg']}") from None

@@ -73,7 +73,9 @@ def _cores() -> Check:
 def _memory() -> Check:
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     enough = gib >= _MIN_MEMORY_GIB
-    remedy = "" if enough else f"the demo needs {_MIN_MEMORY_GIB} GiB; use fewer sessions and `--embedder static`"
+    remedy = (
+        "" if enough else f"the demo needs {_MIN_MEMORY_GIB} GiB; use fewer sessions and `--embedder static`"
+    )
     return Check("memory", "ok" if enough else "optional", f"{gib:.0f} GiB", remedy)
 
 
@@ -102,7 +104,9 @@ def _program(name: str, command: list[str], remedy: str) -> Check:
     except subprocess.TimeoutExpired:
         return Check(name, "missing", "did not answer in 15 s", remedy)
     lines = _ANSI.sub("", done.stdout + done.stderr).strip().splitlines()
-    return Check(name, "ok" if done.returncode == 0 else "missing", lines[0] if lines else "no answer", remedy)
+    return Check(
+        name, "ok" if done.returncode == 0 else "missing", lines[0] if lines else "no answer", remedy
+    )
 
 
 def _broker(bootstrap_servers: str) -> Check:
@@ -137,7 +141,9 @@ def _backbone() -> Check:
     converted = (cache_dir() / "gemma-3-270m").is_dir()
     if converted:
         return Check("backbone", "ok", f"Gemma-3-270M, converted in {cache_dir()}")
-    return Check("backbone", "ok", "Gemma-3-270M from its wheel", "the first use converts it once, about 2 minutes")
+    return Check(
+        "backbone", "ok", "Gemma-3-270M from its wheel", "the first use converts it once, about 2 minutes"
+    )
 
 
 def _gpu() -> Check:
@@ -147,10 +153,14 @@ def _gpu() -> Check:
             capture_output=True, text=True, timeout=10, check=False,
         )  # fmt: skip
     except (FileNotFoundError, subprocess.TimeoutExpired):
-        return Check("gpu", "optional", "none", "everything runs on the CPU; training and kernels want one GPU")
+        return Check(
+            "gpu", "optional", "none", "everything runs on the CPU; training and kernels want one GPU"
+        )
     names = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     if done.returncode or not names:
-        return Check("gpu", "optional", "none", "everything runs on the CPU; training and kernels want one GPU")
+        return Check(
+            "gpu", "optional", "none", "everything runs on the CPU; training and kernels want one GPU"
+        )
     return Check("gpu", "ok", "; ".join(names))
 
 

@@ -78,7 +78,9 @@ class Tracker:
 
 
 @contextmanager
-def track(config: TrackingConfig, name: str, state: Path, params: Mapping[str, Any] | None = None) -> Iterator[Tracker]:
+def track(
+    config: TrackingConfig, name: str, state: Path, params: Mapping[str, Any] | None = None
+) -> Iterator[Tracker]:
     """A tracker for one job: FINISHED at the end, FAILED on an error, KILLED when interrupted."""
     tracker = start_run(config, name, state)
     tracker.params(params or {})
@@ -135,7 +137,9 @@ def default_uri(state: Path) -> str:
 
 def run_key(config: TrackingConfig) -> str:
     """What identifies this job across its retries; empty if nothing does."""
-    return config.run_key or os.environ.get("DYSRA_RUN_KEY", "") or os.environ.get("RAY_JOB_SUBMISSION_ID", "")
+    return (
+        config.run_key or os.environ.get("DYSRA_RUN_KEY", "") or os.environ.get("RAY_JOB_SUBMISSION_ID", "")
+    )
 
 
 def _find_or_create(client: Any, experiment_id: str, name: str, key: str) -> str:

@@ -155,9 +155,7 @@ def parse_record(
     return parse_article(fields, limits, now)
 
 
-def parse_article(
-    fields: Any, limits: ArticleLimits | None = None, now: datetime | None = None
-) -> Article:
+def parse_article(fields: Any, limits: ArticleLimits | None = None, now: datetime | None = None) -> Article:
     """An article from a decoded JSON value; raises BadRecord naming the field at fault."""
     limits = limits or ArticleLimits()
     if not isinstance(fields, dict):
@@ -170,7 +168,9 @@ def parse_article(
     source = _text(fields, "source", required=True)
     title = _text(fields, "title", required=True)
     if len(title) > limits.max_title_chars:
-        raise BadRecord("bad_title", f"the title has {len(title)} characters; at most {limits.max_title_chars}")
+        raise BadRecord(
+            "bad_title", f"the title has {len(title)} characters; at most {limits.max_title_chars}"
+        )
     body = _CONTROL.sub(" ", _text(fields, "text", required=True))
     if not body.strip():
         raise BadRecord("missing_field", "'text' is blank")
@@ -232,9 +232,7 @@ def _text(fields: dict[str, Any], name: str, *, required: bool) -> str:
     return value
 
 
-def _time(
-    fields: dict[str, Any], name: str, limits: ArticleLimits, now: datetime | None
-) -> datetime | None:
+def _time(fields: dict[str, Any], name: str, limits: ArticleLimits, now: datetime | None) -> datetime | None:
     value = fields.get(name)
     if value is None:
         return None

@@ -88,7 +88,9 @@ def _end(folder: Path, before: set[int]) -> None:
     own = []
     for process in psutil.process_iter():
         try:
-            named = str(folder) in " ".join(process.cmdline()) or process.environ().get("RAY_TMPDIR") == str(folder)
+            named = str(folder) in " ".join(process.cmdline()) or process.environ().get("RAY_TMPDIR") == str(
+                folder
+            )
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
         if named and process.pid not in before and process.pid != os.getpid():

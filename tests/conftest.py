@@ -15,7 +15,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import pytest
 
-pytest_plugins = ["tests.rays", "tests.cluster"] + (["tests.broker"] if (Path(__file__).parent / "broker.py").exists() else [])
+pytest_plugins = ["tests.rays", "tests.cluster"] + (
+    ["tests.broker"] if (Path(__file__).parent / "broker.py").exists() else []
+)
 
 
 @pytest.fixture(autouse=True)

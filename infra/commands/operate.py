@@ -73,7 +73,10 @@ def status(
 
     figures = look(load_config(config), url=url, key=key, address=address)
     for name, part in figures.items():
-        say(f"[bold]{name}[/]: " + (escape(str(part["summary"])) if isinstance(part, dict) else escape(str(part))))
+        say(
+            f"[bold]{name}[/]: "
+            + (escape(str(part["summary"])) if isinstance(part, dict) else escape(str(part)))
+        )
         for line in part.get("lines", []) if isinstance(part, dict) else []:
             say(f"  {escape(line)}")
     return figures

@@ -22,7 +22,11 @@ def test_flag_wins_over_environment_over_file_over_default(tmp_path: Path) -> No
     path = _file(tmp_path, '[kafka]\ntopic = "from-file"\npartitions = 2\ngroup_id = "from-file"\n')
     config = load_config(path, {"DYSRA_KAFKA_PARTITIONS": "3", "DYSRA_KAFKA_GROUP_ID": "from-env"})
     config = config.override("kafka", group_id="from-flag", topic=None)
-    assert (config.kafka.topic, config.kafka.partitions, config.kafka.group_id) == ("from-file", 3, "from-flag")
+    assert (config.kafka.topic, config.kafka.partitions, config.kafka.group_id) == (
+        "from-file",
+        3,
+        "from-flag",
+    )
     assert config.origin == {
         "kafka.topic": str(path),
         "kafka.partitions": "DYSRA_KAFKA_PARTITIONS",

@@ -29,7 +29,9 @@ def test_alerts_ask_for_metrics_that_exist() -> None:
     """An alert on a renamed metric would never fire."""
     import re
 
-    expressions = " ".join(rule["expr"] for rule in yaml.safe_load(rendered()["alerts.yaml"])["groups"][0]["rules"])
+    expressions = " ".join(
+        rule["expr"] for rule in yaml.safe_load(rendered()["alerts.yaml"])["groups"][0]["rules"]
+    )
     named = {re.sub(r"_bucket$", "", name) for name in re.findall(r"ray_dysra_(\w+)", expressions)}
     assert named <= set(METRICS)
 
