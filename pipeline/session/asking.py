@@ -1,0 +1,194 @@
+"""How a question is answered: search, choose sentences, read them, answer, and check every source first.
+
+Nothing here changes the session.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from models.backbone import Backbone
+from pipeline.session.answer import Answer, Event, Lag, Question, Tokens, cite
+from pipeline.session.chooser import Chooser
+from pipeline.session.config import SessionConfig
+from pipeline.session.ports import Library, ModelRunner, Query
+from pipeline.session.prompts import STOP_TEXTS, PromptForm, parse_answer, reader_prompt
+from pipeline.session.sentences import Candidate, candidates
+from pipeline.store.records import Passage
+
+_MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskParts:
+    """What answering needs beside the session itself."""
+
+    config: SessionConfig
+    backbone: Backbone
+    library: Library
+    chooser: Chooser
+    runner: ModelRunner
+    adapted: bool
+
+    @property
+    def form(self) -> PromptForm:
+        """The prompt form that the reader was made for."""
+        if self.config.prompt_form == "auto":
+            return "adapted" if self.adapted else "base"
+        return self.config.prompt_form
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of `text` as the backbone reads it."""
+        return len(self.backbone.encode(text))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """What a question may see of a session: its stream, its cache, and how far behind it is."""
+
+    stream: str
+    cache: Any | None
+    session_bytes: int
+    lag: Lag
+
+
+def answer(
+    question: Question, view: View, parts: AskParts, cancelled: threading.Event | None = None
+) -> Iterator[Event]:
+    """The events of one answer: `sources`, `token`…, perhaps `restart` and again, and `done` last.
+
+    A source that was corrected or withdrawn while the answer was made is dropped and the answer made again;
+    after three such attempts the session gives up rather than cite an old form.
+    """
+    began = time.monotonic()
+    stopped = cancelled or threading.Event()
+    found, partial = _search(question, view, parts)
+    dropped: set[tuple[str, int]] = set()
+    for attempt in range(1, _MAX_ATTEMPTS + 1):
+        chosen = _choose(question, found, dropped, parts)
+        yield Event("sources", {"sources": [_row(source) for source in cite(chosen)], "partial": partial})
+        text, given_up, tokens = "", True, Tokens(question=parts.count_tokens(question.text))
+        if chosen or parts.config.attend != "chosen":
+            text, given_up, tokens = yield from _write(question, chosen, view, parts, stopped)
+        stale = _stale(chosen, parts)
+        if not stale:
+            break
+        dropped |= stale
+        text, given_up, chosen = "", True, []
+        if attempt < _MAX_ATTEMPTS:
+            yield Event(
+                "restart", {"reason": "a source was corrected or withdrawn while the answer was made"}
+            )
+    result = Answer(
+        text=text,
+        sources=[] if given_up else cite(chosen, text),
+        given_up=given_up,
+        partial=partial,
+        stream=view.stream,
+        lag=view.lag,
+        tokens=tokens,
+        session_bytes=view.session_bytes,
+        latency_ms=round(1_000 * (time.monotonic() - began), 1),
+        model=parts.backbone.identity,
+        attempts=attempt,
+    )
+    yield Event("done", result.to_dict())
+
+
+def newest_only(
+    passages: Sequence[Passage], parts: AskParts, dropped: set[tuple[str, int]] | None = None
+) -> list[Passage]:
+    """The passages whose article still stands in the store in the version that they come from."""
+    gone = _outdated({(p.article_id, p.version_ms) for p in passages}, parts) | (dropped or set())
+    return [p for p in passages if (p.article_id, p.version_ms) not in gone]
+
+
+def _search(question: Question, view: View, parts: AskParts) -> tuple[list[Passage], bool]:
+    query = Query(
+        text=question.text,
+        k=question.passages or parts.config.passages,
+        streams=None if question.cross_stream else frozenset({view.stream}),
+        sources=question.sources,
+        since_ms=question.since_ms,
+        as_of_ms=question.as_of_ms,
+    )
+    return parts.library.search(query, parts.config.search_deadline_s)
+
+
+def _choose(
+    question: Question, found: Sequence[Passage], dropped: set[tuple[str, int]], parts: AskParts
+) -> list[Candidate]:
+    if parts.config.attend == "cache":
+        return []
+    passages = newest_only(found, parts, dropped)
+    budget = min(question.token_budget or parts.config.token_budget, parts.config.max_token_budget)
+    return parts.chooser.choose(question.text, candidates(passages, parts.count_tokens), budget)
+
+
+def _write(
+    question: Question,
+    chosen: Sequence[Candidate],
+    view: View,
+    parts: AskParts,
+    stopped: threading.Event,
+) -> Any:
+    backbone, config = parts.backbone, parts.config
+    cache = view.cache if config.attend != "chosen" else None
+    sentences = [(c.title, c.date, c.text) for c in chosen]
+    prompt = backbone.encode(reader_prompt(sentences, question.text, parts.form))
+    bare = parts.count_tokens(reader_prompt([], question.text, parts.form))
+    ids = prompt if cache is not None else [*backbone.bos, *prompt]
+    limit = min(question.max_new_tokens or config.max_new_tokens, config.max_new_tokens_limit)
+    written: list[int] = []
+    shown = ""
+
+    def job() -> Iterator[int]:
+        return backbone.generate(ids, cache, limit, STOP_TEXTS, stopped.is_set)
+
+    for token in parts.runner.iterate(job):
+        written.append(token)
+        text = backbone.decode(written)
+        # A character whose bytes are not all there yet decodes to U+FFFD: it waits for its next token.
+        if text.endswith("�"):
+            continue
+        fresh, shown = text[len(shown) :], text
+        if fresh:
+            yield Event("token", {"text": fresh if len(shown) > len(fresh) else fresh.lstrip()})
+    parsed = parse_answer(backbone.decode(written))
+    tokens = Tokens(
+        question=parts.count_tokens(question.text),
+        read=max(0, len(prompt) - bare),
+        cache=_attended(cache),
+        generated=len(written),
+    )
+    return parsed.text, parsed.given_up, tokens
+
+
+def _attended(cache: Any | None) -> int:
+    return 0 if cache is None else int(getattr(cache, "tokens_kept", cache.tokens_seen))
+
+
+def _stale(chosen: Sequence[Candidate], parts: AskParts) -> set[tuple[str, int]]:
+    return _outdated({(c.article_id, c.version_ms) for c in chosen}, parts)
+
+
+def _outdated(versions: set[tuple[str, int]], parts: AskParts) -> set[tuple[str, int]]:
+    """Those (article, version) pairs that the store has replaced or withdrawn since."""
+    if not versions:
+        return set()
+    ids = sorted({article_id for article_id, _ in versions})
+    newest = parts.library.articles(ids, parts.config.search_deadline_s)
+    gone = set()
+    for article_id, version_ms in versions:
+        stored = newest.get(article_id)
+        if stored is None or stored.deleted or (stored.version_ms or 0) > version_ms:
+            gone.add((article_id, version_ms))
+    return gone
+
+
+def _row(source: Any) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in source.__slots__}

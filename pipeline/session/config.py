@@ -1,0 +1,113 @@
+"""What an operator sets about sessions: what they read, how they answer, how often they are saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionConfig:
+    """One session a stream: where it starts, what it reads of an article, and how it answers."""
+
+    start: Literal["window", "earliest", "latest"] = field(
+        default="window",
+        metadata={"help": "where a new session starts: window (the last articles), earliest or latest"},
+    )
+    window_articles: int = field(
+        default=64, metadata={"help": "articles that a new session reads back to, with start = window"}
+    )
+    max_scan_records: int = field(
+        default=20_000, metadata={"help": "records looked through, at most, to find that window"}
+    )
+    partition_by: Literal["stream", "any"] = field(
+        default="stream",
+        metadata={"help": "stream: a stream lies in one partition (as our publishers write); any: in all"},
+    )
+    max_article_tokens: int = field(
+        default=384, metadata={"help": "tokens read of one article, its header line included"}
+    )
+    max_read_ids: int = field(
+        default=20_000, metadata={"help": "articles whose id and version a session remembers having read"}
+    )
+    attend: Literal["chosen", "cache", "both"] = field(
+        default="chosen",
+        metadata={"help": "what the reader sees: the chosen sentences, the session's cache, or both"},
+    )
+    prompt_form: Literal["auto", "base", "adapted"] = field(
+        default="auto",
+        metadata={"help": "base (one worked example), adapted, or auto: adapted with an adapter"},
+    )
+    passages: int = field(default=20, metadata={"help": "passages taken from the store for a question"})
+    token_budget: int = field(
+        default=128, metadata={"help": "tokens of sentences that the reader is given for a question"}
+    )
+    max_token_budget: int = field(
+        default=2_048, metadata={"help": "largest budget that a request may ask for"}
+    )
+    max_new_tokens: int = field(default=32, metadata={"help": "tokens of an answer, at most, by default"})
+    max_new_tokens_limit: int = field(
+        default=256, metadata={"help": "largest number of new tokens that a request may ask for"}
+    )
+    dense_sentences: int = field(
+        default=48, metadata={"help": "sentences compared with the question by embedding; 0: words only"}
+    )
+    search_deadline_s: float = field(
+        default=5.0, metadata={"help": "limit of one search of the store, in seconds"}
+    )
+    summary_articles: int = field(
+        default=60, metadata={"help": "recent articles of a stream that a summary is chosen from"}
+    )
+    summary_sentences: int = field(default=6, metadata={"help": "sentences of a summary, by default"})
+    snapshot_every_s: float = field(
+        default=10.0, metadata={"help": "a session that has read is saved after this many seconds"}
+    )
+    keep_snapshots: int = field(default=3, metadata={"help": "snapshots kept of each session"})
+    max_resident: int = field(
+        default=32,
+        metadata={"help": "sessions held in memory by one replica; others rest in their snapshots"},
+    )
+    seed: int = field(default=0, metadata={"help": "seed of a session's generator"})
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.max_article_tokens < 16:
+            raise ValueError(f"max_article_tokens is {self.max_article_tokens}; it must be at least 16")
+        if self.dense_sentences < 0:
+            raise ValueError(f"dense_sentences is {self.dense_sentences}; it must be at least 0")
+        if self.token_budget > self.max_token_budget:
+            raise ValueError(
+                f"token_budget is {self.token_budget}, above max_token_budget {self.max_token_budget}"
+            )
+        if self.max_new_tokens > self.max_new_tokens_limit:
+            raise ValueError(
+                f"max_new_tokens is {self.max_new_tokens}, above max_new_tokens_limit {self.max_new_tokens_limit}"
+            )
+        for name in ("search_deadline_s", "snapshot_every_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+
+
+_CHOICES = {
+    "start": ("window", "earliest", "latest"),
+    "partition_by": ("stream", "any"),
+    "attend": ("chosen", "cache", "both"),
+    "prompt_form": ("auto", "base", "adapted"),
+}
+_AT_LEAST_ONE = (
+    "window_articles",
+    "max_scan_records",
+    "max_read_ids",
+    "passages",
+    "token_budget",
+    "max_new_tokens",
+    "summary_articles",
+    "summary_sentences",
+    "keep_snapshots",
+    "max_resident",
+)

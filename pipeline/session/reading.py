@@ -1,0 +1,94 @@
+"""From a Kafka record to what a session reads: which records matter to it, and the text of each.
+
+A record is settled before any model work, so that streams sharing a partition cost only their parsing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.article import Article, ArticleLimits, BadRecord, Deletion, from_ms, parse_record
+from pipeline.session.prompts import one_line
+from pipeline.session.state import ReadArticle, SessionState
+from pipeline.source import Record
+
+Kind = Literal["article", "update", "withdrawal"]
+Skipped = Literal["repeats", "other", "bad"]
+_TITLE_CHARS = 120
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """Something to read: the text for the cache, and what to remember of it."""
+
+    kind: Kind
+    article_id: str
+    version_ms: int
+    published_ms: int
+    title: str
+    text: str
+
+
+def plan(record: Record, stream: str, state: SessionState, limits: ArticleLimits) -> Reading | Skipped:
+    """What the record asks the session of `stream` to read, or the reason why it reads nothing.
+
+    Bad records are passed over (ingest dead-letters them). The same version again, or an older one, is a
+    repeat. A deletion matters only if the session remembers having read the article.
+    """
+    try:
+        parsed = parse_record(record.key, record.value, record.headers, limits)
+    except BadRecord:
+        return "bad"
+    known = state.read.get(parsed.id)
+    if isinstance(parsed, Deletion):
+        if known is None:
+            return "other"
+        return "repeats" if known.withdrawn else _withdrawal(parsed, known)
+    if parsed.stream != stream:
+        return "other"
+    if known is not None and known.version_ms >= parsed.version_ms:
+        return "repeats"
+    return Reading(
+        kind="article" if known is None else "update",
+        article_id=parsed.id,
+        version_ms=parsed.version_ms,
+        published_ms=parsed.published_ms,
+        title=one_line(parsed.title)[:_TITLE_CHARS],
+        text=article_text(parsed, updated=known is not None),
+    )
+
+
+def article_text(article: Article, *, updated: bool = False) -> str:
+    """How an article stands in the cache: a line of date, source and title, then its text."""
+    mark = ""
+    if updated or article.updated is not None:
+        day = (article.updated or article.published).date().isoformat()
+        mark = f" [updated {day}, replaces the earlier text]"
+    head = (
+        f"{article.published.date().isoformat()} {one_line(article.source)}: {one_line(article.title)}{mark}"
+    )
+    return f"{head}\n{article.text.strip()}\n\n"
+
+
+def remembered(reading: Reading, first_token: int, num_tokens: int) -> ReadArticle:
+    """What the session keeps of a reading."""
+    return ReadArticle(
+        version_ms=reading.version_ms,
+        first_token=first_token,
+        num_tokens=num_tokens,
+        title=reading.title,
+        withdrawn=reading.kind == "withdrawal",
+    )
+
+
+def _withdrawal(deletion: Deletion, known: ReadArticle) -> Reading:
+    day = from_ms(known.version_ms).date().isoformat()
+    return Reading(
+        kind="withdrawal",
+        article_id=deletion.id,
+        version_ms=known.version_ms,
+        published_ms=known.version_ms,
+        title=known.title,
+        text=f'[withdrawn] The article "{known.title}" of {day} was withdrawn; what it said no longer holds.\n\n',
+    )
