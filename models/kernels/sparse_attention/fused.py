@@ -1,0 +1,263 @@
+"""Launches the Triton kernels of sparse attention and joins them to autograd."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from models.kernels.dispatch import last_contiguous
+from models.kernels.sparse_attention.backward import delta_kernel, dkv_kernel, dq_kernel
+from models.kernels.sparse_attention.forward import forward_kernel
+from models.kernels.sparse_attention.inverse import InverseIndex, invert_indices
+from models.kernels.sparse_attention.tuning import Tiles, tiles_for
+
+_LOG2E = math.log2(math.e)
+_PRECISION = "ieee"  # float32 dots; tf32 would be wrong by 3e-4
+
+
+class _SparseAttention(torch.autograd.Function):
+    """Forward and backward over (q, k, v, weights); everything else is constant."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        weights: torch.Tensor | None,
+        indices: torch.Tensor,
+        options: dict[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse = launch_forward(q, k, v, weights, indices, options)
+        ctx.save_for_backward(q, k, v, weights, indices, out, lse)
+        ctx.options = options
+        return out, lse * math.log(2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, lse_grad: torch.Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+        q, k, v, weights, indices, out, lse = ctx.saved_tensors
+        dq, dk, dv, dweights = launch_backward(
+            q, k, v, weights, indices, out, lse, grad, lse_grad if ctx.options["lse_used"] else None, ctx.options
+        )
+        return dq, dk, dv, dweights, None, None
+
+
+def sparse_attention_fused(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    indices: torch.Tensor,
+    *,
+    chunk_size: int,
+    block_q: int,
+    scale: float,
+    chunk_weights: torch.Tensor | None = None,
+    causal: bool = False,
+    query_start: int = 0,
+    inverse: InverseIndex | None = None,
+    deterministic: bool = True,
+    lse_used: bool = False,
+    tiles: dict[str, Tiles] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `sparse_attention_naive`, by the kernels; indices are read there, chosen chunks are never copied."""
+    options = {
+        "chunk_size": chunk_size,
+        "block_q": block_q,
+        "scale": scale,
+        "causal": causal,
+        "query_start": query_start,
+        "inverse": inverse,
+        "deterministic": deterministic,
+        "lse_used": lse_used,
+        "tiles": tiles or {},
+    }
+    q, k, v, indices = (last_contiguous(tensor) for tensor in (q, k, v, indices))
+    weights = None if chunk_weights is None else last_contiguous(chunk_weights)
+    out, lse = _SparseAttention.apply(q, k, v, weights, indices, options)
+    return out, lse
+
+
+def launch_forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    weights: torch.Tensor | None,
+    indices: torch.Tensor,
+    options: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """out [B, Nq, Hq, D] and its lse in base 2, float32 [B, Nq, Hq] (unset with weights: no one softmax exists)."""
+    batch, num_q, q_heads, dim = q.shape
+    rows = (q_heads // k.shape[2]) * options["block_q"]
+    tiles = options["tiles"].get("forward") or tiles_for("forward", dim, q.dtype, rows, weights is not None)
+    out = torch.empty((batch, num_q, q_heads, dim), dtype=q.dtype, device=q.device)
+    lse = torch.empty((batch, num_q, q_heads), dtype=torch.float32, device=q.device)
+    if weights is not None:
+        lse.fill_(float("-inf"))
+    grid = (-(-rows // tiles.block_m), indices.shape[1], batch * k.shape[2])
+    if out.numel() and indices.shape[1]:
+        forward_kernel[grid](
+            q,
+            k,
+            v,
+            indices,
+            weights if weights is not None else indices,
+            out,
+            lse,
+            options["scale"] * _LOG2E,
+            num_q,
+            k.shape[1],
+            options["query_start"],
+            *_strides(q, k, v, indices, weights),
+            **_constants(q, k, indices, weights, options, tiles),
+            STEP=tiles.step,
+            num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages,
+        )
+    return out, lse
+
+
+def launch_backward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    weights: torch.Tensor | None,
+    indices: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    grad: torch.Tensor,
+    lse_grad: torch.Tensor | None,
+    options: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """dq, dk, dv and dweights, in the dtypes of their inputs."""
+    batch, num_q, q_heads, dim = q.shape
+    num_k, kv_heads = k.shape[1], k.shape[2]
+    num_blocks, chosen = indices.shape[1], indices.shape[3]
+    rows = (q_heads // kv_heads) * options["block_q"]
+    mixed = weights is not None
+    atomic = not options["deterministic"]
+    num_chunks = -(-num_k // options["chunk_size"])
+    grad = grad.contiguous()
+
+    delta = lse
+    if not mixed:
+        delta = torch.empty_like(lse)
+        block = 32
+        delta_kernel[(-(-lse.numel() // block),)](
+            out,
+            grad,
+            lse_grad.contiguous() if lse_grad is not None else delta,
+            delta,
+            lse.numel(),
+            DIM=dim,
+            BLOCK=block,
+            LSE_GRAD=lse_grad is not None,
+        )
+
+    tiles = options["tiles"].get("dq") or tiles_for("dq", dim, q.dtype, rows, True)
+    num_tiles = -(-rows // tiles.block_m)
+    dq = torch.empty((batch, num_q, q_heads, dim), dtype=q.dtype, device=q.device)
+    parts = delta
+    if mixed:
+        parts = torch.empty(
+            (batch, num_blocks, kv_heads, num_tiles, chosen), dtype=torch.float32, device=q.device
+        )
+    dk_dtype = torch.float32 if atomic else k.dtype
+    make = torch.zeros if atomic else torch.empty
+    dk = make((batch, num_k, kv_heads, dim), dtype=dk_dtype, device=q.device)
+    dv = make((batch, num_k, kv_heads, dim), dtype=dk_dtype, device=q.device)
+    shared = _strides(q, k, v, indices, weights)
+    dq_kernel[(num_tiles, num_blocks, batch * kv_heads)](
+        q,
+        k,
+        v,
+        indices,
+        weights if weights is not None else indices,
+        grad,
+        lse,
+        delta,
+        dq,
+        parts,
+        dk,
+        dv,
+        options["scale"],
+        options["scale"] * _LOG2E,
+        num_q,
+        num_k,
+        options["query_start"],
+        num_blocks,
+        *shared,
+        **_constants(q, k, indices, weights, options, tiles),
+        ATOMIC=atomic,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+    )
+    if not atomic:
+        inverse = options["inverse"] or invert_indices(indices, num_chunks)
+        tiles = options["tiles"].get("dkv") or tiles_for("dkv", dim, q.dtype, rows, True)
+        dkv_kernel[(num_chunks, batch * kv_heads)](
+            q,
+            k,
+            v,
+            weights if weights is not None else indices,
+            grad,
+            lse,
+            delta,
+            inverse.starts,
+            inverse.entries,
+            dk,
+            dv,
+            options["scale"],
+            options["scale"] * _LOG2E,
+            num_q,
+            num_k,
+            num_chunks,
+            options["query_start"],
+            *shared[:9],
+            *shared[12:],
+            INDEX_HEADS=indices.shape[2],
+            **_constants(q, k, indices, weights, options, tiles),
+            num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages,
+        )
+    dweights = None
+    if weights is not None:
+        dweights = parts.sum(3).transpose(2, 3)
+        if weights.shape[2] == 1 and kv_heads > 1:
+            dweights = dweights.sum(3, keepdim=True)
+        dweights = dweights.transpose(2, 3).to(weights.dtype)
+    return dq, dk.to(k.dtype), dv.to(v.dtype), dweights
+
+
+def _strides(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor | None
+) -> tuple[int, ...]:
+    """Strides of q, k, v (batch, token, head) and of indices and weights (batch, block, head; one shared head: 0)."""
+    strides = [*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]]
+    for table in (indices, indices if weights is None else weights):
+        strides += [table.stride(0), table.stride(1), table.stride(2) if table.shape[2] > 1 else 0]
+    return tuple(strides)
+
+
+def _constants(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    indices: torch.Tensor,
+    weights: torch.Tensor | None,
+    options: dict[str, Any],
+    tiles: Tiles,
+) -> dict[str, Any]:
+    return {
+        "KV_HEADS": k.shape[2],
+        "GROUP": q.shape[2] // k.shape[2],
+        "BLOCK_Q": options["block_q"],
+        "CHUNK": options["chunk_size"],
+        "CHOSEN": indices.shape[3],
+        "DIM": q.shape[3],
+        "BLOCK_M": tiles.block_m,
+        "MIXED": weights is not None,
+        "CAUSAL": options["causal"],
+        "EVEN": k.shape[1] % options["chunk_size"] == 0,
+        "PRECISION": _PRECISION,
+    }

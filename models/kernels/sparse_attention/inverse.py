@@ -1,0 +1,38 @@
+"""Which query blocks chose a chunk: the list that the backward pass of keys and values walks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class InverseIndex:
+    """For every chunk its entries (query block * k + slot), ascending, so sums have one order.
+
+    starts: int32 [B * Hi, num_chunks + 1]; the entries of chunk c are entries[starts[c]:starts[c + 1]].
+    entries: int32 [B * Hi * num_q_blocks * k].
+    """
+
+    starts: torch.Tensor
+    entries: torch.Tensor
+
+
+def invert_indices(indices: torch.Tensor, num_chunks: int) -> InverseIndex:
+    """Invert indices [B, num_q_blocks, Hi, k] (-1: empty) over chunks 0 … num_chunks - 1.
+
+    Layers that share one retrieval can build it once and pass it to each call of `sparse_attention`.
+    """
+    batch, num_blocks, heads, chosen = indices.shape
+    width = num_blocks * chosen
+    rows = batch * heads
+    flat = indices.permute(0, 2, 1, 3).reshape(rows, width)
+    large = rows * (num_chunks + 1) >= 2**31
+    base = torch.arange(rows, device=indices.device, dtype=torch.int64 if large else torch.int32)[:, None]
+    base = base * (num_chunks + 1)
+    keys = torch.where(flat >= 0, flat, num_chunks) + base
+    ordered, order = torch.sort(keys.flatten(), stable=True)
+    edges = base + torch.arange(num_chunks + 1, device=indices.device, dtype=base.dtype)
+    starts = torch.searchsorted(ordered, edges, out_int32=True)
+    return InverseIndex(starts=starts, entries=(order % max(width, 1)).to(torch.int32))
