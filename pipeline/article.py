@@ -248,7 +248,8 @@ def _time(fields: dict[str, Any], name: str, limits: ArticleLimits, now: datetim
     if moment < limits.earliest or moment > latest:
         raise BadRecord(
             "bad_time",
-            f"'{name}' is {isoformat(moment)}; allowed is {isoformat(limits.earliest)} to {isoformat(latest)}",
+            f"'{name}' is {isoformat(moment)}; "
+            f"allowed is {isoformat(limits.earliest)} to {isoformat(latest)}",
         )
     return moment
 

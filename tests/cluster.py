@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -31,7 +32,7 @@ class Cluster:
     env: dict[str, str]
 
     def run(self, *command: str, timeout: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run a program of the virtual environment as an operator of this cluster would, from the checkout."""
+        """Run a program of the virtual environment as an operator of this cluster would."""
         return subprocess.run(
             [str(BIN / command[0]), *command[1:]],
             cwd=ROOT,
@@ -104,7 +105,5 @@ def _end(folder: Path, before: set[int]) -> None:
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass

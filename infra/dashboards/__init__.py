@@ -28,7 +28,8 @@ ALERTS: dict[str, tuple[str, str, str]] = {
         "many records cannot be read: `dysra dlq list` shows them with their reasons",
     ),
     "DysraSlowToSearchable": (
-        "histogram_quantile(0.99, sum by (le) (rate(ray_dysra_published_to_searchable_ms_bucket[5m]))) > 10000",
+        "histogram_quantile(0.99, sum by (le) "
+        "(rate(ray_dysra_published_to_searchable_ms_bucket[5m]))) > 10000",
         "10m",
         "articles become searchable late: embedding or a shard is the bottleneck",
     ),

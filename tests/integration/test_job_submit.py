@@ -15,8 +15,9 @@ MAX_UPLOAD_BYTES = 5 * 1024 * 1024
 
 
 def test_uploaded_working_directory_stays_small(cluster: Cluster) -> None:
-    """What `--working-dir .` uploads is code, under 5 MB, and the verb's figures are the log's last line."""
-    done = cluster.run("ray", "job", "submit", "--working-dir", ".", "--", "dysra", "config", "kafka", "--json")
+    """What `--working-dir .` uploads is code, under 5 MB, and the log ends with the verb's figures."""
+    verb = ("dysra", "config", "kafka", "--json")
+    done = cluster.run("ray", "job", "submit", "--working-dir", ".", "--", *verb)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     figures = _figures(done.stdout + done.stderr)
     assert {row["section"] for row in figures["fields"]} == {"kafka"}

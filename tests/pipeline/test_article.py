@@ -34,6 +34,7 @@ GOOD: dict[str, Any] = {
 }
 TIMES = st.datetimes(min_value=datetime(1800, 1, 1), max_value=datetime(2025, 12, 31), timezones=st.just(UTC))
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1).filter(str.strip)
+TOPICS = st.lists(TEXTS, max_size=3)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
