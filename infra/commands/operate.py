@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 @verb
 def doctor(config: ConfigFile = None, json_output: JsonFlag = False) -> Figures:
-    """What this machine has and lacks for DySRA, and how to get it. Ends with 3 if something needed is missing."""
+    """What this machine has, what it lacks, and how to get it. Ends with 3 if something needed is missing."""
     from infra.doctor import as_rows, run_checks
 
     checks = run_checks(load_config(config).kafka.bootstrap_servers)
@@ -68,15 +68,12 @@ def status(
     config: ConfigFile = None,
     json_output: JsonFlag = False,
 ) -> Figures:
-    """One look at a running system: lag, shards, sessions, models, last commit. Every question has a time limit."""
+    """One look at a running system: lag, shards, sessions, models, last commit."""
     from infra.status import look
 
     figures = look(load_config(config), url=url, key=key, address=address)
     for name, part in figures.items():
-        say(
-            f"[bold]{name}[/]: "
-            + (escape(str(part["summary"])) if isinstance(part, dict) else escape(str(part)))
-        )
-        for line in part.get("lines", []) if isinstance(part, dict) else []:
+        say(f"[bold]{name}[/]: {escape(part['summary'])}")
+        for line in part.get("lines", []):
             say(f"  {escape(line)}")
     return figures
