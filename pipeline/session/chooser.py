@@ -1,4 +1,4 @@
-"""Which sentences the reader is given: one interface, and the simple scorer that a learned policy must beat."""
+"""Which sentences the reader is given: one interface, and the scorer that a learned policy must beat."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ Embed = Callable[[Sequence[str]], "npt.NDArray[np.float32] | None"]
 
 _WORD = re.compile(r"[^\W_]+(?:[.,]\d+)*")
 _STOP = frozenset(
-    "a an and are as at be been by did do does for from had has have he her his how if in into is it its many much "
-    "no not of on or our she so than that the their them then there they this to was we were what when where which "
-    "who whom whose why will with would you your".split()
+    re.findall(
+        r"\w+",
+        """
+        a an and are as at be been by did do does for from had has have he her his how if in into is it its
+        many much no not of on or our she so than that the their them then there they this to was we were what
+        when where which who whom whose why will with would you your
+        """,
+    )
 )
 _K1, _B = 0.9, 0.4
 _DENSE, _LEXICAL, _PASSAGE = 0.45, 0.35, 0.20

@@ -86,7 +86,8 @@ class SessionConfig:
             )
         if self.max_new_tokens > self.max_new_tokens_limit:
             raise ValueError(
-                f"max_new_tokens is {self.max_new_tokens}, above max_new_tokens_limit {self.max_new_tokens_limit}"
+                f"max_new_tokens is {self.max_new_tokens}, above max_new_tokens_limit "
+                f"{self.max_new_tokens_limit}"
             )
         for name in ("search_deadline_s", "snapshot_every_s"):
             if getattr(self, name) <= 0:

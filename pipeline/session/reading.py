@@ -90,5 +90,5 @@ def _withdrawal(deletion: Deletion, known: ReadArticle) -> Reading:
         version_ms=known.version_ms,
         published_ms=known.version_ms,
         title=known.title,
-        text=f'[withdrawn] The article "{known.title}" of {day} was withdrawn; what it said no longer holds.\n\n',
+        text=f'[withdrawn] The article "{known.title}" of {day} was withdrawn and no longer holds.\n\n',
     )

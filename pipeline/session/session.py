@@ -92,7 +92,7 @@ class Session:
         return len(ids)
 
     def read(self, records: Iterable[Record]) -> list[Reading]:
-        """Read records in order, those before the session's offsets left out; what was read into the cache."""
+        """Read records in order, those before the session's offsets left out; returns what was read."""
         done = []
         for record in records:
             if self.has_passed(record):

@@ -1,8 +1,8 @@
 """Snapshots of sessions on disk: whole or not at all, newest valid one first, one owner at a time.
 
-A session's folder holds `lease.json` (epoch and owner) and files `<epoch>-<number>.safetensors`. Whoever opens a
-session takes the next epoch. An owner that was replaced finds a newer epoch and may not write; a write of
-its own that was already under way sorts below every file of its successor.
+A session's folder holds `lease.json` (epoch and owner) and files `<epoch>-<number>.safetensors`. Whoever
+opens a session takes the next epoch. An owner that was replaced finds a newer epoch and may not write; a
+write of its own that was already under way sorts below every file of its successor.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import orjson
 STATE_VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class SessionKey:
     """Whose session on which stream. Tenants never share one."""
 

@@ -24,7 +24,7 @@ _HELD = 2_000
 
 
 def partition_of(stream: str, num_partitions: int) -> int:
-    """The partition that publishers give a stream: murmur2 of its name, as Kafka's own clients do for keys."""
+    """The partition that publishers give a stream: murmur2 of its name, as Kafka does for keys."""
     return int((murmur2(stream.encode()) & 0x7FFFFFFF) % num_partitions)
 
 

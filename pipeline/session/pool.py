@@ -1,0 +1,263 @@
+"""All sessions of one process: opened on first use, read in turn, saved, and put to rest when too many.
+
+One reader thread gives every session one article at a time; model work runs on the model thread, where
+questions go first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pipeline.errors import DysraError
+from pipeline.log import get_logger
+from pipeline.session.answer import Event, Question
+from pipeline.session.asking import AskParts, answer
+from pipeline.session.model_thread import READING, ModelThread
+from pipeline.session.resident import Resident
+from pipeline.session.session import SessionParts
+from pipeline.session.snapshot import SnapshotFolder, StaleLease, replace_file
+from pipeline.session.state import SessionKey
+from pipeline.session.summary import SummaryRequest, summarize
+from pipeline.session.tail import StreamTail
+
+_IDLE_S = 0.1
+_RETRY_S = 5.0
+
+
+class SessionPool:
+    """Sessions by key. Thread-safe; `close` saves them all."""
+
+    def __init__(
+        self,
+        *,
+        sessions: SessionParts,
+        asking: AskParts,
+        tails: Callable[[str], StreamTail],
+        root: Path,
+        owner: str,
+        model: ModelThread,
+    ) -> None:
+        self.sessions = sessions
+        self.asking = asking
+        self._tails = tails
+        self._root = root
+        self._owner = owner
+        self._model = model
+        self._lane = model.lane(READING)
+        self._residents: dict[SessionKey, Resident] = {}
+        self._changed = threading.Condition()
+        self._stopped = threading.Event()
+        self._log = get_logger(owner=owner)
+        self._reader = threading.Thread(target=self._read, name="session-reader", daemon=True)
+        self._reader.start()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the reader and the model thread are at work."""
+        return self._reader.is_alive() and self._model.alive
+
+    def known(self, key: SessionKey) -> bool:
+        """Whether the session exists, here or on disk, or the store holds articles of its stream."""
+        if key in self._residents or self._folder(key).is_dir():
+            return True
+        found = self.asking.library.recent(key.stream, 1, None, self.sessions.config.search_deadline_s)
+        return bool(found)
+
+    def open(self, key: SessionKey) -> Resident:
+        """The session, restored or made if it is not here."""
+        with self._changed:
+            while True:
+                if self._stopped.is_set():
+                    raise DysraError("this replica is stopping; ask again")
+                resident = self._residents.get(key)
+                if resident is None:
+                    break
+                if not resident.leaving:
+                    resident.last_used = time.monotonic()
+                    return resident
+                self._changed.wait(timeout=1.0)
+            path = self._folder(key)
+            path.mkdir(parents=True, exist_ok=True)
+            self._note(key, resident=True)
+            folder = SnapshotFolder(path, self._owner, self.sessions.config.keep_snapshots)
+            resident = Resident.open(key, self.sessions, folder, self._tails(key.stream))
+            self._residents[key] = resident
+            self._make_room(key)
+            return resident
+
+    def resume(self, ours: Callable[[SessionKey], bool]) -> list[SessionKey]:
+        """Open the sessions that were in memory when a process last held them, those that `ours` accepts."""
+        opened = []
+        for about in _notes(self._root):
+            key = SessionKey(str(about["tenant"]), str(about["stream"]))
+            if about.get("resident") and ours(key) and len(opened) < self.sessions.config.max_resident:
+                self.open(key)
+                opened.append(key)
+        return opened
+
+    def ask(
+        self, key: SessionKey, question: Question, cancelled: threading.Event | None = None
+    ) -> Iterator[Event]:
+        """The events of one answer; the session is left as it was."""
+        resident = self._enter(key)
+        try:
+            yield from answer(question, resident.view(), self.asking, cancelled)
+        finally:
+            self._exit(resident)
+
+    def summarize(self, key: SessionKey, request: SummaryRequest) -> dict[str, Any]:
+        """A summary of the session's stream."""
+        resident = self._enter(key)
+        try:
+            return summarize(request, resident.view(), self.asking)
+        finally:
+            self._exit(resident)
+
+    def info(self, key: SessionKey, *, digest: bool = False) -> dict[str, Any] | None:
+        """The session's page; None if there is no such session."""
+        resident = self._residents.get(key)
+        if resident is not None:
+            return {**resident.info(), **({"digest": resident.digest()} if digest else {})}
+        if self._folder(key).is_dir():
+            return {"stream": key.stream, "state": "stored"}
+        return None
+
+    def infos(self, tenant: str) -> list[dict[str, Any]]:
+        """The pages of a tenant's resident sessions."""
+        found = sorted((k, r) for k, r in list(self._residents.items()) if k.tenant == tenant)
+        return [resident.info() for _, resident in found]
+
+    def stored(self, tenant: str) -> list[str]:
+        """Streams of which the tenant has a session on disk, resident anywhere or not."""
+        return sorted(str(a["stream"]) for a in _notes(self._root) if a["tenant"] == tenant)
+
+    def events_after(self, key: SessionKey, number: int) -> list[dict[str, Any]]:
+        """The session's events later than `number`."""
+        resident = self._residents.get(key)
+        return [] if resident is None else resident.events_after(number)
+
+    def gauges(self) -> dict[str, float]:
+        """Figures for the metrics of this process."""
+        residents = list(self._residents.values())
+        ages = [age for r in residents if (age := r.snapshot_age_s) is not None]
+        return {
+            "session_resident": len(residents),
+            "session_bytes": sum(r.session.nbytes for r in residents),
+            "session_lag_records": max((r.lag().records for r in residents), default=0),
+            "snapshot_age_s": max(ages, default=0.0),
+        }
+
+    def close(self, timeout_s: float = 30.0) -> list[str]:
+        """Stop reading, save every session, let go. Returns what could not be saved; safe to call twice."""
+        self._stopped.set()
+        self._reader.join(timeout_s)
+        problems = []
+        for key, resident in list(self._residents.items()):
+            try:
+                resident.leave(save=True)
+            except (DysraError, OSError) as error:
+                problems.append(f"{key.id}: {error}")
+            self._residents.pop(key, None)
+        return problems
+
+    def _enter(self, key: SessionKey) -> Resident:
+        with self._changed:
+            resident = self.open(key)
+            resident.users += 1
+            resident.questions += 1
+            return resident
+
+    def _exit(self, resident: Resident) -> None:
+        with self._changed:
+            resident.users -= 1
+
+    def _note(self, key: SessionKey, *, resident: bool) -> None:
+        """Keep beside the snapshots whose they are, and whether the session is to be held in memory."""
+        about = {"tenant": key.tenant, "stream": key.stream, "resident": resident}
+        replace_file(self._folder(key) / "session.json", orjson.dumps(about))
+
+    def _folder(self, key: SessionKey) -> Path:
+        return self._tenant_folder(key.tenant) / key.folder
+
+    def _tenant_folder(self, tenant: str) -> Path:
+        return self._root / SessionKey("", tenant).folder
+
+    def _make_room(self, newest: SessionKey) -> None:
+        """Mark the sessions used longest ago as leaving; the reader saves and drops them."""
+        resting = [k for k, r in self._residents.items() if not r.leaving and r.users == 0 and k != newest]
+        resting.sort(key=lambda k: self._residents[k].last_used)
+        over = sum(not r.leaving for r in self._residents.values()) - self.sessions.config.max_resident
+        for key in resting[: max(0, over)]:
+            self._residents[key].leaving = True
+
+    def _read(self) -> None:
+        while not self._stopped.is_set():
+            moved = False
+            for key, resident in list(self._residents.items()):
+                if self._stopped.is_set():
+                    return
+                if resident.leaving:
+                    self._put_to_rest(key, resident)
+                elif time.monotonic() >= resident.retry_at:
+                    moved |= self._step(key, resident)
+            if not moved:
+                self._stopped.wait(_IDLE_S)
+
+    def _step(self, key: SessionKey, resident: Resident) -> bool:
+        try:
+            return resident.step(self._lane, self.sessions.config.snapshot_every_s)
+        except StaleLease as error:
+            self._log.warning("session_lost", session_id=key.id, error=str(error))
+            resident.leave(save=False)
+            self._forget(key)
+        except DysraError as error:
+            resident.fail(str(error), _RETRY_S)
+        except Exception as error:
+            if self._stopped.is_set():
+                return False
+            self._log.exception("session_failed", session_id=key.id)
+            self._reopen(key, resident, f"{type(error).__name__}: {error}")
+        return False
+
+    def _reopen(self, key: SessionKey, resident: Resident, problem: str) -> None:
+        """An article may be half read: go back to the last snapshot."""
+        resident.leave(save=False)
+        self._forget(key)
+        with contextlib.suppress(DysraError):
+            self.open(key).fail(problem, _RETRY_S)
+
+    def _put_to_rest(self, key: SessionKey, resident: Resident) -> None:
+        if resident.users:
+            resident.leaving = False
+            return
+        try:
+            resident.leave(save=True)
+            self._note(key, resident=False)
+        except (DysraError, OSError) as error:
+            self._log.warning("session_not_saved", session_id=key.id, error=str(error))
+        self._forget(key)
+
+    def _forget(self, key: SessionKey) -> None:
+        with self._changed:
+            self._residents.pop(key, None)
+            self._changed.notify_all()
+
+
+def _notes(root: Path) -> list[dict[str, Any]]:
+    """What `_note` kept of every session under `root`; unreadable notes are left out."""
+    found = []
+    for path in sorted(root.glob("*/*/session.json")):
+        try:
+            about = orjson.loads(path.read_bytes())
+        except (OSError, orjson.JSONDecodeError):
+            continue
+        if isinstance(about, dict) and {"tenant", "stream"} <= about.keys():
+            found.append(about)
+    return found

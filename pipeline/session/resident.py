@@ -1,0 +1,233 @@
+"""One session in memory with all that keeps it going: its tail, its snapshots, its events.
+
+The pool's reader thread alone calls `step`, `save` and `leave`; other threads look through `info`, `view`,
+`digest` and `events`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import Any
+
+from pipeline.article import from_ms, isoformat
+from pipeline.log import get_logger
+from pipeline.session.answer import Lag
+from pipeline.session.asking import View
+from pipeline.session.ports import ModelRunner
+from pipeline.session.session import OtherModel, Session, SessionParts
+from pipeline.session.snapshot import CorruptSnapshot, SnapshotFolder
+from pipeline.session.state import SessionKey
+from pipeline.session.tail import StreamTail
+
+_PASSED_AT_ONCE = 256
+_SAVE_AFTER_PASSED = 5_000
+_EVENTS_KEPT = 256
+
+
+class Resident:
+    """A session that is held here. Made by `open`."""
+
+    def __init__(self, session: Session, folder: SnapshotFolder, tail: StreamTail, restored: bool) -> None:
+        self.session = session
+        self.folder = folder
+        self.restored = restored
+        self.users = 0
+        self.questions = 0
+        self.last_used = time.monotonic()
+        self.leaving = False
+        self.retry_at = 0.0
+        self.problem: str | None = None
+        self._tail = tail
+        self._tail_open = False
+        self._caught_up = False
+        self._lag_records = 0
+        self._saved_at: float | None = None
+        self._unsaved = 0
+        self._passed = 0
+        self._lock = threading.Lock()
+        self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
+        self._number = 0
+        self._log = get_logger(session_id=session.key.id)
+
+    @classmethod
+    def open(
+        cls,
+        key: SessionKey,
+        parts: SessionParts,
+        folder: SnapshotFolder,
+        tail: StreamTail,
+    ) -> Resident:
+        """The session of the newest snapshot that holds, or a new one where there is none to continue."""
+        folder.acquire()
+        snapshot, problems = folder.newest()
+        session: Session | None = None
+        if snapshot is not None:
+            try:
+                session = Session.restore(key, parts, snapshot)
+            except OtherModel as error:
+                problems.append(f"the snapshot cannot be continued ({error}); reading the topic again")
+            except (CorruptSnapshot, ValueError) as error:
+                problems.append(f"the snapshot cannot be read ({error}); reading the topic again")
+        resident = cls(session or Session.new(key, parts), folder, tail, restored=session is not None)
+        for problem in problems:
+            resident.emit("snapshot_skipped", reason=problem)
+        if session is not None:
+            resident.emit("restored", epoch=folder.epoch, tokens=session.cache.tokens_seen)
+        return resident
+
+    def step(self, runner: ModelRunner, snapshot_every_s: float) -> bool:
+        """Read at most one article, or pass over records that are not for this session; whether it did."""
+        if not self._tail_open:
+            self._start()
+        moved = False
+        for _ in range(_PASSED_AT_ONCE):
+            records = self._tail.next_records(1)
+            if not records:
+                break
+            moved = True
+            with self._lock:
+                read = self._take(records[0], runner)
+            if read:
+                break
+        expired = self._tail.take_expired()
+        if expired:
+            self.session.state.counts.missed += expired
+            self.emit("records_missed", count=expired)
+        self._lag_records = self._tail.lag()
+        if not moved and self._lag_records == 0 and not self._caught_up:
+            self._caught_up = True
+            self.emit("caught_up", articles=self.session.state.counts.articles)
+        due = self._saved_at is None or time.monotonic() - self._saved_at >= snapshot_every_s
+        if due and (self._unsaved or self._passed >= _SAVE_AFTER_PASSED):
+            self.save()
+        return moved
+
+    def save(self) -> None:
+        """Write a snapshot. StaleLease if another owner has taken the session over."""
+        with self._lock:
+            snapshot = self.session.snapshot()
+        self.folder.write(snapshot)
+        self._saved_at = time.monotonic()
+        self._unsaved = self._passed = 0
+        self.emit("snapshot", bytes=len(snapshot.cache) + len(snapshot.state))
+
+    def leave(self, *, save: bool) -> None:
+        """Let go of the session, saved first if it has read since the last snapshot."""
+        try:
+            if save and (self._unsaved or self._passed or self._saved_at is None) and self._tail_open:
+                self.save()
+        finally:
+            self._tail.close()
+
+    def fail(self, problem: str, retry_after_s: float) -> None:
+        """Stand still for a while: its tail is made anew then."""
+        if problem != self.problem:
+            self.emit("problem", reason=problem)
+        self.problem = problem
+        self.retry_at = time.monotonic() + retry_after_s
+        self._tail.close()
+        self._tail_open = False
+
+    def lag(self) -> Lag:
+        """How far the session is behind its stream, as last looked at."""
+        records, last_ms = self._lag_records, self.session.state.last_timestamp_ms
+        seconds = max(0.0, time.time() - last_ms / 1_000) if records and last_ms else 0.0
+        return Lag(records=records, seconds=round(seconds, 1))
+
+    def view(self) -> View:
+        """What a question may see."""
+        session = self.session
+        return View(
+            stream=session.key.stream, cache=session.cache, session_bytes=session.nbytes, lag=self.lag()
+        )
+
+    def digest(self) -> str:
+        """The session's digest between two articles."""
+        with self._lock:
+            return self.session.digest()
+
+    @property
+    def condition(self) -> str:
+        """restoring (no start yet), catching_up, resident, or stalled with `problem` saying why."""
+        if self.problem is not None:
+            return "stalled"
+        if not self._tail_open:
+            return "restoring"
+        return "resident" if self._caught_up else "catching_up"
+
+    @property
+    def snapshot_age_s(self) -> float | None:
+        """Seconds since the last snapshot of this owner; None before the first."""
+        return None if self._saved_at is None else round(time.monotonic() - self._saved_at, 1)
+
+    def info(self) -> dict[str, Any]:
+        """The session's page: what it has read, what it holds, how far behind it is."""
+        session, state = self.session, self.session.state
+        counts = state.counts
+        return {
+            "stream": session.key.stream,
+            "state": self.condition,
+            "problem": self.problem,
+            "start": state.started,
+            "articles_read": counts.articles,
+            "updates_read": counts.updates,
+            "withdrawn": counts.withdrawn,
+            "repeats_skipped": counts.repeats,
+            "records_seen": counts.seen,
+            "records_missed": counts.missed,
+            "tokens_read": session.cache.tokens_seen,
+            "session_bytes": session.nbytes,
+            "questions": self.questions,
+            "lag": {"records": self.lag().records, "seconds": self.lag().seconds},
+            "offsets": {str(p): o for p, o in (state.offsets or {}).items()},
+            "last_published": isoformat(from_ms(state.last_published_ms))
+            if state.last_published_ms
+            else None,
+            "restored": self.restored,
+            "epoch": self.folder.epoch,
+            "snapshot_age_s": self.snapshot_age_s,
+            "model": session.parts.backbone.identity,
+        }
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Note an event for the session's followers and the log."""
+        self._number += 1
+        self._events.append({"id": self._number, "event": kind, **fields})
+        self._log.info(f"session_{kind}", **fields)
+
+    def events_after(self, number: int) -> list[dict[str, Any]]:
+        """Events later than `number`, oldest first; of long ago only the latest are kept."""
+        return [event for event in list(self._events) if event["id"] > number]
+
+    def _start(self) -> None:
+        state = self.session.state
+        start = self._tail.open(state.offsets)
+        self._tail_open, self.problem = True, None
+        if state.offsets is None:
+            with self._lock:
+                state.offsets, state.started = dict(start.offsets), start.described
+            # Saved before the first article, so that a restart begins at the same place.
+            self.save()
+            self.emit("started", reason=start.described)
+
+    def _take(self, record: Any, runner: ModelRunner) -> bool:
+        session = self.session
+        if session.has_passed(record):
+            return False
+        reading = session.plan(record)
+        if reading is None:
+            self._passed += 1
+            return False
+        tokens = runner.call(lambda: session.apply(record, reading))
+        self._unsaved += 1
+        self.emit(
+            "read",
+            kind=reading.kind,
+            article_id=reading.article_id,
+            title=reading.title,
+            tokens=tokens,
+            offset=record.offset,
+        )
+        return True
