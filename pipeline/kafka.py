@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from kafka import KafkaConsumer, KafkaProducer
+from kafka import KafkaConsumer, KafkaProducer, codec
 from kafka import errors as kafka_errors
 from kafka.admin import KafkaAdminClient
 
@@ -26,6 +26,13 @@ HEADER_ROOM_BYTES = 65_536
 """What a dead letter's topic allows beyond the largest record: its key, its headers and the framing."""
 
 _TOPIC_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+_CODECS = {
+    "none": lambda: True,
+    "gzip": codec.has_gzip,
+    "lz4": codec.has_lz4,
+    "snappy": codec.has_snappy,
+    "zstd": codec.has_zstd,
+}
 _CLIENT_SETTINGS = (
     frozenset(KafkaConsumer.DEFAULT_CONFIG)
     | frozenset(KafkaProducer.DEFAULT_CONFIG)
@@ -103,6 +110,10 @@ class KafkaConfig:
         for name in ("request_timeout_s", "connect_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not _CODECS[self.compression]():
+            raise ValueError(
+                f"compression is {self.compression}, whose Python library is not installed; use zstd"
+            )
         if self.security_protocol.startswith("SASL") and not self.sasl_mechanism:
             raise ValueError(
                 f"security_protocol is {self.security_protocol}, which needs sasl_mechanism, "
