@@ -1,0 +1,138 @@
+"""Launches the decode kernels: how many splits, which tiles, and stand-ins for absent parts."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+
+from models.kernels.dispatch import last_contiguous
+from models.kernels.latent_decode.kernel import decode_kernel, merge_kernel
+from models.kernels.latent_decode.naive import Rotary
+from models.kernels.latent_decode.types import ChosenChunks, Latents
+
+_MAX_SPLITS = 128
+
+
+def latent_decode_fused(
+    q: torch.Tensor,
+    ring_k: torch.Tensor,
+    ring_v: torch.Tensor,
+    ring_place: torch.Tensor,
+    q_place: torch.Tensor,
+    *,
+    latents: Latents | None,
+    chunks: ChosenChunks | None,
+    rotary: Rotary | None,
+    scale: float,
+    splits: int | None = None,
+    block_n: int | None = None,
+    num_warps: int = 4,
+    num_stages: int = 2,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `latent_decode_naive`, reading every byte once: latents stay factors, chunks stay in their pool."""
+    batch, num_q, q_heads, dim = q.shape
+    slots, kv_heads = ring_k.shape[1], ring_k.shape[2]
+    q, ring_k, ring_v = last_contiguous(q), last_contiguous(ring_k), last_contiguous(ring_v)
+    ring_place = ring_place.contiguous()
+    tile = block_n or (32 if q.element_size() == 4 or dim > 128 else 64)
+    group = q_heads // kv_heads
+
+    blocks = latents.key_factor.shape[2] if latents is not None else 0
+    chosen = chunks.pages.shape[1] if chunks is not None else 0
+    units = max(-(-slots // tile), blocks, chosen, 1)
+    if splits is None:
+        splits = max(1, min(units, _MAX_SPLITS, (2 * _processors(q.device)) // (batch * kv_heads)))
+    out = torch.empty((batch, num_q, q_heads, dim), dtype=q.dtype, device=q.device)
+    lse = torch.empty((batch, num_q, q_heads), dtype=torch.float32, device=q.device)
+    part = part_peak = part_total = lse
+    if splits > 1:
+        part = torch.empty((batch, num_q, q_heads, splits, dim), dtype=torch.float32, device=q.device)
+        part_peak = torch.empty((batch, num_q, q_heads, splits), dtype=torch.float32, device=q.device)
+        part_total = torch.empty_like(part_peak)
+
+    factors = [q] * 4 + [ring_place]
+    ranks = runs = (0, 0)
+    if latents is not None:
+        factors = [
+            tensor.contiguous()
+            for tensor in (
+                latents.key_factor,
+                latents.key_basis,
+                latents.value_factor,
+                latents.value_basis,
+                latents.place,
+            )
+        ]
+        ranks = (latents.key_factor.shape[-1], latents.value_factor.shape[-1])
+        runs = (latents.place.shape[-1], latents.key_factor.shape[3] // latents.place.shape[-1])
+    pool = [q, q, ring_place, ring_place, ring_place]
+    if chunks is not None:
+        lengths = chunks.lengths.contiguous() if chunks.lengths is not None else ring_place
+        keys, values = last_contiguous(chunks.keys), last_contiguous(chunks.values)
+        pool = [keys, values, chunks.pages.contiguous(), chunks.place.contiguous(), lengths]
+    cos, sin = (table.contiguous() for table in rotary) if rotary is not None else (q, q)
+
+    decode_kernel[(splits, batch * kv_heads)](
+        q,
+        q_place,
+        ring_k,
+        ring_v,
+        ring_place,
+        *factors,
+        *pool,
+        cos,
+        sin,
+        out,
+        lse,
+        part,
+        part_peak,
+        part_total,
+        scale * math.log2(math.e),
+        num_q,
+        slots,
+        blocks,
+        chosen,
+        cos.shape[0],
+        *q.stride()[:3],
+        *ring_k.stride()[:3],
+        *ring_v.stride()[:3],
+        *pool[0].stride()[:3],
+        *pool[1].stride()[:3],
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        DIM=dim,
+        BLOCK_R=_padded(num_q * group),
+        BLOCK_N=tile,
+        CHUNK=chunks.keys.shape[1] if chunks is not None else 0,
+        BLOCK_C=_padded(chunks.keys.shape[1]) if chunks is not None else 16,
+        LENGTHS=chunks is not None and chunks.lengths is not None,
+        RUNS=runs[0] if blocks else 0,
+        RUN=runs[1],
+        BLOCK_RUN=_padded(runs[1]),
+        KEY_RANK=ranks[0],
+        BLOCK_KR=_padded(ranks[0]),
+        VALUE_RANK=ranks[1],
+        BLOCK_VR=_padded(ranks[1]),
+        ROTARY=rotary is not None,
+        DIRECT=splits == 1,
+        PRECISION="ieee",
+        num_warps=num_warps,
+        num_stages=num_stages,
+    )
+    if splits > 1:
+        merge_kernel[(lse.numel(),)](
+            part, part_peak, part_total, out, lse, splits, DIM=dim, BLOCK_S=1 << (splits - 1).bit_length(), num_warps=4
+        )
+    return out, lse
+
+
+def _padded(size: int) -> int:
+    """The power of two, at least 16, that holds `size`: what a matrix unit takes."""
+    return max(16, 1 << max(size - 1, 0).bit_length())
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
