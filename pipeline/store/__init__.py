@@ -30,6 +30,7 @@ from pipeline.store.records import (
     TopicLedger,
     Upsert,
 )
+from pipeline.store.shard import Shard
 
 __all__ = [
     "AppendResult",
@@ -46,6 +47,7 @@ __all__ = [
     "Passage",
     "SearchConfig",
     "SearchRequest",
+    "Shard",
     "SignatureRow",
     "StaleEpoch",
     "StoreConfig",

@@ -1,0 +1,276 @@
+"""The inside of a shard: its parts, their locks, recovery, and how a decided batch is applied.
+
+Locks, taken in this order and never the other way round: `maintenance` (seal, compact, expire, snapshot:
+one at a time), `writer` (appends and checkpoints), `view` (short: which segments there are and what lives in them).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.log import get_logger
+from pipeline.store import manifest
+from pipeline.store.codec import Batch, DeleteOp, LinkOp, Op, StoreOp, unpack_batch
+from pipeline.store.errors import ChunkIdCollision, StoreCorrupt
+from pipeline.store.growing import GrowingSegment
+from pipeline.store.ids import chunk_ids
+from pipeline.store.lexical import LexicalIndex
+from pipeline.store.lock import FolderLock
+from pipeline.store.manifest import Checkpoint, Identity
+from pipeline.store.records import Ledger, SearchRequest, StoreConfig
+from pipeline.store.sealed import SealedSegment
+from pipeline.store.segment import ArticleRow, Segment
+from pipeline.store.state import Entry, ShardState
+from pipeline.store.wal import Wal
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentView:
+    """What one search may see of a segment: rows below `num_rows` that `allowed` (None: all) lets through."""
+
+    segment: Segment
+    num_rows: int
+    allowed: NDArray[np.bool_] | None
+
+
+class ShardCore:
+    """An open shard's parts. `segments` holds sealed and frozen ones, oldest first, and the growing one last."""
+
+    def __init__(self, folder: Path, config: StoreConfig, identity: Identity) -> None:
+        self.folder = folder
+        self.config = config
+        self.identity = identity
+        self.log = get_logger(shard_id=identity.shard_index)
+        self.maintenance = threading.Lock()
+        self.writer = threading.RLock()
+        self.view = threading.Lock()
+        self.lexical_lock = threading.Lock()
+        self.state = ShardState(change_log=config.change_log)
+        self.lock = FolderLock(folder)
+        try:
+            self._recover()
+        except BaseException:
+            self.lock.release()
+            raise
+
+    @property
+    def growing(self) -> GrowingSegment:
+        """The segment that takes new rows."""
+        segment = self.segments[-1]
+        assert isinstance(segment, GrowingSegment)
+        return segment
+
+    def new_growing(self) -> GrowingSegment:
+        """An empty growing segment."""
+        return GrowingSegment("growing", self.identity.dim, self.config.seal_rows, self.config.device)
+
+    def apply(self, batch: Batch, *, replaying: bool = False) -> int:
+        """Apply a logged batch: at once for searches by vector, at the next commit for searches by word.
+        Returns the number of chunks that were added."""
+        num_chunks = 0
+        with self.view:
+            for op in batch.ops:
+                num_chunks += self._apply(op)
+            self.state.advance(batch)
+        with self.lexical_lock:
+            for op in batch.ops:
+                self._apply_lexical(op, replaying=replaying)
+        return num_chunks
+
+    def look(self, request: SearchRequest) -> list[SegmentView]:
+        """A consistent view of all segments for one search."""
+        with self.view:
+            return [
+                SegmentView(segment, segment.num_rows, segment.allowed(request))
+                for segment in self.segments
+                if segment.num_rows > segment.num_dead
+            ]
+
+    def check_collisions(self, batch: Batch) -> None:
+        """Raise ChunkIdCollision if a chunk to be stored has the id of another article's chunk."""
+        owners: dict[int, str] = {}
+        for op in batch.ops:
+            if isinstance(op, StoreOp):
+                for chunk_id in chunk_ids(op.article.id, len(op.chunks)):
+                    if owners.setdefault(chunk_id, op.article.id) != op.article.id:
+                        raise _collision(op.article.id, owners[chunk_id], chunk_id)
+        if not owners:
+            return
+        ids = np.fromiter(owners, dtype=np.int64, count=len(owners))
+        for segment in self.segments:
+            rows = segment.find(ids)
+            for at in np.flatnonzero(rows >= 0):
+                holder = segment.heading(int(segment.article[rows[at]]))[0]
+                chunk_id = int(ids[at])
+                if holder != owners[chunk_id]:
+                    raise _collision(owners[chunk_id], holder, chunk_id)
+
+    def commit_lexical(self, *, force: bool = False) -> None:
+        """Make keyword search see what was appended, unless it did so less than `lexical_commit_ms` ago."""
+        with self.lexical_lock:
+            self.lexical.commit_if_due(0 if force else self.config.lexical_commit_ms)
+
+    def rebuild_lexical(self) -> None:
+        """Make the keyword index again from the segments."""
+        self.log.warning("lexical_index_rebuilt", folder=str(self.folder))
+        with self.lexical_lock:
+            self.lexical.clear()
+            for segment in self.segments:
+                for row in np.flatnonzero(~segment.dead_articles[: segment.num_articles]):
+                    first, count = int(segment.first_chunk[row]), int(segment.num_chunks[row])
+                    if count:
+                        chunks = [segment.chunk(at) for at in range(first, first + count)]
+                        ids = segment.chunk_id[first : first + count].tolist()
+                        self.lexical.add(segment.article_row(int(row)).article, chunks, ids)
+            self.lexical.commit()
+
+    def capture(self) -> Checkpoint:
+        """The state now, at the log's position, as a checkpoint still without segments."""
+        state = self.state
+        return Checkpoint(
+            identity=self.identity,
+            wal=self.wal.position,
+            generation=self.checkpoint.generation,
+            next_segment=self.next_segment,
+            offsets=dict(state.offsets),
+            epochs=dict(state.epochs),
+            ledger=state.ledger.copy(),
+            tombstones=dict(state.tombstones),
+            sequence=state.sequence,
+            changes=list(state.recent_changes),
+            dead={
+                segment.name: segment.dead_articles[: segment.num_articles].copy()
+                for segment in self.segments
+            },
+        )
+
+    def live_chunks(self) -> int:
+        """Chunks that a search without filters may return."""
+        return sum(segment.num_rows - segment.num_dead for segment in self.segments)
+
+    def _recover(self) -> None:
+        (self.folder / "segments").mkdir(parents=True, exist_ok=True)
+        self.wal = Wal(
+            self.folder / "wal", max_bytes=self.config.wal_bytes, compress=self.config.wal_compress
+        )
+        fell_back = False
+        if (self.folder / manifest.CURRENT).exists() or (self.folder / manifest.PREVIOUS).exists():
+            self.checkpoint, fell_back = manifest.load(self.folder)
+            manifest.check_identity(self.folder, self.checkpoint.identity, self.identity)
+        elif any((self.folder / "segments").iterdir()):
+            raise StoreCorrupt(
+                f"{self.folder} holds segments but no {manifest.CURRENT}; restore the shard from a snapshot"
+            )
+        else:
+            self._create()
+        self.next_segment = self.checkpoint.next_segment
+        self._load_segments()
+        self.lexical = LexicalIndex(self.folder / "lexical")
+        self._replay()
+        if not fell_back:
+            manifest.collect_garbage(self.folder)
+        self.commit_lexical(force=True)
+        if fell_back or self.lexical.num_docs != self.live_chunks():
+            self.rebuild_lexical()
+
+    def _create(self) -> None:
+        self.wal.create()
+        self.checkpoint = Checkpoint(identity=self.identity, wal=self.wal.position)
+        manifest.save(self.folder, self.checkpoint)
+
+    def _load_segments(self) -> None:
+        state, saved = self.state, self.checkpoint
+        state.offsets, state.epochs = dict(saved.offsets), dict(saved.epochs)
+        state.ledger, state.tombstones = Ledger(saved.ledger).copy(), dict(saved.tombstones)
+        state.sequence, state.recent_changes = saved.sequence, deque(saved.changes)
+        self.segments: list[Segment] = []
+        for info in saved.segments:
+            segment = SealedSegment(self.folder / "segments" / info.name, info.truth, self.config)
+            for row in np.flatnonzero(saved.dead[info.name]):
+                segment.kill(int(row))
+            self.segments.append(segment)
+            self._catalogue(segment)
+        self.segments.append(self.new_growing())
+
+    def _catalogue(self, segment: SealedSegment) -> None:
+        ids, streams, linked = segment.article_ids(), segment.article_streams(), segment.linked()
+        versions, published = segment.article_version_ms, segment.article_published_ms
+        for row in np.flatnonzero(~segment.dead_articles).tolist():
+            entry = Entry(
+                int(versions[row]), int(published[row]), streams[row], segment, row, bool(linked[row])
+            )
+            self.state.add(ids[row], entry)
+
+    def _replay(self) -> None:
+        if self.checkpoint.wal is None:
+            self.wal.create()
+            self.checkpoint.wal = self.wal.position
+            manifest.save(self.folder, self.checkpoint)
+            return
+        batches = 0
+        for _, payload in self.wal.replay(self.checkpoint.wal):
+            self.apply(unpack_batch(payload, self.identity.dim), replaying=True)
+            batches += 1
+        if batches:
+            self.log.info("wal_replayed", batches=batches, articles=self.growing.num_articles)
+
+    def _apply(self, op: Op) -> int:
+        state = self.state
+        if isinstance(op, StoreOp | LinkOp):
+            article = op.article
+            state.remove(article.id)
+            if isinstance(op, StoreOp):
+                ids = chunk_ids(article.id, len(op.chunks))
+                row = self.growing.add(ArticleRow(article, op.signature), op.chunks, ids, op.vectors)
+                state.count(op.coordinate, "stored")
+            else:
+                linked = ArticleRow(article, b"", op.canonical_id, op.similarity)
+                row = self.growing.add(linked, [], [], np.zeros((0, self.identity.dim), dtype=np.float16))
+                state.count(op.coordinate, "linked")
+            entry = Entry(
+                article.version_ms,
+                article.published_ms,
+                article.stream,
+                self.growing,
+                row,
+                isinstance(op, LinkOp),
+            )
+            state.add(article.id, entry)
+            if op.previous_ms is not None:
+                state.note_change(article.id, "updated", article.version_ms)
+            return len(op.chunks) if isinstance(op, StoreOp) else 0
+        if isinstance(op, DeleteOp):
+            entry_was = state.remove(op.article_id)
+            if op.version_ms is not None:
+                _, known_ms = state.tombstones.get(op.article_id, (0, op.version_ms))
+                published_ms = known_ms if entry_was is None else entry_was.published_ms
+                state.tombstones[op.article_id] = (op.version_ms, published_ms)
+            state.note_change(op.article_id, "deleted", op.version_ms)
+            state.count(op.coordinate, "deleted")
+            return 0
+        state.count(op.coordinate, op.outcome)
+        return 0
+
+    def _apply_lexical(self, op: Op, *, replaying: bool) -> None:
+        # The index may be ahead of the replayed log, so a replay removes before it adds.
+        if isinstance(op, StoreOp | LinkOp):
+            if replaying or op.previous_ms is not None:
+                self.lexical.remove(op.article.id)
+            if isinstance(op, StoreOp):
+                self.lexical.add(op.article, op.chunks, chunk_ids(op.article.id, len(op.chunks)))
+        elif isinstance(op, DeleteOp) and (replaying or op.version_ms is not None):
+            self.lexical.remove(op.article_id)
+
+
+def _collision(article_id: str, holder: str, chunk_id: int) -> ChunkIdCollision:
+    return ChunkIdCollision(
+        f"a chunk of article {article_id!r} has id {chunk_id}, which is a chunk of article {holder!r}; "
+        "dead-letter the article, or publish it under another id",
+        article_id,
+    )

@@ -1,0 +1,17 @@
+"""Ids of chunks: the same chunk has the same id in every replay, on every machine."""
+
+from __future__ import annotations
+
+import xxhash
+
+_MASK = (1 << 63) - 1
+
+
+def chunk_id(article_id: str, ordinal: int) -> int:
+    """63-bit id of the chunk `ordinal` of an article (the unit separator cannot occur in an article id)."""
+    return xxhash.xxh3_64_intdigest(f"{article_id}\x1f{ordinal}".encode()) & _MASK
+
+
+def chunk_ids(article_id: str, num_chunks: int) -> list[int]:
+    """Ids of the chunks 0 to num_chunks - 1."""
+    return [chunk_id(article_id, ordinal) for ordinal in range(num_chunks)]

@@ -1,0 +1,193 @@
+"""Live keyword search (BM25, English stems) over a shard's chunks, by tantivy.
+
+The index is derived: it is made again from the segments when it is missing, damaged, or disagrees with
+them. Questions are untrusted text: they are cut into terms here, never parsed as a query language.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tantivy
+from tantivy import FieldType, Filter, Occur, Query, TextAnalyzerBuilder, Tokenizer
+
+from pipeline.article import Article
+from pipeline.log import get_logger
+from pipeline.store.records import Chunk, SearchRequest
+
+_ANALYZER = "english"
+_HEAP_BYTES = 50_000_000
+_MAX_TERMS = 128
+_MAX_QUERY_CHARS = 8_192
+_VERSION = "2"
+"""Part of the folder's name: a change of the fields below starts a new index."""
+
+
+class LexicalHit(NamedTuple):
+    """A chunk that holds words of the question."""
+
+    chunk_id: int
+    version_ms: int
+    score: float
+
+
+class LexicalIndex:
+    """Chunks by their words. One writer; searches see what was committed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / f"v{_VERSION}"
+        self._schema = _schema()
+        self._analyzer = _analyzer()
+        self._pending = 0
+        self._committed_at = -1.0
+        self._open()
+
+    @property
+    def num_docs(self) -> int:
+        """Committed chunks."""
+        count: int = self._index.searcher().num_docs
+        return count
+
+    def add(self, article: Article, chunks: Iterable[Chunk], chunk_ids: Iterable[int]) -> None:
+        """Add the chunks of an article; visible after the next commit."""
+        version_ms, published_ms = article.version_ms, article.published_ms
+        for chunk, chunk_id in zip(chunks, chunk_ids, strict=True):
+            document = tantivy.Document()
+            document.add_text("text", chunk.text)
+            document.add_text("title", article.title)
+            document.add_text("article", article.id)
+            document.add_text("stream", article.stream)
+            document.add_text("source", article.source)
+            document.add_integer("chunk_id", chunk_id)
+            document.add_integer("published_ms", published_ms)
+            document.add_integer("version_ms", version_ms)
+            self._writer.add_document(document)
+            self._pending += 1
+
+    def remove(self, article_id: str) -> None:
+        """Remove every chunk of an article; visible after the next commit."""
+        self._writer.delete_documents_by_term("article", article_id)
+        self._pending += 1
+
+    def commit(self) -> None:
+        """Make everything added and removed so far durable and visible."""
+        if self._pending:
+            self._writer.commit()
+            self._index.reload()
+            self._pending = 0
+        self._committed_at = time.monotonic()
+
+    def commit_if_due(self, every_ms: float) -> None:
+        """Commit unless the last one was less than `every_ms` ago: under load commits are shared."""
+        if self._pending and (time.monotonic() - self._committed_at) * 1000 >= every_ms:
+            self.commit()
+
+    def search(self, text: str, k: int, request: SearchRequest) -> list[LexicalHit]:
+        """The best k chunks for a question; never raises for any text."""
+        query = self._question(text)
+        if query is None:
+            return []
+        return self._run(Query.boolean_query([(Occur.Must, query), *self._filters(request)]), k)
+
+    def scores(self, text: str, chunk_ids: list[int]) -> dict[int, float]:
+        """The scores of certain chunks; one that holds none of the words is left out (its score is 0)."""
+        query = self._question(text)
+        if query is None or not chunk_ids:
+            return {}
+        chosen = Query.const_score_query(Query.term_set_query(self._schema, "chunk_id", chunk_ids), 0.0)
+        hits = self._run(Query.boolean_query([(Occur.Must, query), (Occur.Must, chosen)]), len(chunk_ids))
+        return {hit.chunk_id: hit.score for hit in hits}
+
+    def clear(self) -> None:
+        """Start again with an empty index."""
+        self._close_writer()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._open()
+
+    def close(self) -> None:
+        """Commit, let merges finish, and give the folder back."""
+        self.commit()
+        self._close_writer()
+
+    def _open(self) -> None:
+        for attempt in range(2):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._index: Any = tantivy.Index(self._schema, path=str(self._folder), reuse=True)
+                self._index.register_tokenizer(_ANALYZER, self._analyzer)
+                self._index.config_reader("manual")
+                self._writer: Any = self._index.writer(heap_size=_HEAP_BYTES, num_threads=1)
+                self._index.reload()
+                return
+            # A damaged index makes the Rust side raise several types; a panic is a BaseException.
+            except BaseException as error:
+                if attempt or isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+                    raise
+                get_logger(lexical=str(self._folder)).warning("lexical_index_unreadable", error=str(error))
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _close_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.wait_merging_threads()
+
+    def _run(self, query: Query, k: int) -> list[LexicalHit]:
+        searcher = self._index.searcher()
+        hits = searcher.search(query, limit=max(1, k), count=False).hits
+        addresses = [address for _, address in hits]
+        ids = searcher.fast_field_values("chunk_id", addresses)
+        versions = searcher.fast_field_values("version_ms", addresses)
+        return [
+            LexicalHit(chunk_id, version_ms, float(score))
+            for (score, _), chunk_id, version_ms in zip(hits, ids, versions, strict=True)
+        ]
+
+    def _question(self, text: str) -> Query | None:
+        clean = text[:_MAX_QUERY_CHARS].encode("utf-8", "replace").decode("utf-8")
+        terms = list(dict.fromkeys(self._analyzer.analyze(clean)))[:_MAX_TERMS]
+        if not terms:
+            return None
+        clauses = []
+        for term in terms:
+            for field, boost in (("text", 1.0), ("title", 0.5)):
+                clause = Query.term_query(self._schema, field, term, index_option="freq")
+                clauses.append((Occur.Should, Query.boost_query(clause, boost)))
+        return Query.boolean_query(clauses)
+
+    def _filters(self, request: SearchRequest) -> list[tuple[Occur, Query]]:
+        filters = []
+        for field, chosen in (("stream", request.streams), ("source", request.sources)):
+            if chosen is not None:
+                filters.append(Query.term_set_query(self._schema, field, sorted(chosen)))
+        if request.since_ms is not None:
+            filters.append(_range(self._schema, "published_ms", request.since_ms, None))
+        if request.as_of_ms is not None:
+            filters.append(_range(self._schema, "version_ms", None, request.as_of_ms))
+        return [(Occur.Must, Query.const_score_query(query, 0.0)) for query in filters]
+
+
+def _range(schema: Any, field: str, low: int | None, high: int | None) -> Query:
+    return Query.range_query(schema, field, FieldType.Integer, low, high)
+
+
+def _analyzer() -> Any:
+    builder = TextAnalyzerBuilder(Tokenizer.simple())
+    for step in (Filter.remove_long(64), Filter.lowercase(), Filter.ascii_fold(), Filter.stemmer("english")):
+        builder = builder.filter(step)
+    return builder.build()
+
+
+def _schema() -> Any:
+    builder = tantivy.SchemaBuilder()
+    for name in ("text", "title"):
+        builder.add_text_field(name, tokenizer_name=_ANALYZER, index_option="freq")
+    for name in ("article", "stream", "source"):
+        builder.add_text_field(name, tokenizer_name="raw", index_option="basic")
+    builder.add_integer_field("chunk_id", indexed=True, fast=True)
+    for name in ("published_ms", "version_ms"):
+        builder.add_integer_field(name, indexed=False, fast=True)
+    return builder.build()

@@ -1,0 +1,64 @@
+"""Snapshots of shards, and their restoration: every file is checked on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from pipeline.errors import UsageError
+from pipeline.store import manifest
+from pipeline.store.files import link_or_copy, require, sync_folder
+from pipeline.store.manifest import Checkpoint
+from pipeline.store.sealed import TRUTH
+
+
+def shard_folder(root: Path, shard_index: int) -> Path:
+    """The folder of a shard in a store's folder."""
+    return root / f"shard-{shard_index:04d}"
+
+
+def shard_folders(root: Path) -> list[Path]:
+    """The folders of all shards in a store's (or a snapshot's) folder; raises UsageError if there are none."""
+    if (root / manifest.CURRENT).exists():
+        return [root]
+    folders = sorted(path for path in root.glob("shard-[0-9][0-9][0-9][0-9]") if path.is_dir())
+    if not folders:
+        raise UsageError(f"{root} holds no store: a folder with shard-0000 and so on is needed")
+    return folders
+
+
+def copy_shard(folder: Path, checkpoint: Checkpoint, target: Path) -> None:
+    """Copy a checkpoint's segments to `target` (hard links where possible) and write its manifest last;
+    raises StoreCorrupt that names a file which does not match its checksum."""
+    if target.exists():
+        raise UsageError(f"{target} exists; name a folder that does not")
+    temporary = target.with_name(target.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "segments").mkdir(parents=True)
+    for info in checkpoint.segments:
+        source = folder / "segments" / info.name
+        into = temporary / "segments" / info.name
+        into.mkdir()
+        for name in TRUTH:
+            require(source / name, info.truth[name], verify=True)
+        for path in sorted(source.iterdir()):
+            link_or_copy(path, into / path.name)
+        sync_folder(into)
+    sync_folder(temporary / "segments")
+    manifest.save(temporary, dataclasses.replace(checkpoint, wal=None))
+    temporary.rename(target)
+    sync_folder(target.parent)
+
+
+def restore(source: Path, root: Path) -> list[Path]:
+    """Restore a snapshot (of one shard or of a whole store) into the store folder `root`; returns the shards'
+    folders. The log starts anew, and reading goes on from the snapshot's offsets."""
+    restored = []
+    for folder in shard_folders(source):
+        checkpoint, _ = manifest.load(folder)
+        target = shard_folder(root, checkpoint.identity.shard_index)
+        root.mkdir(parents=True, exist_ok=True)
+        copy_shard(folder, checkpoint, target)
+        restored.append(target)
+    return restored
