@@ -1,0 +1,146 @@
+"""Forms that every desk shares: how things stand, colour by desk, and names of firms quoted in passing."""
+
+from __future__ import annotations
+
+from pipeline.newswire.grammar import sections
+
+ORGS_A = "Harbour Beacon Fourpoint Larch Northlight Copperfield Inkwell Plumbline Saltmarsh Windrose Millrace Redstart Oxbow Tallow Juniper Cordwain Whetstone Lodestar".split()  # noqa: E501
+ORGS_B = ("Research", "Partners", "Advisory", "Analytics", "Institute", "Forecasting", "Associates", "Review", "Trust",
+          "Observatory")  # fmt: skip
+FIRMS = "Abelard Brixby Crane Dorling Eastlake Fennimore Gorse Hartnell Ivory Jessop Kettle Lorimer Mabbott Nightjar Otterly Pym Quince Rudd Sedge Thrale".split()  # noqa: E501
+
+STATE = sections("""
+# ceo
+- {v} is [the |]chief executive of {s}[ and has made few public comments|, and rarely gives interviews|].
+- {s} is [run|led] by {v}, its chief executive[, whose office did not answer calls|, who was travelling|].
+- The chief executive of {s}, {v}, was [not available|unreachable|due to speak later in the week].
+- [For now|At present], {v} [leads|heads|runs] {s} as chief executive.
+- [A spokesperson for|Aides to] {v}, chief executive of {s}, [declined to comment|said they would study the matter].
+# hq
+- {s} has its headquarters in {v}[, close to the river|, not far from the station|, in a former warehouse|].
+- The headquarters of {s} [is|stands] in {v}[, where most of its managers work|, on a street lined with limes|].
+- {s}, [which is|] based in {v}, [employs people in several countries|is watched closely by rivals|publishes its accounts every quarter].
+- [Executives|Managers] at the headquarters of {s} in {v} [were not available|said little|kept to themselves].
+# product
+- {s} [is best known for|makes|sells] the {v}, [its newest product|its latest product|the newest of its products].
+- The {v} is the [latest|newest] product of {s}[, and its fastest seller|, though sales figures are scarce|].
+- [Much|A good part] of the recent [revenue|attention] of {s} [comes from|goes to] the {v}, its newest product.
+# staff
+- {s} [employs|has] {v} people[, by its own count|, counting apprentices|].
+- The [workforce|payroll] of {s} [numbers|stands at] {v} employees[, according to its latest notice|].
+- With {v} employees, {s} is [neither the largest nor the smallest|a sizeable employer] [in its field|of its kind].
+# owner
+- {s} is owned by {v}[, which bought all of its shares|].
+- The owner of {s} is {v}[, which leaves day-to-day matters to managers|].
+- {v} [owns|is the owner of] {s}[ and keeps its name on the door|].
+# mayor
+- {v} is [the |]mayor of {s}[ and lives near the old market|, and has a small majority on the council|].
+- The mayor of {s}, {v}, [attended|stayed away|sent a deputy|asked for patience].
+- [In|Over in] {s}, Mayor {v} [has promised better buses|faces a thin budget|opened a library wing this month].
+- {s}, where {v} is mayor, [plans|is planning] a [new tram stop|flood wall|covered market].
+# population
+- {s} has [a population of {v}|{v} inhabitants|{v} residents], [by the latest count|according to the register|official figures show].
+- [The latest count|The register] [puts|gives] the population of {s} at {v}.
+- [Home to|With] {v} people, {s} [has grown in fits and starts|is a town of bridges and brick|lives from trade and schools].
+# coach
+- {v} is [the |]coach of {s}[ and is known for long training days|, and prefers young players|].
+- {s} are coached by {v}[, a stickler for detail|, who rarely smiles on the touchline|].
+- The coach of {s}, {v}, [watched from the stand|took notes|had no injuries to report].
+# sponsor
+- {v} is the shirt sponsor of {s}[ under a contract of several years|].
+- {s} [play|take the field] in shirts [that carry|bearing] the name of {v}, their sponsor.
+- The shirt sponsor of {s} is {v}[, which also pays for the youth side|].
+# rate
+- The key rate of the Bank of {s} [stands at|is] {v}[, and few expect haste|].
+- At the Bank of {s}, the key rate is {v}[ for the time being|, a level that exporters dislike|].
+- [Borrowing|Lending] in {s} [takes its cue from|follows] the key rate of the Bank of {s}, [now|at present] {v}.
+# governor
+- {v} is [the |]governor of the Bank of {s}[ and speaks seldom|].
+- The Bank of {s} is [headed|led] by Governor {v}[, an economist by training|].
+- The governor of the Bank of {s}, {v}, [will testify next month|gave no hint|is on leave].
+# finance_minister
+- {v} is [the |]finance minister of {s}[ and guards the purse|].
+- The finance minister of {s}, {v}, [called for thrift|asked for figures|kept out of the debate].
+- In {s}, {v} [serves as|is] finance minister[, a post with few friends|].
+# health_minister
+- {v} is [the |]health minister of {s}[ and a doctor by training|].
+- The health minister of {s}, {v}, [visited two clinics|asked for figures|promised a report].
+# transport_minister
+- {v} is [the |]transport minister of {s}[ and came by train|].
+- The transport minister of {s}, {v}, [asked for timetables|promised a report|kept out of the debate].
+# energy_minister
+- {v} is [the |]energy minister of {s}[ and favours long contracts|].
+- The energy minister of {s}, {v}, [asked for figures|met grid operators|promised a report].
+# education_minister
+- {v} is [the |]education minister of {s}[ and a former teacher|].
+- The education minister of {s}, {v}, [toured a school|asked for figures|promised a report].
+# director
+- {v} is [the |]director of the {s}[ and still teaches|].
+- The {s} is [headed|led] by its director, {v}[, who returned from a field trip|].
+- The director of the {s}, {v}, [hailed the staff|asked for better ships and lamps|will speak at a congress].
+# site
+- The {s} has its [campus|main building] in {v}[, behind the botanical garden|].
+- The {s} [works from|is housed in] {v}[, in a wing added not long ago|].
+- [Visitors|School classes] may see the {s} in {v}, where it [has its seat|is based].
+# employer
+- {s}, a [researcher|scientist], works at the {v}[ on a team of modest size|].
+- [Researcher|The researcher] {s} [is on the staff of|is employed by] the {v}[, with a laboratory of its own|].
+- The {v} [employs|counts among its staff] {s}[, whose lectures fill quickly|].
+# team
+- {s} plays for {v}[ and wears a borrowed number|, mostly on the left|].
+- {v} [have|field] {s}[ in midfield| in attack| in defence|], [a fixture this season|a favourite of the crowd].
+- [Striker|Midfielder|Defender] {s} [is under contract with|plays for] {v}.
+""")
+
+_COLOUR = sections("""
+# business
+- [Boardrooms|Managers|Directors] [in the region|across the border|up and down the coast] [compared notes|took calls|read the small print] [late into the evening|before lunch|over weak coffee].
+- [Suppliers|Landlords|Caterers] [wondered|asked] [what it means for|how long] [their contracts|the lease|the order book] [hold|lasts|will run].
+- [A survey by|Figures from] {org} [suggest|show] that [confidence|hiring plans|spending plans] among [managers|owners|traders] [edged up|sagged|held] [for the {n}th month|again|this season].
+- {analyst3} of {org} [called|described] the [season|mood|trade] as “[brisk but brittle|all elbows|quiet, then loud|a queue in the rain]”.
+- [Lorry|Delivery] drivers [waiting|parked] [by the gate|outside] [talked|grumbled] about [tolls|night rates|the new forms] [and|as well as] [football|the weather|the price of bread].
+- [Small firms|Family businesses|Workshops] in the [hinterland|side streets|old quarter] [say|complain] that [credit|paper|space] is [dear|scarce|hard to get], {org} [found|noted].
+# markets
+- [Turnover|Trading] was [thin|brisk|patchy], [dealers|brokers] said, with [most of the volume|the larger orders] [before noon|in the last hour|at the bell].
+- [A dealer|A broker|One trader] at {firm} [said|joked] that [screens|phones] were “[as quiet as a chapel|warm to the touch|all one colour]”.
+- [Bond|Bill] yields [drifted|slipped|firmed] [a touch|slightly], and [gold|copper|wheat] [gained|lost] [some|a little] ground.
+- [Orders from abroad|Foreign money|Pension funds] [kept|left] the [board|market] [steady|guessing], {analyst3} of {org} said.
+- [Options|Futures] [pointed|point] to [a calm|an uneven|a slow] [morning|week|session] [ahead|to come], according to {org}.
+# politics
+- [Lobbyists|Clerks|Ushers] [filled|crossed|hurried through] the [corridors|lobby|stairwell] with [folders|thermos flasks|worried looks].
+- A [survey|poll] by {org} [found|showed] that {n20} percent of [voters|those asked] [trust|distrust|have no view of] [the government|local leaders|opinion polls].
+- [Pensioners|Students|Farmers] [held up|carried] [placards|banners] [outside|in the rain], [watched|counted] by [a few|two bored] [officers|guards].
+- “[Politics|Government] is [arithmetic with hats on|a slow bus|the art of waiting],” said {analyst3}, who [teaches|lectures on] [history|public law] [at night school|in the provinces].
+- The [opposition|minority benches] [asked|called] for [an inquiry|more time|a debate], [as it did|not for the first time] [last month|in the spring|before the recess].
+# sport
+- [Rain|Sleet|A low sun|A stiff breeze] [made|left] the [pitch|grass] [heavy|slick|tricky], and [ground staff|stewards] [worked|swept] [until kick-off|at half-time].
+- [Drums|Songs|Whistles] [rolled|carried] [across|over] the [terraces|old stand], where [season-ticket holders|children] [shared|passed round] [soup|roasted nuts|scarves].
+- [A steward|A groundsman|The kit manager], {analyst3}, [has seen|counted] {n20} [seasons|derbies] and [trusts|believes] [nothing|only the weather forecast].
+- [Scouts|Agents] from {n} clubs [sat|were seen] in the [main stand|press seats], [notebooks open|collars up].
+- [Fans|Supporters] [queued|lined up] for [trams|buses] [long after|well before] the [whistle|gates opened].
+# weather
+- [Farmers|Growers] [checked|covered] [seedlings|vines|hives] while [anglers|cyclists] [ignored|welcomed] the [breeze|grey sky].
+- [Road crews|Gritters|Tree wardens] were [on call|sent out] [overnight|before dawn], {analyst3} of the [district|county] office said.
+- [The lake ferries|Mountain huts|Garden cafés] [kept|changed] their [hours|timetables], and [school trips|markets] went [ahead|on as planned].
+- [Long-range|Seasonal] charts from {org} [hint at|suggest] [a change|drier air|more of the same] [after the weekend|later in the month].
+- “[You can smell it|The gulls know first|Watch the smoke],” said {analyst3}, a [lock keeper|beekeeper|postman] [of many years|by trade].
+# technology
+- [Developers|Engineers|Testers] [swapped|posted] [screenshots|bug reports|jokes] [within minutes|through the night], {org} said.
+- [Privacy groups|Consumer groups|Schools] [asked|want to know] [how long|where] [records|logs|backups] are [kept|stored].
+- {analyst3}, who [repairs|sells] [handsets|printers] [near the station|in a market hall], [saw|reported] [no rush|a small queue|long faces].
+- [Downloads|Searches|Orders] [rose|doubled|dipped] [in the first hour|after lunch], according to [counts|estimates] by {org}.
+- [Standards|Rules] for [batteries|passwords|repairs] are [due|expected] [next year|after a consultation], [officials|lawyers] said.
+# science
+- [Grant|Research] money [remains|is] [tight|scarce], and [laboratories|field stations] [share|borrow] [freezers|boats|microscopes], {org} [noted|reported].
+- [Students|Volunteers] [carried|labelled|counted] [samples|jars|cores] [by hand|through the night], {analyst3} recalled.
+- [Peer reviewers|Referees|Outside experts] [asked for|requested] [another season|more samples|plainer graphs] [before|and] [agreeing|gave their blessing].
+- “[Most days|On a good day] [nothing happens|we are wrong],” said {analyst3}, a [technician|librarian] [there|on the project]. “[Then one day it does|That is the job].”
+- A [lecture|public talk] on the [work|subject] is [planned|set] for [the autumn|next term], [with free entry|and seats are few].
+# transport
+- [Pilots|Dockers|Signal staff] [worked|rested] [in shifts|under lamps], and [tugs|engines] [idled|waited] [by the wall|offshore].
+- [Freight rates|Fuel prices|Insurance costs] [eased|climbed|barely moved] [this week|over the month], {org} [said|reported].
+- [Commuters|Passengers|Hauliers] [grumbled|shrugged] and [took|looked for] [another route|the later boat|seats near the door].
+- {analyst3}, who [drives|loads] [a crane|lorries|the night goods train], [called it|spoke of] “[a long shift|the usual muddle|good money for cold hands]”.
+- [Maps|Timetables] [on the wall|at the gate] [are|were] [{n} years old|out of date|being reprinted], [travellers|drivers] noted.
+""")
+COLOUR = _COLOUR
