@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 COMPRESSORS = ("svd", "weighted_svd", "drop")
-SCORERS = ("key_difference", "attention_mass", "value_norm")
+SCORERS = ("key_difference", "key_norm", "attention_mass")
 KEY_FRAMES = ("before_rotary", "within_block")
 KEEP_RULES = ("weakest", "oldest")
 STORAGE = ("model", "float32", "bfloat16", "float16")
@@ -60,7 +60,7 @@ class CacheConfig:
     heavy_scorer: str = field(
         default="key_difference",
         metadata={
-            "help": "what ranks the tokens of an evicted block: key_difference, attention_mass, value_norm"
+            "help": "what ranks the tokens of an evicted block: key_difference, key_norm, attention_mass"
         },
     )
     heavy_keep: str = field(

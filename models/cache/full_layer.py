@@ -1,0 +1,213 @@
+"""One full-attention layer's memory: sinks, heavy hitters, latents and a raw ring, of constant size.
+
+The stream's first tokens are sinks. All later ones enter the ring; when it is full, its oldest `evict_block`
+pairs leave together: the highest scored become heavy hitters (if any are configured), the others one block of
+latents, and the oldest latents go. Pairs are stored by count, never moved.
+
+Places: while nothing has left the latents, a token's place is its position in the stream. Later everything
+after the sinks is shifted down so that the sinks are followed by room for the heavy hitters, then by the oldest
+latents: distances between held tokens stay true, except to the sinks (arXiv 2309.17453 does the same for
+sinks and window) and to heavy hitters older than the latents, which stand behind the sinks by age.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from models.cache.compressor import Compressor, truncation_error
+from models.cache.config import CacheConfig
+from models.cache.heavy import HeavyStore
+from models.cache.latents import LatentRing
+from models.cache.layers import StoredLayer
+from models.cache.ring import PairRing
+from models.cache.scorers import BY_NAME, Evicted
+from models.cache.spec import LayerSpec
+from models.cache.svd import SvdCompressor
+from models.cache.weighted_svd import WeightedSvdCompressor
+
+COMPRESSORS: dict[str, type[Compressor]] = {"svd": SvdCompressor, "weighted_svd": WeightedSvdCompressor}
+WINDOW_QUERIES = 32  # newest queries that the score attention_mass looks at
+_STATS = ("key_energy", "key_tail", "key_worst", "value_energy", "value_tail", "value_worst")
+
+_log = logging.getLogger(__name__)
+
+
+class RotatingLayer(StoredLayer):
+    """See the module's text."""
+
+    def __init__(self, spec: LayerSpec, config: CacheConfig, dtype: torch.dtype) -> None:
+        super().__init__(spec)
+        heads, dim, device = spec.num_kv_heads, spec.head_dim, spec.device
+        if config.has_latents and max(config.key_and_value_ranks) > dim:
+            raise ValueError(
+                f"cache.rank is {max(config.key_and_value_ranks)}, more than the model's head width {dim} "
+                f"(layer {spec.index}); lower rank"
+            )
+        self.config = config
+        self.blocks = 0
+        self.sinks = PairRing(heads, config.sinks, dim, dtype, device)
+        self.ring = PairRing(heads, config.ring, dim, dtype, device)
+        self.latents: LatentRing | None = None
+        self.compressor: Compressor | None = None
+        if config.has_latents:
+            ranks = config.key_and_value_ranks
+            blocks, tokens = config.latent_blocks, config.block_tokens
+            self.latents = LatentRing(heads, blocks, tokens, ranks, dim, dtype, device)
+            self.compressor = COMPRESSORS[config.compressor](spec, config)
+        self.heavy = HeavyStore(spec, config, dtype) if config.heavy else None
+        needs_queries = config.heavy and config.heavy_scorer == "attention_mass"
+        window = WINDOW_QUERIES if needs_queries else 0
+        self.queries = torch.zeros(spec.num_heads, window, dim, device=device)
+        self.stats = torch.zeros(len(_STATS), dtype=torch.float64, device=device)
+
+    # -- memory -----------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See StoredLayer.tensors."""
+        parts = {"sinks": self.sinks, "ring": self.ring, "latents": self.latents, "heavy": self.heavy}
+        parts["compressor"] = self.compressor  # type: ignore[assignment]
+        named = {
+            f"{part}.{n}": t for part, owner in parts.items() if owner for n, t in owner.tensors().items()
+        }
+        return {**named, "queries": self.queries, "stats": self.stats}
+
+    def counters(self) -> dict[str, int]:
+        """See StoredLayer.counters."""
+        return {"seen": self.seen, "blocks": self.blocks}
+
+    def set_counters(self, counters: dict[str, int]) -> None:
+        """See StoredLayer.set_counters."""
+        self.seen, self.blocks = counters["seen"], counters["blocks"]
+
+    # -- reading ----------------------------------------------------------------------------------------------
+
+    @property
+    def _in_ring(self) -> int:
+        return max(0, self.seen - self.config.sinks) - self.blocks * self.config.evict_block
+
+    @property
+    def _latent_blocks(self) -> int:
+        return min(self.blocks, self.config.latent_blocks) if self.latents else 0
+
+    @property
+    def _heavies(self) -> int:
+        return min(self.blocks * self.config.heavy_per_block, self.config.heavy) if self.heavy else 0
+
+    @property
+    def _oldest(self) -> int:
+        """Stream position of the oldest token behind sinks and old heavy hitters."""
+        return self.config.sinks + (self.blocks - self._latent_blocks) * self.config.evict_block
+
+    @property
+    def _shift(self) -> int:
+        return max(0, self._oldest - self.config.sinks - self.config.heavy)
+
+    def visible(self) -> tuple[Tensor, Tensor, Tensor, int]:
+        """See StoredLayer.visible; order: sinks, heavy hitters, latents (unpacked), ring."""
+        config, device = self.config, self.spec.device
+        heads = self.spec.num_kv_heads
+        num_sinks = min(self.seen, config.sinks)
+        parts = [(*self.sinks.read(0, num_sinks), torch.arange(num_sinks, device=device).expand(heads, -1))]
+        if self.heavy:
+            n = self._heavies
+            places = self.heavy.places(n, config.sinks, self._shift)
+            parts.append((self.heavy.keys[:, :n], self.heavy.values[:, :n], places))
+        if self.latents:
+            keys, values, offsets = self.latents.unpack(self.latents.order(self.blocks))
+            if config.key_frame == "within_block":
+                offsets = torch.zeros_like(offsets)
+            parts.append((keys, values, (self.latent_starts()[:, None] + offsets).flatten(1)))
+        count = self.blocks * config.evict_block
+        first = config.sinks + count - self._shift
+        ring_places = torch.arange(first, first + self._in_ring, device=device).expand(heads, -1)
+        parts.append((*self.ring.read(count, self._in_ring), ring_places))
+        keys, values, places = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        return keys, values, places, self.seen - self._shift
+
+    def latent_starts(self) -> Tensor:
+        """Places of the first tokens of the held latent blocks `[blocks]`, oldest first."""
+        numbers = torch.arange(self._latent_blocks, device=self.spec.device)
+        return self._oldest - self._shift + numbers * self.config.evict_block
+
+    # -- writing ----------------------------------------------------------------------------------------------
+
+    def make_room(self, num_tokens: int) -> None:
+        """See StoredLayer.make_room; whole blocks leave until the new pairs fit."""
+        to_ring = num_tokens - max(0, min(num_tokens, self.config.sinks - self.seen))
+        while self._in_ring + to_ring > self.config.ring:
+            self._evict()
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """See StoredLayer.append."""
+        pinned = max(0, min(keys.shape[1], self.config.sinks - self.seen))
+        if pinned:
+            self.sinks.write(self.seen, keys[:, :pinned], values[:, :pinned])
+        self.ring.write(self.seen + pinned - self.config.sinks, keys[:, pinned:], values[:, pinned:])
+        self.seen += keys.shape[1]
+
+    def observe(self, queries: Tensor) -> None:
+        """See MemoryLayer.observe."""
+        if self.compressor:
+            self.compressor.observe(queries)
+        window = self.queries.shape[1]
+        if window:
+            self.queries.copy_(torch.cat((self.queries, queries.float()), dim=1)[:, -window:])
+
+    def _evict(self) -> None:
+        config = self.config
+        first = self.blocks * config.evict_block
+        keys, values = (pair.float() for pair in self.ring.read(first, config.evict_block))
+        offsets = torch.arange(config.evict_block, device=self.spec.device).expand(keys.shape[0], -1)
+        if self.heavy:
+            keys, values, offsets = self._pick_heavy(first, keys, values)
+        if self.latents and self.compressor:
+            if config.key_frame == "within_block":
+                self.spec.rotary.reserve(config.evict_block)
+                keys = self.spec.rotary.turn(keys, offsets)
+            key, value = self.compressor.compress(keys, values)
+            self.latents.write(self.blocks, (key.rows, key.basis), (value.rows, value.basis), offsets)
+            lost = (truncation_error(keys, key), truncation_error(values, value))
+            now = torch.tensor([x for e in lost for x in (e.energy, e.tail, e.worst)], dtype=torch.float64)
+            self.stats[[0, 1, 3, 4]] += now[[0, 1, 3, 4]].to(self.stats.device)
+            self.stats[[2, 5]] = torch.maximum(self.stats[[2, 5]], now[[2, 5]].to(self.stats.device))
+            _log.debug("block %d of layer %d compressed: %s", self.blocks, self.spec.index, _named(now))
+        self.blocks += 1
+
+    def _pick_heavy(self, first: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        assert self.heavy is not None
+        config = self.config
+        ring_keys = self.ring.read(first, self._in_ring)[0].float()
+        # positions counted from the block's first token
+        newest = self._in_ring - 1
+        places = torch.arange(newest - self.queries.shape[1] + 1, newest + 1, device=keys.device)
+        block = Evicted(self.spec, keys, values, ring_keys, self.queries, places)
+        scores = BY_NAME[config.heavy_scorer](block)
+        ranked = scores.argsort(dim=1, descending=True, stable=True)
+        chosen = ranked[:, : config.heavy_per_block].sort(dim=1).values
+        others = ranked[:, config.heavy_per_block :].sort(dim=1).values
+
+        def take(x: Tensor, which: Tensor) -> Tensor:
+            return x.gather(1, which[..., None].expand(-1, -1, x.shape[-1]))
+
+        positions = chosen + first + config.sinks
+        picked = scores.gather(1, chosen)
+        self.heavy.admit(self._heavies, take(keys, chosen), take(values, chosen), positions, picked)
+        return take(keys, others), take(values, others), others
+
+
+def _named(stats: Tensor) -> dict[str, float]:
+    return dict(zip(_STATS, (float(x) for x in stats), strict=True))
+
+
+def stats_of(layer: RotatingLayer) -> dict[str, float]:
+    """What truncation has lost so far: shares of energy and the longest lost row, for keys and values."""
+    named = _named(layer.stats)
+    out = {"evicted_blocks": float(layer.blocks)}
+    for kind in ("key", "value"):
+        energy = named[f"{kind}_energy"]
+        out[f"{kind}_lost_share"] = named[f"{kind}_tail"] / energy if energy else 0.0
+        out[f"{kind}_worst_row"] = named[f"{kind}_worst"]
+    return out

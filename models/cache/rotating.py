@@ -1,0 +1,171 @@
+"""A session's memory of constant size: the rotating compressive key-value cache over all layers of a model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from models.cache.config import CacheConfig
+from models.cache.full_layer import RotatingLayer, stats_of
+from models.cache.layers import SlidingLayer, StoredLayer, ViewLayer
+from models.cache.spec import LayerSpec
+
+if TYPE_CHECKING:
+    from models.hf.backbone import HfBackbone
+
+
+class CacheView(Cache):  # type: ignore[misc]
+    """What one answer reads: a cache as it was, and a tail of its own. The cache goes on independently."""
+
+    layers: list[ViewLayer]
+
+    def __init__(self, layers: list[ViewLayer]) -> None:
+        super().__init__(layers=layers)
+
+    @classmethod
+    def empty(cls, specs: Sequence[LayerSpec], room: int) -> CacheView:
+        """A view of nothing, for prompts without a session."""
+        return cls([ViewLayer(spec, room) for spec in specs])
+
+
+class RotatingCompressiveCache(Cache):  # type: ignore[misc]
+    """One stream's cache. Made by `backbone.new_cache`; read into by `backbone.read`.
+
+    Text is computed in steps of exactly `config.read_block` tokens; the remainder waits as token ids in
+    `pending` and is computed with each question. So the bytes depend on the tokens alone, not on how they were
+    split, and a session that was killed and replays from its snapshot reaches the same bytes (with the
+    same library versions, number of threads and kind of device).
+    """
+
+    layers: list[StoredLayer]
+
+    def __init__(self, config: CacheConfig, specs: Sequence[LayerSpec], model: str) -> None:
+        """`model` is the identity of the backbone; another one's snapshots are refused."""
+        self.config, self.model = config, model
+        self._specs = list(specs)
+        super().__init__(layers=[self._layer(spec) for spec in specs])
+        self.dtype = specs[0].dtype
+        device = specs[0].device
+        self._pending = torch.zeros(config.read_block, dtype=torch.int64, device=device)
+        self._num_pending = 0
+
+    def _layer(self, spec: LayerSpec) -> StoredLayer:
+        dtype = spec.dtype if self.config.dtype == "model" else getattr(torch, self.config.dtype)
+        if spec.window is not None:
+            return SlidingLayer(spec, dtype)
+        return RotatingLayer(spec, self.config, dtype)
+
+    # -- what is held -----------------------------------------------------------------------------------------
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens read so far, those that wait in `pending` included."""
+        return self.tokens_computed + self._num_pending
+
+    @property
+    def tokens_computed(self) -> int:
+        """Tokens that have passed through the model: whole steps."""
+        return self.layers[0].seen
+
+    @property
+    def pending(self) -> list[int]:
+        """Token ids read but not yet computed, fewer than a step."""
+        return [int(i) for i in self._pending[: self._num_pending]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all memory of the session, fixed when the cache is made."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def nbytes_by_part(self) -> dict[str, int]:
+        """The same bytes by part: sinks, ring, latents, heavy, … of the full layers, and the sliding layers."""
+        parts: dict[str, int] = {"pending": self._pending.nbytes}
+        for layer in self.layers:
+            for name, tensor in layer.tensors().items():
+                part = "sliding" if isinstance(layer, SlidingLayer) else name.partition(".")[0]
+                parts[part] = parts.get(part, 0) + tensor.nbytes
+        return parts
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All memory, by name."""
+        named = {
+            f"layer{i}.{n}": t for i, layer in enumerate(self.layers) for n, t in layer.tensors().items()
+        }
+        return {**named, "pending": self._pending}
+
+    def stats(self) -> dict[str, dict[str, float]]:
+        """What compression has lost in each full-attention layer, by layer number."""
+        return {
+            str(layer.spec.index): stats_of(layer)
+            for layer in self.layers
+            if isinstance(layer, RotatingLayer)
+        }
+
+    # -- reading ----------------------------------------------------------------------------------------------
+
+    def take(self, ids: Sequence[int]) -> list[Tensor]:
+        """Add ids to what waits and return the whole steps `[read_block]` that are now due, in order."""
+        device = self._pending.device
+        waiting = torch.cat(
+            (self._pending[: self._num_pending], torch.tensor(list(ids), dtype=torch.int64, device=device))
+        )
+        size = self.config.read_block
+        steps = list(waiting[: len(waiting) // size * size].split(size))
+        rest = waiting[len(steps) * size :]
+        self._pending.zero_()
+        self._pending[: len(rest)] = rest
+        self._num_pending = len(rest)
+        return steps
+
+    def view(self, room: int) -> CacheView:
+        """What an answer may read now, with room for `room` further tokens (the pending ones among them)."""
+        return CacheView([layer.frozen(room) for layer in self.layers])
+
+    def reset(self) -> None:
+        """Forget everything; the same memory serves the next stream."""
+        super().reset()
+        self._pending.zero_()
+        self._num_pending = 0
+
+    # -- copies -----------------------------------------------------------------------------------------------
+
+    def fork(self) -> RotatingCompressiveCache:
+        """An independent cache with the same content."""
+        twin = RotatingCompressiveCache(self.config, self._specs, self.model)
+        mine = self.tensors()
+        for name, tensor in twin.tensors().items():
+            tensor.copy_(mine[name])
+        twin.set_counters(copy.deepcopy(self.counters()))
+        return twin
+
+    def counters(self) -> dict[str, list[dict[str, int]] | int]:
+        """The whole numbers that belong to the memory."""
+        return {"pending": self._num_pending, "layers": [layer.counters() for layer in self.layers]}
+
+    def set_counters(self, counters: dict[str, list[dict[str, int]] | int]) -> None:
+        """Take over the numbers of a snapshot or of another cache."""
+        pending, layers = counters["pending"], counters["layers"]
+        assert isinstance(pending, int) and isinstance(layers, list)
+        self._num_pending = pending
+        for layer, given in zip(self.layers, layers, strict=True):
+            layer.set_counters(given)
+
+    def to_bytes(self) -> bytes:
+        """A snapshot (safetensors); equal content gives equal bytes."""
+        from models.cache.snapshot import pack
+
+        return pack(self)
+
+    @staticmethod
+    def from_bytes(
+        data: bytes, backbone: HfBackbone, config: CacheConfig | None = None
+    ) -> RotatingCompressiveCache:
+        """The cache of a snapshot; raises ValueError for damage, another model, or another `config` if given."""
+        from models.cache.snapshot import unpack
+
+        return unpack(data, backbone, config)

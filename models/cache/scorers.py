@@ -1,0 +1,64 @@
+"""Which tokens of an evicted block stay raw: known scores, higher is kept, one value a token and KV head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.cache.spec import LayerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """What a scorer may look at. Pairs are before rotary embedding; the block is the oldest of the ring.
+
+    `keys, values [H, n, d]` the block; `ring_keys [H, m, d]` all raw keys still held, the block first;
+    `queries [num_heads, w, d]` the newest queries and `query_places [w]`, counted from the block's first token.
+    """
+
+    spec: LayerSpec
+    keys: Tensor
+    values: Tensor
+    ring_keys: Tensor
+    queries: Tensor
+    query_places: Tensor
+
+
+Scorer = Callable[[Evicted], Tensor]
+
+
+def key_difference(block: Evicted) -> Tensor:
+    """How little a key resembles the mean key: minus the cosine (KeyDiff, arXiv 2504.15364)."""
+    unit = torch.nn.functional.normalize(block.ring_keys, dim=-1)
+    anchor = unit.mean(1, keepdim=True)
+    return -torch.nn.functional.cosine_similarity(block.keys, anchor, dim=-1)
+
+
+def key_norm(block: Evicted) -> Tensor:
+    """Minus the key's length: short keys draw attention (arXiv 2406.11430)."""
+    return -block.keys.norm(dim=-1)
+
+
+def attention_mass(block: Evicted) -> Tensor:
+    """Mean attention of the newest queries over the raw pairs (as SnapKV's window, arXiv 2404.14469)."""
+    spec = block.spec
+    spec.rotary.reserve(block.ring_keys.shape[1])
+    queries = spec.rotary.turn(block.queries, block.query_places)
+    keys = spec.rotary.turn(block.ring_keys, torch.arange(block.ring_keys.shape[1], device=spec.device))
+    grouped = queries.reshape(spec.num_kv_heads, -1, spec.head_dim)
+    scores = grouped @ keys.transpose(-1, -2) * spec.scaling
+    # a query of the window may be older than the youngest keys
+    groups = spec.num_heads // spec.num_kv_heads
+    late = torch.arange(keys.shape[1], device=spec.device) > block.query_places.repeat(groups)[:, None]
+    mass = scores.masked_fill(late, float("-inf")).softmax(-1).mean(1)
+    return mass[:, : block.keys.shape[1]]
+
+
+BY_NAME: dict[str, Scorer] = {
+    "key_difference": key_difference,
+    "key_norm": key_norm,
+    "attention_mass": attention_mass,
+}

@@ -1,0 +1,100 @@
+"""A cache as bytes and back: safetensors with one metadata field and a checksum over everything."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from models.cache.config import CacheConfig
+
+if TYPE_CHECKING:
+    from models.cache.rotating import RotatingCompressiveCache
+    from models.hf.backbone import HfBackbone
+
+FORMAT = 1
+_FIELD = "dysra_cache"
+
+
+def pack(cache: RotatingCompressiveCache) -> bytes:
+    """See RotatingCompressiveCache.to_bytes."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in cache.tensors().items()}
+    about: dict[str, Any] = {
+        "format": FORMAT,
+        "model": cache.model,
+        "dtype": str(cache.dtype),
+        "config": dataclasses.asdict(cache.config),
+        "tokens_seen": cache.tokens_seen,
+        "counters": cache.counters(),
+    }
+    about["checksum"] = _checksum(about, tensors)
+    return save(tensors, {_FIELD: json.dumps(about, sort_keys=True)})
+
+
+def unpack(data: bytes, backbone: HfBackbone, config: CacheConfig | None) -> RotatingCompressiveCache:
+    """See RotatingCompressiveCache.from_bytes."""
+    try:
+        tensors = load(data)
+        about = json.loads(_metadata(data)[_FIELD])
+        checksum = about.pop("checksum")
+        if about["format"] != FORMAT:
+            raise ValueError(f"the snapshot has format {about['format']}; this version reads format {FORMAT}")
+        intact = checksum == _checksum(about, tensors)
+    except (
+        SafetensorError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        UnicodeDecodeError,
+        json.JSONDecodeError,
+    ) as error:
+        raise ValueError(f"not an intact snapshot of a cache ({error}); use an older one") from error
+    if not intact:
+        raise ValueError("the snapshot's checksum does not match its content; use an older one")
+    if about["model"] != backbone.identity:
+        raise ValueError(
+            f"the snapshot was made with model {about['model']}, this backbone is {backbone.identity}; "
+            "load that model, or read the stream again"
+        )
+    if about["dtype"] != str(backbone.dtype):
+        raise ValueError(
+            f"the snapshot was made in {about['dtype']}, this backbone computes in {backbone.dtype}; "
+            f"load it with that dtype, or read the stream again"
+        )
+    stored = CacheConfig(**about["config"])
+    if config is not None and stored != config:
+        raise ValueError(f"the snapshot has other budgets than configured: {_difference(stored, config)}")
+    cache = backbone.new_cache(stored)
+    own = cache.tensors()
+    kinds = [{name: (t.shape, t.dtype) for name, t in side.items()} for side in (own, tensors)]
+    if kinds[0] != kinds[1]:
+        raise ValueError("the snapshot's tensors are not those of its configuration; use an older one")
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+    cache.set_counters(about["counters"])
+    return cache
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    length = int.from_bytes(data[:8], "little")
+    metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
+    return metadata
+
+
+def _checksum(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    digest = xxhash.xxh3_128(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _difference(stored: CacheConfig, wanted: CacheConfig) -> str:
+    pairs = [(f.name, getattr(stored, f.name), getattr(wanted, f.name)) for f in dataclasses.fields(stored)]
+    return ", ".join(f"{name} {a} in the snapshot, {b} configured" for name, a, b in pairs if a != b)

@@ -1,0 +1,24 @@
+"""What a cache must know about one attention layer of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from models.rotary import RotaryTable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerSpec:
+    """Shape and rotary table of one layer; `window` is None where the layer sees everything."""
+
+    index: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window: int | None
+    scaling: float
+    rotary: RotaryTable
+    device: torch.device
+    dtype: torch.dtype

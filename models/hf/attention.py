@@ -1,0 +1,98 @@
+"""Our attention, registered with transformers beside its own: `attn_implementation="dysra"`.
+
+How keys reach the cache before rotary embedding without patching a model: the decoder is called with every
+position id 0, so that its own rotary embedding turns nothing (cosine 1, sine 0, exactly, in every dtype). The
+cache's `update` stores what it gets and returns keys turned by place; this function turns the queries. The
+cache comes along as the keyword argument `memory`, which decoders hand through to their attention.
+Without it (a plain forward) this is ordinary attention with transformers' own mask and rotary embedding.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache
+from transformers.masking_utils import sdpa_mask
+
+from models.cache.layers import MemoryLayer
+
+NAME = "dysra"
+
+
+def attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    memory: Cache | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of `query [1, heads, T, d]` over `key, value [1, H, n, d]`; returns `[1, T, heads, d]`."""
+    if s_aux is not None:
+        raise ValueError(
+            "models with learned attention sinks (s_aux) are not supported by the dysra attention"
+        )
+    num_tokens, num_keys = query.shape[2], key.shape[2]
+    if memory is not None:
+        layer = memory.layers[module.layer_idx]
+        assert isinstance(layer, MemoryLayer)
+        layer.observe(query[0])
+        places = torch.arange(layer.query_place, layer.query_place + num_tokens, device=query.device)
+        query = layer.spec.rotary.turn(query, places)
+        attention_mask = causal_mask(num_tokens, num_keys, layer.spec.window, query.device)
+    elif attention_mask is None:
+        attention_mask = causal_mask(num_tokens, num_keys, sliding_window, query.device)
+    out = attend(query, key, value, attention_mask, scaling or query.shape[-1] ** -0.5, softcap)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None = None,
+) -> Tensor:
+    """Softmax attention with grouped heads, `[B, heads, T, d]`; `mask` is True where a query may look."""
+    batch, heads, num_tokens, dim = query.shape
+    groups = heads // key.shape[1]
+    if softcap is not None:
+        keys, values = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        scores = torch.tanh(query @ keys.transpose(-1, -2) * (scaling / softcap)) * softcap
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ values
+    # heads that share a key head become further queries of it: keys and values are not copied
+    query = query.reshape(batch, key.shape[1], groups * num_tokens, dim)
+    if mask is not None and groups > 1:
+        mask = mask.repeat(*[1] * (mask.ndim - 2), groups, 1)
+    out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    return out.reshape(batch, heads, num_tokens, value.shape[-1])
+
+
+@lru_cache(maxsize=16)
+def causal_mask(num_tokens: int, num_keys: int, window: int | None, device: torch.device) -> Tensor | None:
+    """`[T, n]`, True where the query may look: the queries are the last `T` of the keys' tokens."""
+    if num_tokens == 1 and (window is None or num_keys <= window):
+        return None
+    places = torch.arange(num_keys, device=device)
+    queries = places[num_keys - num_tokens :, None]
+    mask = places <= queries
+    return mask if window is None else mask & (places > queries - window)
+
+
+def register() -> None:
+    """Make `dysra` known to transformers; calling it again changes nothing."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)

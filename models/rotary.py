@@ -1,0 +1,60 @@
+"""Rotary position embedding by whole-number places, applied when keys are read (RoPE, arXiv 2104.09864).
+
+Two keys meet a query correctly when the differences of their places are right; the stream's absolute
+position never enters. At position 16 million a float32 angle is off by up to a radian; places stay below the
+size of the cache, so their angles are as exact as in a short text.
+
+Shapes: `H` heads, `n` tokens, `d` head width, `f = rotary dims / 2` frequencies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_GROWTH = 4096
+
+
+class RotaryTable:
+    """Cosines and sines of places 0, 1, 2, … as the model's own rotary module computes them, in float32."""
+
+    def __init__(self, angles: Callable[[Tensor], tuple[Tensor, Tensor]], *, device: torch.device) -> None:
+        """`angles(places [1, n])` returns cosine and sine `[1, n, 2 f]`, both halves alike."""
+        self._angles = angles
+        self._device = device
+        cos, sin = angles(torch.zeros(1, 1, dtype=torch.long, device=device))
+        # some kinds (yarn) scale queries and keys here; the model has done so once at place 0
+        self._scale = float(cos[0, 0, 0])
+        if float(sin.abs().max()) != 0.0 or not bool((cos == cos[0, 0, 0]).all()) or self._scale == 0.0:
+            raise ValueError("the model's rotary embedding does more than turn at position 0; not supported")
+        self.num_frequencies = cos.shape[-1] // 2
+        self._cos = torch.empty(0, self.num_frequencies, device=device)
+        self._sin = torch.empty(0, self.num_frequencies, device=device)
+
+    def at(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine `[..., f]` of whole-number `places [...]`, all of them reserved before."""
+        return self._cos[places], self._sin[places]
+
+    def turn(self, x: Tensor, places: Tensor) -> Tensor:
+        """`x [..., n, d]` turned to `places [..., n]` (broadcast), computed in float32, in x's own type."""
+        cos, sin = self.at(places)
+        return turn(x, cos, sin)
+
+    def reserve(self, size: int) -> None:
+        """Make the places below `size` known; grows in large steps, so it is cheap to call every time."""
+        if size <= self._cos.shape[0]:
+            return
+        size = -(-size // _GROWTH) * _GROWTH
+        cos, sin = self._angles(torch.arange(size, device=self._device)[None])
+        self._cos = cos[0, :, : self.num_frequencies].float().contiguous() / self._scale
+        self._sin = sin[0, :, : self.num_frequencies].float().contiguous() / self._scale
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + f) of `x [..., d]` by the angles of `cos, sin [..., f]`; the rest passes."""
+    f = cos.shape[-1]
+    wide = x.float()
+    first, second, rest = wide[..., :f], wide[..., f : 2 * f], wide[..., 2 * f :]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1).to(x.dtype)
