@@ -112,7 +112,7 @@ class TripleMaker:
         yield self._triple(question, "gold", whole(golds))
         near = others[: 2 * self._config.most_distractors]
         extra = chance.sample(near, min(len(near), chance.randint(1, self._config.most_distractors)))
-        yield self._triple(question, "gold+", whole(_shuffled([*golds, *extra], chance)))
+        yield self._triple(question, "gold+", whole(_in_time(_shuffled([*golds, *extra], chance))))
         silent = self._silent(question, others, chance.choice(self._config.budgets), chance)
         if silent:
             yield self._triple(question, "silent", silent)
@@ -140,7 +140,9 @@ class TripleMaker:
         if golds:
             yield self._triple(question, "gold", whole(golds))
             full = [*golds, *others][: self._config.full_passages]
-            yield self._triple(question, f"full{self._config.full_passages}", whole(_shuffled(full, chance)))
+            yield self._triple(
+                question, f"full{self._config.full_passages}", whole(_in_time(_shuffled(full, chance)))
+            )
 
     def _triple(self, question: Question, kind: str, sentences: Sequence[Sentence]) -> Triple:
         told = tells(question, sentences)
@@ -167,7 +169,10 @@ class TripleMaker:
     ) -> tuple[Sentence, ...]:
         chosen = within_budget(ranked, budget, self._count)
         places = _shuffled(sorted({choice.place[0] for choice in chosen}), chance)
-        return as_sentences(sorted(chosen, key=lambda choice: places.index(choice.place[0])))
+        # Dated texts are read oldest first, as sessions give them; others in random order.
+        return as_sentences(
+            sorted(chosen, key=lambda choice: (choice.source.date, places.index(choice.place[0])))
+        )
 
     def _disturbed(
         self,
@@ -182,7 +187,8 @@ class TripleMaker:
         groups: dict[tuple[str, str], list[Sentence]] = {}
         for sentence in [*oracle, *extra]:
             groups.setdefault((sentence[0], sentence[1]), []).append(sentence)
-        return tuple(sentence for group in _shuffled(list(groups.values()), chance) for sentence in group)
+        mixed = sorted(_shuffled(list(groups.values()), chance), key=lambda group: group[0][1])
+        return tuple(sentence for group in mixed for sentence in group)
 
     def _silent(
         self, question: Question, others: Sequence[SourceText], budget: int, chance: random.Random
@@ -198,7 +204,14 @@ class TripleMaker:
     def _distant(
         self, question: Question, pool: Sequence[SourceText], chance: random.Random
     ) -> Iterator[Triple]:
-        """One reading of found texts for a question whose golds are unknown, if they hold the answer string."""
+        """One reading of found texts for a question without known golds.
+
+        If it has an answer, only where they hold its string; if it has none, as sentences that do not tell.
+        """
+        if not question.answerable and pool:
+            silent = self._silent(question, pool, chance.choice(self._config.budgets), chance)
+            yield self._triple(question, "silent", silent)
+            return
         if question.kind == "comparison" or not question.answers or not pool:
             return
         if all(len(answer) < 3 or answer.lower() in ("yes", "no") for answer in question.answers):
@@ -238,6 +251,11 @@ def _told_answer(question: Question, sentences: Sequence[Sentence]) -> str:
         if holds_answer(text, [answer]):
             return answer
     return question.answers[0]
+
+
+def _in_time(texts: list[SourceText]) -> list[SourceText]:
+    """Oldest first; texts without a date keep their order."""
+    return sorted(texts, key=lambda text: text.date)
 
 
 def _shuffled(items: list[_Item], chance: random.Random) -> list[_Item]:

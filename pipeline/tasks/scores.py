@@ -48,36 +48,54 @@ def _f1(given: list[str], gold: list[str]) -> float:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What a reader said of one question over one context.
+
+    `tells`: the context holds the answer. `forced`: what it says when it may not give up (its answer otherwise).
+    """
+
+    answer: str
+    given_up: bool
+    golds: tuple[str, ...]
+    tells: bool
+    forced: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ReadingScores:
     """Mean scores in percent; a rate over no question is None.
 
-    `em`, `f1` count a wrong giving up as 0. `gave_up_wrongly` is over answerable readings, `gave_up_rightly`
-    over those whose text does not tell. `f1_interval` is the 95% bootstrap interval of the mean F1.
+    `em`, `f1` are over the readings of questions that have an answer, giving up counted 0; `forced_em` and
+    `forced_f1` replace it by what the reader says when it must answer. `gave_up_wrongly` is over readings whose text
+    tells, `gave_up_rightly` over the others. `f1_interval` is the 95% bootstrap interval of `f1`.
     """
 
     n: int
     em: float | None
     f1: float | None
     f1_interval: tuple[float, float] | None
-    num_unanswerable: int
+    forced_em: float | None
+    forced_f1: float | None
+    num_silent: int
     gave_up_wrongly: float | None
     gave_up_rightly: float | None
 
 
-def score_readings(readings: Sequence[tuple[str, bool, Sequence[str], bool]], seed: int = 0) -> ReadingScores:
-    """Scores over readings of (answer, gave up, golds, answerable)."""
-    told = [(answer, gave_up, golds) for answer, gave_up, golds, answerable in readings if answerable]
-    silent = [gave_up for _, gave_up, _, answerable in readings if not answerable]
-    ems = [0.0 if gave_up else exact_match(answer, golds) for answer, gave_up, golds in told]
-    f1s = [0.0 if gave_up else answer_f1(answer, golds) for answer, gave_up, golds in told]
+def score_readings(readings: Sequence[Reading], seed: int = 0) -> ReadingScores:
+    """Scores over readings; the same seed gives the same interval."""
+    asked = [reading for reading in readings if reading.golds]
+    f1s = [0.0 if reading.given_up else answer_f1(reading.answer, reading.golds) for reading in asked]
+    forced = [(reading.forced if reading.given_up else reading.answer, reading.golds) for reading in asked]
     return ReadingScores(
         n=len(readings),
-        em=_percent(ems),
+        em=_percent([0.0 if r.given_up else exact_match(r.answer, r.golds) for r in asked]),
         f1=_percent(f1s),
         f1_interval=bootstrap_interval(f1s, seed) if f1s else None,
-        num_unanswerable=len(silent),
-        gave_up_wrongly=_percent([float(gave_up) for _, gave_up, _ in told]),
-        gave_up_rightly=_percent([float(gave_up) for gave_up in silent]),
+        forced_em=_percent([exact_match(answer, golds) for answer, golds in forced]),
+        forced_f1=_percent([answer_f1(answer, golds) for answer, golds in forced]),
+        num_silent=sum(not reading.tells for reading in readings),
+        gave_up_wrongly=_percent([float(reading.given_up) for reading in readings if reading.tells]),
+        gave_up_rightly=_percent([float(reading.given_up) for reading in readings if not reading.tells]),
     )
 
 
