@@ -30,12 +30,16 @@ class PublishFailed(DependencyUnreachable):
     """Some records were not acknowledged; the message has the counts and the first cause."""
 
 
+class RecordTooLarge(BadData):
+    """One record that the topic does not take; the publisher goes on with the next."""
+
+
 class Publisher:
     """Sends records and counts their acknowledgements; creates the topic if there is none.
 
     Memory is bounded: `publish` waits while 32 MiB or 20,000 records are not yet acknowledged. `on_ack` runs
     in the client's own thread, in offset order within a partition, so it must be quick. Raises PublishFailed
-    (from any method) once a record could not be delivered, BadData for a record that the topic does not take.
+    (from any method) once a record could not be delivered, RecordTooLarge for one that the topic cannot take.
     """
 
     def __init__(self, config: KafkaConfig, *, topic: str | None = None) -> None:
@@ -85,7 +89,7 @@ class Publisher:
             )
         except kafka_errors.MessageSizeTooLargeError:
             self._settle(size, None)
-            raise BadData(
+            raise RecordTooLarge(
                 f"a record of {size} bytes is more than topic {self.topic} takes "
                 f"({self.config.max_record_bytes}); raise kafka.max_record_bytes or leave the record out"
             ) from None
