@@ -16,7 +16,7 @@ from pipeline.session.answer import Answer, Event, Lag, Question, Tokens, cite
 from pipeline.session.chooser import Chooser
 from pipeline.session.config import SessionConfig
 from pipeline.session.ports import Library, ModelRunner, Query
-from pipeline.session.prompts import STOP_TEXTS, PromptForm, parse_answer, reader_prompt
+from pipeline.session.prompts import GIVEN_UP, STOP_TEXTS, PromptForm, parse_answer, reader_prompt
 from pipeline.session.sentences import Candidate, candidates
 from pipeline.store.records import Passage
 
@@ -152,8 +152,9 @@ def _write(
     for token in parts.runner.iterate(job):
         written.append(token)
         text = backbone.decode(written)
-        # A character whose bytes are not all there yet decodes to U+FFFD: it waits for its next token.
-        if text.endswith("�"):
+        # A character whose bytes are not all there yet decodes to U+FFFD: it waits for its next token. What
+        # may become the sign of giving up waits until it has become something else.
+        if text.endswith("\ufffd") or GIVEN_UP.strip().startswith(text.strip().casefold()):
             continue
         fresh, shown = text[len(shown) :], text
         if fresh:

@@ -94,7 +94,7 @@ class SessionPool:
 
     def resume(self, ours: Callable[[SessionKey], bool]) -> list[SessionKey]:
         """Open the sessions that were in memory when a process last held them, those that `ours` accepts."""
-        opened = []
+        opened: list[SessionKey] = []
         for about in _notes(self._root):
             key = SessionKey(str(about["tenant"]), str(about["stream"]))
             if about.get("resident") and ours(key) and len(opened) < self.sessions.config.max_resident:

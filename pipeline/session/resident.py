@@ -224,7 +224,7 @@ class Resident:
         self._unsaved += 1
         self.emit(
             "read",
-            kind=reading.kind,
+            what=reading.kind,
             article_id=reading.article_id,
             title=reading.title,
             tokens=tokens,

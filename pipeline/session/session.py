@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from models.backbone import Backbone
 from models.cache import CacheConfig
 from pipeline.article import ArticleLimits
 from pipeline.session.config import SessionConfig
@@ -18,6 +17,10 @@ from pipeline.session.reading import Reading, plan, remembered
 from pipeline.session.snapshot import CorruptSnapshot, Snapshot
 from pipeline.session.state import SessionKey, SessionState
 from pipeline.source import Record
+
+
+if TYPE_CHECKING:
+    from models.hf import HfBackbone
 
 
 class OtherModel(ValueError):
@@ -31,7 +34,7 @@ class SessionParts:
     config: SessionConfig
     cache: CacheConfig
     limits: ArticleLimits
-    backbone: Backbone
+    backbone: HfBackbone
 
 
 class Session:

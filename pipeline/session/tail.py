@@ -9,11 +9,10 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from kafka.partitioner import murmur2
-
 from pipeline.article import Article, ArticleLimits, BadRecord, parse_record
 from pipeline.errors import DependencyUnreachable
 from pipeline.kafka import KafkaConfig, topic_partitions
+from pipeline.publisher import partition_of
 from pipeline.session.config import SessionConfig
 from pipeline.source import Record, RecordSource, SourceConfig
 from pipeline.topics import topic_offsets
@@ -21,11 +20,6 @@ from pipeline.topics import topic_offsets
 _SCAN_BLOCK = 1_000
 _SCAN_LIMIT_S = 60.0
 _HELD = 2_000
-
-
-def partition_of(stream: str, num_partitions: int) -> int:
-    """The partition that publishers give a stream: murmur2 of its name, as Kafka does for keys."""
-    return int((murmur2(stream.encode()) & 0x7FFFFFFF) % num_partitions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,180 @@
+"""The Serve application: sessions and the HTTP layer before them, from Python or from a Serve YAML.
+
+`actors.serve_app:build` is the YAML's `import_path`; its `args` are configuration sections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.config import HTTPOptions, ProxyLocation, RequestRouterConfig
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ApplicationStatus
+
+from actors.api import build_api
+from actors.hosts import ServeHosts
+from actors.keys import Keys, check_open_door
+from actors.serve_settings import ServeSettings
+from actors.session_host import SessionHost
+from actors.slot_router import slot_table
+from actors.store_client import StoreClient, open_store
+from pipeline.errors import DependencyUnreachable, UsageError
+from pipeline.kafka import reachable
+
+APP = "dysra"
+_ROUTER = "actors.slot_router:SlotRouter"
+_CONTROL_CALLS = 16
+_INGRESS_REQUESTS = 256
+_KEEP_ALIVE_S = 75
+
+
+class Ingress:
+    """Takes HTTP requests and sends each to its session's owner. Holds nothing."""
+
+    def __init__(self, settings: ServeSettings, sessions: Any) -> None:
+        self._settings = settings
+        self._sessions = sessions
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """The application, made once in the replica."""
+        config = self._settings.serve
+        keys = None if config.keys_file is None else Keys(config.keys_file)
+        return build_api(ServeHosts(self._sessions, config.replicas, config.retry_after_s), config, keys)
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application of a Serve YAML; `args` holds configuration sections (serve, session, store, kafka…)."""
+    return application(ServeSettings.from_sections(args))
+
+
+def application(settings: ServeSettings) -> serve.Application:
+    """The application of these settings."""
+    config = settings.serve
+    check_open_door(config.host, no_auth=config.no_auth, keys_file=config.keys_file)
+    hosts = serve.deployment(
+        SessionHost,
+        name="SessionHost",
+        num_replicas=config.replicas,
+        # Pages and events stay reachable while all questions are taken.
+        max_ongoing_requests=config.max_questions + _CONTROL_CALLS,
+        max_queued_requests=2 * config.max_questions + _CONTROL_CALLS,
+        ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica},
+        graceful_shutdown_timeout_s=config.drain_s,
+        graceful_shutdown_wait_loop_s=1.0,
+        health_check_period_s=5.0,
+        health_check_timeout_s=30.0,
+        request_router_config=RequestRouterConfig(
+            request_router_class=_ROUTER,
+            request_router_kwargs={"table": slot_table(config.slots, config.replicas)},
+        ),
+    )
+    ingress = serve.deployment(
+        serve.ingress()(Ingress),
+        name="Ingress",
+        num_replicas=config.ingress_replicas,
+        max_ongoing_requests=_INGRESS_REQUESTS,
+        ray_actor_options={"num_cpus": 0.1},
+        graceful_shutdown_timeout_s=config.drain_s,
+        graceful_shutdown_wait_loop_s=0.5,
+    )
+    return ingress.bind(settings, hosts.bind(settings))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """What `deploy` started: where it answers, and the store it reads."""
+
+    url: str
+    store: StoreClient
+
+
+def deploy(settings: ServeSettings, *, timeout_s: float = 900.0, detached_store: bool = False) -> Deployed:
+    """Start HTTP and the sessions in the connected Ray, and return once they answer.
+
+    Raises UsageError for a taken port or settings that do not fit, DependencyUnreachable if Kafka, the store or a
+    replica does not come up in time, with the reason.
+    """
+    config = settings.serve
+    app = application(settings)
+    _require_free(config.host, config.port)
+    reachable(settings.kafka)
+    store = open_store(settings.store, settings.embedder, settings.search, detached=detached_store)
+    serve.start(
+        proxy_location=ProxyLocation.HeadOnly,
+        http_options=HTTPOptions(
+            host=config.host,
+            port=config.port,
+            keep_alive_timeout_s=_KEEP_ALIVE_S,
+            request_timeout_s=math.ceil(max(config.answer_timeout_s, config.events_s) + 30),
+        ),
+    )
+    serve.run(app, name=APP, route_prefix="/", blocking=False)
+    _wait_until_running(timeout_s)
+    return Deployed(config.url, store)
+
+
+def shutdown(timeout_s: float = 90.0) -> bool:
+    """Drain the sessions (each saved) and stop Serve in the connected Ray; False if that took too long."""
+    deadline = time.monotonic() + timeout_s
+    with contextlib.suppress(RayServeException):
+        serve.delete(APP, _blocking=False)
+    drained = False
+    while not drained and time.monotonic() < deadline:
+        time.sleep(0.2)
+        drained = APP not in serve.status().applications
+    serve.shutdown()
+    return drained
+
+
+def status() -> dict[str, Any]:
+    """The application and its deployments as Serve sees them; empty if it does not run."""
+    if not ray.is_initialized():
+        return {}
+    app = serve.status().applications.get(APP)
+    if app is None:
+        return {}
+    return {
+        "status": str(app.status),
+        "message": app.message,
+        "deployments": {name: str(d.status) for name, d in app.deployments.items()},
+    }
+
+
+def _wait_until_running(timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        app = serve.status().applications[APP]
+        if app.status == ApplicationStatus.RUNNING:
+            return
+        if app.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+            reasons = [d.message for d in app.deployments.values() if d.message] or [app.message]
+            shutdown()
+            raise DependencyUnreachable(f"the sessions could not be started: {_reason(reasons[0])}")
+        time.sleep(0.2)
+    shutdown()
+    raise DependencyUnreachable(f"the sessions were not ready within {timeout_s:.0f} s")
+
+
+def _reason(message: str) -> str:
+    """The last line of a traceback says what went wrong."""
+    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason was given"
+
+
+def _require_free(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UsageError(
+                f"port {port} of {host} cannot be used ({error.strerror}); choose another with --port"
+            ) from None

@@ -1,0 +1,96 @@
+"""How sessions are served: where, by how many replicas, for whom, and within which limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeConfig:
+    """The HTTP service and its replicas."""
+
+    host: str = field(default="127.0.0.1", metadata={"help": "address that HTTP listens on"})
+    port: int = field(default=8000, metadata={"help": "port that HTTP listens on"})
+    sessions_dir: Path = field(
+        default=Path(".dysra/sessions"),
+        metadata={"help": "folder of the sessions' snapshots, shared by all nodes that hold replicas"},
+    )
+    replicas: int = field(
+        default=1, metadata={"help": "replicas that hold sessions, one a GPU; changing it redeploys them"}
+    )
+    slots: int = field(
+        default=64, metadata={"help": "slots that sessions are dealt to; at least the number of replicas"}
+    )
+    ingress_replicas: int = field(
+        default=1, metadata={"help": "replicas that take HTTP requests; they hold nothing"}
+    )
+    cpus_per_replica: float = field(
+        default=1.0, metadata={"help": "CPUs that Ray reserves for one session replica"}
+    )
+    gpus_per_replica: float = field(
+        default=0.0, metadata={"help": "GPUs that Ray reserves for one session replica"}
+    )
+    max_questions: int = field(
+        default=16, metadata={"help": "questions that one replica works on or keeps waiting; more get 429"}
+    )
+    max_waiting_per_session: int = field(
+        default=4, metadata={"help": "questions of one session that wait for their turn; more get 429"}
+    )
+    retry_after_s: int = field(
+        default=2, metadata={"help": "what a 429 tells the client to wait, in seconds"}
+    )
+    rate_per_minute: int = field(
+        default=600, metadata={"help": "requests of one tenant a minute at one ingress replica; 0: no limit"}
+    )
+    max_request_bytes: int = field(default=262_144, metadata={"help": "largest request body; more get 413"})
+    max_question_chars: int = field(default=4_000, metadata={"help": "longest question, in characters"})
+    answer_timeout_s: float = field(
+        default=120.0, metadata={"help": "limit of one answer, waiting included, in seconds"}
+    )
+    events_s: float = field(
+        default=300.0,
+        metadata={"help": "how long one connection to a session's events stays open, in seconds"},
+    )
+    drain_s: float = field(
+        default=60.0, metadata={"help": "seconds that a replica has to finish and save when it is stopped"}
+    )
+    keys_file: Path | None = field(
+        default=None, metadata={"help": "file of API keys (made by `dysra serve --new-key TENANT`)"}
+    )
+    no_auth: bool = field(
+        default=False, metadata={"help": "serve without API keys; only on a loopback address"}
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.port < 65_536:
+            raise ValueError(f"port is {self.port}; allowed: 1 to 65535")
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.replicas > self.slots:
+            raise ValueError(f"replicas is {self.replicas}, more than the {self.slots} slots; raise slots")
+        for name in ("cpus_per_replica", "gpus_per_replica", "rate_per_minute"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+        for name in ("answer_timeout_s", "events_s", "drain_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine reaches the service."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104 - compared, not bound
+        return f"http://{host}:{self.port}"
+
+
+_AT_LEAST_ONE = (
+    "replicas",
+    "slots",
+    "ingress_replicas",
+    "max_questions",
+    "max_waiting_per_session",
+    "retry_after_s",
+    "max_request_bytes",
+    "max_question_chars",
+)

@@ -1,0 +1,138 @@
+"""The Serve deployment `SessionHost`: one model and the sessions of its slots, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from ray import serve
+
+from actors.library import StoreLibrary
+from actors.metrics import metric
+from actors.serve_settings import ServeSettings
+from actors.session_service import SessionService
+from actors.slot_router import rank_of, slot_table
+from actors.store_client import open_store
+from models.hf import HfBackbone
+from pipeline.log import configure_logging, get_logger
+from pipeline.session.answer import Question
+from pipeline.session.asking import AskParts
+from pipeline.session.chooser import HybridChooser
+from pipeline.session.model_thread import QUESTION, ModelThread
+from pipeline.session.pool import SessionPool
+from pipeline.session.ports import Library
+from pipeline.session.session import SessionParts
+from pipeline.session.state import SessionKey
+from pipeline.session.summary import SummaryRequest
+from pipeline.session.tail import StreamTail
+
+_METRICS_S = 5.0
+
+
+def build_service(settings: ServeSettings, library: Library, owner: str) -> SessionService:
+    """The sessions of one process over a store: loads the model, starts the threads."""
+    backbone = HfBackbone.load(settings.backbone)
+    model = ModelThread()
+    config = settings.session
+
+    def embed(texts: Any) -> Any:
+        return library.embed(texts, config.search_deadline_s)
+
+    pool = SessionPool(
+        sessions=SessionParts(
+            config=config, cache=settings.cache, limits=settings.articles, backbone=backbone
+        ),
+        asking=AskParts(
+            config=config,
+            backbone=backbone,
+            library=library,
+            chooser=HybridChooser(embed, config.dense_sentences),
+            runner=model.lane(QUESTION),
+            adapted=settings.backbone.adapter is not None,
+        ),
+        tails=lambda stream: StreamTail(settings.kafka, config, settings.articles, stream),
+        root=settings.serve.sessions_dir.expanduser().absolute(),
+        owner=owner,
+        model=model,
+    )
+    return SessionService(pool, settings.serve)
+
+
+class SessionHost:
+    """A Ray shell around SessionService: rank, health, metrics, drain. Arguments and results are plain."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        configure_logging(os.environ.get("DYSRA_LOG", "INFO"), json_lines=True)
+        self._rank = _own_rank()
+        self._tags = {"replica": str(self._rank)}
+        owner = f"rank{self._rank}-pid{os.getpid()}-{time.time_ns():x}"
+        store = open_store(settings.store, settings.embedder, settings.search, detached=True)
+        self._service = build_service(settings, StoreLibrary(store), owner)
+        table = slot_table(settings.serve.slots, settings.serve.replicas)
+        resumed = self._service.pool.resume(lambda key: rank_of(key.id, table) == self._rank)
+        get_logger(replica=self._rank).info("replica_ready", resumed=len(resumed), owner=owner)
+        self._reporting: asyncio.Task[None] | None = None
+
+    def record_replica_metadata(self) -> dict[str, Any]:
+        """What the slot router knows this replica by."""
+        return {"rank": self._rank}
+
+    async def ask(self, tenant: str, stream: str, question: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """The events of one answer."""
+        async for event in self._service.ask(SessionKey(tenant, stream), Question(**question)):
+            yield event
+
+    async def summarize(self, tenant: str, stream: str, request: dict[str, Any]) -> dict[str, Any]:
+        """A summary."""
+        return await self._service.summarize(SessionKey(tenant, stream), SummaryRequest(**request))
+
+    async def create(self, tenant: str, stream: str) -> dict[str, Any]:
+        """Open a session; its page."""
+        return await self._service.create(SessionKey(tenant, stream))
+
+    async def info(self, tenant: str, stream: str, digest: bool = False) -> dict[str, Any] | None:
+        """A session's page."""
+        return await self._service.info(SessionKey(tenant, stream), digest)
+
+    async def events_after(self, tenant: str, stream: str, number: int) -> list[dict[str, Any]]:
+        """A session's events later than `number`."""
+        return await self._service.events_after(SessionKey(tenant, stream), number)
+
+    async def infos(self, tenant: str) -> list[dict[str, Any]]:
+        """The pages of a tenant's sessions held here."""
+        return await self._service.infos(tenant)
+
+    async def stored(self, tenant: str) -> list[str]:
+        """Streams of which the tenant has a session on disk."""
+        return await self._service.stored(tenant)
+
+    async def model(self) -> dict[str, Any]:
+        """Which model answers here, and by which process."""
+        return {**await self._service.model(), "rank": self._rank, "pid": os.getpid()}
+
+    async def check_health(self) -> None:
+        """Fail if a thread that the sessions need has ended; a slow answer is no failure."""
+        self._service.check()
+        if self._reporting is None or self._reporting.done():
+            self._reporting = asyncio.get_running_loop().create_task(self._report())
+
+    async def _report(self) -> None:
+        while True:
+            for name, value in self._service.pool.gauges().items():
+                metric(name).set(value, tags=self._tags)
+            await asyncio.sleep(_METRICS_S)
+
+    async def __del__(self) -> None:
+        """Drain: save every session. Serve calls this once the last question has been answered."""
+        service = getattr(self, "_service", None)
+        if service is not None:
+            del self._service
+            await asyncio.get_running_loop().run_in_executor(None, service.close)
+
+
+def _own_rank() -> int:
+    rank = serve.get_replica_context().rank
+    return int(getattr(rank, "rank", rank))
