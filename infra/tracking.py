@@ -103,10 +103,12 @@ def start_run(config: TrackingConfig, name: str, state: Path) -> Tracker:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     import logging
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
+
+    # MLflow sets its own levels when it is imported.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
 
     uri = config.uri or default_uri(state)
     try:

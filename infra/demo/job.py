@@ -1,0 +1,340 @@
+"""The stages of the demo, in order; each says what it does and leaves nothing running."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from infra.config import Config
+from infra.console import Figures, progress, say
+from infra.demo import report
+from infra.demo.material import DemoQuestion, Material
+from infra.demo.memory import PeakMemory
+from infra.tracking import Tracker, track
+from pipeline.article import Article
+from pipeline.errors import DysraError, StoppedEarly
+from pipeline.kafka import KafkaConfig
+
+_IDLE_S = 2.5
+_INGEST_LIMIT_S = 3_600.0
+_READ_LIMIT_S = 900.0
+_BAD_RECORDS = (
+    b"{not json",
+    b'{"id":"no-text","title":"No text"}',
+    b'{"id":"t","published":"0007-01-01T00:00:00Z"}',
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoOptions:
+    """What one demo does beyond the configuration."""
+
+    state: Path
+    num_live: int = 60
+    live_rate: float = 5.0
+    max_sessions: int = 6
+    keep: bool = False
+    own_broker: bool = True
+
+
+def run_demo(config: Config, material: Material, options: DemoOptions) -> Figures:
+    """Publish, ingest, serve, ask, sum up, stop. Returns the figures of DESIGN's `demo` row."""
+    from infra.cluster import connect_ray
+
+    started = time.monotonic()
+    for name in ("store", "sessions"):
+        shutil.rmtree(options.state / name, ignore_errors=True)
+    options.state.mkdir(parents=True, exist_ok=True)
+    run = time.strftime("%Y%m%d-%H%M%S")
+    figures: Figures = {}
+    with contextlib.ExitStack() as cleanup, PeakMemory() as memory:
+        cleanup.enter_context(_ended_by_signal())
+        config = _broker(config, options, run, cleanup)
+        tracker = cleanup.enter_context(
+            track(config.tracking, "demo", options.state, {"material": material.description, "run": run})
+        )
+        say("[bold]2. Ray[/] starts, embedded in this process")
+        connect_ray()
+        cleanup.callback(_stop_ray)
+        figures |= _ingest(config, material, options, tracker)
+        client = _serve(config, cleanup)
+        figures |= _sessions(config, material, options, client)
+        figures |= _ask(material, options, client)
+        figures |= {"seconds": round(time.monotonic() - started, 1), "peak_memory_gb": memory.peak_gb()}
+        tracker.metrics(figures)
+        _closing(config, figures, tracker)
+        if options.keep:
+            _keep(config)
+    say(f"Everything is stopped again. Store, sessions and MLflow's records stay in {options.state}.")
+    return figures
+
+
+def _broker(config: Config, options: DemoOptions, run: str, cleanup: contextlib.ExitStack) -> Config:
+    from pipeline.kafka import ensure_topic, reachable
+
+    if options.own_broker:
+        from infra import kafka
+
+        folder = options.state / "kafka"
+        say(
+            "[bold]1. Kafka[/] starts: a broker of its own, no container (the first time Maven fetches its jars)"
+        )
+        broker = kafka.start(folder, 0, on_step=lambda step: say(f"   {step}"))
+        cleanup.callback(lambda: shutil.rmtree(folder / "data", ignore_errors=True))
+        cleanup.callback(kafka.stop, folder)
+        config = config.override("kafka", origin="demo", bootstrap_servers=broker.bootstrap_servers)
+    else:
+        say(f"[bold]1. Kafka[/]: yours, at {config.kafka.bootstrap_servers}")
+        reachable(config.kafka)
+    config = config.override(
+        "kafka", origin="demo", topic=f"{config.kafka.topic}-demo-{run}", group_id=f"demo-{run}"
+    )
+    config = config.override("store", origin="demo", path=options.state / "store")
+    config = config.override("serve", origin="demo", sessions_dir=options.state / "sessions", no_auth=True)
+    ensure_topic(config.kafka)
+    say(
+        f"   topic {config.kafka.topic}, {config.kafka.partitions} partitions, at {config.kafka.bootstrap_servers}"
+    )
+    return config
+
+
+def _ingest(config: Config, material: Material, options: DemoOptions, tracker: Tracker) -> Figures:
+    """History as fast as it goes, then some articles live, at a steady rate, to see how soon they are found."""
+    num_live = min(options.num_live, len(material.records) // 4)
+    history, live = material.records[: len(material.records) - num_live], material.records[-num_live:]
+    say(f"\n[bold]3. Articles[/]: {material.description}")
+    say(
+        f"   {len(history):,} records as fast as they go, and {len(_BAD_RECORDS)} that are no articles, on purpose"
+    )
+    _publish(config.kafka, material, history, bad=_BAD_RECORDS)
+    bulk = _ingest_until_idle(config, len(history) + len(_BAD_RECORDS), "articles", tracker)
+    say(f"   {len(live)} more, live, {options.live_rate:g} a second")
+    publisher = threading.Thread(
+        target=_publish, args=(config.kafka, material, live), kwargs={"rate": options.live_rate}
+    )
+    publisher.start()
+    try:
+        fresh = _ingest_until_idle(config, len(live), "live articles", tracker)
+    finally:
+        publisher.join(timeout=120)
+    parts = ("read", "stored", "deleted", "dead_lettered", "duplicates", "duplicates_linked")
+    both = {name: bulk[name] + fresh[name] for name in parts}
+    searchable = _live_articles(config)
+    delay = fresh["published_to_searchable_ms"]
+    say(
+        f"   {both['read']:,} read = {both['stored']:,} stored + {both['deleted']:,} deleted + "
+        f"{both['dead_lettered']:,} dead-lettered + {both['duplicates']:,} duplicates; "
+        f"{searchable:,} searchable now"
+    )
+    say(f"   published → searchable, live: {delay['p50']:.0f} ms (median), {delay['p99']:.0f} ms (p99)")
+    return {
+        "articles_published": material.num_articles,
+        "records_published": len(material.records) + len(_BAD_RECORDS),
+        "articles_searchable": searchable,
+        "articles_dead_lettered": both["dead_lettered"],
+        "duplicates_linked": both["duplicates_linked"],
+        "ingest": {**both, "articles_per_s": bulk["articles_per_s"], "committed": fresh["committed"]},
+        "published_to_searchable_ms": {"p50": delay["p50"], "p99": delay["p99"]},
+        "embedder": fresh["embedder"],
+    }
+
+
+def _publish(
+    kafka: KafkaConfig,
+    material: Material,
+    records: tuple[Any, ...],
+    *,
+    rate: float = 0.0,
+    bad: tuple[bytes, ...] = (),
+) -> None:
+    from pipeline.publisher import Publisher
+
+    with Publisher(kafka) as publisher:
+        for number, value in enumerate(bad):
+            publisher.publish_raw(f"bad-{number}".encode(), value)
+        begun = time.monotonic()
+        for number, record in enumerate(records):
+            if rate:
+                time.sleep(max(0.0, begun + number / rate - time.monotonic()))
+            if isinstance(record, Article):
+                publisher.publish(record)
+            else:
+                publisher.delete(record.id, material.deletion_streams[record.id])
+            if rate:
+                publisher.flush()
+
+
+def _ingest_until_idle(config: Config, expected: int, label: str, tracker: Tracker) -> dict[str, Any]:
+    from actors.ingest_job import IngestJob
+    from actors.ingest_spec import IngestSpec
+
+    job = IngestJob.start(IngestSpec.from_config(config))
+    try:
+        with progress(label, expected) as bar:
+            job.wait(
+                limit=expected,
+                timeout_s=_INGEST_LIMIT_S,
+                on_progress=lambda figures: bar.update(figures["read"]),
+            )
+            job.wait(until_idle_s=_IDLE_S, timeout_s=_INGEST_LIMIT_S)
+    finally:
+        figures = job.stop()
+    if figures["read"] != expected:
+        raise DysraError(
+            f"{figures['read']:,} records were read where {expected:,} were published; see the log"
+        )
+    tracker.metrics({"ingest": figures})
+    return figures
+
+
+def _live_articles(config: Config) -> int:
+    from actors.store_client import open_store
+
+    client = open_store(config.store, config.embedder, config.search)
+    return sum(int(row["articles"]) for row in client.stats())
+
+
+def _serve(config: Config, cleanup: contextlib.ExitStack) -> httpx.Client:
+    from actors.serve_app import deploy, shutdown
+    from actors.serve_settings import ServeSettings
+
+    say("\n[bold]4. Sessions[/]: Ray Serve starts, and loads the backbone")
+    deployed = deploy(ServeSettings.from_config(config))
+    cleanup.callback(shutdown)
+    client = httpx.Client(base_url=deployed.url, timeout=config.serve.answer_timeout_s + 30)
+    cleanup.callback(client.close)
+    return client
+
+
+def _sessions(config: Config, material: Material, options: DemoOptions, client: httpx.Client) -> Figures:
+    """Open the sessions whose streams are asked and wait until each has read its window."""
+    streams = session_streams(material, options.max_sessions)
+    window = config.session.window_articles
+    say(
+        f"   {len(streams)} sessions, each reads the last {window} articles of its stream: {', '.join(streams)}"
+    )
+    for stream in streams:
+        _checked(client.post(f"/v1/streams/{stream}"))
+    deadline = time.monotonic() + _READ_LIMIT_S
+    with progress("sessions that have read their window", len(streams)) as bar:
+        while True:
+            infos = [_checked(client.get(f"/v1/streams/{stream}")) for stream in streams]
+            done = [info for info in infos if info.get("state") == "resident" and info["lag"]["records"] == 0]
+            bar.update(len(done))
+            if len(done) == len(streams):
+                break
+            if time.monotonic() > deadline:
+                raise DysraError(
+                    f"{len(streams) - len(done)} sessions did not catch up in {_READ_LIMIT_S:.0f} s"
+                )
+            time.sleep(0.5)
+    size = max(int(info["session_bytes"]) for info in infos)
+    tokens = sum(int(info["tokens_seen"]) for info in infos)
+    say(f"   {tokens:,} tokens read; each session holds {size / 1e6:.1f} MB, whatever it has read")
+    return {"session_bytes": size, "sessions": len(streams), "session_tokens_read": tokens}
+
+
+def session_streams(material: Material, limit: int) -> list[str]:
+    """The streams that most questions ask, then the largest; at most `limit`."""
+    asked: dict[str, int] = {}
+    for question in material.questions:
+        asked[question.stream] = asked.get(question.stream, 0) + 1
+    return sorted(asked, key=lambda stream: (-asked[stream], stream))[:limit]
+
+
+def _ask(material: Material, options: DemoOptions, client: httpx.Client) -> Figures:
+    streams = session_streams(material, options.max_sessions)
+    questions = list(material.questions)
+    say(f"\n[bold]5. Questions[/]: {len(questions)}, over HTTP, each to the session of its stream")
+    answers, rights = [], []
+    for number, question in enumerate(questions, start=1):
+        answer = _one(question, streams, client)
+        right = report.is_right(question, answer)
+        answers.append(answer)
+        rights.append(right)
+        report.show_answer(number, question, answer, right)
+    report.show_summary(
+        streams[0], summary := _checked(client.post(f"/v1/streams/{streams[0]}/summary", json={}))
+    )
+    scores = [s for q, a in zip(questions, answers, strict=True) if (s := report.f1(q, a)) is not None]
+    return {
+        "questions": len(questions),
+        "answers_correct": sum(rights),
+        "answers_by_kind": report.by_kind(questions, rights),
+        "answers_f1": round(100 * sum(scores) / len(scores), 1) if scores else None,
+        "tokens_read_per_answer": round(sum(a["tokens"]["read"] for a in answers) / len(answers), 1),
+        "tokens_attended_in_cache_per_answer": round(
+            sum(a["tokens"]["cache"] for a in answers) / len(answers), 1
+        ),
+        "answer_ms": round(sorted(a["latency_ms"] for a in answers)[len(answers) // 2]),
+        "summary_sources": len(summary["sources"]),
+        "model": answers[0]["model"],
+    }
+
+
+def _one(question: DemoQuestion, streams: list[str], client: httpx.Client) -> dict[str, Any]:
+    known = question.stream in streams
+    body = {"question": question.question, "cross_stream": question.cross_stream or not known}
+    return _checked(client.post(f"/v1/streams/{question.stream if known else streams[0]}/ask", json=body))
+
+
+def _checked(response: httpx.Response) -> dict[str, Any]:
+    if response.status_code >= 400:
+        raise DysraError(f"{response.request.url} answered {response.status_code}: {response.text[:300]}")
+    body: dict[str, Any] = response.json()
+    return body
+
+
+def _closing(config: Config, figures: Figures, tracker: Tracker) -> None:
+    kinds = ", ".join(f"{kind} {share}" for kind, share in figures["answers_by_kind"].items())
+    say(
+        f"\n[bold]{figures['answers_correct']} of {figures['questions']} right[/] ({kinds}), "
+        f"{figures['tokens_read_per_answer']:.0f} tokens read an answer, "
+        f"{figures['answer_ms'] / 1000:.1f} s an answer (median)"
+    )
+    say(f"{figures['seconds']:.0f} s in all, {figures['peak_memory_gb']:.1f} GB of memory at the peak")
+    say(f"Where to look: MLflow run {tracker.run_id or '(tracking is off)'} in {tracker.url or '-'};")
+    say(
+        "  `mlflow ui --backend-store-uri` with that address shows it; `dysra --help` shows what else there is."
+    )
+
+
+def _keep(config: Config) -> None:
+    url = config.serve.url
+    say("\n[bold]Still running[/] (Ctrl-C stops everything):")
+    say(f"  sessions   {url}/v1/streams   and OpenAI-compatible: {url}/v1/chat/completions")
+    say(f"  broker     {config.kafka.bootstrap_servers}, topic {config.kafka.topic}")
+    say(f'  ask        dysra ask STREAM "…" --url {url}')
+    with contextlib.suppress(KeyboardInterrupt, StoppedEarly):
+        for _ in itertools.count():
+            time.sleep(3600)
+
+
+def _stop_ray() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+@contextlib.contextmanager
+def _ended_by_signal() -> Iterator[None]:
+    """SIGTERM ends the demo like an interrupt, so that everything it started is stopped."""
+
+    def end(number: int, frame: object) -> None:
+        raise StoppedEarly("stopped by SIGTERM; everything was shut down")
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
