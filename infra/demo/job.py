@@ -201,7 +201,7 @@ def _live_articles(config: Config) -> int:
     from actors.store_client import open_store
 
     client = open_store(config.store, config.embedder, config.search)
-    return sum(int(row["articles"]) for row in client.stats())
+    return sum(int(row["live_articles"]) for row in client.stats())
 
 
 def _serve(config: Config, cleanup: contextlib.ExitStack) -> httpx.Client:
