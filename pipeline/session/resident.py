@@ -177,7 +177,7 @@ class Resident:
             "repeats_skipped": counts.repeats,
             "records_seen": counts.seen,
             "records_missed": counts.missed,
-            "tokens_read": session.cache.tokens_seen,
+            "tokens_seen": session.cache.tokens_seen,
             "session_bytes": session.nbytes,
             "questions": self.questions,
             "lag": {"records": self.lag().records, "seconds": self.lag().seconds},
