@@ -58,7 +58,7 @@ def _wrong(world: World, event: Event, right: Value, rng: Rng) -> Value | None:
     raw: Any = right.raw
     if isinstance(raw, tuple):
         if event.type.name == "match":
-            return right.make((raw[0] + rng.between(0, 1), raw[1] + 1))
+            return right.make((raw[0] + rng.between(1, 2), raw[1]))
         step = rng.between(3, 19)
         return right.make((raw[0] + step, raw[1] - step)) if raw[1] > step else None
     if abs(raw) < 60:

@@ -1,24 +1,25 @@
 """Invented names from tables of syllables: thousands of each kind, no two alike."""
+# ruff: noqa: E501 - tables of words, a row a line
 
 from __future__ import annotations
 
 from pipeline.newswire.rng import Rng
 
-_FIRST_A = "Al An Ar Bel Bren Cal Cor Dav Del Dor El Em Fen Gal Hal Hel Il Is Jor Kal Kes Lar Len Lor Mar Mel Mir Nal Ner Ol Or Pel Ral Ren Sal Ser Tal Tam Tor Ul Val Ven Wil Yor Zan".split()  # noqa: E501
+_FIRST_A = "Al An Ar Bel Bren Cal Cor Dav Del Dor El Em Fen Gal Hal Hel Il Is Jor Kal Kes Lar Len Lor Mar Mel Mir Nal Ner Ol Or Pel Ral Ren Sal Ser Tal Tam Tor Ul Val Ven Wil Yor Zan".split()
 _FIRST_B = (
     "a ana ara ek el ela en ena ia ian ic ida ik il ila in ina ira is isa o on ora ric vin wen yn".split()
 )
-_LAST_A = "Ab Ad Bar Bas Ber Bor Bran Cad Cald Car Dak Dar Dov Dun Ed Fal Far Fol Gar Gil Gran Had Har Hol Jas Jen Kad Kar Kel Kov Lan Lin Lud Mad Mal Mon Nar Nev Nor Od Os Pad Par Per Quil Rad Rav Rem Rod Sab San Sel Sorn Tad Tas Tel Tov Ud Ur Vad Var Ves Vor Wad War Wes Yar Zad Zel".split()  # noqa: E501
+_LAST_A = "Ab Ad Bar Bas Ber Bor Bran Cad Cald Car Dak Dar Dov Dun Ed Fal Far Fol Gar Gil Gran Had Har Hol Jas Jen Kad Kar Kel Kov Lan Lin Lud Mad Mal Mon Nar Nev Nor Od Os Pad Par Per Quil Rad Rav Rem Rod Sab San Sel Sorn Tad Tas Tel Tov Ud Ur Vad Var Ves Vor Wad War Wes Yar Zad Zel".split()
 _LAST_B = "a e i o u al an ar el en er il in ol om on or ul um un".split()
-_LAST_C = "bert bury dane dell den der dovic dric fax field gard grave hart kin kov land len ley ling lock low lund man mark mont more nell ner nik quist rand ris rone rov sen ski son ston thal trand vall vane vic vold wald well wick".split()  # noqa: E501
-_ROOT_A = "Ael Aster Bril Cael Corv Crest Dray Elm Ferr Glim Hesp Ingr Jun Kest Lum Meri Nim Ondr Orv Pell Quor Rill Sarn Silv Tarr Thorn Umbr Vant Vess Wren Xan Yev Zeph".split()  # noqa: E501
-_ROOT_B = "ade adon aline amic ane anta ara aric elle entis era eric esse etta iant ica idian ion ira isco ithe olan omic ond ora oric oss una ura yne".split()  # noqa: E501
-_TOWN_A = "Ald Ask Bram Brun Carn Dal Dun Eld Esk Fal Garn Grim Hask Holm Ister Kall Kirn Lang Lorn Mard Mern Nord Ober Ost Pend Quen Rask Rost Sand Skell Stav Tarn Thal Ulv Vald Varn Vind Wesk Yarl Zand".split()  # noqa: E501
+_LAST_C = "bert bury dane dell den der dovic dric fax field gard grave hart kin kov land len ley ling lock low lund man mark mont more nell ner nik quist rand ris rone rov sen ski son ston thal trand vall vane vic vold wald well wick".split()
+_ROOT_A = "Ael Aster Bril Cael Corv Crest Dray Elm Ferr Glim Hesp Ingr Jun Kest Lum Meri Nim Ondr Orv Pell Quor Rill Sarn Silv Tarr Thorn Umbr Vant Vess Wren Xan Yev Zeph".split()
+_ROOT_B = "ade adon aline amic ane anta ara aric elle entis era eric esse etta iant ica idian ion ira isco ithe olan omic ond ora oric oss una ura yne".split()
+_TOWN_A = "Ald Ask Bram Brun Carn Dal Dun Eld Esk Fal Garn Grim Hask Holm Ister Kall Kirn Lang Lorn Mard Mern Nord Ober Ost Pend Quen Rask Rost Sand Skell Stav Tarn Thal Ulv Vald Varn Vind Wesk Yarl Zand".split()
 _TOWN_B = "a e o en er ing is".split()
-_TOWN_C = "berg bo borg brae by dale fjell ford gate ham haven holt mere mond mouth ness port sund stad ton vik wall wold".split()  # noqa: E501
-_LAND_A = "Andar Borel Casp Dravon Eldor Feron Galdan Hestr Kalev Lorand Maren Norval Ostren Pavon Sarland Talor Vesper Zarin".split()  # noqa: E501
-_PRODUCT_A = "Aero Alto Bolt Brisk Cinder Clarity Delta Echo Ember Fathom Flint Halo Harbor Indigo Jetty Kite Lantern Lattice Mono Nova Onyx Orbit Pebble Pilot Prism Quill Raft River Signal Sprint Tandem Tide Vector Willow".split()  # noqa: E501
-_PRODUCT_B = "Air Arc Base Beam Desk Edge Field Flow Go Grid Hub Lens Line Link Loop Mesh Mini Note Path Plus Port Pro Run Sense Set Shift Span Tab View Wave".split()  # noqa: E501
+_TOWN_C = "berg bo borg brae by dale fjell ford gate ham haven holt mere mond mouth ness port sund stad ton vik wall wold".split()
+_LAND_A = "Andar Borel Casp Dravon Eldor Feron Galdan Hestr Kalev Lorand Maren Norval Ostren Pavon Sarland Talor Vesper Zarin".split()
+_PRODUCT_A = "Aero Alto Bolt Brisk Cinder Clarity Delta Echo Ember Fathom Flint Halo Harbor Indigo Jetty Kite Lantern Lattice Mono Nova Onyx Orbit Pebble Pilot Prism Quill Raft River Signal Sprint Tandem Tide Vector Willow".split()
+_PRODUCT_B = "Air Arc Base Beam Desk Edge Field Flow Go Grid Hub Lens Line Link Loop Mesh Mini Note Path Plus Port Pro Run Sense Set Shift Span Tab View Wave".split()
 
 
 class Names:

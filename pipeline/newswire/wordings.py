@@ -3,6 +3,7 @@
 `{s}` is the subject; other slots are the fact's parameters. Wordings 0 to 2 are for training, 3 for
 validation and 4 for test.
 """
+# ruff: noqa: E501 - tables of words, a row a line
 
 from __future__ import annotations
 
@@ -149,6 +150,11 @@ AS_OF: dict[str, Wordings] = {
         )
         for p in ("finance", "health", "transport", "energy", "education")
     },
+    "governor": (
+        "Who was the governor of the Bank of {s} on {on}?", "Who headed the Bank of {s} on {on}?",
+        "Name the governor of the Bank of {s} as of {on}.", "As of {on}, who was in charge of the Bank of {s}?",
+        "Which economist governed the Bank of {s} on {on}?",
+    ),
 }  # fmt: skip
 
 CHANGED: dict[str, Wordings] = {
@@ -223,6 +229,11 @@ CHANGED: dict[str, Wordings] = {
         )
         for p in ("finance", "health", "transport", "energy", "education")
     },
+    "governor": (
+        "Who was governor of the Bank of {s} before {new}?", "Whom did {new} replace as governor of the Bank of {s}?",
+        "Who was {new}'s predecessor at the Bank of {s}?", "Who made way for {new} at the Bank of {s}?",
+        "From whom did {new} take over the Bank of {s}?",
+    ),
 }  # fmt: skip
 
 DATED: dict[str, Wordings] = {
@@ -267,5 +278,94 @@ DATED: dict[str, Wordings] = {
         "On which day did the {s} pass the {act}?", "When did the {s} adopt the {act}?",
         "What was the date of the {s}'s vote on the {act}?", "On what date was the {act} approved by the {s}?",
         "Which day saw the {act} through the {s}?",
+    ),
+    "close": (
+        "At what price did shares in {s} close on {date}?", "What was the closing share price of {s} on {date}?",
+        "How much was a share of {s} worth at the close of {date}?", "On {date}, at what price did the stock of {s} end the day?",
+        "What did one share of {s} cost when trading ended on {date}?",
+    ),
+    "index": (
+        "At how many points did the {s} close on {date}?", "What was the closing level of the {s} on {date}?",
+        "Where did the {s} end on {date}?", "On {date}, at which level did the {s} finish?",
+        "How many points did the {s} stand at when trading ended on {date}?",
+    ),
+    "score": (
+        "What was the score when {s} hosted {away} on {date}?", "How did the match {s} against {away} of {date} end?",
+        "What was the result of {s} versus {away} on {date}?", "With what score did {s} and {away} part on {date}?",
+        "On {date}, what was the final score between {s} and {away}?",
+    ),
+    "win": (
+        "Whom did {s} beat on {date}?", "Which team lost to {s} on {date}?", "Against whom did {s} win on {date}?",
+        "Which side did {s} defeat on {date}?", "Over which opponent did {s} prevail on {date}?",
+    ),
+    "fee": (
+        "What fee did {new} pay for {s} on {date}?", "For how much did {s} move to {new} on {date}?",
+        "How much did {s} cost {new} on {date}?", "What was the price of the transfer of {s} to {new} on {date}?",
+        "At what fee did {new} sign {s} on {date}?",
+    ),
+    "high": (
+        "What was the high in {s} on {date}?", "How warm did it get in {s} on {date}?",
+        "What was the highest temperature in {s} on {date}?", "On {date}, which temperature did {s} reach?",
+        "What maximum did the thermometer in {s} show on {date}?",
+    ),
+    "warning": (
+        "Of what was {s} warned by the weather office on {date}?", "What hazard did the warning of {date} for {s} name?",
+        "Which danger did the weather warning for {s} on {date} concern?", "On {date}, what was the weather warning for {s} about?",
+        "Which hazard led to a weather warning for {s} on {date}?",
+    ),
+    "launch_price": (
+        "What does the {product} by {s} cost?", "At what price did {s} launch the {product}?",
+        "How much is the {product} from {s}?", "For what price does {s} sell the {product}?",
+        "What price tag did {s} put on the {product}?",
+    ),
+    "breach": (
+        "How many accounts were affected by the breach at {s} made public on {date}?",
+        "How many accounts did intruders reach at {s}, as it said on {date}?",
+        "What number of accounts did the leak at {s} of {date} touch?",
+        "On {date}, how many accounts did {s} say had been copied?",
+        "How many accounts at {s} were exposed according to the news of {date}?",
+    ),
+    "prize": (
+        "Who won the {s} of {year}?", "To whom did the {s} of {year} go?", "Who was awarded the {s} of {year}?",
+        "Name the winner of the {s} of {year}.", "Which researcher received the {s} of {year}?",
+    ),
+    "prize_for": (
+        "For work on what did {winner} win the {s} of {year}?", "What was the {s} of {year} awarded to {winner} for?",
+        "Which subject earned {winner} the {s} of {year}?", "What did {winner}, winner of the {s} of {year}, work on?",
+        "What line of research brought {winner} the {s} of {year}?",
+    ),
+    "depth": (
+        "At what depth was the find that the {s} announced on {date}?", "How deep lay what the {s} found, as it said on {date}?",
+        "What was the depth of the {s}'s find of {date}?", "On {date}, the {s} announced a find at what depth?",
+        "How far down was the discovery that the {s} made public on {date}?",
+    ),
+    "find": (
+        "What did the {s} announce on {date} that it had found?", "What did researchers of the {s} find, as announced on {date}?",
+        "What was the find of the {s} of {date}?", "On {date}, what discovery did the {s} make public?",
+        "Which discovery did the {s} report on {date}?",
+    ),
+    "closure": (
+        "Why was the port of {s} closed on {date}?", "What closed the port of {s} on {date}?",
+        "What was the cause of the closure of {s}'s port on {date}?", "On {date}, what shut the port of {s}?",
+        "Because of what did the port of {s} stop work on {date}?",
+    ),
+    "cargo": (
+        "How many tonnes of cargo did the {s} bring to {port} on {date}?",
+        "What tonnage did the {s} land in {port} on {date}?", "How many tonnes did the {s} unload in {port} on {date}?",
+        "On {date}, how much cargo, in tonnes, did the {s} carry to {port}?",
+        "How heavy, in tonnes, was the load of the {s} in {port} on {date}?",
+    ),
+    "goods": (
+        "What goods did the {s} bring to {port} on {date}?", "With what cargo did the {s} dock in {port} on {date}?",
+        "What did the {s} unload in {port} on {date}?", "On {date}, what did the {s} carry to {port}?",
+        "Which freight came off the {s} in {port} on {date}?",
+    ),
+    "cost": (
+        "How much did the {s} cost?", "What was the cost of the {s}?", "At what cost was the {s} built?",
+        "What sum did the building of the {s} take?", "How expensive was the {s}?",
+    ),
+    "opened_in": (
+        "In which town was the {s} opened?", "Where did the {s} open?", "Which town got the {s}?",
+        "Name the town of the {s}.", "In what place can one use the {s}?",
     ),
 }  # fmt: skip

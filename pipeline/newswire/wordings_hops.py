@@ -1,4 +1,5 @@
 """Wordings of questions over several facts, of counts, and of what the news does not tell."""
+# ruff: noqa: E501 - tables of words, a row a line
 
 from __future__ import annotations
 
@@ -115,6 +116,23 @@ COUNTS: dict[str, Wordings] = {
         "How many lawsuits were brought against {s} between {a} and {b}, both days included?",
         "Count the suits that companies filed against {s} from {a} to {b}.",
         "What number of companies took {s} to court from {a} to {b}?",
+    ),
+    "win": (
+        "How many league matches did {s} win from {a} to {b}?", "From {a} to {b}, how often did {s} win?",
+        "How many wins did {s} have between {a} and {b}, both days included?",
+        "Count the matches that {s} won from {a} to {b}.", "What number of victories did {s} gain from {a} to {b}?",
+    ),
+    "warning": (
+        "How many weather warnings were issued for {s} from {a} to {b}?",
+        "From {a} to {b}, how often was {s} put under a weather warning?",
+        "How many times did the weather office warn {s} between {a} and {b}, both days included?",
+        "Count the weather warnings for {s} from {a} to {b}.",
+        "What number of weather warnings did {s} get from {a} to {b}?",
+    ),
+    "closure": (
+        "How many times was the port of {s} closed from {a} to {b}?", "From {a} to {b}, how often did the port of {s} close?",
+        "How many closures of the port of {s} were there between {a} and {b}, both days included?",
+        "Count the closures of the port of {s} from {a} to {b}.", "What number of times did {s} shut its port from {a} to {b}?",
     ),
 }  # fmt: skip
 

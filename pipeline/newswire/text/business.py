@@ -1,4 +1,5 @@
 """Forms of the business desk: chief executives, headquarters, results, mergers, lawsuits, jobs, rumours."""
+# ruff: noqa: E501 - a sentence form is one line
 
 CEO = """
 # head

@@ -1,13 +1,14 @@
 """Forms that every desk shares: how things stand, colour by desk, and names of firms quoted in passing."""
+# ruff: noqa: E501 - a sentence form is one line
 
 from __future__ import annotations
 
 from pipeline.newswire.grammar import sections
 
-ORGS_A = "Harbour Beacon Fourpoint Larch Northlight Copperfield Inkwell Plumbline Saltmarsh Windrose Millrace Redstart Oxbow Tallow Juniper Cordwain Whetstone Lodestar".split()  # noqa: E501
+ORGS_A = "Harbour Beacon Fourpoint Larch Northlight Copperfield Inkwell Plumbline Saltmarsh Windrose Millrace Redstart Oxbow Tallow Juniper Cordwain Whetstone Lodestar".split()
 ORGS_B = ("Research", "Partners", "Advisory", "Analytics", "Institute", "Forecasting", "Associates", "Review", "Trust",
           "Observatory")  # fmt: skip
-FIRMS = "Abelard Brixby Crane Dorling Eastlake Fennimore Gorse Hartnell Ivory Jessop Kettle Lorimer Mabbott Nightjar Otterly Pym Quince Rudd Sedge Thrale".split()  # noqa: E501
+FIRMS = "Abelard Brixby Crane Dorling Eastlake Fennimore Gorse Hartnell Ivory Jessop Kettle Lorimer Mabbott Nightjar Otterly Pym Quince Rudd Sedge Thrale".split()
 
 STATE = sections("""
 # ceo

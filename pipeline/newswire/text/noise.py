@@ -1,4 +1,5 @@
 """Forms of articles that report no event: columns, market colour, letters. They tell no fact that is asked."""
+# ruff: noqa: E501 - a sentence form is one line
 
 NOISE = """
 # head

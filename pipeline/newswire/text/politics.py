@@ -1,4 +1,5 @@
 """Forms of the politics desk: elections, laws, ministers, population counts, governors."""
+# ruff: noqa: E501 - a sentence form is one line
 
 ELECTION = """
 # head
