@@ -16,6 +16,7 @@ NAMESPACE = "dysra"
 """All named actors of DySRA live in this Ray namespace."""
 
 _EMBEDDED_OBJECT_STORE_BYTES = 256 * 1024 * 1024
+_START_TIMEOUT_S = 120
 
 
 def connect_ray(address: str | None = None, *, num_cpus: int | None = None, dashboard: bool = False) -> str:
@@ -27,6 +28,7 @@ def connect_ray(address: str | None = None, *, num_cpus: int | None = None, dash
     if ray.is_initialized():
         return "cluster" if os.environ.get("RAY_ADDRESS") else "embedded"
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", str(_START_TIMEOUT_S))
     common: dict[str, Any] = {
         "namespace": NAMESPACE,
         "log_to_driver": os.environ.get("DYSRA_ACTOR_LOGS") == "1",
@@ -44,12 +46,19 @@ def connect_ray(address: str | None = None, *, num_cpus: int | None = None, dash
                 "start one with `ray start --head`, or unset RAY_ADDRESS to use an embedded one"
             ) from None
         return "cluster"
-    ray.init(
-        num_cpus=num_cpus or max(4, os.cpu_count() or 1),
-        object_store_memory=_EMBEDDED_OBJECT_STORE_BYTES,
-        include_dashboard=dashboard,
-        **common,
-    )
+    try:
+        ray.init(
+            num_cpus=num_cpus or max(8, os.cpu_count() or 1),
+            object_store_memory=_EMBEDDED_OBJECT_STORE_BYTES,
+            include_dashboard=dashboard,
+            **common,
+        )
+    except Exception as error:
+        # Ray raises a plain Exception when its processes do not come up in time.
+        raise DependencyUnreachable(
+            f"an embedded Ray did not start: {str(error).splitlines()[0]}; "
+            "is the machine out of memory or very busy? `dysra doctor` tells what it has"
+        ) from error
     return "embedded"
 
 
