@@ -41,11 +41,15 @@ def landmark_topk(
     if landmarks.ndim == 3 and landmarks.shape[0] != queries.shape[0]:
         raise ValueError(f"landmarks are for {landmarks.shape[0]} rows, queries for {queries.shape[0]}")
     if landmarks.shape[-2] >= 2**31 - 1:
-        raise ValueError(f"{landmarks.shape[-2]} landmarks; the search counts them in 31 bits: split them over indexes")
+        raise ValueError(
+            f"{landmarks.shape[-2]} landmarks; the search counts them in 31 bits: split them over indexes"
+        )
     if not 1 <= k <= MAX_K or exclude_newest < 0:
         raise ValueError(f"k is {k}, exclude_newest {exclude_newest}; allowed: 1 to {MAX_K}, and 0 or more")
     if length is not None and (length.dtype != torch.int32 or length.shape != queries.shape[:1]):
-        raise ValueError(f"length is {length.dtype} {tuple(length.shape)}; expected int32 {tuple(queries.shape[:1])}")
+        raise ValueError(
+            f"length is {length.dtype} {tuple(length.shape)}; expected int32 {tuple(queries.shape[:1])}"
+        )
     if use_fused(implementation, queries) and landmarks.shape[-2]:
         from models.kernels.landmark_topk.fused import landmark_topk_fused
 

@@ -65,7 +65,11 @@ def landmark_topk_fused(
     while True:
         fan_in = min(_MERGE_WIDTH // width, 1 << max(splits - 1, 1).bit_length())
         groups = -(-splits // fan_in)
-        merged = torch.empty((batch, num_queries, groups, width), dtype=torch.int64, device=device) if groups > 1 else part
+        merged = (
+            torch.empty((batch, num_queries, groups, width), dtype=torch.int64, device=device)
+            if groups > 1
+            else part
+        )
         merge_kernel[(groups, batch * num_queries)](
             part, merged, scores, index, splits, k, K=width, FAN_IN=fan_in, LAST=groups == 1, num_warps=8
         )

@@ -85,7 +85,15 @@ def search_kernel(
 
 @triton.jit
 def merge_kernel(
-    part_ptr, out_ptr, score_ptr, index_ptr, lists, k, K: tl.constexpr, FAN_IN: tl.constexpr, LAST: tl.constexpr
+    part_ptr,
+    out_ptr,
+    score_ptr,
+    index_ptr,
+    lists,
+    k,
+    K: tl.constexpr,
+    FAN_IN: tl.constexpr,
+    LAST: tl.constexpr,
 ):
     """The K best of up to FAN_IN lists of one query; LAST unpacks them into scores and indices."""
     group = tl.program_id(0)

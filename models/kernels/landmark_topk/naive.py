@@ -8,7 +8,12 @@ from models.kernels.dispatch import accumulate_dtype
 
 
 def landmark_topk_naive(
-    queries: torch.Tensor, landmarks: torch.Tensor, k: int, *, length: torch.Tensor | None, exclude_newest: int
+    queries: torch.Tensor,
+    landmarks: torch.Tensor,
+    k: int,
+    *,
+    length: torch.Tensor | None,
+    exclude_newest: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Same arguments as `landmark_topk`; scores are products of values rounded to the landmarks' dtype, in float32."""
     dtype = accumulate_dtype(landmarks.dtype)

@@ -51,7 +51,9 @@ def latent_decode(
                 f"kernel takes up to {MAX_ROWS}: pass fewer queries at a time, or use implementation='naive'"
             )
         if q.dtype == torch.float64:
-            raise ValueError("the fused kernel takes float32, bfloat16 or float16; use implementation='naive'")
+            raise ValueError(
+                "the fused kernel takes float32, bfloat16 or float16; use implementation='naive'"
+            )
         from models.kernels.latent_decode.fused import latent_decode_fused
 
         out, lse = latent_decode_fused(
@@ -96,14 +98,19 @@ def _check(
         )
     check_same("ring_k", ring_k, "q", q)
     check_same("ring_v", ring_v, "q", q)
-    for name, table, shape in (("ring_place", ring_place, ring_k.shape[:2]), ("q_place", q_place, q.shape[:1])):
+    for name, table, shape in (
+        ("ring_place", ring_place, ring_k.shape[:2]),
+        ("q_place", q_place, q.shape[:1]),
+    ):
         if table.dtype != torch.int32 or table.shape != shape:
             raise ValueError(f"{name} is {table.dtype} {tuple(table.shape)}; expected int32 {tuple(shape)}")
     if latents is not None:
         check_same("latents", latents.key_factor, "q", q)
         given = (latents.key_factor.shape[0], latents.key_factor.shape[1], latents.key_basis.shape[-1])
         if given != (batch, kv_heads, dim):
-            raise ValueError(f"latents are for (batch, heads, width) {given}; q and the ring are {(batch, kv_heads, dim)}")
+            raise ValueError(
+                f"latents are for (batch, heads, width) {given}; q and the ring are {(batch, kv_heads, dim)}"
+            )
     if chunks is not None:
         check_same("chunks", chunks.keys, "q", q)
         if chunks.keys.shape[2:] != (kv_heads, dim) or chunks.pages.shape[0] != batch:

@@ -123,7 +123,15 @@ def latent_decode_fused(
     )
     if splits > 1:
         merge_kernel[(lse.numel(),)](
-            part, part_peak, part_total, out, lse, splits, DIM=dim, BLOCK_S=1 << (splits - 1).bit_length(), num_warps=4
+            part,
+            part_peak,
+            part_total,
+            out,
+            lse,
+            splits,
+            DIM=dim,
+            BLOCK_S=1 << (splits - 1).bit_length(),
+            num_warps=4,
         )
     return out, lse
 

@@ -134,13 +134,23 @@ def decode_kernel(
         slots = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         place = tl.load(ring_place_ptr + batch * ring_slots + slots, mask=slots < ring_slots, other=-1)
         ok = place >= 0
-        k_row = ring_k_ptr + batch * rk_stride_b + kv_head * rk_stride_h + slots.to(tl.int64)[:, None] * rk_stride_m
+        k_row = (
+            ring_k_ptr
+            + batch * rk_stride_b
+            + kv_head * rk_stride_h
+            + slots.to(tl.int64)[:, None] * rk_stride_m
+        )
         k1 = tl.load(k_row + half[None, :], mask=ok[:, None], other=0.0)
         k2 = tl.load(k_row + (half + HALF)[None, :], mask=ok[:, None], other=0.0)
         s = _score_raw(q1, q2, k1, k2, place, cos_ptr, sin_ptr, num_places, half, HALF, ROTARY, PRECISION)
         s = tl.where(ok[None, :] & (place[None, :] <= step[:, None]), s * scale_log2, float("-inf"))
         p, decay, peak, total = _step(s, peak, total)
-        v_row = ring_v_ptr + batch * rv_stride_b + kv_head * rv_stride_h + slots.to(tl.int64)[:, None] * rv_stride_m
+        v_row = (
+            ring_v_ptr
+            + batch * rv_stride_b
+            + kv_head * rv_stride_h
+            + slots.to(tl.int64)[:, None] * rv_stride_m
+        )
         v = tl.load(v_row + dims[None, :], mask=ok[:, None], other=0.0)
         acc = tl.dot(p.to(dtype), v, acc * decay[:, None], input_precision=PRECISION)
 
@@ -156,7 +166,9 @@ def decode_kernel(
             k_row = pool_k_ptr + row * pk_stride_p + kv_head * pk_stride_h + tokens[:, None] * pk_stride_c
             k1 = tl.load(k_row + half[None, :], mask=ok[:, None], other=0.0)
             k2 = tl.load(k_row + (half + HALF)[None, :], mask=ok[:, None], other=0.0)
-            s = _score_raw(q1, q2, k1, k2, first + tokens, cos_ptr, sin_ptr, num_places, half, HALF, ROTARY, PRECISION)
+            s = _score_raw(
+                q1, q2, k1, k2, first + tokens, cos_ptr, sin_ptr, num_places, half, HALF, ROTARY, PRECISION
+            )
             s = tl.where(ok[None, :], s * scale_log2, float("-inf"))
             p, decay, peak, total = _step(s, peak, total)
             v_row = pool_v_ptr + row * pv_stride_p + kv_head * pv_stride_h + tokens[:, None] * pv_stride_c
@@ -237,7 +249,9 @@ def merge_kernel(part_ptr, part_peak_ptr, part_total_ptr, out_ptr, lse_ptr, spli
     weight = tl.math.exp2(peak - shift)
     mass = tl.sum(total * weight, 0)
     part = tl.load(
-        part_ptr + (row * splits + lanes)[:, None] * DIM + dims[None, :], mask=(lanes < splits)[:, None], other=0.0
+        part_ptr + (row * splits + lanes)[:, None] * DIM + dims[None, :],
+        mask=(lanes < splits)[:, None],
+        other=0.0,
     )
     out = tl.sum(part * weight[:, None], 0) / tl.where(mass > 0.0, mass, 1.0)
     tl.store(out_ptr + row * DIM + dims, out.to(out_ptr.dtype.element_ty))

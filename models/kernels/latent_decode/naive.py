@@ -89,6 +89,8 @@ def rotate(x: torch.Tensor, place: torch.Tensor, rotary: Rotary | None) -> torch
     """x [B, N, H, D] turned by place [B, N] with tables (cos, sin) [places, D / 2]; halves form the pairs."""
     if rotary is None:
         return x
-    cos, sin = (table.to(x.dtype)[place.clamp(0, rotary[0].shape[0] - 1).long()][:, :, None] for table in rotary)
+    cos, sin = (
+        table.to(x.dtype)[place.clamp(0, rotary[0].shape[0] - 1).long()][:, :, None] for table in rotary
+    )
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

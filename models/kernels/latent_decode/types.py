@@ -34,8 +34,14 @@ class Latents:
         for name, shape in expected.items():
             given = tuple(getattr(self, name).shape)
             if given != shape:
-                raise ValueError(f"{name} is {given}; with key_factor {tuple(self.key_factor.shape)} it must be {shape}")
-        if self.place.dtype != torch.int32 or tokens % max(self.place.shape[-1], 1) or not self.place.shape[-1]:
+                raise ValueError(
+                    f"{name} is {given}; with key_factor {tuple(self.key_factor.shape)} it must be {shape}"
+                )
+        if (
+            self.place.dtype != torch.int32
+            or tokens % max(self.place.shape[-1], 1)
+            or not self.place.shape[-1]
+        ):
             raise ValueError(
                 f"place is {self.place.dtype} {tuple(self.place.shape)}; give int32 with a last dimension that "
                 f"divides the {tokens} tokens of a block"
@@ -69,4 +75,6 @@ class ChosenChunks:
         if self.pages.dtype != torch.int32 or self.place.dtype != torch.int32:
             raise ValueError(f"pages are {self.pages.dtype}, place {self.place.dtype}; give both as int32")
         if self.lengths is not None and self.lengths.shape != self.keys.shape[:1]:
-            raise ValueError(f"lengths are {tuple(self.lengths.shape)}; the pool has {self.keys.shape[0]} pages")
+            raise ValueError(
+                f"lengths are {tuple(self.lengths.shape)}; the pool has {self.keys.shape[0]} pages"
+            )

@@ -63,7 +63,9 @@ def sparse_attention(
     if use_fused(implementation, q):
         check_head_dim(q.shape[-1])
         if q.dtype == torch.float64:
-            raise ValueError("the fused kernel takes float32, bfloat16 or float16; use implementation='naive'")
+            raise ValueError(
+                "the fused kernel takes float32, bfloat16 or float16; use implementation='naive'"
+            )
         from models.kernels.sparse_attention.fused import sparse_attention_fused
 
         out, lse = sparse_attention_fused(

@@ -13,7 +13,14 @@ import triton.language as tl
 
 @triton.jit
 def delta_kernel(
-    out_ptr, grad_ptr, lse_grad_ptr, delta_ptr, num_rows, DIM: tl.constexpr, BLOCK: tl.constexpr, LSE_GRAD: tl.constexpr
+    out_ptr,
+    grad_ptr,
+    lse_grad_ptr,
+    delta_ptr,
+    num_rows,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LSE_GRAD: tl.constexpr,
 ):
     """delta = rowsum(out * grad) (minus the gradient of lse); out, grad [num_rows, DIM] contiguous."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -86,7 +86,9 @@ def forward_kernel(
             k = tl.load(k_base + key_off[:, None] * k_stride_t + dims[None, :])
         else:
             k = tl.load(
-                k_base + key_off[:, None] * k_stride_t + dims[None, :], mask=(key_pos < num_k)[:, None], other=0.0
+                k_base + key_off[:, None] * k_stride_t + dims[None, :],
+                mask=(key_pos < num_k)[:, None],
+                other=0.0,
             )
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if STEP > 1:
@@ -100,7 +102,9 @@ def forward_kernel(
             v = tl.load(v_base + key_off[:, None] * v_stride_t + dims[None, :])
         else:
             v = tl.load(
-                v_base + key_off[:, None] * v_stride_t + dims[None, :], mask=(key_pos < num_k)[:, None], other=0.0
+                v_base + key_off[:, None] * v_stride_t + dims[None, :],
+                mask=(key_pos < num_k)[:, None],
+                other=0.0,
             )
         if MIXED:
             shift = tl.where(row_peak == float("-inf"), 0.0, row_peak)

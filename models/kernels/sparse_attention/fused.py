@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,7 +40,16 @@ class _SparseAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor, lse_grad: torch.Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
         q, k, v, weights, indices, out, lse = ctx.saved_tensors
         dq, dk, dv, dweights = launch_backward(
-            q, k, v, weights, indices, out, lse, grad, lse_grad if ctx.options["lse_used"] else None, ctx.options
+            q,
+            k,
+            v,
+            weights,
+            indices,
+            out,
+            lse,
+            grad,
+            lse_grad if ctx.options["lse_used"] else None,
+            ctx.options,
         )
         return dq, dk, dv, dweights, None, None
 
@@ -118,6 +128,20 @@ def launch_forward(
     return out, lse
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What the backward kernels read; grad and delta [B, Nq, Hq(, D)] contiguous, lse in base 2."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    weights: torch.Tensor | None
+    indices: torch.Tensor
+    lse: torch.Tensor
+    grad: torch.Tensor
+    delta: torch.Tensor
+
+
 def launch_backward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -131,103 +155,123 @@ def launch_backward(
     options: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """dq, dk, dv and dweights, in the dtypes of their inputs."""
-    batch, num_q, q_heads, dim = q.shape
-    num_k, kv_heads = k.shape[1], k.shape[2]
-    num_blocks, chosen = indices.shape[1], indices.shape[3]
-    rows = (q_heads // kv_heads) * options["block_q"]
-    mixed = weights is not None
-    atomic = not options["deterministic"]
-    num_chunks = -(-num_k // options["chunk_size"])
     grad = grad.contiguous()
+    delta = lse if weights is not None else launch_delta(out, grad, lse_grad)
+    saved = Saved(q, k, v, weights, indices, lse, grad, delta)
+    if options["deterministic"]:
+        dq, dweights = launch_dq(saved, options, None)
+        inverse = options["inverse"] or invert_indices(indices, -(-k.shape[1] // options["chunk_size"]))
+        dk, dv = launch_dkv(saved, options, inverse)
+    else:
+        sums = torch.zeros((2, *k.shape), dtype=torch.float32, device=k.device)
+        dq, dweights = launch_dq(saved, options, sums)
+        dk, dv = sums[0].to(k.dtype), sums[1].to(v.dtype)
+    return dq, dk, dv, dweights
 
-    delta = lse
-    if not mixed:
-        delta = torch.empty_like(lse)
-        block = 32
-        delta_kernel[(-(-lse.numel() // block),)](
-            out,
-            grad,
-            lse_grad.contiguous() if lse_grad is not None else delta,
-            delta,
-            lse.numel(),
-            DIM=dim,
-            BLOCK=block,
-            LSE_GRAD=lse_grad is not None,
-        )
 
+def launch_delta(out: torch.Tensor, grad: torch.Tensor, lse_grad: torch.Tensor | None) -> torch.Tensor:
+    """rowsum(out * grad), less the gradient of lse; float32 [B, Nq, Hq]."""
+    delta = torch.empty(out.shape[:3], dtype=torch.float32, device=out.device)
+    block = 32
+    delta_kernel[(-(-delta.numel() // block),)](
+        out,
+        grad,
+        lse_grad.contiguous() if lse_grad is not None else delta,
+        delta,
+        delta.numel(),
+        DIM=out.shape[3],
+        BLOCK=block,
+        LSE_GRAD=lse_grad is not None,
+    )
+    return delta
+
+
+def launch_dq(
+    saved: Saved, options: dict[str, Any], sums: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """dq and, with weights, dweights; `sums` float32 [2, B, Nk, Hkv, D] takes dk and dv by atomics if given."""
+    q, k, weights, indices = saved.q, saved.k, saved.weights, saved.indices
+    batch, num_q, q_heads, dim = q.shape
+    num_blocks, kv_heads, chosen = indices.shape[1], k.shape[2], indices.shape[3]
+    rows = (q_heads // kv_heads) * options["block_q"]
     tiles = options["tiles"].get("dq") or tiles_for("dq", dim, q.dtype, rows, True)
     num_tiles = -(-rows // tiles.block_m)
     dq = torch.empty((batch, num_q, q_heads, dim), dtype=q.dtype, device=q.device)
-    parts = delta
-    if mixed:
-        parts = torch.empty(
-            (batch, num_blocks, kv_heads, num_tiles, chosen), dtype=torch.float32, device=q.device
-        )
-    dk_dtype = torch.float32 if atomic else k.dtype
-    make = torch.zeros if atomic else torch.empty
-    dk = make((batch, num_k, kv_heads, dim), dtype=dk_dtype, device=q.device)
-    dv = make((batch, num_k, kv_heads, dim), dtype=dk_dtype, device=q.device)
-    shared = _strides(q, k, v, indices, weights)
+    parts = saved.delta
+    if weights is not None:
+        shape = (batch, num_blocks, kv_heads, num_tiles, chosen)
+        parts = torch.empty(shape, dtype=torch.float32, device=q.device)
     dq_kernel[(num_tiles, num_blocks, batch * kv_heads)](
         q,
         k,
-        v,
+        saved.v,
         indices,
         weights if weights is not None else indices,
-        grad,
-        lse,
-        delta,
+        saved.grad,
+        saved.lse,
+        saved.delta,
         dq,
         parts,
+        sums[0] if sums is not None else dq,
+        sums[1] if sums is not None else dq,
+        options["scale"],
+        options["scale"] * _LOG2E,
+        num_q,
+        k.shape[1],
+        options["query_start"],
+        num_blocks,
+        *_strides(q, k, saved.v, indices, weights),
+        **_constants(q, k, indices, weights, options, tiles),
+        ATOMIC=sums is not None,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+    )
+    if weights is None:
+        return dq, None
+    dweights = parts.sum(3)
+    if weights.shape[2] == 1 and kv_heads > 1:
+        dweights = dweights.sum(2, keepdim=True)
+    return dq, dweights.to(weights.dtype)
+
+
+def launch_dkv(
+    saved: Saved, options: dict[str, Any], inverse: InverseIndex
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """dk and dv, each chunk's sum in the order of its inverted list."""
+    q, k, v, weights, indices = saved.q, saved.k, saved.v, saved.weights, saved.indices
+    batch, num_k, kv_heads, dim = k.shape
+    rows = (q.shape[2] // kv_heads) * options["block_q"]
+    num_chunks = -(-num_k // options["chunk_size"])
+    tiles = options["tiles"].get("dkv") or tiles_for("dkv", dim, q.dtype, rows, True)
+    dk = torch.empty((batch, num_k, kv_heads, dim), dtype=k.dtype, device=k.device)
+    dv = torch.empty_like(dk)
+    strides = _strides(q, k, v, indices, weights)
+    dkv_kernel[(num_chunks, batch * kv_heads)](
+        q,
+        k,
+        v,
+        weights if weights is not None else indices,
+        saved.grad,
+        saved.lse,
+        saved.delta,
+        inverse.starts,
+        inverse.entries,
         dk,
         dv,
         options["scale"],
         options["scale"] * _LOG2E,
-        num_q,
+        q.shape[1],
         num_k,
+        num_chunks,
         options["query_start"],
-        num_blocks,
-        *shared,
+        *strides[:9],
+        *strides[12:],
+        INDEX_HEADS=indices.shape[2],
         **_constants(q, k, indices, weights, options, tiles),
-        ATOMIC=atomic,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )
-    if not atomic:
-        inverse = options["inverse"] or invert_indices(indices, num_chunks)
-        tiles = options["tiles"].get("dkv") or tiles_for("dkv", dim, q.dtype, rows, True)
-        dkv_kernel[(num_chunks, batch * kv_heads)](
-            q,
-            k,
-            v,
-            weights if weights is not None else indices,
-            grad,
-            lse,
-            delta,
-            inverse.starts,
-            inverse.entries,
-            dk,
-            dv,
-            options["scale"],
-            options["scale"] * _LOG2E,
-            num_q,
-            num_k,
-            num_chunks,
-            options["query_start"],
-            *shared[:9],
-            *shared[12:],
-            INDEX_HEADS=indices.shape[2],
-            **_constants(q, k, indices, weights, options, tiles),
-            num_warps=tiles.num_warps,
-            num_stages=tiles.num_stages,
-        )
-    dweights = None
-    if weights is not None:
-        dweights = parts.sum(3).transpose(2, 3)
-        if weights.shape[2] == 1 and kv_heads > 1:
-            dweights = dweights.sum(3, keepdim=True)
-        dweights = dweights.transpose(2, 3).to(weights.dtype)
-    return dq, dk.to(k.dtype), dv.to(v.dtype), dweights
+    return dk, dv
 
 
 def _strides(

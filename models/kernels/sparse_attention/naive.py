@@ -35,7 +35,9 @@ def sparse_attention_naive(
     dtype = accumulate_dtype(q.dtype)
 
     pad_q = num_blocks * block_q - num_q
-    queries = F.pad(q.to(dtype), (0, 0, 0, 0, 0, pad_q)).view(batch, num_blocks, block_q, kv_heads, group, dim)
+    queries = F.pad(q.to(dtype), (0, 0, 0, 0, 0, pad_q)).view(
+        batch, num_blocks, block_q, kv_heads, group, dim
+    )
     index = indices.expand(batch, num_blocks, kv_heads, chosen).long()
     valid = index >= 0
     gathered_k = _gather(k.to(dtype), index.clamp_min(0), chunk_size, num_chunks)
@@ -45,7 +47,9 @@ def sparse_attention_naive(
     key_pos = index[..., None] * chunk_size + torch.arange(chunk_size, device=q.device)
     visible = (valid[..., None] & (key_pos < num_k))[:, :, :, None, None]
     if causal:
-        query_pos = query_start + torch.arange(num_blocks * block_q, device=q.device).view(num_blocks, block_q)
+        query_pos = query_start + torch.arange(num_blocks * block_q, device=q.device).view(
+            num_blocks, block_q
+        )
         visible = visible & (key_pos[:, :, :, None, None] <= query_pos[None, :, None, None, :, None, None])
     scores = scores.masked_fill(~visible, float("-inf"))
 

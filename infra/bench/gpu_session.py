@@ -1,0 +1,293 @@
+"""Everything that a short lease of a GPU must bring back, in one call: tests, tile sweeps, benchmarks in parallel.
+
+    python3 -m infra.bench.gpu_session tests|tune|bench --out DIR
+
+Contenders are compiled in parallel processes; timing itself is done by one process at a time, after all have compiled
+(a file lock). Each process writes its rows as it goes, so that a time limit loses nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+GPU_TESTS = ("tests/models/kernels",)
+PARTS: dict[str, list[list[str]]] = {
+    "tune": [
+        ["tune-forward", "64"],
+        ["tune-forward", "128"],
+        ["tune-forward", "256"],
+        ["tune-dq", "64"],
+        ["tune-dq", "128"],
+        ["tune-dq", "256"],
+        ["tune-dkv", "64"],
+        ["tune-dkv", "128"],
+        ["tune-dkv", "256"],
+        ["landmarks"],
+        ["decode"],
+        ["sparse", "65536"],
+    ],
+    "bench": [
+        ["sparse", "4096"],
+        ["sparse", "16384"],
+        ["sparse", "65536"],
+        ["sparse", "262144"],
+        ["sparse", "1048576"],
+        ["landmarks"],
+        ["decode"],
+    ],
+}
+
+
+class Turn:
+    """Compiles beside others, then waits for all of them, then has the device to itself."""
+
+    def __init__(self, folder: Path, name: str, others: int, patience_s: float) -> None:
+        self.folder, self.name, self.others, self.patience_s = folder, name, others, patience_s
+        self.rows = folder / f"{name}.jsonl"
+
+    def compiled(self) -> None:
+        """Say that this process has compiled; return once all have, or after the patience is over."""
+        (self.folder / f"{self.name}.ready").touch()
+        limit = time.monotonic() + self.patience_s
+        while len(list(self.folder.glob("*.ready"))) < self.others and time.monotonic() < limit:
+            time.sleep(0.2)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the device while timing."""
+        with (self.folder / "device.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row."""
+        with self.rows.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def sparse(turn: Turn, length: int) -> dict[str, Any]:
+    """All k at one context length, against every peer."""
+    from infra.bench import sparse_attention
+
+    lock = turn.alone()
+
+    def between() -> None:
+        turn.compiled()
+        lock.__enter__()
+
+    try:
+        return sparse_attention.run(lengths=[length], between=between, report=turn.write)
+    finally:
+        lock.__exit__(None, None, None)
+
+
+def landmarks(turn: Turn) -> dict[str, Any]:
+    """The search at every length, compiled by a short run first."""
+    from infra.bench import landmarks as bench
+
+    bench.run(tokens=[1_048_576], runs=1, ceilings=(1.0, 1.0))
+    turn.compiled()
+    with turn.alone():
+        return bench.run(report=turn.write)
+
+
+def decode(turn: Turn) -> dict[str, Any]:
+    """Decoding at every length and batch, compiled by a short run first."""
+    from infra.bench import decode as bench
+
+    bench.run(tokens=[16_384], runs=1, ceilings=(1.0, 1.0))
+    turn.compiled()
+    with turn.alone():
+        return bench.run(report=turn.write)
+
+
+def tune(turn: Turn, kernel: str, dim: int) -> dict[str, Any]:
+    """Times of one kernel of sparse attention over tile choices, 16 heads (4 at width 256) over 2 or 1 key heads."""
+    import torch
+
+    from infra.bench.measure import copy_bandwidth, matmul_rate, time_cuda
+    from models.kernels.sparse_attention import fused, invert_indices
+    from models.kernels.sparse_attention.tuning import Tiles
+
+    heads, kv_heads = (4, 1) if dim == 256 else (16, 2)
+    num_q, num_k = 16_384, 65_536
+    q, grad = (torch.randn(1, num_q, heads, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    k, v = (torch.randn(1, num_k, kv_heads, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    options: dict[str, Any] = {
+        "chunk_size": 64, "block_q": 64, "scale": dim**-0.5, "causal": False, "query_start": 0, "deterministic": True,
+        "inverse": None, "tiles": {}, "lse_used": False,
+    }  # fmt: skip
+
+    def prepared(chosen: int) -> tuple[Any, Any]:
+        index = torch.rand(num_q // 64, num_k // 64, device="cuda").topk(chosen).indices.int()
+        index = index.view(1, -1, 1, chosen)
+        out, lse = fused.launch_forward(q, k, v, None, index, options)
+        delta = fused.launch_delta(out, grad, None)
+        return fused.Saved(q, k, v, None, index, lse, grad, delta), invert_indices(index, num_k // 64)
+
+    inputs = {chosen: prepared(chosen) for chosen in (8, 32)}
+
+    def call(tiles: Tiles, chosen: int) -> None:
+        saved, inverse = inputs[chosen]
+        chosen_options = {**options, "tiles": {kernel: tiles}}
+        if kernel == "forward":
+            fused.launch_forward(q, k, v, None, saved.indices, chosen_options)
+        elif kernel == "dq":
+            fused.launch_dq(saved, chosen_options, None)
+        else:
+            fused.launch_dkv(saved, chosen_options, inverse)
+
+    working = []
+    for tiles in _candidates(kernel, dim):
+        try:
+            for chosen in inputs:
+                call(tiles, chosen)
+            torch.cuda.synchronize()
+            working.append(tiles)
+        except Exception as error:
+            turn.write({"kernel": kernel, "dim": dim, "tiles": list(tiles), "error": str(error)[:150]})
+    turn.compiled()
+    with turn.alone():
+        rate, bandwidth = matmul_rate(), copy_bandwidth()
+        matmuls = {"forward": 2, "dq": 3, "dkv": 4}[kernel]
+        for tiles, chosen in itertools.product(working, inputs):
+            timing = time_cuda(lambda t=tiles, c=chosen: call(t, c), runs=10)  # type: ignore[misc]
+            ops = 2 * matmuls * num_q * heads * chosen * 64 * dim
+            turn.write(
+                {
+                    "kernel": kernel,
+                    "dim": dim,
+                    "chosen": chosen,
+                    "tiles": list(tiles),
+                    "ms": timing.median_ms,
+                    "rate_share": round(ops / timing.median_ms * 1e3 / rate, 4),
+                }
+            )
+        if kernel == "dkv":
+            extra: dict[str, Any] = {"kernel": "others", "dim": dim}
+            for chosen, (saved, _) in inputs.items():
+                sums = torch.zeros((2, *k.shape), dtype=torch.float32, device="cuda")
+                for name, function in {
+                    "invert": lambda s=saved: invert_indices(s.indices, num_k // 64),
+                    "delta": lambda: fused.launch_delta(q, grad, None),
+                    "zeros_and_casts": lambda: [x.to(q.dtype) for x in torch.zeros_like(sums)],
+                    "dq_with_atomics": lambda s=saved: fused.launch_dq(s, options, sums),
+                }.items():
+                    extra[f"{name}_{chosen}_ms"] = time_cuda(function, runs=10).median_ms  # type: ignore[arg-type]
+            turn.write(extra)
+    return {"bench": "tune", "rate": rate, "bandwidth": bandwidth}
+
+
+def _candidates(kernel: str, dim: int) -> list[Any]:
+    from models.kernels.sparse_attention.tuning import Tiles
+
+    if kernel == "forward":
+        small = [Tiles(64, 1, 4, s) for s in (2, 3)]
+        return small + [Tiles(128, 1, 8, s) for s in (2, 3)] + [Tiles(128, 1, 4, s) for s in (2, 3)] + [
+            Tiles(128, 2, 8, s) for s in (1, 2)
+        ] + [Tiles(256, 1, 8, 2), Tiles(64, 2, 4, 2)]  # fmt: skip
+    if kernel == "dq":
+        return [Tiles(m, 1, w, s) for m, w in ((64, 4), (128, 8), (128, 4)) for s in (1, 2, 3)]
+    return [Tiles(m, 1, w, s) for m, w in ((32, 4), (64, 4), (64, 8), (128, 8)) for s in (1, 2, 3)]
+
+
+def part(arguments: Sequence[str], folder: Path, others: int, patience_s: float) -> None:
+    """One process of a session."""
+    name = "_".join(arguments)
+    turn = Turn(folder, name, others, patience_s)
+    started = time.monotonic()
+    kind, *rest = arguments
+    try:
+        if kind == "sparse":
+            result = sparse(turn, int(rest[0]))
+        elif kind == "landmarks":
+            result = landmarks(turn)
+        elif kind == "decode":
+            result = decode(turn)
+        else:
+            result = tune(turn, kind.removeprefix("tune-"), int(rest[0]))
+        (folder / f"{name}.json").write_text(json.dumps(result))
+    finally:
+        (folder / f"{name}.ready").touch()
+        sys.stdout.write(f"{name}: {time.monotonic() - started:.0f} s\n")
+
+
+def session(mode: str, out: Path, limit_s: float, only: Sequence[str]) -> None:
+    """Start the parts of `mode`, wait for them up to the limit, and join what they wrote into one file."""
+    out.mkdir(parents=True, exist_ok=True)
+    folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"dysra-session-{os.getpid()}"  # noqa: S108
+    folder.mkdir()
+    deadline = time.monotonic() + limit_s
+    if mode == "tests":
+        log = (out / "gpu_tests.log").open("w")
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-n",
+            "12",
+            "-m",
+            "gpu",
+            "-q",
+            "-rfE",
+            "--confcutdir",
+            GPU_TESTS[0],
+        ]
+        subprocess.run(
+            [*command, *GPU_TESTS], stdout=log, stderr=subprocess.STDOUT, timeout=limit_s, check=False
+        )
+        return
+    parts = [x for x in PARTS[mode] if not only or x[0] in only or "_".join(x) in only]
+    running = []
+    for arguments in parts:
+        log = (folder / ("_".join(arguments) + ".log")).open("w")
+        command = [sys.executable, "-m", "infra.bench.gpu_session", "part", *arguments, "--out", str(folder)]
+        command += ["--others", str(len(parts)), "--limit", str(limit_s * 0.6)]
+        running.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+    for process in running:
+        try:
+            process.wait(timeout=max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+    joined = {
+        "results": {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))},
+        "rows": {
+            path.stem: [json.loads(line) for line in path.read_text().splitlines()]
+            for path in sorted(folder.glob("*.jsonl"))
+        },
+        "logs": {path.stem: path.read_text()[-3000:] for path in sorted(folder.glob("*.log"))},
+    }
+    (out / f"{mode}.json").write_text(json.dumps(joined, indent=1))
+
+
+def main() -> None:
+    """Read the arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("mode", choices=["tests", "tune", "bench", "part"])
+    parser.add_argument("arguments", nargs="*", help="of a part, or the only parts to run")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--others", type=int, default=1)
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds")
+    given = parser.parse_args()
+    if given.mode == "part":
+        part(given.arguments, given.out, given.others, given.limit)
+    else:
+        session(given.mode, given.out, given.limit, given.arguments)
+
+
+if __name__ == "__main__":
+    main()
