@@ -57,4 +57,7 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     f = cos.shape[-1]
     wide = x.float()
     first, second, rest = wide[..., :f], wide[..., f : 2 * f], wide[..., 2 * f :]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1).to(x.dtype)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    if rest.shape[-1]:
+        turned = torch.cat((turned, rest.expand(*turned.shape[:-1], -1)), dim=-1)
+    return turned.to(x.dtype)

@@ -35,7 +35,7 @@ _STATS = ("key_energy", "key_tail", "key_worst", "value_energy", "value_tail", "
 _log = logging.getLogger(__name__)
 
 
-class RotatingLayer(StoredLayer):
+class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
     """See the module's text."""
 
     def __init__(self, spec: LayerSpec, config: CacheConfig, dtype: torch.dtype) -> None:

@@ -18,13 +18,13 @@ from models.cache.ring import PairRing
 from models.cache.spec import LayerSpec
 
 
-class MemoryLayer(CacheLayerMixin):  # type: ignore[misc]
+class MemoryLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """A layer of a cache as transformers sees it."""
 
     supports_early_init = False
 
     def __init__(self, spec: LayerSpec) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.spec = spec
         self.is_initialized = True
         self.is_sliding = spec.window is not None
@@ -45,7 +45,7 @@ class MemoryLayer(CacheLayerMixin):  # type: ignore[misc]
         """See the step's queries `[num_heads, T, d]` before rotary embedding."""
 
 
-class StoredLayer(MemoryLayer):
+class StoredLayer(MemoryLayer):  # type: ignore[no-untyped-call]
     """A layer with memory of its own, which grows older by `update` and can be frozen."""
 
     seen = 0
@@ -110,7 +110,7 @@ class StoredLayer(MemoryLayer):
         self.set_counters(dict.fromkeys(self.counters(), 0))
 
 
-class SlidingLayer(StoredLayer):
+class SlidingLayer(StoredLayer):  # type: ignore[no-untyped-call]
     """The last `window - 1` pairs in a ring; places count from the oldest pair held."""
 
     def __init__(self, spec: LayerSpec, dtype: torch.dtype) -> None:
@@ -145,7 +145,7 @@ class SlidingLayer(StoredLayer):
         self.seen += keys.shape[1]
 
 
-class ViewLayer(MemoryLayer):
+class ViewLayer(MemoryLayer):  # type: ignore[no-untyped-call]
     """A snapshot of a layer, turned once, with a tail that grows: for answers, which must not change the cache.
 
     Working memory of one answer, given back when it ends; nothing is evicted from it.

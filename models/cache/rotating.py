@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -19,13 +19,11 @@ if TYPE_CHECKING:
     from models.hf.backbone import HfBackbone
 
 
-class CacheView(Cache):  # type: ignore[misc]
+class CacheView(Cache):
     """What one answer reads: a cache as it was, and a tail of its own. The cache goes on independently."""
 
-    layers: list[ViewLayer]
-
     def __init__(self, layers: list[ViewLayer]) -> None:
-        super().__init__(layers=layers)
+        super().__init__(layers=cast("list[Any]", layers))
 
     @classmethod
     def empty(cls, specs: Sequence[LayerSpec], room: int) -> CacheView:
@@ -33,7 +31,7 @@ class CacheView(Cache):  # type: ignore[misc]
         return cls([ViewLayer(spec, room) for spec in specs])
 
 
-class RotatingCompressiveCache(Cache):  # type: ignore[misc]
+class RotatingCompressiveCache(Cache):
     """One stream's cache. Made by `backbone.new_cache`; read into by `backbone.read`.
 
     Text is computed in steps of exactly `config.read_block` tokens; the remainder waits as token ids in
@@ -42,13 +40,12 @@ class RotatingCompressiveCache(Cache):  # type: ignore[misc]
     same library versions, number of threads and kind of device).
     """
 
-    layers: list[StoredLayer]
-
     def __init__(self, config: CacheConfig, specs: Sequence[LayerSpec], model: str) -> None:
         """`model` is the identity of the backbone; another one's snapshots are refused."""
         self.config, self.model = config, model
         self._specs = list(specs)
-        super().__init__(layers=[self._layer(spec) for spec in specs])
+        self.stored = [self._layer(spec) for spec in specs]
+        super().__init__(layers=cast("list[Any]", self.stored))
         self.dtype = specs[0].dtype
         device = specs[0].device
         self._pending = torch.zeros(config.read_block, dtype=torch.int64, device=device)
@@ -70,7 +67,7 @@ class RotatingCompressiveCache(Cache):  # type: ignore[misc]
     @property
     def tokens_computed(self) -> int:
         """Tokens that have passed through the model: whole steps."""
-        return self.layers[0].seen
+        return self.stored[0].seen
 
     @property
     def pending(self) -> list[int]:
@@ -85,7 +82,7 @@ class RotatingCompressiveCache(Cache):  # type: ignore[misc]
     def nbytes_by_part(self) -> dict[str, int]:
         """The same bytes by part: sinks, ring, latents, heavy, … of the full layers, and the sliding layers."""
         parts: dict[str, int] = {"pending": self._pending.nbytes}
-        for layer in self.layers:
+        for layer in self.stored:
             for name, tensor in layer.tensors().items():
                 part = "sliding" if isinstance(layer, SlidingLayer) else name.partition(".")[0]
                 parts[part] = parts.get(part, 0) + tensor.nbytes
@@ -94,7 +91,7 @@ class RotatingCompressiveCache(Cache):  # type: ignore[misc]
     def tensors(self) -> dict[str, Tensor]:
         """All memory, by name."""
         named = {
-            f"layer{i}.{n}": t for i, layer in enumerate(self.layers) for n, t in layer.tensors().items()
+            f"layer{i}.{n}": t for i, layer in enumerate(self.stored) for n, t in layer.tensors().items()
         }
         return {**named, "pending": self._pending}
 
@@ -102,7 +99,7 @@ class RotatingCompressiveCache(Cache):  # type: ignore[misc]
         """What compression has lost in each full-attention layer, by layer number."""
         return {
             str(layer.spec.index): stats_of(layer)
-            for layer in self.layers
+            for layer in self.stored
             if isinstance(layer, RotatingLayer)
         }
 
@@ -115,7 +112,7 @@ class RotatingCompressiveCache(Cache):  # type: ignore[misc]
             (self._pending[: self._num_pending], torch.tensor(list(ids), dtype=torch.int64, device=device))
         )
         size = self.config.read_block
-        steps = list(waiting[: len(waiting) // size * size].split(size))
+        steps = [waiting[i : i + size] for i in range(0, len(waiting) - size + 1, size)]
         rest = waiting[len(steps) * size :]
         self._pending.zero_()
         self._pending[: len(rest)] = rest
@@ -124,11 +121,12 @@ class RotatingCompressiveCache(Cache):  # type: ignore[misc]
 
     def view(self, room: int) -> CacheView:
         """What an answer may read now, with room for `room` further tokens (the pending ones among them)."""
-        return CacheView([layer.frozen(room) for layer in self.layers])
+        return CacheView([layer.frozen(room) for layer in self.stored])
 
     def reset(self) -> None:
         """Forget everything; the same memory serves the next stream."""
-        super().reset()
+        for layer in self.stored:
+            layer.reset()
         self._pending.zero_()
         self._num_pending = 0
 
@@ -145,14 +143,14 @@ class RotatingCompressiveCache(Cache):  # type: ignore[misc]
 
     def counters(self) -> dict[str, list[dict[str, int]] | int]:
         """The whole numbers that belong to the memory."""
-        return {"pending": self._num_pending, "layers": [layer.counters() for layer in self.layers]}
+        return {"pending": self._num_pending, "layers": [layer.counters() for layer in self.stored]}
 
     def set_counters(self, counters: dict[str, list[dict[str, int]] | int]) -> None:
         """Take over the numbers of a snapshot or of another cache."""
         pending, layers = counters["pending"], counters["layers"]
         assert isinstance(pending, int) and isinstance(layers, list)
         self._num_pending = pending
-        for layer, given in zip(self.layers, layers, strict=True):
+        for layer, given in zip(self.stored, layers, strict=True):
             layer.set_counters(given)
 
     def to_bytes(self) -> bytes:

@@ -34,7 +34,8 @@ def key_difference(block: Evicted) -> Tensor:
     """How little a key resembles the mean key: minus the cosine (KeyDiff, arXiv 2504.15364)."""
     unit = torch.nn.functional.normalize(block.ring_keys, dim=-1)
     anchor = unit.mean(1, keepdim=True)
-    return -torch.nn.functional.cosine_similarity(block.keys, anchor, dim=-1)
+    likeness: Tensor = torch.nn.functional.cosine_similarity(block.keys, anchor, dim=-1)
+    return -likeness
 
 
 def key_norm(block: Evicted) -> Tensor:

@@ -197,7 +197,7 @@ class HfBackbone:
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
         out = [int(i) for i in ids]
-        if out and not (0 <= min(out) and max(out) < self.vocabulary):
+        if out and not (min(out) >= 0 and max(out) < self.vocabulary):
             wrong = next(i for i in out if not 0 <= i < self.vocabulary)
             raise ValueError(
                 f"token id {wrong} is outside the vocabulary of {self.vocabulary} ({self.identity})"

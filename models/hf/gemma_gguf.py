@@ -209,7 +209,8 @@ def _check(folder: Path, config: Any) -> None:
     from tokenizers import Tokenizer
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    load: Any = AutoModelForCausalLM.from_pretrained
+    model, info = load(folder, dtype=torch.float32, output_loading_info=True)
     wrong = {key: sorted(names) for key, names in info.items() if names and key != "error_msgs"}
     if wrong:
         raise RuntimeError(

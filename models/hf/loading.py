@@ -41,7 +41,8 @@ def load(config: HfConfig) -> Loaded:
         torch.set_num_threads(config.threads)
     attention.register()
     source, name = _source(config.model)
-    transformers.logging.disable_progress_bar()
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    model: Any
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source,
@@ -56,7 +57,7 @@ def load(config: HfConfig) -> Loaded:
     adapter = "none"
     if config.adapter is not None:
         model, adapter = _with_adapter(model, Path(config.adapter))
-    model.eval().requires_grad_(False).to(device)
+    model.requires_grad_(False).eval().to(device)
     about = {
         k: v for k, v in model.config.to_dict().items() if not k.startswith(("_", "transformers_version"))
     }
@@ -102,9 +103,10 @@ def _tokenizer(source: Path | str) -> Tokenizer:
     else:
         from transformers import AutoTokenizer
 
-        tokenizer = getattr(AutoTokenizer.from_pretrained(source), "backend_tokenizer", None)
-        if tokenizer is None:
+        found = getattr(AutoTokenizer.from_pretrained(source), "backend_tokenizer", None)
+        if found is None:
             raise ValueError("its tokenizer has no tokenizer.json; save a fast tokenizer beside the model")
+        tokenizer = found
     # text that spells a special token is text: an article cannot end a turn
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
@@ -140,7 +142,7 @@ def _hash_files(folder: Path) -> str:
 
 
 def _end_ids(model: Any, tokenizer: Tokenizer) -> frozenset[int]:
-    ids: set[int] = set()
+    ids: set[Any] = set()
     for owner in (model.config.get_text_config(decoder=True), model.generation_config):
         given = getattr(owner, "eos_token_id", None)
         ids |= set(given) if isinstance(given, list | tuple) else {given}

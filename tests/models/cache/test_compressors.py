@@ -1,0 +1,96 @@
+"""Compressors against their definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.cache.compressor import truncation_error
+from models.cache.svd import SvdCompressor
+from models.cache.weighted_svd import WeightedSvdCompressor
+from models.rotary import turn
+from tests.models import tiny
+
+
+def _spec():
+    return tiny.backbone().specs[1]
+
+
+def _block(tokens: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    scale = torch.logspace(0, -2, 16)  # decaying directions, as keys have
+    return torch.randn(2, tokens, 16) * scale, torch.randn(2, tokens, 16)
+
+
+@pytest.mark.parametrize(("rank", "value_rank"), [(1, 0), (4, 0), (4, 7), (12, 0)])
+def test_svd_loses_exactly_the_dropped_singular_values(rank: int, value_rank: int) -> None:
+    """Eckart-Young: no factors of this rank lose less, and the error kept in the statistics is the true one."""
+    config = tiny.budgets(evict_block=12, rank=rank, value_rank=value_rank)
+    keys, values = _block()
+    factors = SvdCompressor(_spec(), config).compress(keys, values)
+    ranks = (rank, value_rank or rank)
+    for block, factor, r in zip((keys, values), factors, ranks, strict=True):
+        assert factor.rows.shape == (2, 12, r) and factor.basis.shape == (2, r, 16)
+        dropped = torch.linalg.svdvals(block.double())[:, r:].square().sum()
+        error = truncation_error(block, factor)
+        assert error.tail == pytest.approx(float(dropped), rel=1e-4, abs=1e-9)
+        assert error.energy == pytest.approx(float(block.double().square().sum()), rel=1e-6)
+
+
+def test_worst_row_bounds_every_score() -> None:
+    """No score of a query is off by more than its length times the longest lost row, at any turn."""
+    keys, values = _block()
+    key, _ = SvdCompressor(_spec(), tiny.budgets(evict_block=12, rank=3)).compress(keys, values)
+    rotary = _spec().rotary
+    rotary.reserve(100)
+    lost = rotary.turn(keys, torch.arange(12)) - rotary.turn(key.unpack(), torch.arange(12))
+    queries = torch.randn(2, 200, 16)
+    errors = (queries @ lost.transpose(-1, -2)).abs() / queries.norm(dim=-1, keepdim=True)
+    bound = truncation_error(keys, key).worst
+    assert 0.1 * bound < float(errors.max()) <= bound * (1 + 1e-5)
+
+
+def test_mean_turn_of_the_query_moment_is_exact() -> None:
+    """The closed form equals the average over every distance at which latents are read."""
+    config = tiny.budgets(compressor="weighted_svd")
+    compressor = WeightedSvdCompressor(_spec(), config)
+    queries = torch.randn(4, 30, 16)
+    compressor.observe(queries)
+    far = config.ring + config.latent_blocks * config.evict_block
+    total = torch.zeros(2, 16, 16)
+    for distance in range(config.ring, far):
+        cos, sin = _spec().rotary.at(torch.tensor([distance]))
+        seen = turn(queries, cos, sin).reshape(2, 60, 16)
+        total += seen.transpose(-1, -2) @ seen / 60
+    torch.testing.assert_close(compressor._seen_from_latents(), total / (far - config.ring))
+
+
+def test_weighted_svd_loses_less_of_what_queries_read() -> None:
+    """Where queries look in few directions, weighting lowers the score error below plain SVD's."""
+    config = tiny.budgets(evict_block=12, rank=3, compressor="weighted_svd")
+    keys, values = _block()
+    # queries read the direction that holds the least energy; both halves of a rotary pair
+    queries = torch.randn(4, 50, 16) * 0.05
+    queries[..., 7] += 3.0
+    weighted = WeightedSvdCompressor(_spec(), config)
+    weighted.observe(queries)
+    distance = _spec().rotary.at(torch.tensor([config.ring + 5]))
+    seen = turn(queries, *distance).reshape(2, 100, 16)
+
+    def error(factors: torch.Tensor) -> float:
+        return float((seen @ (keys - factors).transpose(-1, -2)).square().mean())
+
+    plain = SvdCompressor(_spec(), config).compress(keys, values)[0]
+    ours = weighted.compress(keys, values)[0]
+    assert error(ours.unpack()) < 0.1 * error(plain.unpack())
+
+
+def test_moment_follows_the_stream_and_forgets() -> None:
+    """The first steps are averaged evenly; a long stream's moment tends to its newest part."""
+    compressor = WeightedSvdCompressor(_spec(), tiny.budgets(compressor="weighted_svd"))
+    ones, twos = torch.ones(4, 2, 16), 2 * torch.ones(4, 2, 16)
+    compressor.observe(ones)
+    compressor.observe(twos)
+    torch.testing.assert_close(compressor.moment, torch.full((2, 16, 16), 2.5))
+    for _ in range(1500):
+        compressor.observe(ones)
+    torch.testing.assert_close(compressor.moment, torch.ones(2, 16, 16), atol=1e-3, rtol=0)
