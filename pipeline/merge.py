@@ -25,7 +25,7 @@ def merge_candidates(
     for question in range(request.num_questions):
         dense = _global_list([c.dense[question] for c in per_shard], request.list_depth, _dense_score)
         bm25 = _global_list([c.bm25[question] for c in per_shard], request.list_depth, _bm25_score)
-        merged.append(_fuse(dense, bm25, request, config)[: request.k])
+        merged.append(_fuse(dense, bm25, request, config))
     return merged
 
 
@@ -43,16 +43,16 @@ def _fuse(
         scores = _reciprocal_ranks(dense_rank, bm25_rank, config)
     else:
         scores = _convex(passages, config)
-    ranked = [
+    best = sorted(scores, key=lambda chunk_id: (-scores[chunk_id], chunk_id))[: request.k]
+    return [
         dataclasses.replace(
             passages[chunk_id],
-            score=score,
+            score=scores[chunk_id],
             dense_rank=dense_rank.get(chunk_id),
             bm25_rank=bm25_rank.get(chunk_id),
         )
-        for chunk_id, score in scores.items()
+        for chunk_id in best
     ]
-    return sorted(ranked, key=lambda passage: (-passage.score, passage.chunk_id))
 
 
 def _reciprocal_ranks(

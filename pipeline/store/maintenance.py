@@ -162,7 +162,7 @@ def _rewrite(core: ShardCore, group: list[SealedSegment]) -> None:
             if new is not None:
                 _move(core, segment, new, old_rows, np.arange(begin, begin + len(old_rows)))
             begin += len(old_rows)
-        place = core.segments.index(group[0])
+        place = min(core.segments.index(segment) for segment in group)
         core.segments = [segment for segment in core.segments if segment not in group]
         if new is not None:
             core.segments.insert(place, new)
