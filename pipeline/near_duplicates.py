@@ -74,6 +74,8 @@ class Fingerprint(NamedTuple):
     published_ms: int
     signature: bytes
     shingles: bytes = b""
+    known: bool = False
+    """Whether the store has an article of this id: then it is an update of itself, never a duplicate."""
 
 
 class Match(NamedTuple):

@@ -29,6 +29,8 @@ class Embedder(TextTokenizer, Protocol):
 
     identity: str
     dim: int
+    batch_texts: int
+    """Texts that one forward pass takes best; `encode` takes any number."""
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Vectors float32 [N, D] of unit length, in the order of `texts`."""

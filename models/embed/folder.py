@@ -41,7 +41,7 @@ class FolderEmbedder:
         if config.threads and device == "cpu":
             torch.set_num_threads(config.threads)
         self._model = SentenceTransformer(str(folder), device=device, local_files_only=True)
-        self._batch_texts = config.batch_texts * (_CUDA_BATCH_FACTOR if device == "cuda" else 1)
+        self.batch_texts = config.batch_texts * (_CUDA_BATCH_FACTOR if device == "cuda" else 1)
         self._tokens = folder_tokenizer(folder)
         self.max_tokens = self._tokens.max_tokens
         self.dim = int(self._model.encode(["dimension"], show_progress_bar=False).shape[1])
@@ -60,6 +60,6 @@ class FolderEmbedder:
         if not texts:
             return np.zeros((0, self.dim), dtype=np.float32)
         vectors = self._model.encode(
-            list(texts), batch_size=self._batch_texts, convert_to_numpy=True, show_progress_bar=False
+            list(texts), batch_size=self.batch_texts, convert_to_numpy=True, show_progress_bar=False
         )
         return unit(np.asarray(vectors, dtype=np.float32))

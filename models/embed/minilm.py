@@ -74,11 +74,11 @@ class MiniLmEmbedder:
         self._encode_ids = _truncating_tokenizer(folder, self.max_tokens)
         if _use_cuda(config.device):
             self._forward = _cuda_forward(folder)
-            self._batch_texts = config.batch_texts * _CUDA_BATCH_FACTOR
+            self.batch_texts = config.batch_texts * _CUDA_BATCH_FACTOR
             name = "minilm"
         else:
             self._forward = _onnx_forward(folder, weights, config)
-            self._batch_texts = config.batch_texts
+            self.batch_texts = config.batch_texts
             name = "minilm" if config.precision == "fp32" else f"minilm-{config.precision}"
         self.identity = f"{name}-{self.dim}-{weights}"
 
@@ -97,8 +97,8 @@ class MiniLmEmbedder:
         ids = [encoding.ids for encoding in self._encode_ids.encode_batch_fast(list(texts))]
         order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
         result = np.empty((len(ids), self.dim), dtype=np.float32)
-        for start in range(0, len(order), self._batch_texts):
-            rows = order[start : start + self._batch_texts]
+        for start in range(0, len(order), self.batch_texts):
+            rows = order[start : start + self.batch_texts]
             result[rows] = self._forward(*_padded([ids[row] for row in rows]))
         return unit(result)
 

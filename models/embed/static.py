@@ -60,6 +60,7 @@ class StaticEmbedder:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokens = FastTextTokenizer(self._tokenizer, _MAX_TOKENS)
         self.max_tokens = _MAX_TOKENS
+        self.batch_texts = _ENCODE_BATCH
         unknown = getattr(self._tokenizer.model, "unk_token", None)
         if unknown is not None and (unknown_id := self._tokenizer.token_to_id(unknown)) is not None:
             self._vectors[unknown_id] = 0.0

@@ -1,0 +1,336 @@
+"""The coordinator of an ingest job: partitions to ingesters under epochs, restarts, lag, and when all is idle."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from actors.delays import Delays
+from actors.ingest import Ingester, near_duplicates_name
+from actors.ingest_spec import Assignment, IngestSpec
+from actors.near_duplicates import NearDuplicateActor
+from actors.remote import Outage, backoff, call, find_actor, first_line, named_actor
+from actors.store_client import StoreClient, shard_name, start_embedders, start_shard
+from pipeline.errors import DependencyUnreachable, DysraError
+from pipeline.kafka import ensure_topic, topic_partitions
+from pipeline.log import get_logger
+from pipeline.store import StaleEpoch
+from pipeline.topics import topic_offsets
+
+_ACTOR_CPUS = 0.01
+_FIGURES_TIMEOUT_S = 10.0
+_SILENT_LIMIT_S = 60.0
+_NEW_PARTITIONS_S = 60.0
+
+
+def coordinator_name(store: str, topic: str, group_id: str) -> str:
+    """The actor name of the coordinator that fills a store from a topic."""
+    return f"{store}:ingest:{topic}:{group_id}"
+
+
+@dataclass(slots=True)
+class _Worker:
+    """One ingester's slot: its actor comes and goes, its partitions stay."""
+
+    index: int
+    partitions: list[int]
+    actor: Any = None
+    figures: dict[str, Any] = field(default_factory=dict)
+    seen_at: float = 0.0
+    start_at: float = 0.0
+    starts: deque[float] = field(default_factory=deque)
+
+
+class Coordinator:
+    """The actor class: starts at once, supervises in a thread, and answers for the whole job."""
+
+    def __init__(self, spec: IngestSpec, client: StoreClient, detached: bool) -> None:
+        self._spec, self._client, self._detached = spec, client, detached
+        self._config = spec.ingest
+        self._log = get_logger(topic=spec.kafka.topic)
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._workers: list[_Worker] = []
+        self._epoch = 0
+        self._failure: BaseException | None = None
+        self._ends: dict[int, int] = {}
+        self._idle_since: float | None = None
+        self._last: tuple[dict[int, int], dict[int, int]] = ({}, {})
+        self._past = Delays()
+        self._totals = {"polled": 0, "pauses": 0, "resumes": 0, "chunks": 0, "stalls": 0}
+        self._restarts = {"ingesters": 0, "shards": 0, "embedders": 0, "near_duplicates": 0}
+        self._pids: dict[str, int] = {}
+        self._died: dict[str, deque[float]] = {}
+        threading.Thread(target=self._supervise, name="supervise", daemon=True).start()
+
+    def figures(self) -> dict[str, Any]:
+        """The job's progress; `failure` holds the error that ended it, `idle_s` how long nothing was left to do."""
+        with self._lock:
+            delays = Delays(dict(self._past.counts))
+            totals = dict(self._totals)
+            durable, committed = self._offsets()
+            inflight, paused = 0, 0
+            for worker in self._workers:
+                delays.merge(worker.figures.get("delays", {}))
+                for name in totals:
+                    totals[name] += worker.figures.get(name, 0)
+                inflight += worker.figures.get("inflight_records", 0)
+                paused += bool(worker.figures.get("paused"))
+            lag = {p: max(0, end - durable[p]) for p, end in self._ends.items() if p in durable}
+            return {
+                **totals,
+                "pid": os.getpid(),
+                "ingester_pids": [worker.figures.get("pid") for worker in self._workers],
+                "partitions": sorted(p for worker in self._workers for p in worker.partitions),
+                "durable": durable,
+                "committed": committed,
+                "lag": lag,
+                "inflight_records": inflight,
+                "paused_ingesters": paused,
+                "delays": dict(delays.counts),
+                "restarts": dict(self._restarts),
+                "idle_s": 0.0 if self._idle_since is None else time.monotonic() - self._idle_since,
+                "failure": self._failure,
+            }
+
+    def stop(self) -> dict[str, Any]:
+        """Stop every ingester within its grace; the last figures."""
+        self._stopping.set()
+        with self._lock:
+            live = [
+                (worker, worker.actor.stop.remote()) for worker in self._workers if worker.actor is not None
+            ]
+        for worker, ref in live:
+            try:
+                figures = call(ref, self._config.stop_grace_s + 10.0)
+                with self._lock:
+                    worker.figures = figures
+            except RayError as error:
+                self._log.warning("ingester_not_stopped", ingester=worker.index, error=first_line(error))
+        return self.figures()
+
+    # -- supervision
+
+    def _supervise(self) -> None:
+        try:
+            self._begin()
+            next_partitions = time.monotonic() + _NEW_PARTITIONS_S
+            while not self._stopping.is_set():
+                self._look_at_store()
+                for worker in self._workers:
+                    if worker.actor is None and time.monotonic() >= worker.start_at:
+                        self._start(worker)
+                    elif worker.actor is not None:
+                        self._look_at(worker)
+                self._look_at_topic()
+                if time.monotonic() >= next_partitions:
+                    next_partitions = time.monotonic() + _NEW_PARTITIONS_S
+                    self._add_partitions()
+                self._stopping.wait(self._config.health_interval_s)
+        except BaseException as error:
+            self._fail(error)
+
+    def _begin(self) -> None:
+        spec = self._spec
+        partitions = topic_partitions(spec.kafka, spec.kafka.topic)
+        ensure_topic(spec.kafka, spec.kafka.dead_letter_topic, partitions=len(partitions))
+        count = min(self._config.num_ingesters, len(partitions))
+        self._near_duplicates()
+        self._workers = [_Worker(index, partitions[index::count]) for index in range(count)]
+
+    def _start(self, worker: _Worker) -> None:
+        """Give a worker's partitions to a new ingester, under a new epoch, from the store's own offsets."""
+        topic = self._spec.kafka.topic
+        try:
+            before = self._client.offsets()
+            self._fence(worker)
+            durable = tuple(
+                {p: offset for (name, p), offset in after.items() if name == topic and (topic, p) in first}
+                for first, after in zip(before, self._client.offsets(), strict=True)
+            )
+        except (RayError, DependencyUnreachable) as error:
+            self._log.warning("store_not_ready", error=first_line(error))
+            worker.start_at = time.monotonic() + self._config.health_interval_s
+            return
+        offsets = {
+            partition: min((known[partition] for known in durable), default=0)
+            if all(partition in known for known in durable)
+            else None
+            for partition in worker.partitions
+        }
+        assignment = Assignment(ingester=worker.index, epoch=self._epoch, offsets=offsets, durable=durable)
+        now = time.monotonic()
+        with self._lock:
+            worker.actor = (
+                ray.remote(Ingester)
+                .options(num_cpus=_ACTOR_CPUS, max_concurrency=4, max_restarts=0)
+                .remote(self._spec, self._client, assignment)
+            )
+            worker.seen_at = now
+            worker.starts.append(now)
+        self._log.info(
+            "ingester_started", ingester=worker.index, epoch=self._epoch, partitions=worker.partitions
+        )
+
+    def _fence(self, worker: _Worker) -> None:
+        """Find an epoch above all that the shards have seen, and make them refuse older ones from now on."""
+        places = [(self._spec.kafka.topic, partition) for partition in worker.partitions]
+        step = 1
+        self._epoch = max(self._epoch + 1, int(time.time() * 1_000))
+        while True:
+            try:
+                self._client.fence(places, self._epoch)
+                return
+            except StaleEpoch:  # the clock went back since the last epoch was drawn
+                step *= 2
+                self._epoch += step * 1_000
+
+    def _look_at(self, worker: _Worker) -> None:
+        try:
+            figures = call(worker.actor.figures.remote(), _FIGURES_TIMEOUT_S)
+        except RayError as error:
+            timed_out = not isinstance(error, ray.exceptions.RayActorError)
+            if timed_out and time.monotonic() - worker.seen_at < _SILENT_LIMIT_S:
+                return
+            self._replace(worker, error)
+            return
+        failure = figures["failure"]
+        with self._lock:
+            worker.figures, worker.seen_at = figures, time.monotonic()
+        if failure is not None and not self._stopping.is_set():
+            if isinstance(failure, DysraError | ValueError) and not isinstance(failure, StaleEpoch):
+                raise failure
+            self._replace(worker, failure)
+
+    def _replace(self, worker: _Worker, error: BaseException) -> None:
+        """Let go of a dead ingester and plan the next one; raises where it dies again and again."""
+        if self._stopping.is_set():
+            return
+        self._restarts["ingesters"] += 1
+        self._log.warning("ingester_lost", ingester=worker.index, error=first_line(error))
+        ray.kill(worker.actor)
+        with self._lock:
+            self._past.merge(worker.figures.get("delays", {}))
+            for name in self._totals:
+                self._totals[name] += worker.figures.get(name, 0)
+            kept = {name: worker.figures.get(name, {}) for name in ("durable", "committed")}
+            worker.actor, worker.figures = None, kept
+        tries = self._recent(worker.starts, f"ingester {worker.index}", first_line(error))
+        worker.start_at = time.monotonic() + self._wait(tries)
+
+    def _look_at_store(self) -> None:
+        """Start again what has died for good, and count what Ray restarted by itself."""
+        client, ingest = self._client, self._config
+        names = [shard_name(client.name, index) for index in range(client.num_shards)]
+        refs = {}
+        for index, name in enumerate(names):
+            actor = find_actor(name)
+            if actor is None:
+                self._note_death("shards", name)
+                actor = start_shard(client, index, ingest, detached=self._detached)
+            refs[name] = ("shards", actor.ping.remote())
+        for index, actor in enumerate(
+            start_embedders(client.name, self._spec.embedder, ingest, detached=self._detached)
+        ):
+            refs[f"embedder {index}"] = ("embedders", actor.ping.remote())
+        refs["near-duplicates"] = ("near_duplicates", self._near_duplicates().ping.remote())
+        for name, (kind, ref) in refs.items():
+            try:
+                pid = call(ref, 2.0)
+            except Outage:
+                continue  # restarting, or loading what it holds; its callers wait with a limit of their own
+            if self._pids.setdefault(name, pid) != pid:
+                self._pids[name] = pid
+                self._note_death(kind, name)
+
+    def _near_duplicates(self) -> Any:
+        client = self._client
+        return named_actor(
+            NearDuplicateActor,
+            near_duplicates_name(client.name),
+            self._spec.duplicates,
+            [shard_name(client.name, index) for index in range(client.num_shards)],
+            detached=False,
+            num_cpus=_ACTOR_CPUS,
+            max_restarts=-1,
+        )
+
+    def _note_death(self, kind: str, name: str) -> None:
+        self._restarts[kind] += 1
+        times = self._died.setdefault(name, deque())
+        times.append(time.monotonic())
+        self._recent(times, name, "its process ended")
+        self._log.warning("actor_restarted", actor=name, restarts=len(times))
+
+    def _recent(self, times: deque[float], name: str, reason: str) -> int:
+        """How many of `times` lie in the window; raises above the limit."""
+        while times and times[0] < time.monotonic() - self._config.restart_window_s:
+            times.popleft()
+        if len(times) > self._config.max_restarts:
+            raise DependencyUnreachable(
+                f"{name} was restarted {len(times)} times within {self._config.restart_window_s:.0f} s "
+                f"({reason}); look at the Ray logs of its node"
+            )
+        return len(times)
+
+    def _wait(self, tries: int) -> float:
+        waits = backoff(self._config.retry_first_s, self._config.retry_max_s)
+        for _ in range(max(0, tries - 1)):
+            next(waits)
+        return next(waits)
+
+    def _look_at_topic(self) -> None:
+        """Note the topic's ends, and since when everything up to them has been durable."""
+        try:
+            ends = {p: end for p, (_, end) in topic_offsets(self._spec.kafka, self._spec.kafka.topic).items()}
+        except DependencyUnreachable as error:
+            self._log.warning("broker_lost", error=first_line(error))
+            return
+        with self._lock:
+            durable, _ = self._offsets()
+            inflight = sum(worker.figures.get("inflight_records", 0) for worker in self._workers)
+            self._ends = ends
+            settled = (
+                bool(ends) and not inflight and all(durable.get(p, -1) >= end for p, end in ends.items())
+            )
+            if not settled or self._last != (ends, durable):
+                self._idle_since = time.monotonic() if settled else None
+            self._last = (ends, durable)
+
+    def _add_partitions(self) -> None:
+        """Give partitions that the topic has gained to the ingesters with the fewest."""
+        known = {p for worker in self._workers for p in worker.partitions}
+        try:
+            found = topic_partitions(self._spec.kafka, self._spec.kafka.topic)
+        except DependencyUnreachable:
+            return
+        for partition in found:
+            if partition not in known:
+                worker = min(self._workers, key=lambda one: len(one.partitions))
+                worker.partitions.append(partition)
+                if worker.actor is not None:
+                    call(worker.actor.stop.remote(), self._config.stop_grace_s + 10.0)
+                    self._replace(worker, RuntimeError(f"partition {partition} was added"))
+
+    def _offsets(self) -> tuple[dict[int, int], dict[int, int]]:
+        durable: dict[int, int] = {}
+        committed: dict[int, int] = {}
+        for worker in self._workers:
+            durable.update(worker.figures.get("durable", {}))
+            committed.update(worker.figures.get("committed", {}))
+        return durable, committed
+
+    def _fail(self, error: BaseException) -> None:
+        self._log.error("ingest_failed", error=first_line(error))
+        with self._lock:
+            self._failure = error
+            actors = [worker.actor for worker in self._workers if worker.actor is not None]
+        for actor in actors:
+            actor.stop.remote()

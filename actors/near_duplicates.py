@@ -1,0 +1,112 @@
+"""The one keeper of the near-duplicate index: asked in batches, rebuilt from the shards when it starts."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+from actors.remote import Outage, call, find_actor
+from pipeline.near_duplicates import (
+    Fingerprint,
+    Fingerprinter,
+    Match,
+    NearDuplicateConfig,
+    NearDuplicateIndex,
+)
+from pipeline.placement import shard_of
+
+_SHARD_TIMEOUT_S = 30.0
+
+
+class Verdicts(NamedTuple):
+    """`generation` of the index and, unless the caller knew another one, a verdict for each entry."""
+
+    generation: int
+    matches: list[Match | None] | None
+
+
+class NearDuplicateActor:
+    """A Ray shell around NearDuplicateIndex (calls come one at a time).
+
+    An entry is a Fingerprint to judge, or the id of a withdrawn article to forget. An article whose id the
+    store knows is never a duplicate: it is a correction or an update of itself.
+    """
+
+    def __init__(self, config: NearDuplicateConfig, shard_names: list[str]) -> None:
+        self._config = config
+        self._shard_names = shard_names
+        self._handles: dict[int, Any] = {}
+        self._fingerprinter = Fingerprinter(config)
+        self._index = NearDuplicateIndex(config, fetch=self._fetch)
+        self._generation = int.from_bytes(os.urandom(7), "big")
+        self._linked = 0
+        if config.enabled:
+            rows = []
+            for index in range(len(shard_names)):
+                for row in self._ask(index, "signatures", 0):
+                    rows.append(Fingerprint(row.article_id, row.stream, row.published_ms, row.signature))
+            self._index.add_all(rows)
+
+    def judge(self, entries: list[Fingerprint | str], generation: int | None) -> Verdicts:
+        """Verdicts in the order of the entries; each accepted article is compared with by the next ones.
+
+        Where `generation` is not the index's (it was made anew), nothing is judged: `remember` first what
+        is under way, then ask again.
+        """
+        if generation != self._generation:
+            return Verdicts(self._generation, None)
+        matches: list[Match | None] = []
+        for entry in entries:
+            if isinstance(entry, str):
+                self._index.remove(entry)
+                matches.append(None)
+                continue
+            match = None if entry.known or entry.article_id in self._index else self._index.match(entry)
+            if match is not None and self._known(entry.article_id):
+                match = None
+            if match is None:
+                self._index.add(entry)
+            else:
+                self._linked += 1
+            matches.append(match)
+        return Verdicts(self._generation, matches)
+
+    def remember(self, entries: list[Fingerprint]) -> int:
+        """Add articles that were accepted before; the index's generation."""
+        for entry in entries:
+            self._index.add(entry)
+        return self._generation
+
+    def stats(self) -> dict[str, int]:
+        """Articles kept for comparison, and links made since the start."""
+        return {"articles": len(self._index), "linked": self._linked}
+
+    def ping(self) -> int:
+        """The process id, for health checks."""
+        return os.getpid()
+
+    def _known(self, article_id: str) -> bool:
+        owner = shard_of(article_id, len(self._shard_names))
+        return self._ask(owner, "articles", [article_id])[0] is not None
+
+    def _fetch(self, article_id: str) -> bytes:
+        """The shingles of a stored article; none where the shard cannot say, and the estimate decides."""
+        owner = shard_of(article_id, len(self._shard_names))
+        try:
+            found = self._ask(owner, "articles", [article_id])[0]
+        except Outage:
+            return b""
+        if found is None or found.article is None:
+            return b""
+        return self._fingerprinter.fingerprint(found.article).shingles
+
+    def _ask(self, shard: int, method: str, *args: Any) -> Any:
+        handle = self._handles.get(shard) or find_actor(self._shard_names[shard])
+        if handle is None:
+            raise ConnectionError(f"shard {shard} is not running")
+        self._handles[shard] = handle
+        try:
+            return call(getattr(handle, method).remote(*args), _SHARD_TIMEOUT_S)
+        except Outage:
+            self._handles.pop(shard, None)
+            raise

@@ -1,0 +1,134 @@
+"""How our actors are named, found and called: one namespace, limits on every wait, typed errors back."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from pipeline.errors import DependencyUnreachable, DysraError
+
+NAMESPACE = "dysra"
+"""All named actors of DySRA live in this Ray namespace."""
+
+CALL_TIMEOUT_S = 60.0
+_ResultT = TypeVar("_ResultT")
+_owned: dict[str, Any] = {}
+
+Outage = (RayActorError, GetTimeoutError)
+"""What a call raises while its actor is dead, restarting or too slow: try again, lose nothing."""
+
+
+def store_name(path: Path) -> str:
+    """The name that all processes of a cluster know a store by; equal for equal absolute paths."""
+    absolute = path.expanduser().absolute()
+    return f"store-{absolute.name}-{hashlib.sha256(str(absolute).encode()).hexdigest()[:8]}"
+
+
+def named_actor(cls: Any, name: str, *args: Any, detached: bool, **options: Any) -> Any:
+    """The actor called `name`, created with `args` unless it lives already."""
+    living = find_actor(name)
+    if living is not None:
+        return living
+    if detached:
+        options["lifetime"] = "detached"
+    groups = options.pop("concurrency_groups", None)
+    remote = ray.remote(concurrency_groups=groups)(cls) if groups else ray.remote(cls)
+    handle = remote.options(name=name, namespace=NAMESPACE, get_if_exists=True, **options).remote(*args)
+    if not detached:
+        _owned[name] = handle  # Ray ends an actor when its owner drops the handle that made it
+    return handle
+
+
+def find_actor(name: str) -> Any | None:
+    """The living actor called `name`, or None."""
+    try:
+        return ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def call(ref: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+    """The result of a call; an error of ours that it raised is raised here as itself."""
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except RayTaskError as error:
+        raise unwrapped(error) from None
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """The error that an actor raised, out of Ray's wrapper."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(error, RayTaskError) and isinstance(cause, Exception) else error
+
+
+def backoff(first_s: float, max_s: float) -> Iterator[float]:
+    """Waits that double up to `max_s`, each shortened at random by up to half so that callers spread out."""
+    wait_s = first_s
+    while True:
+        yield wait_s * random.uniform(0.5, 1.0)
+        wait_s = min(wait_s * 2, max_s)
+
+
+def persist(
+    attempt: Callable[[], _ResultT],
+    what: str,
+    *,
+    first_s: float,
+    max_s: float,
+    limit_s: float,
+    stopped: Callable[[], bool],
+    on_outage: Callable[[BaseException], None] | None = None,
+) -> _ResultT:
+    """Call `attempt` until it returns; retry outages only, and give up after `limit_s`.
+
+    Raises DependencyUnreachable at the limit, Stopped when `stopped()`, and any other error at once.
+    """
+    started = time.monotonic()
+    waits = backoff(first_s, max_s)
+    while True:
+        if stopped():
+            raise Stopped(what)
+        try:
+            return attempt()
+        except (*Outage, ConnectionError, DependencyUnreachable) as error:
+            if on_outage is not None:
+                on_outage(error)
+            if time.monotonic() - started > limit_s:
+                raise DependencyUnreachable(
+                    f"{what} has not answered for {limit_s:.0f} s ({first_line(error)})"
+                ) from None
+            time.sleep(next(waits))
+
+
+class Stopped(Exception):
+    """The caller was asked to stop while it waited."""
+
+
+def first_line(error: BaseException) -> str:
+    """An error as one line for a log."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if isinstance(error, DysraError) else f"{type(error).__name__}: {lines[-1]}"
+
+
+__all__ = [
+    "CALL_TIMEOUT_S",
+    "NAMESPACE",
+    "Outage",
+    "RayError",
+    "Stopped",
+    "backoff",
+    "call",
+    "find_actor",
+    "first_line",
+    "named_actor",
+    "persist",
+    "store_name",
+    "unwrapped",
+]

@@ -1,0 +1,171 @@
+"""A shard as an actor: appends in order, searches beside them, maintenance on a timer, reload after a kill."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import ray
+
+from actors.metrics import metric
+from actors.remote import first_line
+from pipeline.article import Article
+from pipeline.errors import DysraError
+from pipeline.log import get_logger
+from pipeline.store import (
+    AppendResult,
+    Candidates,
+    Changes,
+    ChunkIdCollision,
+    Ledger,
+    SearchRequest,
+    Shard,
+    SignatureRow,
+    StoreConfig,
+    StoredArticle,
+    StoreRecord,
+)
+
+CONCURRENCY = {"append": 1, "search": 4, "admin": 2}
+"""Threads of the actor by kind of call: appends keep their order, and searches do not wait for them."""
+
+
+class Collision(NamedTuple):
+    """Nothing was appended: a chunk of this article has another article's chunk id."""
+
+    message: str
+    article_id: str
+
+
+class ShardActor:
+    """A Ray shell around pipeline.store.Shard; an error while opening is raised by every call, as itself."""
+
+    def __init__(
+        self,
+        config: StoreConfig,
+        shard_index: int,
+        embedder_identity: str,
+        dim: int,
+        maintain_interval_s: float = 10.0,
+    ) -> None:
+        self._log = get_logger(shard_id=shard_index)
+        self._tags = {"shard": str(shard_index)}
+        self._failure: Exception | None = None
+        self._shard: Shard | None = None
+        try:
+            self._shard = Shard.open(
+                config.path, config, shard_index, config.num_shards, embedder_identity, dim
+            )
+        except (DysraError, ValueError, OSError) as error:
+            self._failure = error
+            return
+        self._closing = threading.Event()
+        self._timer = threading.Thread(
+            target=self._maintain, args=(maintain_interval_s,), name="maintain", daemon=True
+        )
+        self._timer.start()
+
+    @ray.method(concurrency_group="append")
+    def append(
+        self, records: list[StoreRecord], through: Mapping[tuple[str, int], int], epoch: int
+    ) -> AppendResult | Collision:
+        """Make records durable and searchable; see Shard.append. A Collision is returned, not raised."""
+        try:
+            return self._open().append(records, through, epoch)
+        except ChunkIdCollision as error:
+            return Collision(str(error), error.article_id)
+
+    @ray.method(concurrency_group="search")
+    def candidates(self, request: SearchRequest) -> Candidates:
+        """The shard's lists for each question."""
+        return self._open().candidates(request)
+
+    @ray.method(concurrency_group="search")
+    def articles(self, ids: list[str]) -> list[StoredArticle | None]:
+        """The newest version or tombstone of each id, None where it was never seen."""
+        shard = self._open()
+        return [shard.article(article_id) for article_id in ids]
+
+    @ray.method(concurrency_group="search")
+    def recent(self, stream: str, limit: int, before_ms: int | None = None) -> list[Article]:
+        """The stream's newest articles on this shard, newest first."""
+        return list(self._open().recent(stream, limit, before_ms))
+
+    @ray.method(concurrency_group="search")
+    def changes(self, since: int) -> Changes:
+        """Corrections and withdrawals after a sequence number."""
+        return self._open().changes(since)
+
+    @ray.method(concurrency_group="admin")
+    def signatures(self, since_ms: int) -> list[SignatureRow]:
+        """Signatures of the articles published since then."""
+        return self._open().signatures(since_ms)
+
+    @ray.method(concurrency_group="search")
+    def offsets(self) -> dict[tuple[str, int], int]:
+        """The next offset of each partition that this shard still needs."""
+        return self._open().offsets()
+
+    @ray.method(concurrency_group="search")
+    def known(self, ids: list[str]) -> dict[str, int | None]:
+        """For each id the version that is stored and searchable, or None."""
+        return self._open().known(ids)
+
+    @ray.method(concurrency_group="search")
+    def ledger(self) -> Ledger:
+        """Outcomes by topic."""
+        return self._open().ledger()
+
+    @ray.method(concurrency_group="search")
+    def stats(self) -> dict[str, Any]:
+        """The shard's figures, and the process that holds it."""
+        return {**self._open().stats(), "pid": os.getpid()}
+
+    @ray.method(concurrency_group="admin")
+    def compact(self) -> Any:
+        """Seal and compact now."""
+        shard = self._open()
+        shard.seal()
+        return shard.compact()
+
+    @ray.method(concurrency_group="admin")
+    def snapshot(self, target: str) -> Any:
+        """Copy the shard to `target`."""
+        from pathlib import Path
+
+        return self._open().snapshot(Path(target))
+
+    @ray.method(concurrency_group="search")
+    def ping(self) -> int:
+        """The process id; raises what kept the shard from opening."""
+        self._open()
+        return os.getpid()
+
+    @ray.method(concurrency_group="append")
+    def close(self) -> None:
+        """Close the files; every later call fails."""
+        if self._shard is not None:
+            self._closing.set()
+            self._timer.join(timeout=5.0)
+            self._shard.close()
+
+    def _open(self) -> Shard:
+        if self._failure is not None:
+            raise self._failure
+        assert self._shard is not None
+        return self._shard
+
+    def _maintain(self, interval_s: float) -> None:
+        shard = self._open()
+        while not self._closing.wait(interval_s):
+            try:
+                shard.maintain(int(time.time() * 1_000))
+                stats = shard.stats()
+                metric("index_chunks").set(stats.get("chunks", 0), self._tags)
+                metric("index_tombstones").set(stats.get("dead_chunks", 0), self._tags)
+                metric("index_bytes").set(stats.get("index_bytes", 0), self._tags)
+            except (DysraError, OSError) as error:
+                self._log.error("maintenance_failed", error=first_line(error))

@@ -1,0 +1,510 @@
+"""The store as every process of the cluster uses it: named shards and embedders, found or started.
+
+Blocking methods, and `..._async` forms for Ray Serve. A shard that is dead or late makes an answer partial;
+only when none answers does a call fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError
+
+from actors.embedder import NUM_WAITING_CALLS, EmbedderActor
+from actors.ingest_config import IngestConfig
+from actors.metrics import metric
+from actors.remote import (
+    CALL_TIMEOUT_S,
+    Outage,
+    call,
+    find_actor,
+    first_line,
+    named_actor,
+    store_name,
+    unwrapped,
+)
+from actors.shard import CONCURRENCY, ShardActor
+from models.embed import EmbedderConfig, Vectors
+from pipeline.article import Article
+from pipeline.errors import DependencyUnreachable, DysraError
+from pipeline.log import get_logger
+from pipeline.merge import merge_candidates
+from pipeline.placement import shard_of
+from pipeline.store import (
+    Candidates,
+    Change,
+    Ledger,
+    Passage,
+    SearchConfig,
+    SearchRequest,
+    StoreConfig,
+    StoredArticle,
+    StoreMismatch,
+)
+
+_EMBEDDER_START_S = 900.0
+_SHARD_START_S = 300.0
+_EMBED_QUESTION_S = 15.0
+_ACTOR_CPUS = 0.01
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchResult:
+    """Passages of each question, best first. `partial`: a shard or the embedder was missing."""
+
+    passages: list[list[Passage]]
+    partial: bool
+    missing_shards: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreChanges:
+    """Corrections and withdrawals since a cursor. `truncated`: older ones were dropped, check everything."""
+
+    entries: tuple[Change, ...]
+    cursor: tuple[int, ...]
+    truncated: bool
+
+
+class StoreClient:
+    """A handle to an open store. Cheap to pass between actors: it holds names and finds the actors itself."""
+
+    def __init__(
+        self,
+        name: str,
+        config: StoreConfig,
+        search: SearchConfig,
+        num_embedders: int,
+        embedder: dict[str, Any],
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.search_config = search
+        self.num_shards = config.num_shards
+        self.num_embedders = num_embedders
+        self.embedder_identity: str = embedder["identity"]
+        self.dim: int = embedder["dim"]
+        self._reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        for name in ("_handles", "_turn", "_log"):
+            state.pop(name)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._handles: dict[str, Any] = {}
+        self._turn = itertools.count()
+        self._log = get_logger(store=self.name)
+
+    # -- search
+
+    def search(
+        self,
+        texts: Sequence[str],
+        k: int | None = None,
+        mode: str | None = None,
+        streams: Iterable[str] | None = None,
+        sources: Iterable[str] | None = None,
+        since_ms: int | None = None,
+        as_of_ms: int | None = None,
+        deadline_s: float | None = None,
+    ) -> SearchResult:
+        """The best passages for each text; raises DependencyUnreachable only when no shard answers."""
+        request = self._request(texts, k, mode, streams, sources, since_ms, as_of_ms)
+        degraded = False
+        if request.mode != "bm25":
+            try:
+                vectors = self.embed_questions(texts)
+                request = replace(request, vectors=vectors)
+            except DependencyUnreachable:
+                request, degraded = self._without_vectors(request), True
+        limit_s = deadline_s if deadline_s is not None else self.search_config.deadline_s
+        refs = self._fan_out("candidates", request)
+        ray.wait(
+            [ref for ref in refs.values() if ref is not None] or [ray.put(None)],
+            num_returns=max(1, sum(ref is not None for ref in refs.values())),
+            timeout=limit_s,
+        )
+        replies: dict[int, Candidates] = {}
+        errors: list[BaseException] = []
+        for shard, ref in refs.items():
+            try:
+                if ref is not None:
+                    replies[shard] = call(ref, 0.001)
+            except (RayError, TimeoutError) as error:
+                self._forget(shard)
+                errors.append(error)
+        return self._merged(request, replies, errors, degraded)
+
+    async def search_async(
+        self,
+        texts: Sequence[str],
+        k: int | None = None,
+        mode: str | None = None,
+        streams: Iterable[str] | None = None,
+        sources: Iterable[str] | None = None,
+        since_ms: int | None = None,
+        as_of_ms: int | None = None,
+        deadline_s: float | None = None,
+    ) -> SearchResult:
+        """`search` for event loops: awaits, never blocks."""
+        request = self._request(texts, k, mode, streams, sources, since_ms, as_of_ms)
+        degraded = False
+        if request.mode != "bm25":
+            try:
+                reply = self._embedder().encode.remote(list(texts), True)
+                vectors = await asyncio.wait_for(_future(reply), _EMBED_QUESTION_S)
+                request = replace(request, vectors=np.asarray(vectors, dtype=np.float32))
+            except (RayError, TimeoutError, DependencyUnreachable):
+                request, degraded = self._without_vectors(request), True
+        limit_s = deadline_s if deadline_s is not None else self.search_config.deadline_s
+        refs = self._fan_out("candidates", request)
+        tasks = {shard: asyncio.ensure_future(_future(ref)) for shard, ref in refs.items() if ref is not None}
+        if tasks:
+            await asyncio.wait(tasks.values(), timeout=limit_s)
+        replies: dict[int, Candidates] = {}
+        errors: list[BaseException] = []
+        for shard, task in tasks.items():
+            if not task.done():
+                task.cancel()
+                errors.append(TimeoutError(f"shard {shard}"))
+                continue
+            error = task.exception()
+            if error is None:
+                replies[shard] = task.result()
+            elif isinstance(unwrapped(error), ValueError | DysraError):
+                raise unwrapped(error)
+            else:
+                self._forget(shard)
+                errors.append(error)
+        return self._merged(request, replies, errors, degraded)
+
+    def embed_questions(self, texts: Sequence[str]) -> Vectors:
+        """Vectors float32 [Q, D] of questions, ahead of the articles that wait to be embedded."""
+        try:
+            vectors = call(self._embedder().encode.remote(list(texts), True), _EMBED_QUESTION_S)
+        except Outage as error:
+            raise DependencyUnreachable(
+                f"the embedder of {self.name} does not answer ({first_line(error)}); look at `dysra status`"
+            ) from None
+        return np.asarray(vectors, dtype=np.float32)
+
+    # -- articles
+
+    def article(self, article_id: str) -> StoredArticle | None:
+        """The newest version of an article or its tombstone; None if it was never seen."""
+        return self.articles([article_id])[article_id]
+
+    def articles(self, ids: Iterable[str]) -> dict[str, StoredArticle | None]:
+        """The newest version or tombstone of each id."""
+        wanted = self._by_shard(ids)
+        refs = {shard: self._shard(shard).articles.remote(part) for shard, part in wanted.items()}
+        found: dict[str, StoredArticle | None] = {}
+        for shard, ref in refs.items():
+            found.update(zip(wanted[shard], self._result(shard, ref), strict=True))
+        return found
+
+    async def articles_async(self, ids: Iterable[str]) -> dict[str, StoredArticle | None]:
+        """`articles` for event loops."""
+        wanted = self._by_shard(ids)
+        refs = [_future(self._shard(shard).articles.remote(part)) for shard, part in wanted.items()]
+        replies = await asyncio.wait_for(asyncio.gather(*refs), CALL_TIMEOUT_S)
+        found: dict[str, StoredArticle | None] = {}
+        for part, reply in zip(wanted.values(), replies, strict=True):
+            found.update(zip(part, reply, strict=True))
+        return found
+
+    def recent(self, stream: str, limit: int, before_ms: int | None = None) -> list[Article]:
+        """The stream's newest articles, newest first, over all shards."""
+        parts = self._ask_all("recent", stream, limit, before_ms)
+        rows = [article for part in parts for article in part]
+        rows.sort(key=lambda article: (-article.published_ms, article.id))
+        return rows[:limit]
+
+    def changes(self, cursor: Sequence[int] | None = None) -> StoreChanges:
+        """Corrections and withdrawals after `cursor` (None: from the oldest kept), and the next cursor."""
+        since = list(cursor) if cursor is not None else [0] * self.num_shards
+        if len(since) != self.num_shards:
+            raise ValueError(f"the cursor has {len(since)} numbers; this store has {self.num_shards} shards")
+        refs = [self._shard(shard).changes.remote(since[shard]) for shard in range(self.num_shards)]
+        parts = [self._result(shard, ref) for shard, ref in enumerate(refs)]
+        return StoreChanges(
+            entries=tuple(entry for part in parts for entry in part.entries),
+            cursor=tuple(part.latest for part in parts),
+            truncated=any(part.truncated for part in parts),
+        )
+
+    # -- figures
+
+    def stats(self) -> list[dict[str, Any]]:
+        """Each shard's figures; a shard that does not answer has only `shard` and `error`."""
+        rows: list[dict[str, Any]] = []
+        for shard in range(self.num_shards):
+            try:
+                rows.append({"shard": shard, **self._result(shard, self._shard(shard).stats.remote())})
+            except DependencyUnreachable as error:
+                rows.append({"shard": shard, "error": str(error)})
+        return rows
+
+    def ledger(self) -> Ledger:
+        """Outcomes by topic, over all shards."""
+        total = Ledger()
+        for part in self._ask_all("ledger"):
+            for topic, counts in part.items():
+                known = total.get(topic)
+                total[topic] = counts if known is None else Ledger({"a": known, "b": counts}).total()
+        return total
+
+    def offsets(self) -> list[dict[tuple[str, int], int]]:
+        """The next offset of each partition, by shard."""
+        return self._ask_all("offsets")
+
+    def fence(self, partitions: Iterable[tuple[str, int]], epoch: int) -> None:
+        """Refuse later appends to these partitions under older epochs; StaleEpoch if a newer one is known."""
+        self._ask_all("append", [], dict.fromkeys(partitions, 0), epoch)
+
+    def known(self, ids: Iterable[str]) -> dict[str, int | None]:
+        """For each id the version (ms) that is stored and searchable, or None."""
+        wanted = self._by_shard(ids)
+        refs = {shard: self._shard(shard).known.remote(part) for shard, part in wanted.items()}
+        found: dict[str, int | None] = {}
+        for shard, ref in refs.items():
+            found.update(self._result(shard, ref))
+        return found
+
+    def embed_stats(self) -> dict[str, float]:
+        """Seconds spent embedding, texts and batches, over all embedders."""
+        parts = [
+            call(self.handle(embedder_name(self.name, index)).stats.remote())
+            for index in range(self.num_embedders)
+        ]
+        return {name: sum(part[name] for part in parts) for name in parts[0]}
+
+    # -- actors
+
+    def handle(self, name: str) -> Any:
+        """The living actor called `name`; DependencyUnreachable where there is none."""
+        found = self._handles.get(name) or find_actor(name)
+        if found is None:
+            raise DependencyUnreachable(
+                f"{name} is not running; start it with `dysra ingest` or `dysra serve`"
+            )
+        self._handles[name] = found
+        return found
+
+    def shard_handle(self, shard: int) -> Any:
+        """The actor of a shard."""
+        return self._shard(shard)
+
+    def next_embedder(self) -> Any:
+        """The embedder actor whose turn it is."""
+        return self._embedder()
+
+    def forget_handles(self) -> None:
+        """Look the actors up again at the next call: one of them has died."""
+        self._handles.clear()
+
+    def close_store(self) -> None:
+        """Close every shard's files and end the store's actors."""
+        for shard in range(self.num_shards):
+            actor = find_actor(shard_name(self.name, shard))
+            if actor is not None:
+                try:
+                    call(actor.close.remote(), 30.0)
+                except Outage:
+                    self._log.warning("shard_not_closed", shard_id=shard)
+                ray.kill(actor)
+        for index in range(self.num_embedders):
+            actor = find_actor(embedder_name(self.name, index))
+            if actor is not None:
+                ray.kill(actor)
+        self._handles.clear()
+
+    def _shard(self, shard: int) -> Any:
+        return self.handle(shard_name(self.name, shard))
+
+    def _embedder(self) -> Any:
+        return self.handle(embedder_name(self.name, next(self._turn) % self.num_embedders))
+
+    def _forget(self, shard: int) -> None:
+        self._handles.pop(shard_name(self.name, shard), None)
+
+    def _fan_out(self, method: str, *args: Any) -> dict[int, Any]:
+        """One call to each shard; None for a shard that does not live."""
+        shared = [ray.put(arg) for arg in args] if self.num_shards > 1 else list(args)
+        refs: dict[int, Any] = {}
+        for shard in range(self.num_shards):
+            try:
+                refs[shard] = getattr(self._shard(shard), method).remote(*shared)
+            except (DependencyUnreachable, RayError):
+                self._forget(shard)
+                refs[shard] = None
+        return refs
+
+    def _ask_all(self, method: str, *args: Any) -> list[Any]:
+        refs = [getattr(self._shard(shard), method).remote(*args) for shard in range(self.num_shards)]
+        return [self._result(shard, ref) for shard, ref in enumerate(refs)]
+
+    def _result(self, shard: int, ref: Any) -> Any:
+        try:
+            return call(ref)
+        except Outage as error:
+            self._forget(shard)
+            raise DependencyUnreachable(
+                f"shard {shard} of {self.name} does not answer ({first_line(error)}); look at `dysra status`"
+            ) from None
+
+    def _by_shard(self, ids: Iterable[str]) -> dict[int, list[str]]:
+        parts: dict[int, list[str]] = defaultdict(list)
+        for article_id in dict.fromkeys(ids):
+            parts[shard_of(article_id, self.num_shards)].append(article_id)
+        return parts
+
+    def _request(
+        self,
+        texts: Sequence[str],
+        k: int | None,
+        mode: str | None,
+        streams: Iterable[str] | None,
+        sources: Iterable[str] | None,
+        since_ms: int | None,
+        as_of_ms: int | None,
+    ) -> SearchRequest:
+        chosen = mode or self.search_config.mode
+        # The vectors follow once they are made; zeros of the right shape keep the request valid until then.
+        placeholder = None if chosen == "bm25" else np.zeros((len(texts), self.dim), dtype=np.float32)
+        return SearchRequest(
+            k=self.search_config.k if k is None else k,
+            mode=chosen,  # type: ignore[arg-type]
+            vectors=placeholder,
+            texts=None if chosen == "dense" else list(texts),
+            streams=None if streams is None else frozenset(streams),
+            sources=None if sources is None else frozenset(sources),
+            since_ms=since_ms,
+            as_of_ms=as_of_ms,
+            depth=self.search_config.depth,
+        )
+
+    def _without_vectors(self, request: SearchRequest) -> SearchRequest:
+        if request.mode == "dense":
+            raise DependencyUnreachable(
+                f"the embedder of {self.name} does not answer, and mode dense needs it; try mode bm25"
+            )
+        self._log.warning("search_without_embedder")
+        return replace(request, mode="bm25", vectors=None)
+
+    def _merged(
+        self,
+        request: SearchRequest,
+        replies: dict[int, Candidates],
+        errors: list[BaseException],
+        degraded: bool,
+    ) -> SearchResult:
+        missing = tuple(shard for shard in range(self.num_shards) if shard not in replies)
+        if not replies:
+            reason = first_line(errors[0]) if errors else "no shard is running"
+            raise DependencyUnreachable(f"no shard of {self.name} answers ({reason}); look at `dysra status`")
+        if missing or degraded:
+            metric("partial_searches_total").inc()
+        ordered = [replies[shard] for shard in sorted(replies)]
+        return SearchResult(
+            passages=merge_candidates(ordered, request, self.search_config),
+            partial=bool(missing) or degraded,
+            missing_shards=missing,
+        )
+
+
+async def _future(ref: Any) -> Any:
+    return await ref
+
+
+def shard_name(store: str, shard: int) -> str:
+    """The actor name of a shard."""
+    return f"{store}:shard:{shard}"
+
+
+def embedder_name(store: str, index: int) -> str:
+    """The actor name of an embedder."""
+    return f"{store}:embedder:{index}"
+
+
+def open_store(
+    store: StoreConfig,
+    embedder: EmbedderConfig | None = None,
+    search: SearchConfig | None = None,
+    ingest: IngestConfig | None = None,
+    *,
+    detached: bool = False,
+) -> StoreClient:
+    """Find or start the store's embedders and shards and wait until they are ready.
+
+    `detached` (on a cluster): they outlive this process, so that ingest and serve share them. Raises
+    StoreMismatch where the store was made with another embedder, naming both.
+    """
+    embedder, search, ingest = (
+        embedder or EmbedderConfig(),
+        search or SearchConfig(),
+        ingest or IngestConfig(),
+    )
+    store = replace(store, path=store.path.expanduser().absolute())
+    name = store_name(store.path)
+    embedders = start_embedders(name, embedder, ingest, detached=detached)
+    described = [call(actor.describe.remote(), _EMBEDDER_START_S) for actor in embedders]
+    for one in described:
+        if (one["model"], one["precision"]) != (embedder.model, embedder.precision):
+            raise StoreMismatch(
+                f"the store {store.path} runs with embedder {one['identity']} ({one['model']}), and "
+                f"{embedder.model} was asked for; use the same embedder, or another store folder"
+            )
+    client = StoreClient(name, store, search, ingest.num_embedders, described[0])
+    shards = [start_shard(client, index, ingest, detached=detached) for index in range(store.num_shards)]
+    for shard in shards:
+        call(shard.ping.remote(), _SHARD_START_S)
+    return client
+
+
+def start_embedders(name: str, config: EmbedderConfig, ingest: IngestConfig, *, detached: bool) -> list[Any]:
+    """The store's embedder actors, started where they do not live yet; on a GPU where there is one."""
+    gpus = ingest.gpus_per_embedder if config.device != "cpu" and ray.cluster_resources().get("GPU") else 0
+    return [
+        named_actor(
+            EmbedderActor,
+            embedder_name(name, index),
+            config,
+            detached=detached,
+            num_cpus=_ACTOR_CPUS,
+            num_gpus=gpus,
+            max_concurrency=NUM_WAITING_CALLS,
+            max_restarts=-1,
+        )
+        for index in range(ingest.num_embedders)
+    ]
+
+
+def start_shard(client: StoreClient, index: int, ingest: IngestConfig, *, detached: bool) -> Any:
+    """A shard's actor, started where it does not live yet; it reloads itself from disk after a kill."""
+    return named_actor(
+        ShardActor,
+        shard_name(client.name, index),
+        client.config,
+        index,
+        client.embedder_identity,
+        client.dim,
+        ingest.maintain_interval_s,
+        detached=detached,
+        num_cpus=_ACTOR_CPUS,
+        concurrency_groups=CONCURRENCY,
+        max_restarts=-1,
+    )
