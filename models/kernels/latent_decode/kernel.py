@@ -192,10 +192,10 @@ def decode_kernel(
                 back2 = q2
                 if ROTARY:
                     line = tl.minimum(tl.maximum(place, 0), num_places - 1) * HALF + half
-                    cos = tl.load(cos_ptr + line).to(tl.float32)[None, :]
-                    sin = tl.load(sin_ptr + line).to(tl.float32)[None, :]
-                    back1 = (turned1 * cos + turned2 * sin).to(dtype)
-                    back2 = (turned2 * cos - turned1 * sin).to(dtype)
+                    run_cos = tl.load(cos_ptr + line).to(tl.float32)[None, :]
+                    run_sin = tl.load(sin_ptr + line).to(tl.float32)[None, :]
+                    back1 = (turned1 * run_cos + turned2 * run_sin).to(dtype)
+                    back2 = (turned2 * run_cos - turned1 * run_sin).to(dtype)
                 w = tl.dot(back1, tl.trans(b1), input_precision=PRECISION)
                 w = tl.dot(back2, tl.trans(b2), w, input_precision=PRECISION)
                 line_ok = (lanes < RUN) & (place >= 0)
