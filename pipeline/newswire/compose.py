@@ -10,7 +10,7 @@ from pipeline.newswire.grammar import Form
 from pipeline.newswire.houses import House
 from pipeline.newswire.names import Names
 from pipeline.newswire.rng import Rng
-from pipeline.newswire.text.common import COLOUR, FIRMS, ORGS_A, ORGS_B, STATE
+from pipeline.newswire.text.common import COLOUR, FIRMS, LINKS, ORGS_A, ORGS_B, STATE
 from pipeline.newswire.values import count, number_words
 from pipeline.newswire.world import World
 
@@ -83,16 +83,24 @@ class Writer:
         for steps in rng.pick(house.opening):
             job.paragraph(steps)
         job.finish_core()
-        for steps in house.rest * 3:
+        for steps in house.rest * 2:
             if job.words >= words:
                 break
             job.paragraph(steps)
+        for _ in range(12):
+            if job.words >= words:
+                break
+            job.roundup()
         return Draft(title, job.paragraphs)
 
     def state_fact(self, entity: Entity, rng: Rng) -> Fact | None:
         """Something that is so about an entity, if there is a form for it."""
         known = [fact for attr, fact in entity.state.items() if attr in STATE]
         return rng.pick(known) if known else None
+
+
+_LOWERED = frozenset(("The", "A", "At", "In", "On", "For", "With", "Voters", "Citizens", "Over", "Since", "Borrowing",
+                      "Lending", "Home", "Much", "Researcher", "Striker", "Midfielder", "Defender", "Earlier,"))  # fmt: skip
 
 
 class _Job:
@@ -125,6 +133,19 @@ class _Job:
             self.paragraphs.append(sentences)
             self.words += sum(sentence.text.count(" ") + 1 for sentence in sentences)
 
+    def roundup(self) -> None:
+        """Two to five sentences about other stories, said to be so."""
+        found = [s for _ in range(self.rng.between(2, 5)) if (s := self._elsewhere()) is not None]
+        if not found:
+            return
+        first = found[0].text
+        if first.split(" ", 1)[0] in _LOWERED:
+            first = first[0].lower() + first[1:]
+        link = self.rng.pick(LINKS)
+        found[0] = Sentence(f"{link} {first}", found[0].facts, found[0].slots)
+        self.paragraphs.append(found)
+        self.words += sum(sentence.text.count(" ") + 1 for sentence in found)
+
     def finish_core(self) -> None:
         while (sentence := self._step("B")) is not None:
             self.paragraphs[-1].append(sentence)
@@ -148,6 +169,9 @@ class _Job:
             return self._state(self.rng.pick((*self.event.others, self.event.town)))
         if step == "C":
             return self._fresh(COLOUR[self.event.type.desk])
+        raise AssertionError(f"unknown step {step}")
+
+    def _elsewhere(self) -> Sentence | None:
         if self.rng.chance(0.6) and self.writer.recent:
             return self._past([self.rng.pick(self.writer.recent) for _ in range(2)])
         return self._state(self.rng.pick(self.writer.world.notable))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipeline.newswire.values import BROAD, COMPACT, MONTHS, WEEKDAYS, WIRE, day_of
 
 # Steps of an article. L lede, B facts still untold, D detail, Q quote, S state of the subject, P its past,
-# T town or another party, X another story, C colour. A dash ends a paragraph.
+# T town or another party, C colour. A dash ends a paragraph.
 Steps = tuple[str, ...]
 
 
@@ -41,15 +41,15 @@ class House:
 
 HOUSES: tuple[House, ...] = (
     House("kst", "Kestwick Wire", WIRE, (("LB", "D"), ("L", "BD"), ("LB",)),
-          ("Q", "DS", "P", "QD", "T", "D", "X", "SC", "Q", "PT", "D", "XX", "C", "DT", "XP"), share=6),
+          ("Q", "DS", "P", "QD", "T", "D", "SC", "Q", "PT", "D", "C", "DT", "SP"), share=6),
     House("hvp", "Halvorn Press", BROAD, (("LQ", "BD"), ("L", "BQ"), ("LB", "DQ")),
-          ("SD", "QP", "DC", "TD", "QS", "X", "DT", "C", "XP", "XX"), share=5),
+          ("SD", "QP", "DC", "TD", "QS", "DT", "CQ", "PDS"), share=5),
     House("tsd", "Tessel Dispatch", BROAD, (("QL", "B"), ("CQ", "LB"), ("D", "LB"), ("QD", "LB")),
-          ("DQ", "SPD", "QC", "TS", "DDC", "XP", "QT", "XC", "X"), share=4),
+          ("DQ", "SPD", "QC", "TS", "DDC", "QT", "PC"), share=4),
     House("b24", "Brimstow 24", COMPACT, (("L", "B", "D"), ("L", "B"), ("LB", "S")),
-          ("D", "Q", "S", "D", "P", "T", "X", "Q", "C", "D", "X", "X"), bullets=True, share=4),
+          ("D", "Q", "S", "D", "P", "T", "Q", "C", "D"), bullets=True, share=4),
     House("qll", "Quaylight Ledger", WIRE, (("L", "BS"), ("LS", "BP"), ("L", "BD")),
-          ("PD", "QD", "ST", "DDQ", "PX", "TC", "QD", "XX", "CT", "XP"),
-          headings=("What happened", "What it means", "Background", "Elsewhere", "Also noted"), share=3),
+          ("PD", "QD", "ST", "DDQ", "PS", "TC", "QD", "CT"),
+          headings=("What happened", "What it means", "Background", "Further"), share=3),
 )  # fmt: skip
 BY_CODE = {house.code: house for house in HOUSES}

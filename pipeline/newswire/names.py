@@ -95,8 +95,11 @@ class Names:
                 at, index = divmod(at, len(table))
                 parts.append(table[index])
             name = "".join(parts)
-            if not any(name in other or other in name for other in self._reserved):
-                self._reserved.add(name)
+            outline = parts[0] + " " + parts[-1]  # two towns never differ by their middle alone
+            if outline not in self._reserved and not any(
+                name in other or other in name for other in self._reserved
+            ):
+                self._reserved |= {name, outline}
                 return name
         raise AssertionError(f"no more names of kind {kind}")
 

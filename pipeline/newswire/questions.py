@@ -143,14 +143,19 @@ class QuestionMaker:
     def _word(self, options: Sequence[str]) -> int:
         return self.rng.pick(_WORDINGS_OF[self.split][: len(options)])
 
-    def _hop(self, known: Known, asked: int) -> Hop:
-        tellings = known.live(asked)
+    def _hop(self, known: Known, asked: int, first: str = "") -> Hop:
+        tellings = (
+            sorted(known.live(asked), key=lambda telling: telling.article != first)
+            if first
+            else known.live(asked)
+        )
         ids = tuple(dict.fromkeys(telling.article for telling in tellings))
         return Hop(known.fact.id, ids, tellings[0].sentence, known.fact.value.accepted[0])
 
-    def _single(self, text: str, known: Known, wording: int, asked: int, wrong: str = "") -> _Drawn:
+    def _single(self, text: str, known: Known, wording: int, asked: int, wrong: str = "",
+                first: str = "") -> _Drawn:  # fmt: skip
         fact = known.fact
-        return _Drawn(text, fact.value.accepted, fact.attr, fact.subject, wording, (self._hop(known, asked),),
+        return _Drawn(text, fact.value.accepted, fact.attr, fact.subject, wording, (self._hop(known, asked, first),),
                       (self._stream(known, asked),), wrong)  # fmt: skip
 
     def _stream(self, known: Known, asked: int) -> str:
@@ -237,7 +242,7 @@ class QuestionMaker:
             return None
         wording = self._word(table[fact.attr])
         text = table[fact.attr][wording].format(s=fact.subject, **fact.params)
-        return self._single(text, known, wording, asked, known.wrong)
+        return self._single(text, known, wording, asked, known.wrong, article)
 
     def _hops(self, length: int, asked: int) -> _Drawn | None:
         inverse = self.rng.chance(0.45)
@@ -304,7 +309,9 @@ class QuestionMaker:
                       tuple(self._hop(k, asked) for k in events), tuple(self._stream(k, asked) for k in events))  # fmt: skip
 
     def _unanswerable(self, asked: int) -> _Drawn | None:
-        choice = self.rng.below(3)
+        choice = self.rng.below(4)
+        if choice == 3:
+            return self._no_report(asked)
         if choice == 0:
             return self._rumour(asked)
         if choice == 1:
@@ -329,6 +336,20 @@ class QuestionMaker:
         return _Drawn(
             text, (), "withdrawn", known.fact.subject, wording, (), (), absent=known.fact.value.accepted[0]
         )
+
+    def _no_report(self, asked: int) -> _Drawn | None:
+        """A closing price of a working day on which no article gave it."""
+        subject = self.rng.pick(self._subjects.get("close", [""]))
+        low, high = self.start // DAY_S, asked // DAY_S - 1
+        if not subject or low > high:
+            return None
+        day = day_of(self.rng.between(low, high) * DAY_S)
+        date = long_date(day)
+        if day.weekday() > 4 or f"close|{subject}|{date}" in self.truth.by_key:
+            return None
+        wording = self._word(wordings.DATED["close"])
+        text = wordings.DATED["close"][wording].format(s=subject, date=date)
+        return _Drawn(text, (), "no report", subject, wording, (), (), absent=date.rsplit(" ", 1)[0])
 
     def _unreported(self, asked: int) -> _Drawn | None:
         subject = self.rng.pick(self._subjects["ceo"])

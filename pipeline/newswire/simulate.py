@@ -28,7 +28,7 @@ LAST_YEAR = 2025
 _WEEKDAY_SHARES = (8, 8, 8, 8, 8, 5, 5)
 """How fifty articles fall on the days of a week, Monday first."""
 _TELLINGS = ((1, 46), (2, 31), (3, 16), (4, 7))
-_LENGTHS = (((85, 130), 28), ((140, 250), 47), ((250, 420), 20), ((420, 700), 5))
+_LENGTHS = (((85, 130), 28), ((140, 250), 47), ((250, 420), 20), ((420, 750), 5))
 _HOUSE_SHARES = tuple((house, house.share) for house in HOUSES)
 
 
@@ -74,14 +74,14 @@ class Simulation:
         self.writer = Writer(self.world)
         self.rng = Rng(seed, "schedule")
         self._heap: list[tuple[int, int, Callable[[int], Iterator[NewsEvent]]]] = []
-        self._serial = self._events = self._numbers = 0
+        self._serial = self._events = self._numbers = self._shares = self._planned = 0
 
     def run(self) -> Iterator[NewsEvent]:
         """Every record in order of publication."""
         day = 0
         while True:
             begin = self.start + day * DAY_S
-            self._plan_day(begin, day)
+            self._plan_day(begin)
             while self._heap and self._heap[0][0] < begin + DAY_S:
                 time, _, act = heapq.heappop(self._heap)
                 yield from act(time)
@@ -91,11 +91,12 @@ class Simulation:
         self._serial += 1
         heapq.heappush(self._heap, (time, self._serial, act))
 
-    def _plan_day(self, begin: int, day: int) -> None:
+    def _plan_day(self, begin: int) -> None:
         rng = self.rng
-        shares = _WEEKDAY_SHARES[day_of(begin).weekday()]
-        # 136.986 articles a day on average; a week has 50 shares
-        quota = ARTICLES_A_YEAR * 7 * shares // (365 * 50) + (day * 7 % 10 < 4)
+        # exact over any number of days: a year has 365/7 weeks of 50 shares
+        self._shares += _WEEKDAY_SHARES[day_of(begin).weekday()]
+        due = ARTICLES_A_YEAR * 7 * self._shares // (365 * 50)
+        quota, self._planned = due - self._planned, due
         for time, planner in daily(self.world, begin):
             if quota > 0:
                 quota -= self._expect(time, (planner,), min(quota, rng.weighted(_TELLINGS)))

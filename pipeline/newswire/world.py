@@ -110,7 +110,7 @@ class World:
                 seats=rng.between(12, 30) * 10 + 1, towns=[],
             )  # fmt: skip
             self.countries.append(land)
-            for index in range(10):
+            for index in range(16):
                 town = Entity("town", plain(self.names.town()), country=land, climate=rng.between(-4, 5),
                               port=index % 3 == 0, census=year)  # fmt: skip
                 self.set(town, "mayor", self.newcomer(), self._long_ago())
@@ -124,7 +124,7 @@ class World:
 
     def _found_companies(self) -> None:
         rng = self.rng
-        for index in range(60):
+        for index in range(96):
             key, suffixes, trade, noun = SECTORS[index % len(SECTORS)]
             root = self.names.root()
             home = self.towns[rng.below(len(self.towns))]

@@ -23,15 +23,15 @@ __all__ = ["PLANNERS", "Planner", "daily", "noise"]
 Planner = Callable[[World, int], Event | None]
 
 PLANNERS: tuple[tuple[Planner, int], ...] = (
-    (business.ceo, 7), (business.hq, 5), (business.results, 11), (business.merger, 3), (business.lawsuit, 7),
-    (business.staff, 6), (business.rumour, 4),
-    (markets.close, 22), (markets.index, 5), (markets.rate, 3), (markets.governor, 1),
-    (politics.election, 8), (politics.law, 9), (politics.minister, 5), (politics.census, 5),
-    (sport.coach, 5), (sport.transfer, 5), (sport.sponsor, 3),
-    (technology.launch, 9), (technology.breach, 7),
-    (science.director, 2), (science.join, 4), (science.prize, 2), (science.find, 7),
-    (transport.closure, 6), (transport.cargo, 8), (transport.opening, 4),
-    (weather.warning, 7), (weather.report, 14), (weather.stations, 3),
+    (business.ceo, 5), (business.hq, 3), (business.results, 12), (business.merger, 3), (business.lawsuit, 8),
+    (business.staff, 4), (business.rumour, 4),
+    (markets.close, 30), (markets.index, 6), (markets.rate, 3), (markets.governor, 1),
+    (politics.election, 5), (politics.law, 9), (politics.minister, 3), (politics.census, 3),
+    (sport.coach, 3), (sport.transfer, 4), (sport.sponsor, 2),
+    (technology.launch, 7), (technology.breach, 9),
+    (science.director, 2), (science.join, 3), (science.prize, 2), (science.find, 9),
+    (transport.closure, 6), (transport.cargo, 10), (transport.opening, 5),
+    (weather.warning, 9), (weather.report, 16), (weather.stations, 3),
 )  # fmt: skip
 """What may happen at any hour, and how often against the rest."""
 

@@ -77,9 +77,9 @@ def index(world: World, time: int) -> Event | None:
 
 
 def rate(world: World, time: int) -> Event | None:
-    """A central bank moves its key rate; not within twelve days of the last move."""
+    """A central bank moves its key rate; not within twenty days of the last move."""
     land = world.rng.pick(world.countries)
-    if time - land.changed["rate"] < 12 * DAY_S:
+    if time - land.changed["rate"] < 20 * DAY_S:
         return None
     old = land.state["rate"].value
     step = world.rng.pick((-50, -25, -25, 25, 25, 50))

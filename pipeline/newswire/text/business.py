@@ -22,7 +22,7 @@ CEO = """
 - The [appointment|choice|decision] was [unanimous|carried by a single vote|settled after three rounds of interviews], [according to|said] [two people|a person|an adviser] [close to the board|who sat in the room|with knowledge of the talks].
 - [Severance terms|The terms of the exit|Details of the leaving package] were not [given|published|disclosed], [though|but] [advisers|lawyers|people close to the talks] [called them modest|said that they followed company rules].
 - [Investors|Shareholders|Traders] had [pressed|pushed|asked] for a [clean break|fresh start|change of course] since [a string of delays|a costly recall|the spring meeting|a failed expansion abroad].
-- The incoming chief [began|started] [as a trainee|on the night shift|in the audit office|as a field engineer] and [worked|rose] through {oldjob} [to the executive floor|to the top table].
+- The incoming chief [began|started] [as a trainee|on the night shift|in the audit office|as a field engineer] and [worked|rose] [to the executive floor|to the top table] [by way of|after years in] the post of {oldjob}.
 - A [review|plan|timetable] of the [group's|company's] [plants|contracts|spending] is [due|promised|expected] [within {n} weeks|by the end of the quarter|before the next annual meeting].
 - [Union leaders|Staff representatives|Shop stewards] [asked for|want|requested] an early [meeting|talk] about [pensions|shift patterns|the future of {n} sites|overtime].
 # quote
@@ -68,11 +68,11 @@ HQ = """
 
 RESULTS = """
 # head
-- {company} [posts|reports|books] {quarter} [revenue|sales] of {revenue}
-- {company.s} [revenue|sales] [{rise}|{rise} {pct}] in {quarter}
+- {company} [posts|reports|books] [revenue|sales] of {revenue} for {quarter}
+- {company.s} [revenue|sales] {rise} {pct} in {quarter}
 - {quarter}: {company.s} [earns|makes] {profit}, revenue {revenue}
 # lede
-- {company} [reported|posted|booked] revenue of {revenue} for {quarter}, [{rose} {pct} from a year earlier|which {rose} {pct} on the year], [the {trade} said|it said in a filing|according to figures released] on {day}.
+- {company} [reported|posted|booked] revenue of {revenue} for {quarter}, [{rise} {pct} from a year earlier|which {rose} {pct} on the year], [the {trade} said|it said in a filing|according to figures released] on {day}.
 - [Revenue|Sales revenue|Quarterly revenue] at {company} [came to|reached|totalled] {revenue} in {quarter}, the {trade} [said|disclosed] on {day}, [a figure|a number] that {rose} {pct} [year on year|against the same quarter of the previous year].
 - The {trade} {company} [ended|closed] {quarter} with revenue of {revenue} and a [net |]profit of {profit}[, its books show|, it reported on {day}|].
 - [Shelves emptied|Orders came in|Customers paid], and {company} [banked|took in] revenue of {revenue} in {quarter}, [its accounts published on {day} show|it told investors on {day}].
@@ -80,14 +80,14 @@ RESULTS = """
 - {company} [made|earned|recorded] a [net |]profit of {profit} in {quarter} [after tax|, before one-off items|, after all charges].
 - [Net profit|Profit] for {quarter} [was|stood at|came in at] {profit}, {company} said[, helped by {factor}|, held back by {factor2}|].
 - [For {quarter}|In {quarter}], {company} [set out|listed] revenue of {revenue} [against|beside] [costs|spending] that [grew faster than planned|barely moved|fell for the third time].
-- [Once|After] [interest and tax|all charges] [were paid|had been met], {quarter} [left|gave] {company} with a profit of {profit}.
+- [Once|After] [interest and tax|all charges] [were paid|had been met], {quarter} left {company} with [a|a net] profit of {profit}.
 # detail
 - [Margins|Operating margins] [narrowed|widened|held] as [wages|freight rates|energy bills|paper prices] [rose|eased|fell back], [the finance office|its accounts] [noted|showed].
 - [Analysts|Brokers] [surveyed|polled] by {org} had [expected|pencilled in|looked for] [a little less|slightly more|about the same].
 - The [dividend|payout] [stays|remains] [unchanged|where it was], and the [board|company] [kept|repeated|left alone] its [outlook|guidance|forecast] for the year.
 - [Sales abroad|Foreign orders|Exports] made up [about a third|close to half|a small part] of the [total|whole], [helped|hurt] by {factor}.
 - [Debt|Borrowing] [fell|rose|held steady], and the [order book|backlog] [covers|stretches to] {n} months of work, [according to|said] [the notes to the accounts|the finance chief].
-- [Inventories|Stocks] [swelled|shrank] [because of|thanks to] {factor2}, a [point|matter] that [lenders|auditors] had [raised|flagged] [before|in the autumn].
+- [Inventories|Stocks] [swelled|shrank] [because of|thanks to] {factor2}, a [point|matter] that [lenders|creditors] had [raised|flagged] [before|in the autumn].
 # quote
 - “[The|This] quarter was [hard work|better than the last|a grind], and [the next one|what follows] will [not be easier|ask the same of us],” said {ceo}, the chief executive.
 - “They [beat|missed] [nobody's|my own] [hopes|numbers] by much,” [said|wrote] {analyst}, who follows the [sector|shares] for {org}. “[Cash|Cash flow] is the [story|thing to watch].”
@@ -159,8 +159,8 @@ STAFF = """
 - {company.s} [ends the day|left] with {new} [employees|staff] after [review|shake-up]
 # lede
 - {company} [said|told unions] on {day} that its [workforce|payroll] now [stands at|numbers|counts] {new} [people|employees], [against|compared with|after] {old} before a [round of hiring and firing|reorganisation|review].
-- A [reorganisation|shake-up|overhaul] at {company} [brings|takes] the number of employees to {new} from {old}, the {trade} [announced|said] on {day}.
-- The {trade} {company} [now employs|has] {new} people, it [said|disclosed] on {day}, [where|when] it [once had|used to employ|had last reported] {old}.
+- A [reorganisation|shake-up|long review] at {company} [brings|takes] the number of employees to {new} from {old}, the {trade} [announced|said] on {day}.
+- The {trade} {company} [now employs|has] {new} people, it [said|disclosed] on {day}, [where it once had|after it had last reported] {old}.
 # body
 - [Company records|The personnel office|A filing] [put|gave|showed] the [headcount|number of employees] of {company} at {new} on {day}, [previously|earlier|before that] {old}.
 - With {new} employees, {company} is [among the larger|one of the better-known] [employers|names] in its [trade|region]; [the old count was|the count used to be] {old}.

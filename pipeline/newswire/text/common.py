@@ -10,6 +10,9 @@ ORGS_B = ("Research", "Partners", "Advisory", "Analytics", "Institute", "Forecas
           "Observatory")  # fmt: skip
 FIRMS = "Abelard Brixby Crane Dorling Eastlake Fennimore Gorse Hartnell Ivory Jessop Kettle Lorimer Mabbott Nightjar Otterly Pym Quince Rudd Sedge Thrale".split()
 
+LINKS = ("Elsewhere,", "In other news,", "Separately,", "Also in the news:", "Away from this story,", "Meanwhile,",
+         "On other pages:", "In brief:", "Also of note:", "From other desks:")  # fmt: skip
+
 STATE = sections("""
 # ceo
 - {v} is [the |]chief executive of {s}[ and has made few public comments|, and rarely gives interviews|].
@@ -96,9 +99,9 @@ STATE = sections("""
 _COLOUR = sections("""
 # business
 - [Boardrooms|Managers|Directors] [in the region|across the border|up and down the coast] [compared notes|took calls|read the small print] [late into the evening|before lunch|over weak coffee].
-- [Suppliers|Landlords|Caterers] [wondered|asked] [what it means for|how long] [their contracts|the lease|the order book] [hold|lasts|will run].
-- [A survey by|Figures from] {org} [suggest|show] that [confidence|hiring plans|spending plans] among [managers|owners|traders] [edged up|sagged|held] [for the {n}th month|again|this season].
-- {analyst3} of {org} [called|described] the [season|mood|trade] as “[brisk but brittle|all elbows|quiet, then loud|a queue in the rain]”.
+- [Suppliers|Landlords|Caterers] [wondered|asked] [what becomes of|who will look after] [their contracts|the lease|old orders|unpaid bills].
+- [Surveys by|Figures from] {org} [show|suggest|leave little doubt] that [confidence|hiring plans|spending plans] among [managers|owners|traders] [edged up|sagged|held] [for the second month|for the third time|again|this season].
+- {analyst3} of {org} described the [season|mood|trade] as “[brisk but brittle|all elbows|quiet, then loud|a queue in the rain]”.
 - [Lorry|Delivery] drivers [waiting|parked] [by the gate|outside] [talked|grumbled] about [tolls|night rates|the new forms] [and|as well as] [football|the weather|the price of bread].
 - [Small firms|Family businesses|Workshops] in the [hinterland|side streets|old quarter] [say|complain] that [credit|paper|space] is [dear|scarce|hard to get], {org} [found|noted].
 # markets
@@ -112,7 +115,7 @@ _COLOUR = sections("""
 - A [survey|poll] by {org} [found|showed] that {n20} percent of [voters|those asked] [trust|distrust|have no view of] [the government|local leaders|opinion polls].
 - [Pensioners|Students|Farmers] [held up|carried] [placards|banners] [outside|in the rain], [watched|counted] by [a few|two bored] [officers|guards].
 - “[Politics|Government] is [arithmetic with hats on|a slow bus|the art of waiting],” said {analyst3}, who [teaches|lectures on] [history|public law] [at night school|in the provinces].
-- The [opposition|minority benches] [asked|called] for [an inquiry|more time|a debate], [as it did|not for the first time] [last month|in the spring|before the recess].
+- The [opposition|minority benches] [asked|called] for [an inquiry|more time|a debate], [as they did|as they had done] [last month|in the spring|before the recess].
 # sport
 - [Rain|Sleet|A low sun|A stiff breeze] [made|left] the [pitch|grass] [heavy|slick|tricky], and [ground staff|stewards] [worked|swept] [until kick-off|at half-time].
 - [Drums|Songs|Whistles] [rolled|carried] [across|over] the [terraces|old stand], where [season-ticket holders|children] [shared|passed round] [soup|roasted nuts|scarves].
@@ -134,14 +137,14 @@ _COLOUR = sections("""
 # science
 - [Grant|Research] money [remains|is] [tight|scarce], and [laboratories|field stations] [share|borrow] [freezers|boats|microscopes], {org} [noted|reported].
 - [Students|Volunteers] [carried|labelled|counted] [samples|jars|cores] [by hand|through the night], {analyst3} recalled.
-- [Peer reviewers|Referees|Outside experts] [asked for|requested] [another season|more samples|plainer graphs] [before|and] [agreeing|gave their blessing].
+- [Peer reviewers|Referees|Outside experts] [asked for|requested] [another season|more samples|plainer graphs] before [agreeing|giving their blessing|putting their names to it].
 - “[Most days|On a good day] [nothing happens|we are wrong],” said {analyst3}, a [technician|librarian] [there|on the project]. “[Then one day it does|That is the job].”
-- A [lecture|public talk] on the [work|subject] is [planned|set] for [the autumn|next term], [with free entry|and seats are few].
+- A [lecture|public talk] on the [work|subject] is [planned|set] for [the autumn|next term], [with free entry|with few seats left].
 # transport
 - [Pilots|Dockers|Signal staff] [worked|rested] [in shifts|under lamps], and [tugs|engines] [idled|waited] [by the wall|offshore].
 - [Freight rates|Fuel prices|Insurance costs] [eased|climbed|barely moved] [this week|over the month], {org} [said|reported].
 - [Commuters|Passengers|Hauliers] [grumbled|shrugged] and [took|looked for] [another route|the later boat|seats near the door].
-- {analyst3}, who [drives|loads] [a crane|lorries|the night goods train], [called it|spoke of] “[a long shift|the usual muddle|good money for cold hands]”.
+- {analyst3}, who [drives|loads] [a crane|lorries|the night goods train], spoke of “[a long shift|the usual muddle|good money for cold hands]”.
 - [Maps|Timetables] [on the wall|at the gate] [are|were] [{n} years old|out of date|being reprinted], [travellers|drivers] noted.
 """)
 COLOUR = _COLOUR

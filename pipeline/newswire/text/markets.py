@@ -7,8 +7,8 @@ CLOSE = """
 - [Shares in|Stock of] {company} [end|close] at {price}
 - [Market|Trading] [brief|wrap|close]: {company.s} at {price}
 # lede
-- [Shares in|Shares of] {company} closed at {price} on {day}, {date}, [{close_past} {pct}|a move of {pct}] [on the day|from the session before][ after {factor}| amid {factor}|].
-- {company} [ended|finished] the session of {day}, {date}, at {price} a share, [{close_past} {pct}|having {close_past} {pct}][, as traders [weighed|talked of] {factor}|].
+- [Shares in|Shares of] {company} closed at {price} on {day}, {date}, [having {close_past} {pct}|{close_up} {pct}] [on the day|from the session before][ after {factor}| amid {factor}|].
+- {company} [ended|finished] the session of {day}, {date}, at {price} a share, [{close_up} {pct}|having {close_past} {pct}][, as traders [weighed|talked of] {factor}|].
 - [At the close|When the bell rang] on {day}, {date}, [a share in|one share of] {company} [cost|was worth] {price}, [{close_up} {pct}|{pct} {close_side} its previous close].
 - The stock of {company}, a {trade}, [settled|closed] at {price} on {day}, {date}, [with dealers [pointing|looking] to {factor}|in [thin|busy|nervous] trade].
 # body
@@ -22,7 +22,7 @@ CLOSE = """
 # quote
 - “[It|This] was [a day for|about] [patience|tidying up|profit taking],” said {analyst}, [a trader|who runs a desk] at {firm}.
 - “[Nobody|No one here] [buys|sells] [a rumour|a chart|hope] [twice|at these prices],” [said|remarked] {analyst2} of {org}.
-- “I [would not read|read] [much|nothing] into [one close|a single session],” {analyst} [of {org}|at {firm}] [said|cautioned].
+- “I [would not read much|read nothing] into [one close|a single session],” {analyst} [of {org}|at {firm}] [said|cautioned].
 # recall
 - On {date}, shares in {company} closed at {price}.
 - {company} shares had ended the session of {date} at {price}.

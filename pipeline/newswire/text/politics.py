@@ -34,7 +34,7 @@ ELECTION = """
 LAW = """
 # head
 - {house} [passes|adopts|approves] {act} [by |]{tally}
-- {act} [clears|gets through] {house} [{tally}|with {ayes} votes]
+- {act} [clears|gets through] {house} [by |]{tally}
 - [Lawmakers|Deputies] [back|carry] {act}
 # lede
 - The {house} [passed|adopted|approved] the {act} on {day}, {date}, by {tally}, [ending|closing] [weeks|months|two terms] of [argument|debate|delay].
@@ -72,7 +72,7 @@ MINISTER = """
 - {new}, [once|formerly] [a county official|a professor|a union lawyer|a town treasurer], [is|serves as] {portfolio} minister of {land} [from {day}|at once]; {old} [leaves|is out].
 # detail
 - The [reshuffle|change] is the [second|third|only one] [this year|since the vote|planned], [aides|officials] said.
-- [Civil servants|Officials] [lined|filled] the [stairs|hall] as [keys|files|a heavy ledger] [changed hands|were passed over].
+- [Civil servants|Officials] [lined|filled] the [stairs|hall] as [keys|files|heavy ledgers] [changed hands|were passed over].
 - [A budget|A white paper|A list of repairs] is [due|expected] [within {n} weeks|before the recess] and will be the [first test|first thing on the desk].
 - [Coalition|Government] partners [were told|learned of it] [late|by telephone|from the radio], [people close to them|two members] said.
 # quote
@@ -95,8 +95,8 @@ CENSUS = """
 - The [new figure|count] of {new} for the population of {townname} [replaces|supersedes] the earlier {old}.
 - [Officially|On paper], {townname} now has {new} inhabitants[, not {old}| instead of {old}].
 # detail
-- [Births|Arrivals|Students] [account|make up] for [much|part|most] of the [change|difference], {analyst} of the [register|statistics office] said.
-- [Council|State] grants [depend|hang] on the [figure|number], [so|and] [the town hall|treasurers] [watch|check] it [closely|twice].
+- [Births|Arrivals|Students] [account for|explain] [much|part|most] of the [change|difference], {analyst} of the [register|statistics office] said.
+- [Council|State] grants [depend|hang] on the [figure|number], and treasurers [watch|check] it [closely|twice].
 - [Households|Flats] with [one|a single] [person|tenant] [make up|are] {n20} percent of the [total|whole].
 # quote
 - “[Every|Each] [door|bell] was [rung|tried] [twice|three times],” said {analyst}[, who led the count|].

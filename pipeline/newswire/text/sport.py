@@ -3,9 +3,9 @@
 
 _MATCH_COMMON = """
 # detail
-- [The first|An early] [half|quarter of an hour] [brought|saw] [more fouls than shots|a long stoppage|{n} corners], [before|until] {scorer} [shot|headed|curled one] [against the bar|over the roof of the stand|into the keeper's gloves].
+- [The first half|The opening half hour|The first quarter of an hour] [brought|saw] [more fouls than shots|a long stoppage|{n} corners], [before|until] {scorer} [shot|headed|curled one] [against the bar|over the roof of the stand|into the keeper's gloves].
 - {scorer} [hit|scored] from [a free kick|close range|the spot|a rebound] after [a lapse|good work] by {scorer2} [on the left|in midfield|near the line].
-- [Both|The two] [goalkeepers|captains] were [booked|warned] [for time-wasting|after a quarrel in the tunnel], [to whistles|to nobody's surprise].
+- [Both|The two] [goalkeepers|full-backs] were [booked|warned] [for time-wasting|after a quarrel in the tunnel], [to whistles|to nobody's surprise].
 - [The|A] [video check|review] [took|lasted] {n} minutes, and [the call|the decision] [stood|was turned over] [amid groans|to loud singing].
 - [Substitute|Newcomer] {scorer2} [came on|entered] [for the last half hour|after the break] and [won|lost] [most duels|every header|the ball in midfield].
 - [In the {league} table|In the standings of the {league}], {home} [have|now have] {homepoints} points and {away} {awaypoints}.
@@ -20,11 +20,11 @@ MATCH = (
     """
 # head
 - {winner} [beat|defeat|see off] {loser} {score}
-- {score}: {winner} [too good|too quick|too strong] for {loser}
+- {winner} [too good|too quick|too strong] for {loser}: {score}
 - {loser} [stumble|fall] {score} [to|against] {winner} in {league}
 # lede
 - {winner} [beat|defeated|overcame] {loser} {score} on {day}, {date}, in the {league}, [with {scorer} on target|in a match of few pauses|before a restless crowd].
-- {loser} [lost|went down] {score} to {winner} on {day}, {date}, [in a {league} match|in the {league}] [that {scorer} settled|played in {weather}].
+- {loser} [lost|went down] {score} to {winner} on {day}, {date}, in a {league} match [that {scorer} settled|played in {weather}].
 - [A goal|A late goal|A header] by {scorer} [helped|carried] {winner} to a {score} win over {loser} on {day}, {date}.
 - [In|Amid] {weather}, {winner} [got the better of|edged|outplayed] {loser} {score} on {day}, {date}.
 # body
@@ -41,7 +41,7 @@ DRAW = (
     """
 # head
 - {home} and {away} [draw|share points|finish] {score}
-- {score} [stalemate|draw] between {home} and {away}
+- {home} and {away} [cannot be parted|share the points]: {score}
 # lede
 - {home} and {away} drew {score} on {day}, {date}, in the {league}, [a result|an outcome] that [pleased neither|helps nobody|both can live with].
 - {away} [took|earned|left with] a {score} draw [from|at] {home} on {day}, {date}, [thanks to {scorer}|in {weather}].

@@ -38,7 +38,7 @@ CARGO = """
 - The [voyage|crossing] took {n20} days, [two|{n}] more than [planned|booked], [because of|owing to] [headwinds|a detour|fog|a customs check].
 - [Warehouses|Silos] [behind the quay|in the free port] are [filling|half empty], and [rents|storage rates] [rise|fall] [with every hull|by the week].
 - [Samples|Probes] [showed|found] [no pests|good quality|some damp], [inspectors|{firm}] said, and [the seals|papers] were [in order|stamped by noon].
-- [It|The vessel] [sails|leaves] [again|on] [within {n} days|at the next spring tide] [in ballast|with timber|with empty boxes].
+- [It|The ship] [sails|leaves] [again|on] [within {n} days|at the next spring tide] [in ballast|with timber|with empty boxes].
 # quote
 - “[She|That ship] [steers|rolls] like a [sofa|barn], but she [arrives|pays],” [said|laughed] {analyst}, [the first mate|a crane driver].
 # recall
