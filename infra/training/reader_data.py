@@ -18,6 +18,7 @@ from pathlib import Path
 from infra.console import say
 from pipeline.prepare.cloze import cloze_triples
 from pipeline.prepare.files import write_triples
+from pipeline.prepare.newswire import NewswireConfig, newswire_triples
 from pipeline.prepare.pools import TextIndex, pieces
 from pipeline.prepare.triples import Triple, TripleConfig, TripleMaker, make_judged, make_training
 from pipeline.tasks.contexts import Candidate, CountTokens, WordWeights, candidates, rank_sentences
@@ -36,6 +37,11 @@ from pipeline.tasks.scores import holds_answer
 
 WIKI_SETS = ("squad2", "nq_open", "hotpotqa", "musique")
 POOL = 24
+JUDGED_WORLDS = (
+    NewswireConfig(seed=2001, num_articles=2000, num_questions=400, split="test"),
+    NewswireConfig(seed=7, num_articles=1000, num_questions=160, split="", name="demo"),
+)
+"""Held-out entities and wordings; and the demo's own world, all of its entities and wordings."""
 
 
 def main() -> None:
@@ -49,6 +55,8 @@ def main() -> None:
     parser.add_argument("--rtqa", type=int, default=300, help="RealTimeQA questions to judge")
     parser.add_argument("--cloze", type=int, default=16_000, help="blanked sentences to practise on")
     parser.add_argument("--judged-most", type=int, default=400, help="test questions of one set, at most")
+    parser.add_argument("--worlds", type=int, default=10, help="newswire worlds to train on")
+    parser.add_argument("--only-newswire", action="store_true", help="leave the question sets out")
     parser.add_argument("--limit", type=int, default=0, help="questions of every set, for a try (0: all)")
     given = parser.parse_args()
     count = gemma_counter()
@@ -83,6 +91,22 @@ def main() -> None:
         if given.rtqa:
             yield from _judged_news(given.data, given.rtqa, count, config)
 
+    def worlds() -> Iterator[Triple]:
+        for at in range(given.worlds):
+            world = NewswireConfig(seed=1001 + at, num_articles=400 * (1 + at % 6), split="train")
+            yield from newswire_triples(world, count)
+
+    def judged_worlds() -> Iterator[Triple]:
+        for world in JUDGED_WORLDS:
+            yield from newswire_triples(world, count)
+
+    if given.worlds:
+        made = made_from | {"worlds": given.worlds}
+        for name, triples in (("newswire_training", worlds), ("newswire_judged", judged_worlds)):
+            manifest = write_triples(triples(), given.out / name, made)
+            say(f"{name}: {manifest['rows']:,} triples in {given.out / name}")
+    if given.only_newswire:
+        return
     for name, triples in (("training", training), ("judged", judged)):
         made = made_from | ({"rtqa": given.rtqa, "most": given.judged_most} if name == "judged" else {})
         manifest = write_triples(triples(), given.out / name, made)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from pipeline.prepare.triples import Triple
 from pipeline.session.prompts import target_text
-from pipeline.tasks.contexts import split_sentences
+from pipeline.session.sentences import split_sentences
 from pipeline.tasks.qa import SourceText
 
 _SPAN = re.compile(

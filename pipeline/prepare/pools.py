@@ -8,7 +8,8 @@ from dataclasses import replace
 import bm25s
 import numpy as np
 
-from pipeline.tasks.contexts import split_sentences, words
+from pipeline.session.sentences import split_sentences
+from pipeline.tasks.contexts import words
 from pipeline.tasks.qa import SourceText
 
 

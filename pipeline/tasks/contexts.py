@@ -16,14 +16,10 @@ from dataclasses import dataclass
 import Stemmer
 
 from pipeline.session.prompts import Sentence, article_head
+from pipeline.session.sentences import split_sentences
 from pipeline.tasks.qa import Question, SourceText
 from pipeline.tasks.scores import holds_answer
 
-_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-Z0-9])|\n+")
-_ABBREVIATION = re.compile(
-    r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Sr|Jr|Prof|Gen|Col|Lt|Sgt|Capt|Gov|Sen|Rep|Rev|No|vs|etc|Inc|Ltd|Co|Corp|Mt|Ft|approx|ca|c"
-    r"|Jan|Feb|Mar|Apr|Aug|Sept?|Oct|Nov|Dec)|\b[A-Z]|\b[A-Za-z]\.[A-Za-z])\.$"
-)
 _WORD = re.compile(r"\w+")
 _STOP_WORDS = frozenset(
     "a an and are as at be by did do does for from had has have how in is it its of on or that the their this to was "
@@ -31,19 +27,6 @@ _STOP_WORDS = frozenset(
 )
 
 CountTokens = Callable[[str], int]
-
-
-def split_sentences(text: str) -> list[str]:
-    """The sentences of `text` without surrounding white space; joined by spaces they give its words again."""
-    pieces: list[str] = []
-    start = 0
-    for match in _END.finditer(text):
-        if _ABBREVIATION.search(text[start : match.start()]) and "\n" not in match.group():
-            continue
-        pieces.append(text[start : match.end()].strip())
-        start = match.end()
-    pieces.append(text[start:].strip())
-    return [piece for piece in pieces if piece]
 
 
 @functools.lru_cache(maxsize=1)
@@ -138,10 +121,10 @@ def within_budget(ranked: Sequence[Candidate], budget: int, count_tokens: CountT
 def as_sentences(chosen: Iterable[Candidate]) -> tuple[Sentence, ...]:
     """The prompt's sentences: texts in the order in which they first appear, reading order inside each."""
     chosen = list(chosen)
-    order: dict[int, int] = {}
+    order: dict[str, int] = {}
     for choice in chosen:
-        order.setdefault(choice.place[0], len(order))
-    chosen.sort(key=lambda choice: (order[choice.place[0]], choice.place[1]))
+        order.setdefault(choice.source.text_id, len(order))
+    chosen.sort(key=lambda choice: (order[choice.source.text_id], choice.place[1]))
     return tuple((choice.source.title, choice.source.date, choice.text) for choice in chosen)
 
 
