@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import shutil
 import signal
 import threading
@@ -110,6 +111,10 @@ def _broker(config: Config, options: DemoOptions, run: str, cleanup: contextlib.
 
 def _ingest(config: Config, material: Material, options: DemoOptions, tracker: Tracker) -> Figures:
     """History as fast as it goes, then some articles live, at a steady rate, to see how soon they are found."""
+    from actors.delays import Delays
+    from actors.ingest_job import IngestJob
+    from actors.ingest_spec import IngestSpec
+
     num_live = min(options.num_live, len(material.records) // 4)
     history, live = material.records[: len(material.records) - num_live], material.records[-num_live:]
     say(f"\n[bold]3. Articles[/]: {material.description}")
@@ -117,36 +122,53 @@ def _ingest(config: Config, material: Material, options: DemoOptions, tracker: T
         f"   {len(history):,} records as fast as they go, and {len(_BAD_RECORDS)} that are no articles, on purpose"
     )
     _publish(config.kafka, material, history, bad=_BAD_RECORDS)
-    bulk = _ingest_until_idle(config, len(history) + len(_BAD_RECORDS), "articles", tracker)
-    say(f"   {len(live)} more, live, {options.live_rate:g} a second")
-    publisher = threading.Thread(
-        target=_publish, args=(config.kafka, material, live), kwargs={"rate": options.live_rate}
-    )
-    publisher.start()
+    job = IngestJob.start(IngestSpec.from_config(config))
     try:
-        fresh = _ingest_until_idle(config, len(live), "live articles", tracker)
-    finally:
+        before = _wait_until_read(job, len(history) + len(_BAD_RECORDS), "articles")
+        bulk = job.figures()
+        say(f"   {len(live)} more, live, {options.live_rate:g} a second")
+        publisher = threading.Thread(
+            target=_publish, args=(config.kafka, material, live), kwargs={"rate": options.live_rate}
+        )
+        publisher.start()
+        after = _wait_until_read(job, len(material.records) + len(_BAD_RECORDS), "articles")
         publisher.join(timeout=120)
-    parts = ("read", "stored", "deleted", "dead_lettered", "duplicates", "duplicates_linked")
-    both = {name: bulk[name] + fresh[name] for name in parts}
-    searchable = _live_articles(config)
-    delay = fresh["published_to_searchable_ms"]
+        searchable = sum(int(row["live_articles"]) for row in job.client.stats())
+    finally:
+        done = job.stop()
+    tracker.metrics({"ingest": done})
+    delay = Delays({bucket: count - before.get(bucket, 0) for bucket, count in after.items()}).to_dict()
     say(
-        f"   {both['read']:,} read = {both['stored']:,} stored + {both['deleted']:,} deleted + "
-        f"{both['dead_lettered']:,} dead-lettered + {both['duplicates']:,} duplicates; "
+        f"   {done['read']:,} read = {done['stored']:,} stored + {done['deleted']:,} deleted + "
+        f"{done['dead_lettered']:,} dead-lettered + {done['duplicates']:,} duplicates; "
         f"{searchable:,} searchable now"
     )
     say(f"   published → searchable, live: {delay['p50']:.0f} ms (median), {delay['p99']:.0f} ms (p99)")
+    parts = ("read", "stored", "deleted", "dead_lettered", "duplicates", "duplicates_linked", "committed")
     return {
         "articles_published": material.num_articles,
         "records_published": len(material.records) + len(_BAD_RECORDS),
         "articles_searchable": searchable,
-        "articles_dead_lettered": both["dead_lettered"],
-        "duplicates_linked": both["duplicates_linked"],
-        "ingest": {**both, "articles_per_s": bulk["articles_per_s"], "committed": fresh["committed"]},
-        "published_to_searchable_ms": {"p50": delay["p50"], "p99": delay["p99"]},
-        "embedder": fresh["embedder"],
+        "articles_dead_lettered": done["dead_lettered"],
+        "duplicates_linked": done["duplicates_linked"],
+        "ingest": {**{name: done[name] for name in parts}, "articles_per_s": bulk["articles_per_s"]},
+        "published_to_searchable_ms": delay,
+        "embedder": done["embedder"],
     }
+
+
+def _wait_until_read(job: Any, expected: int, label: str) -> dict[int, int]:
+    """Wait until `expected` records are durable and the topic is silent; the histogram of delays so far."""
+    with progress(label, expected) as bar:
+        job.wait(
+            limit=expected, timeout_s=_INGEST_LIMIT_S, on_progress=lambda figures: bar.update(figures["read"])
+        )
+        job.wait(until_idle_s=_IDLE_S, timeout_s=_INGEST_LIMIT_S)
+    read = job.figures()["read"]
+    if read != expected:
+        raise DysraError(f"{read:,} records were read where {expected:,} were published; see the log")
+    delays: dict[int, int] = job.progress()["delays"]
+    return dict(delays)
 
 
 def _publish(
@@ -174,41 +196,12 @@ def _publish(
                 publisher.flush()
 
 
-def _ingest_until_idle(config: Config, expected: int, label: str, tracker: Tracker) -> dict[str, Any]:
-    from actors.ingest_job import IngestJob
-    from actors.ingest_spec import IngestSpec
-
-    job = IngestJob.start(IngestSpec.from_config(config))
-    try:
-        with progress(label, expected) as bar:
-            job.wait(
-                limit=expected,
-                timeout_s=_INGEST_LIMIT_S,
-                on_progress=lambda figures: bar.update(figures["read"]),
-            )
-            job.wait(until_idle_s=_IDLE_S, timeout_s=_INGEST_LIMIT_S)
-    finally:
-        figures = job.stop()
-    if figures["read"] != expected:
-        raise DysraError(
-            f"{figures['read']:,} records were read where {expected:,} were published; see the log"
-        )
-    tracker.metrics({"ingest": figures})
-    return figures
-
-
-def _live_articles(config: Config) -> int:
-    from actors.store_client import open_store
-
-    client = open_store(config.store, config.embedder, config.search)
-    return sum(int(row["live_articles"]) for row in client.stats())
-
-
 def _serve(config: Config, cleanup: contextlib.ExitStack) -> httpx.Client:
     from actors.serve_app import deploy, shutdown
     from actors.serve_settings import ServeSettings
 
     say("\n[bold]4. Sessions[/]: Ray Serve starts, and loads the backbone")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     deployed = deploy(ServeSettings.from_config(config))
     cleanup.callback(shutdown)
     client = httpx.Client(base_url=deployed.url, timeout=config.serve.answer_timeout_s + 30)
