@@ -180,10 +180,11 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
         assert self.heavy is not None
         config = self.config
         ring_keys = self.ring.read(first, self._in_ring)[0].float()
-        # positions counted from the block's first token
-        newest = self._in_ring - 1
-        places = torch.arange(newest - self.queries.shape[1] + 1, newest + 1, device=keys.device)
-        block = Evicted(self.spec, keys, values, ring_keys, self.queries, places)
+        # queries at least as young as the block's first token, places counted from there
+        window = min(self.queries.shape[1], self._in_ring)
+        places = torch.arange(self._in_ring - window, self._in_ring, device=keys.device)
+        queries = self.queries[:, self.queries.shape[1] - window :]
+        block = Evicted(self.spec, keys, values, ring_keys, queries, places)
         scores = BY_NAME[config.heavy_scorer](block)
         ranked = scores.argsort(dim=1, descending=True, stable=True)
         chosen = ranked[:, : config.heavy_per_block].sort(dim=1).values
