@@ -1,7 +1,6 @@
 """The HTTP API: questions, summaries and pages of streams, and OpenAI's chat completions."""
 
-from __future__ import annotations
-
+# No postponed annotations here: FastAPI could not look up names that live inside `build_api`.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import socket
 import time
@@ -106,6 +107,7 @@ def deploy(settings: ServeSettings, *, timeout_s: float = 900.0, detached_store:
     _require_free(config.host, config.port)
     reachable(settings.kafka)
     store = open_store(settings.store, settings.embedder, settings.search, detached=detached_store)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
         http_options=HTTPOptions(
