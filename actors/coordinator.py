@@ -17,7 +17,8 @@ from actors.ingest import Ingester, near_duplicates_name
 from actors.ingest_spec import Assignment, IngestSpec
 from actors.near_duplicates import NearDuplicateActor
 from actors.remote import Outage, backoff, call, find_actor, first_line, named_actor
-from actors.store_client import StoreClient, shard_name, start_embedders, start_shard
+from actors.store_actors import shard_name, start_embedders, start_shard
+from actors.store_client import StoreClient
 from pipeline.errors import DependencyUnreachable, DysraError
 from pipeline.kafka import ensure_topic, topic_partitions
 from pipeline.log import get_logger
@@ -234,7 +235,15 @@ class Coordinator:
             actor = find_actor(name)
             if actor is None:
                 self._note_death("shards", name)
-                actor = start_shard(client, index, ingest, detached=self._detached)
+                actor = start_shard(
+                    client.name,
+                    client.config,
+                    index,
+                    client.embedder_identity,
+                    client.dim,
+                    ingest,
+                    detached=self._detached,
+                )
             refs[name] = ("shards", actor.ping.remote())
         for index, actor in enumerate(
             start_embedders(client.name, self._spec.embedder, ingest, detached=self._detached)

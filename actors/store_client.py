@@ -17,7 +17,6 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from actors.embedder import NUM_WAITING_CALLS, EmbedderActor
 from actors.ingest_config import IngestConfig
 from actors.metrics import metric
 from actors.remote import (
@@ -26,11 +25,9 @@ from actors.remote import (
     call,
     find_actor,
     first_line,
-    named_actor,
-    store_name,
     unwrapped,
 )
-from actors.shard import CONCURRENCY, ShardActor
+from actors.store_actors import close_actors, embedder_name, open_actors, shard_name
 from models.embed import EmbedderConfig, Vectors
 from pipeline.article import Article
 from pipeline.errors import DependencyUnreachable, DysraError
@@ -46,13 +43,9 @@ from pipeline.store import (
     SearchRequest,
     StoreConfig,
     StoredArticle,
-    StoreMismatch,
 )
 
-_EMBEDDER_START_S = 900.0
-_SHARD_START_S = 300.0
 _EMBED_QUESTION_S = 15.0
-_ACTOR_CPUS = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -318,18 +311,7 @@ class StoreClient:
 
     def close_store(self) -> None:
         """Close every shard's files and end the store's actors."""
-        for shard in range(self.num_shards):
-            actor = find_actor(shard_name(self.name, shard))
-            if actor is not None:
-                try:
-                    call(actor.close.remote(), 30.0)
-                except Outage:
-                    self._log.warning("shard_not_closed", shard_id=shard)
-                ray.kill(actor)
-        for index in range(self.num_embedders):
-            actor = find_actor(embedder_name(self.name, index))
-            if actor is not None:
-                ray.kill(actor)
+        close_actors(self.name, self.num_shards, self.num_embedders)
         self._handles.clear()
 
     def _shard(self, shard: int) -> Any:
@@ -430,16 +412,6 @@ async def _future(ref: Any) -> Any:
     return await ref
 
 
-def shard_name(store: str, shard: int) -> str:
-    """The actor name of a shard."""
-    return f"{store}:shard:{shard}"
-
-
-def embedder_name(store: str, index: int) -> str:
-    """The actor name of an embedder."""
-    return f"{store}:embedder:{index}"
-
-
 def open_store(
     store: StoreConfig,
     embedder: EmbedderConfig | None = None,
@@ -453,58 +425,6 @@ def open_store(
     `detached` (on a cluster): they outlive this process, so that ingest and serve share them. Raises
     StoreMismatch where the store was made with another embedder, naming both.
     """
-    embedder, search, ingest = (
-        embedder or EmbedderConfig(),
-        search or SearchConfig(),
-        ingest or IngestConfig(),
-    )
-    store = replace(store, path=store.path.expanduser().absolute())
-    name = store_name(store.path)
-    embedders = start_embedders(name, embedder, ingest, detached=detached)
-    described = [call(actor.describe.remote(), _EMBEDDER_START_S) for actor in embedders]
-    for one in described:
-        if (one["model"], one["precision"]) != (embedder.model, embedder.precision):
-            raise StoreMismatch(
-                f"the store {store.path} runs with embedder {one['identity']} ({one['model']}), and "
-                f"{embedder.model} was asked for; use the same embedder, or another store folder"
-            )
-    client = StoreClient(name, store, search, ingest.num_embedders, described[0])
-    shards = [start_shard(client, index, ingest, detached=detached) for index in range(store.num_shards)]
-    for shard in shards:
-        call(shard.ping.remote(), _SHARD_START_S)
-    return client
-
-
-def start_embedders(name: str, config: EmbedderConfig, ingest: IngestConfig, *, detached: bool) -> list[Any]:
-    """The store's embedder actors, started where they do not live yet; on a GPU where there is one."""
-    gpus = ingest.gpus_per_embedder if config.device != "cpu" and ray.cluster_resources().get("GPU") else 0
-    return [
-        named_actor(
-            EmbedderActor,
-            embedder_name(name, index),
-            config,
-            detached=detached,
-            num_cpus=_ACTOR_CPUS,
-            num_gpus=gpus,
-            max_concurrency=NUM_WAITING_CALLS,
-            max_restarts=-1,
-        )
-        for index in range(ingest.num_embedders)
-    ]
-
-
-def start_shard(client: StoreClient, index: int, ingest: IngestConfig, *, detached: bool) -> Any:
-    """A shard's actor, started where it does not live yet; it reloads itself from disk after a kill."""
-    return named_actor(
-        ShardActor,
-        shard_name(client.name, index),
-        client.config,
-        index,
-        client.embedder_identity,
-        client.dim,
-        ingest.maintain_interval_s,
-        detached=detached,
-        num_cpus=_ACTOR_CPUS,
-        concurrency_groups=CONCURRENCY,
-        max_restarts=-1,
-    )
+    ingest = ingest or IngestConfig()
+    name, store, facts = open_actors(store, embedder or EmbedderConfig(), ingest, detached=detached)
+    return StoreClient(name, store, search or SearchConfig(), ingest.num_embedders, facts)
