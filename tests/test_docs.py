@@ -1,0 +1,58 @@
+"""The documentation tells of everything that there is: verbs, sections, metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from actors.metrics import METRICS
+from infra.cli import build
+from infra.config import SECTIONS
+
+ROOT = Path(__file__).resolve().parents[1]
+OPERATING = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+VERBS = sorted(get_command(build()).commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verb_is_documented(verb: str) -> None:
+    """A verb that the handbook does not name is found by nobody."""
+    assert f"`{verb}`" in OPERATING
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_configuration_section_is_documented(section: str) -> None:
+    """Each section of the configuration is in the handbook."""
+    assert f"`[{section}]`" in OPERATING
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_metric_is_documented_with_its_meaning(name: str) -> None:
+    """The table of metrics is that of the code."""
+    metric = METRICS[name]
+    row = f"| `ray_dysra_{name}` | {metric.kind} | {metric.help} | {', '.join(metric.tags) or '-'} |"
+    assert row in OPERATING
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verb_takes_config_and_json(verb: str) -> None:
+    """Every verb (and every verb of a group) can be configured and read by a machine, and explains itself."""
+    command = get_command(build()).commands[verb]  # type: ignore[attr-defined]
+    for each in getattr(command, "commands", {"": command}).values():
+        options = {option for parameter in each.params for option in parameter.opts}
+        assert {"--config", "--json"} <= options, each.name
+        assert each.help
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs").glob("*.md")) + [ROOT / "README.md"], ids=lambda p: p.name
+)
+def test_links_between_pages_lead_somewhere(path: Path) -> None:
+    """A relative link points at a file that exists."""
+    import re
+
+    targets = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+    broken = [t for t in targets if "://" not in t and not (path.parent / t).exists()]
+    assert broken == []
