@@ -180,13 +180,20 @@ def layer_specs(model: Any) -> list[LayerSpec]:
             num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=head_dim,
             window=window if kind == "sliding_attention" else None,
-            scaling=getattr(decoder.layers[index].self_attn, "scaling", head_dim**-0.5),
+            scaling=_scaling(decoder.layers[index], head_dim),
             rotary=tables[kind],
             device=weight.device,
             dtype=weight.dtype,
         )
         for index, kind in enumerate(types)
     ]
+
+
+def _scaling(layer: Any, head_dim: int) -> float:
+    module = next(
+        (m for m in (getattr(layer, n, None) for n in ("self_attn", "attention")) if m is not None), None
+    )
+    return float(getattr(module, "scaling", head_dim**-0.5))
 
 
 def _table(rotary: Any, kind: str, weight: torch.Tensor) -> RotaryTable:

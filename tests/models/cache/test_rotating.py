@@ -114,7 +114,7 @@ def test_a_restored_session_reaches_the_bytes_of_an_undisturbed_one(at: int, met
 def test_position_in_the_stream_never_enters() -> None:
     """A periodic stream gives bit-equal logits after 5,000 and after 102,000 tokens (trained length: 64)."""
     backbone, period = tiny.backbone(), tiny.ids(500)
-    budgets = tiny.budgets(ring=600, evict_block=100, rank=8, read_block=500)
+    budgets = tiny.budgets(ring=600, evict_block=50, rank=8, read_block=500)
     cache = backbone.new_cache(budgets)
     backbone.read(period * 10, cache)
     early = backbone.logits(tiny.ids(20, 1), cache)
