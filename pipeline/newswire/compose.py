@@ -99,8 +99,9 @@ class Writer:
         return rng.pick(known) if known else None
 
 
-_LOWERED = frozenset(("The", "A", "At", "In", "On", "For", "With", "Voters", "Citizens", "Over", "Since", "Borrowing",
-                      "Lending", "Home", "Much", "Researcher", "Striker", "Midfielder", "Defender", "Earlier,"))  # fmt: skip
+_LOWERED = frozenset(("The", "A", "At", "In", "On", "For", "With", "Voters", "Citizens", "Over", "Since",
+                      "Borrowing", "Lending", "Home", "Much", "Researcher", "Striker", "Midfielder", "Defender",
+                      "Earlier,", "School", "Visitors", "Executives", "Managers", "Aides"))  # fmt: skip
 
 
 class _Job:
@@ -225,10 +226,7 @@ def may_recall(event: Event) -> bool:
     """Whether an older event can be retold: told truly, not withdrawn, and what it changed still holds."""
     if not event.tellable or event.withdrawn or "recall" not in event.type.sections:
         return False
-    for fact in event.facts.values():
-        if fact.kind == "state" and not holds(event, fact):
-            return False
-    return True
+    return all(fact.kind != "state" or holds(event, fact) for fact in event.facts.values())
 
 
 def holds(event: Event, fact: Fact) -> bool:

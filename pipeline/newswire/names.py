@@ -1,5 +1,5 @@
 """Invented names from tables of syllables: thousands of each kind, no two alike."""
-# ruff: noqa: E501 - tables of words, a row a line
+# ruff: noqa: E501, SIM905 - tables of words, a row a line
 
 from __future__ import annotations
 

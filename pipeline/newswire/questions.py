@@ -155,8 +155,9 @@ class QuestionMaker:
     def _single(self, text: str, known: Known, wording: int, asked: int, wrong: str = "",
                 first: str = "") -> _Drawn:  # fmt: skip
         fact = known.fact
-        return _Drawn(text, fact.value.accepted, fact.attr, fact.subject, wording, (self._hop(known, asked, first),),
-                      (self._stream(known, asked),), wrong)  # fmt: skip
+        hop = self._hop(known, asked, first)
+        streams = (self._stream(known, asked),)
+        return _Drawn(text, fact.value.accepted, fact.attr, fact.subject, wording, (hop,), streams, wrong)
 
     def _stream(self, known: Known, asked: int) -> str:
         return known.live(asked)[0].stream
@@ -180,12 +181,12 @@ class QuestionMaker:
         known = self.rng.pick(self._facts[f"{attr}_before"])
         if not self._usable(known, asked):
             return None
-        same = [k for k in self._facts[f"{attr}_before"]
-                if k.fact.subject == known.fact.subject and k.fact.params["new"] == known.fact.params["new"]]  # fmt: skip
-        return known if len(same) == 1 else None
+        this = (known.fact.subject, known.fact.params["new"])
+        same = sum((k.fact.subject, k.fact.params["new"]) == this for k in self._facts[f"{attr}_before"])
+        return known if same == 1 else None
 
     def _as_of(self, asked: int) -> _Drawn | None:
-        if self.rng.chance(0.35):
+        if self.rng.chance(0.5):
             return self._dated(asked)
         known = self._before(wordings.AS_OF, asked)
         if known is None:
@@ -288,7 +289,13 @@ class QuestionMaker:
         if not attrs:
             return None
         attr = self.rng.pick(attrs)
-        subject = self.rng.pick(self._facts[attr]).fact.subject
+        for _ in range(12):
+            drawn = self._count_of(attr, self.rng.pick(self._facts[attr]).fact.subject, asked)
+            if drawn is not None:
+                return drawn
+        return None
+
+    def _count_of(self, attr: str, subject: str, asked: int) -> _Drawn | None:
         low, high = self.start // DAY_S, asked // DAY_S - 1
         if high - low < 2:
             return None
@@ -305,8 +312,9 @@ class QuestionMaker:
         text = wordings_hops.COUNTS[attr][wording].format(
             s=subject, a=long_date(day_of(first * DAY_S)), b=long_date(day_of(last * DAY_S))
         )
-        return _Drawn(text, count(len(events)).accepted, f"count {attr}", subject, wording,
-                      tuple(self._hop(k, asked) for k in events), tuple(self._stream(k, asked) for k in events))  # fmt: skip
+        hops = tuple(self._hop(k, asked) for k in events)
+        streams = tuple(self._stream(k, asked) for k in events)
+        return _Drawn(text, count(len(events)).accepted, f"count {attr}", subject, wording, hops, streams)
 
     def _unanswerable(self, asked: int) -> _Drawn | None:
         choice = self.rng.below(4)

@@ -143,9 +143,7 @@ class Simulation:
         self, name: str, event: Event, house: House, *, lead: bool = False, copies: tuple[House, ...] = ()
     ) -> Callable[[int], Iterator[NewsEvent]]:
         def publish(time: int) -> Iterator[NewsEvent]:
-            day = day_of(time)
-            self._numbers += 1
-            number = f"{house.code}-{day.year:04d}{day.month:02d}{day.day:02d}-{self._numbers:07d}"
+            number = self._number(house, time)
             rng = Rng(self.seed, "article", number)
             low, high = rng.weighted(_LENGTHS)
             false = bool(event.wrong) and lead
@@ -175,18 +173,23 @@ class Simulation:
 
         return publish
 
+    def _number(self, house: House, time: int) -> str:
+        day = day_of(time)
+        self._numbers += 1
+        return f"{house.code}-{day.year:04d}{day.month:02d}{day.day:02d}-{self._numbers:07d}"
+
     def _update(self, time: int, name: str, story: _Story) -> Iterator[NewsEvent]:
         event, house = story.event, story.house
-        draft = Draft(markup.update_title(house, story.draft.title), self._still_true(story))
+        draft = Draft(markup.update_title(house, story.draft.title), self._still_true(event, story.draft))
         text = markup.body(house, event, draft, time, story.byline, markup.update_note(self.rng))
         value = markup.record(story.id, house, event, draft.title, text, story.published, time)
         yield NewsEvent(time, "update", value, _flat(draft), event=name)
 
-    def _still_true(self, story: _Story) -> list[list[Sentence]]:
+    def _still_true(self, event: Event, draft: Draft) -> list[list[Sentence]]:
         """The paragraphs without background that has changed since they were written."""
-        own = {id(fact) for fact in story.event.facts.values()}
+        own = {id(fact) for fact in event.facts.values()}
         kept = []
-        for paragraph in story.draft.paragraphs:
+        for paragraph in draft.paragraphs:
             sentences = [s for s in paragraph if all(id(f) in own or self._current(f) for f in s.facts)]
             if sentences:
                 kept.append(sentences)
@@ -197,7 +200,7 @@ class Simulation:
 
     def _correct(self, time: int, name: str, story: _Story) -> Iterator[NewsEvent]:
         event, house = story.event, story.house
-        draft = swap(Draft(story.draft.title, self._still_true(story)), event, house.register)
+        draft = swap(Draft(story.draft.title, self._still_true(event, story.draft)), event, house.register)
         note = markup.correction_note(event, house.register, self.rng)
         title = markup.corrected_title(house, draft.title)
         text = markup.body(house, event, draft, story.published, story.byline, note)
@@ -217,14 +220,12 @@ class Simulation:
         self, name: str, story: _Story, draft: Draft, house: House
     ) -> Callable[[int], Iterator[NewsEvent]]:
         def publish(time: int) -> Iterator[NewsEvent]:
-            day = day_of(time)
-            self._numbers += 1
-            number = f"{house.code}-{day.year:04d}{day.month:02d}{day.day:02d}-{self._numbers:07d}"
-            text = markup.body(
-                house, story.event, draft, time, story.byline, f"With material from {story.house.name}."
-            )
+            number = self._number(house, time)
+            kept = Draft(draft.title, self._still_true(story.event, draft))
+            note = f"With material from {story.house.name}."
+            text = markup.body(house, story.event, kept, time, story.byline, note)
             value = markup.record(number, house, story.event, draft.title, text, time)
-            yield NewsEvent(time, "copy", value, _flat(draft), event=name, copy_of=story.id)
+            yield NewsEvent(time, "copy", value, _flat(kept), event=name, copy_of=story.id)
 
         return publish
 

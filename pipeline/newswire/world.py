@@ -106,7 +106,7 @@ class World:
             land = Entity(
                 "country", plain(name), adjective=name + "n", currency=currency, acts=0,
                 bank=plain(f"Bank of {name}", f"the Bank of {name}", f"{name}n central bank"),
-                house=plain(rng.pick((f"{name}n Assembly", f"{name}n Senate", f"{name}n Diet", f"{name}n Chamber"))),
+                house=plain(f"{name}n {rng.pick(('Assembly', 'Senate', 'Diet', 'Chamber'))}"),
                 seats=rng.between(12, 30) * 10 + 1, towns=[],
             )  # fmt: skip
             self.countries.append(land)
@@ -130,7 +130,8 @@ class World:
             home = self.towns[rng.below(len(self.towns))]
             company = Entity(
                 "company", plain(f"{root} {rng.pick(suffixes)}", root, short=root), sector=key, trade=trade,
-                noun=noun, country=home.data["country"], cents=rng.between(900, 42_000), revenue=rng.between(900, 90_000),
+                noun=noun, country=home.data["country"], cents=rng.between(900, 42_000),
+                revenue=rng.between(900, 90_000),
                 founded=day_of(self.start).year - rng.between(6, 90), owned=False,
             )  # fmt: skip
             self.set(company, "ceo", self.newcomer(), self._long_ago())
@@ -158,8 +159,9 @@ class World:
             site = rng.pick(self.towns)
             field = FIELDS[index % len(FIELDS)]
             root = self.names.root()
-            institute = Entity("institute", plain(f"{root} Institute of {field}", f"{root} Institute", short=f"{root} Institute"),
-                               field=field.lower(), town=site)  # fmt: skip
+            short = f"{root} Institute"
+            name = plain(f"{short} of {field}", short, short=short)
+            institute = Entity("institute", name, field=field.lower(), town=site)
             self.set(institute, "director", self.newcomer(), self._long_ago())
             self.set(institute, "site", site.name, self._long_ago())
             self.institutes.append(institute)

@@ -1,4 +1,5 @@
 """Markets desk: closing prices, indexes, key rates, governors."""
+# ruff: noqa: E501 - tables of words, a row a line
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """Politics desk: elections, laws, ministers, population counts."""
+# ruff: noqa: E501 - tables of words, a row a line
 
 from __future__ import annotations
 

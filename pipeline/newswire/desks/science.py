@@ -1,4 +1,5 @@
 """Science desk: directors, moves, prizes, finds."""
+# ruff: noqa: E501 - tables of words, a row a line
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ SUBJECTS = ("lichen on slate", "deep springs", "singing sand", "frost in walls",
             "salt crystals", "root fungi", "river clay", "whale hearing", "cloud seeds", "amber insects",
             "bee dances", "quiet earthquakes", "peat layers", "ice cores", "tree rings")  # fmt: skip
 PRIZES = ("Larkspur Medal", "Seven Lamps Prize", "Compass Award", "Golden Sextant", "Hollow Hill Prize", "Quarry Medal",
-          "Blue Lantern Award", "Founders' Cup for Science", "Harbour Prize", "Silver Pipette", "Northlight Medal",
+          "Blue Lantern Award", "Cup of the Nine Wells", "Harbour Prize", "Silver Pipette", "Northlight Medal",
           "Ironwood Prize")  # fmt: skip
 THINGS = ("a sunken timber road", "a field of copper nodules", "a warm spring", "a bed of fossil ferns", "a ring of stones",
           "a wreck with its bell", "an unknown cave", "a seam of blue clay", "a colony of cold corals", "a buried orchard",

@@ -1,4 +1,5 @@
 """Sport desk: two leagues in double rounds, coaches, transfers, sponsors."""
+# ruff: noqa: E501 - tables of words, a row a line
 
 from __future__ import annotations
 

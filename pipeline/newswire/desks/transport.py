@@ -1,4 +1,5 @@
 """Transport desk: ports, ships, bridges."""
+# ruff: noqa: E501, SIM905 - tables of words, a row a line
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """Weather desk: measured days, warnings, lists of stations."""
+# ruff: noqa: E501 - tables of words, a row a line
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Forms that every desk shares: how things stand, colour by desk, and names of firms quoted in passing."""
-# ruff: noqa: E501 - a sentence form is one line
+# ruff: noqa: E501, SIM905 - a sentence form or a row of words is one line
 
 from __future__ import annotations
 
