@@ -226,6 +226,7 @@ def _judge(model: nn.Module, names: dict[str, Any], base: bool, given: argparse.
     options = {"stop_id": names["stop"], "give_up_id": names["give_up"], "device": given.device}
     if given.device.startswith("cuda"):
         model = model.to(torch.bfloat16)
+        torch.cuda.empty_cache()
     started = time.monotonic()
     answers = greedy_answers(model, prompts, tokens_per_batch=given.tokens_decoded, **options)
     gave_up = [at for at, answer in enumerate(answers) if answer.ids[:1] == (names["give_up"],)]

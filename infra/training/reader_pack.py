@@ -47,8 +47,7 @@ def main() -> None:
     carried.mkdir(parents=True, exist_ok=True)
 
     tokenizer = _tokenizer()
-    training = [t for folder in given.triples for t in read_triples(folder / "training")]
-    judged = [t for folder in given.triples for t in read_triples(folder / "judged")]
+    training, judged = triples_of(given.triples, "training"), triples_of(given.triples, "judged")
     rows = tokenize(tokenizer, training)
     kept = [at for at, (prompt, target) in enumerate(rows) if len(prompt) + len(target) <= given.most_tokens]
     training, rows = [training[at] for at in kept], [rows[at] for at in kept]
@@ -88,6 +87,12 @@ def main() -> None:
     say(
         f"{len(vocabulary):,} tokens of the vocabulary kept; {total / 2**20:.1f} MiB before compression in {carried}"
     )
+
+
+def triples_of(folders: Sequence[Path], part: str) -> list[Triple]:
+    """All triples of a part (training or judged), the question sets' before the newswire's in each folder."""
+    found = [folder / name for folder in folders for name in (part, f"newswire_{part}")]
+    return [triple for folder in found if folder.exists() for triple in read_triples(folder)]
 
 
 def tokenize(tokenizer: Any, triples: Sequence[Triple]) -> list[tuple[list[int], list[int]]]:

@@ -17,8 +17,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from infra.console import say
+from infra.training.reader_pack import triples_of
 from models.hf.gemma_gguf import prepared
-from pipeline.prepare.files import read_triples
 from pipeline.prepare.triples import Triple
 from pipeline.session.prompts import parse_answer
 from pipeline.tasks.scores import Reading, score_readings
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, help="the folder with <run>.json")
     parser.add_argument("--out", type=Path, help="where the figures go (JSON)")
     given = parser.parse_args()
-    triples = [t for folder in given.triples for t in read_triples(folder / "judged")]
+    triples = triples_of(given.triples, "judged")
     vocabulary = np.load(given.pack / "vocabulary.npy")
     tokenizer = Tokenizer.from_file(str(prepared() / "tokenizer.json"))
     scores: dict[str, dict[str, dict[str, Any]]] = {}
