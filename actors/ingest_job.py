@@ -5,21 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import ray
 
 from actors.coordinator import Coordinator, coordinator_name
 from actors.delays import Delays
 from actors.ingest_spec import IngestSpec
-from actors.remote import NAMESPACE, Outage, call, find_actor
+from actors.remote import NAMESPACE, Outage, call, end_actor, find_actor, first_line, persist
 from actors.store_client import StoreClient, open_store
 from pipeline.errors import DependencyUnreachable, UsageError
 from pipeline.kafka import topic_partitions
+from pipeline.log import get_logger
 from pipeline.store import TopicLedger
 
 Reason = Literal["idle", "limit", "stopped", "timeout"]
 _ACTOR_CPUS = 0.01
+_ResultT = TypeVar("_ResultT")
 
 
 class IngestJob:
@@ -29,6 +31,7 @@ class IngestJob:
         self.spec = spec
         self.client = client
         self.coordinator = coordinator
+        self._name = coordinator_name(client.name, spec.kafka.topic, spec.kafka.group_id)
         self._before = before
         self._embed_before = client.embed_stats()
         self._started = time.monotonic()
@@ -77,7 +80,7 @@ class IngestJob:
 
     def ledger(self) -> TopicLedger:
         """Outcomes since the job started, from the shards' own ledgers."""
-        after = self.client.ledger().get(self.spec.kafka.topic, TopicLedger())
+        after = self._asked(self.client.ledger).get(self.spec.kafka.topic, TopicLedger())
         names = TopicLedger.__slots__
         return TopicLedger(**{name: getattr(after, name) - getattr(self._before, name) for name in names})
 
@@ -119,7 +122,7 @@ class IngestJob:
         if done.read > self._last_progress[0]:
             self._last_progress = (done.read, time.monotonic())
         seconds = max(self._last_progress[1] - self._started, 1e-3)
-        embed = self.client.embed_stats()
+        embed = self._asked(self.client.embed_stats)
         return {
             "topic": self.spec.kafka.topic,
             "read": done.read,
@@ -132,16 +135,28 @@ class IngestJob:
             "lag": sum(progress.get("lag", {}).values()),
             "articles_per_s": round(done.read / seconds, 1),
             "chunks": progress.get("chunks", 0),
-            "embed_seconds": round(embed["busy_s"] - self._embed_before["busy_s"], 2),
+            "embed_seconds": round(max(0.0, embed["busy_s"] - self._embed_before["busy_s"]), 2),
             "published_to_searchable_ms": Delays(progress.get("delays", {})).to_dict(),
             "pauses": progress.get("pauses", 0),
             "resumes": progress.get("resumes", 0),
             "stalls": progress.get("stalls", 0),
             "restarts": progress.get("restarts", {}),
             "embedder": self.client.embedder_identity,
-            "ledger_total": self.client.ledger().total().to_dict(),
+            "ledger_total": self._asked(self.client.ledger).total().to_dict(),
             "seconds": round(time.monotonic() - self._started, 2),
         }
+
+    def _asked(self, ask: Callable[[], _ResultT]) -> _ResultT:
+        """A figure from the store's actors, waited for while one of them restarts."""
+        config = self.spec.ingest
+        return persist(
+            ask,
+            "the store",
+            first_s=config.retry_first_s,
+            max_s=config.retry_max_s,
+            limit_s=config.outage_limit_s,
+            stopped=lambda: False,
+        )
 
     def stop(self) -> dict[str, Any]:
         """Stop reading, finish or leave what is under way, commit; the final figures. Safe to call twice."""
@@ -149,6 +164,8 @@ class IngestJob:
             self._stopped = True
             try:
                 self._last = call(self.coordinator.stop.remote(), self.spec.ingest.stop_grace_s + 15.0)
+            except Outage as error:
+                get_logger(topic=self.spec.kafka.topic).warning("coordinator_lost", error=first_line(error))
             finally:
-                ray.kill(self.coordinator)
+                end_actor(self._name)
         return self.figures()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import time
@@ -52,6 +53,18 @@ def find_actor(name: str) -> Any | None:
         return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
         return None
+
+
+def end_actor(name: str, timeout_s: float = 10.0) -> None:
+    """End the actor called `name` for good, and wait until the name is free."""
+    deadline = time.monotonic() + timeout_s
+    actor = find_actor(name)
+    while actor is not None and time.monotonic() < deadline:
+        with contextlib.suppress(RayError):
+            ray.kill(actor)
+        time.sleep(0.05)
+        actor = find_actor(name)
+    _owned.pop(name, None)
 
 
 def call(ref: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
@@ -125,6 +138,7 @@ __all__ = [
     "Stopped",
     "backoff",
     "call",
+    "end_actor",
     "find_actor",
     "first_line",
     "named_actor",

@@ -26,11 +26,14 @@ from pipeline.store import (
     SignatureRow,
     StoreConfig,
     StoredArticle,
+    StoreLocked,
     StoreRecord,
 )
 
 CONCURRENCY = {"append": 1, "search": 4, "admin": 2}
 """Threads of the actor by kind of call: appends keep their order, and searches do not wait for them."""
+
+_LOCK_WAIT_S = 5.0
 
 
 class Collision(NamedTuple):
@@ -55,10 +58,17 @@ class ShardActor:
         self._tags = {"shard": str(shard_index)}
         self._failure: Exception | None = None
         self._shard: Shard | None = None
+        deadline = time.monotonic() + _LOCK_WAIT_S
         try:
-            self._shard = Shard.open(
-                config.path, config, shard_index, config.num_shards, embedder_identity, dim
-            )
+            while self._shard is None:
+                try:
+                    self._shard = Shard.open(
+                        config.path, config, shard_index, config.num_shards, embedder_identity, dim
+                    )
+                except StoreLocked:  # the process that this one replaces may still be ending
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.1)
         except (DysraError, ValueError, OSError) as error:
             self._failure = error
             return
@@ -164,8 +174,8 @@ class ShardActor:
             try:
                 shard.maintain(int(time.time() * 1_000))
                 stats = shard.stats()
-                metric("index_chunks").set(stats.get("chunks", 0), self._tags)
-                metric("index_tombstones").set(stats.get("dead_chunks", 0), self._tags)
-                metric("index_bytes").set(stats.get("index_bytes", 0), self._tags)
+                metric("index_chunks").set(stats["live_chunks"], self._tags)
+                metric("index_tombstones").set(stats["tombstones"], self._tags)
+                metric("index_bytes").set(stats["index_bytes"], self._tags)
             except (DysraError, OSError) as error:
                 self._log.error("maintenance_failed", error=first_line(error))

@@ -9,7 +9,7 @@ import ray
 
 from actors.embedder import NUM_WAITING_CALLS, EmbedderActor
 from actors.ingest_config import IngestConfig
-from actors.remote import Outage, call, find_actor, named_actor, store_name
+from actors.remote import Outage, call, end_actor, find_actor, named_actor, store_name
 from actors.shard import CONCURRENCY, ShardActor
 from models.embed import EmbedderConfig
 from pipeline.log import get_logger
@@ -36,6 +36,20 @@ def open_actors(
     """Find or start a store's embedders and shards, all ready on return: name, absolute config, embedder facts."""
     store = replace(store, path=store.path.expanduser().absolute())
     name = store_name(store.path)
+    names = [embedder_name(name, index) for index in range(ingest.num_embedders)]
+    names += [shard_name(name, index) for index in range(store.num_shards)]
+    ours = [actor for actor in names if find_actor(actor) is None]
+    try:
+        return name, store, _open(name, store, embedder, ingest, detached=detached)
+    except BaseException:
+        for actor in ours:  # one that could not open must not keep the name
+            end_actor(actor)
+        raise
+
+
+def _open(
+    name: str, store: StoreConfig, embedder: EmbedderConfig, ingest: IngestConfig, *, detached: bool
+) -> dict[str, Any]:
     embedders = start_embedders(name, embedder, ingest, detached=detached)
     described = [call(actor.describe.remote(), _EMBEDDER_START_S) for actor in embedders]
     for one in described:
@@ -51,7 +65,7 @@ def open_actors(
     ]
     for shard in shards:
         call(shard.ping.remote(), _SHARD_START_S)
-    return name, store, facts
+    return facts
 
 
 def close_actors(name: str, num_shards: int, num_embedders: int) -> None:
@@ -63,16 +77,9 @@ def close_actors(name: str, num_shards: int, num_embedders: int) -> None:
                 call(actor.close.remote(), 30.0)
             except Outage:
                 get_logger(store=name).warning("shard_not_closed", shard_id=shard)
-            end_actor(actor)
+            end_actor(shard_name(name, shard))
     for index in range(num_embedders):
-        actor = find_actor(embedder_name(name, index))
-        if actor is not None:
-            end_actor(actor)
-
-
-def end_actor(actor: Any) -> None:
-    """End an actor for good."""
-    ray.kill(actor)
+        end_actor(embedder_name(name, index))
 
 
 def start_embedders(name: str, config: EmbedderConfig, ingest: IngestConfig, *, detached: bool) -> list[Any]:

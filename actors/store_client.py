@@ -10,51 +10,33 @@ import asyncio
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import ray
-from ray.exceptions import RayError
-
 from actors.ingest_config import IngestConfig
-from actors.metrics import metric
 from actors.remote import (
     CALL_TIMEOUT_S,
     Outage,
     call,
     find_actor,
     first_line,
-    unwrapped,
 )
 from actors.store_actors import close_actors, embedder_name, open_actors, shard_name
-from models.embed import EmbedderConfig, Vectors
+from actors.store_search import SearchResult, StoreSearch, awaited
+from models.embed import EmbedderConfig
 from pipeline.article import Article
-from pipeline.errors import DependencyUnreachable, DysraError
+from pipeline.errors import DependencyUnreachable
 from pipeline.log import get_logger
-from pipeline.merge import merge_candidates
 from pipeline.placement import shard_of
 from pipeline.store import (
-    Candidates,
     Change,
     Ledger,
-    Passage,
     SearchConfig,
-    SearchRequest,
     StoreConfig,
     StoredArticle,
 )
 
-_EMBED_QUESTION_S = 15.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchResult:
-    """Passages of each question, best first. `partial`: a shard or the embedder was missing."""
-
-    passages: list[list[Passage]]
-    partial: bool
-    missing_shards: tuple[int, ...] = ()
+__all__ = ["SearchResult", "StoreChanges", "StoreClient", "open_store"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +48,7 @@ class StoreChanges:
     truncated: bool
 
 
-class StoreClient:
+class StoreClient(StoreSearch):
     """A handle to an open store. Cheap to pass between actors: it holds names and finds the actors itself."""
 
     def __init__(
@@ -101,99 +83,6 @@ class StoreClient:
         self._turn = itertools.count()
         self._log = get_logger(store=self.name)
 
-    # -- search
-
-    def search(
-        self,
-        texts: Sequence[str],
-        k: int | None = None,
-        mode: str | None = None,
-        streams: Iterable[str] | None = None,
-        sources: Iterable[str] | None = None,
-        since_ms: int | None = None,
-        as_of_ms: int | None = None,
-        deadline_s: float | None = None,
-    ) -> SearchResult:
-        """The best passages for each text; raises DependencyUnreachable only when no shard answers."""
-        request = self._request(texts, k, mode, streams, sources, since_ms, as_of_ms)
-        degraded = False
-        if request.mode != "bm25":
-            try:
-                vectors = self.embed_questions(texts)
-                request = replace(request, vectors=vectors)
-            except DependencyUnreachable:
-                request, degraded = self._without_vectors(request), True
-        limit_s = deadline_s if deadline_s is not None else self.search_config.deadline_s
-        refs = self._fan_out("candidates", request)
-        ray.wait(
-            [ref for ref in refs.values() if ref is not None] or [ray.put(None)],
-            num_returns=max(1, sum(ref is not None for ref in refs.values())),
-            timeout=limit_s,
-        )
-        replies: dict[int, Candidates] = {}
-        errors: list[BaseException] = []
-        for shard, ref in refs.items():
-            try:
-                if ref is not None:
-                    replies[shard] = call(ref, 0.001)
-            except (RayError, TimeoutError) as error:
-                self._forget(shard)
-                errors.append(error)
-        return self._merged(request, replies, errors, degraded)
-
-    async def search_async(
-        self,
-        texts: Sequence[str],
-        k: int | None = None,
-        mode: str | None = None,
-        streams: Iterable[str] | None = None,
-        sources: Iterable[str] | None = None,
-        since_ms: int | None = None,
-        as_of_ms: int | None = None,
-        deadline_s: float | None = None,
-    ) -> SearchResult:
-        """`search` for event loops: awaits, never blocks."""
-        request = self._request(texts, k, mode, streams, sources, since_ms, as_of_ms)
-        degraded = False
-        if request.mode != "bm25":
-            try:
-                reply = self._embedder().encode.remote(list(texts), True)
-                vectors = await asyncio.wait_for(_future(reply), _EMBED_QUESTION_S)
-                request = replace(request, vectors=np.asarray(vectors, dtype=np.float32))
-            except (RayError, TimeoutError, DependencyUnreachable):
-                request, degraded = self._without_vectors(request), True
-        limit_s = deadline_s if deadline_s is not None else self.search_config.deadline_s
-        refs = self._fan_out("candidates", request)
-        tasks = {shard: asyncio.ensure_future(_future(ref)) for shard, ref in refs.items() if ref is not None}
-        if tasks:
-            await asyncio.wait(tasks.values(), timeout=limit_s)
-        replies: dict[int, Candidates] = {}
-        errors: list[BaseException] = []
-        for shard, task in tasks.items():
-            if not task.done():
-                task.cancel()
-                errors.append(TimeoutError(f"shard {shard}"))
-                continue
-            error = task.exception()
-            if error is None:
-                replies[shard] = task.result()
-            elif isinstance(unwrapped(error), ValueError | DysraError):
-                raise unwrapped(error)
-            else:
-                self._forget(shard)
-                errors.append(error)
-        return self._merged(request, replies, errors, degraded)
-
-    def embed_questions(self, texts: Sequence[str]) -> Vectors:
-        """Vectors float32 [Q, D] of questions, ahead of the articles that wait to be embedded."""
-        try:
-            vectors = call(self._embedder().encode.remote(list(texts), True), _EMBED_QUESTION_S)
-        except Outage as error:
-            raise DependencyUnreachable(
-                f"the embedder of {self.name} does not answer ({first_line(error)}); look at `dysra status`"
-            ) from None
-        return np.asarray(vectors, dtype=np.float32)
-
     # -- articles
 
     def article(self, article_id: str) -> StoredArticle | None:
@@ -212,7 +101,7 @@ class StoreClient:
     async def articles_async(self, ids: Iterable[str]) -> dict[str, StoredArticle | None]:
         """`articles` for event loops."""
         wanted = self._by_shard(ids)
-        refs = [_future(self._shard(shard).articles.remote(part)) for shard, part in wanted.items()]
+        refs = [awaited(self._shard(shard).articles.remote(part)) for shard, part in wanted.items()]
         replies = await asyncio.wait_for(asyncio.gather(*refs), CALL_TIMEOUT_S)
         found: dict[str, StoredArticle | None] = {}
         for part, reply in zip(wanted.values(), replies, strict=True):
@@ -323,18 +212,6 @@ class StoreClient:
     def _forget(self, shard: int) -> None:
         self._handles.pop(shard_name(self.name, shard), None)
 
-    def _fan_out(self, method: str, *args: Any) -> dict[int, Any]:
-        """One call to each shard; None for a shard that does not live."""
-        shared = [ray.put(arg) for arg in args] if self.num_shards > 1 else list(args)
-        refs: dict[int, Any] = {}
-        for shard in range(self.num_shards):
-            try:
-                refs[shard] = getattr(self._shard(shard), method).remote(*shared)
-            except (DependencyUnreachable, RayError):
-                self._forget(shard)
-                refs[shard] = None
-        return refs
-
     def _ask_all(self, method: str, *args: Any) -> list[Any]:
         refs = [getattr(self._shard(shard), method).remote(*args) for shard in range(self.num_shards)]
         return [self._result(shard, ref) for shard, ref in enumerate(refs)]
@@ -353,63 +230,6 @@ class StoreClient:
         for article_id in dict.fromkeys(ids):
             parts[shard_of(article_id, self.num_shards)].append(article_id)
         return parts
-
-    def _request(
-        self,
-        texts: Sequence[str],
-        k: int | None,
-        mode: str | None,
-        streams: Iterable[str] | None,
-        sources: Iterable[str] | None,
-        since_ms: int | None,
-        as_of_ms: int | None,
-    ) -> SearchRequest:
-        chosen = mode or self.search_config.mode
-        # The vectors follow once they are made; zeros of the right shape keep the request valid until then.
-        placeholder = None if chosen == "bm25" else np.zeros((len(texts), self.dim), dtype=np.float32)
-        return SearchRequest(
-            k=self.search_config.k if k is None else k,
-            mode=chosen,  # type: ignore[arg-type]
-            vectors=placeholder,
-            texts=None if chosen == "dense" else list(texts),
-            streams=None if streams is None else frozenset(streams),
-            sources=None if sources is None else frozenset(sources),
-            since_ms=since_ms,
-            as_of_ms=as_of_ms,
-            depth=self.search_config.depth,
-        )
-
-    def _without_vectors(self, request: SearchRequest) -> SearchRequest:
-        if request.mode == "dense":
-            raise DependencyUnreachable(
-                f"the embedder of {self.name} does not answer, and mode dense needs it; try mode bm25"
-            )
-        self._log.warning("search_without_embedder")
-        return replace(request, mode="bm25", vectors=None)
-
-    def _merged(
-        self,
-        request: SearchRequest,
-        replies: dict[int, Candidates],
-        errors: list[BaseException],
-        degraded: bool,
-    ) -> SearchResult:
-        missing = tuple(shard for shard in range(self.num_shards) if shard not in replies)
-        if not replies:
-            reason = first_line(errors[0]) if errors else "no shard is running"
-            raise DependencyUnreachable(f"no shard of {self.name} answers ({reason}); look at `dysra status`")
-        if missing or degraded:
-            metric("partial_searches_total").inc()
-        ordered = [replies[shard] for shard in sorted(replies)]
-        return SearchResult(
-            passages=merge_candidates(ordered, request, self.search_config),
-            partial=bool(missing) or degraded,
-            missing_shards=missing,
-        )
-
-
-async def _future(ref: Any) -> Any:
-    return await ref
 
 
 def open_store(
