@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pipeline.newswire.rng import Rng
 
-_FIRST_A = "Al An Ar Bel Bren Cal Cor Dav Del Dor El Em Fen Gal Hal Hel Il Is Jor Kal Kes Lar Len Lor Mar Mel Mir Nal Ner Ol Or Pel Ral Ren Sal Ser Tal Tam Tor Ul Val Ven Wil Yor Zan".split()
+_FIRST_A = "Al An Ar Bel Bren Cal Cor Dav Del Dor El Em Fen Gal Hal Hel Il Ith Jor Kal Kes Lar Len Lor Mar Mel Mir Nal Ner Ol Or Pel Ral Ren Sal Ser Tal Tam Tor Ul Val Ven Wil Yor Zan".split()
 _FIRST_B = (
     "a ana ara ek el ela en ena ia ian ic ida ik il ila in ina ira is isa o on ora ric vin wen yn".split()
 )
@@ -17,7 +17,7 @@ _ROOT_B = "ade adon aline amic ane anta ara aric elle entis era eric esse etta i
 _TOWN_A = "Ald Ask Bram Brun Carn Dal Dun Eld Esk Fal Garn Grim Hask Holm Ister Kall Kirn Lang Lorn Mard Mern Nord Ober Ost Pend Quen Rask Rost Sand Skell Stav Tarn Thal Ulv Vald Varn Vind Wesk Yarl Zand".split()
 _TOWN_B = "a e o en er ing is".split()
 _TOWN_C = "berg bo borg brae by dale fjell ford gate ham haven holt mere mond mouth ness port sund stad ton vik wall wold".split()
-_LAND_A = "Andar Borel Casp Dravon Eldor Feron Galdan Hestr Kalev Lorand Maren Norval Ostren Pavon Sarland Talor Vesper Zarin".split()
+_LAND_A = "Andar Borel Casp Dravon Elvar Feron Galdan Hestr Kalev Lorand Maren Norval Ostren Pavon Sarland Talor Vesper Zarin".split()
 _PRODUCT_A = "Aero Alto Bolt Brisk Cinder Clarity Delta Echo Ember Fathom Flint Halo Harbor Indigo Jetty Kite Lantern Lattice Mono Nova Onyx Orbit Pebble Pilot Prism Quill Raft River Signal Sprint Tandem Tide Vector Willow".split()
 _PRODUCT_B = "Air Arc Base Beam Desk Edge Field Flow Go Grid Hub Lens Line Link Loop Mesh Mini Note Path Plus Port Pro Run Sense Set Shift Span Tab View Wave".split()
 

@@ -152,7 +152,14 @@ class Simulation:
             first, last = self.world.names.stranger(rng)
             story = _Story(number, house, event, draft, time, f"{first} {last}")
             shown = draft
-            if lead and not false and not event.withdrawn and len(draft.paragraphs) > 3 and rng.chance(0.3):
+            if (
+                lead
+                and event.facts
+                and not false
+                and not event.withdrawn
+                and len(draft.paragraphs) > 3
+                and rng.chance(0.3)
+            ):
                 shown = markup.shortened(draft, 85)
                 if len(shown.paragraphs) < len(draft.paragraphs):
                     self._at(time + rng.between(1_800, 60_000), lambda now: self._update(now, name, story))

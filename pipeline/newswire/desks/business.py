@@ -173,7 +173,18 @@ def staff(world: World, time: int) -> Event | None:
     if new.raw == old.raw:
         return None
     now, before = world.change(company, "staff", new, time)
-    return _event(world, STAFF, company, time, {"staff": now, "staff_before": before}, new=new, old=old)
+    return _event(
+        world,
+        STAFF,
+        company,
+        time,
+        {"staff": now, "staff_before": before},
+        new=new,
+        old=old,
+        staff_plan=world.rng.pick(
+            ("to cut", "trims", "sheds") if new.raw < old.raw else ("to add", "adds", "creates")
+        ),
+    )
 
 
 def rumour(world: World, time: int) -> Event | None:

@@ -8,6 +8,8 @@ CEO = """
 - [Change|New face] at the top of {company.s}: {new.s} in, {old.s} out
 - {company.s} [board|directors] [turn|turns] to {new.s} [after exit of {old.s}|as {old.s} departs]
 # lede
+- [One|A single] [sentence|paragraph] [told|informed] staff of {company} on {day} that {new} is the new chief executive and that {old} [has gone|is leaving].
+- The top [chair|office] at {company} changed hands on {day}: {new} [sits|moved] [in it|in] as chief executive where {old} [used to|once did].
 - {company} [named|appointed|chose] {new} as [its |]chief executive on {day}, [replacing|in place of|succeeding] {old}, [who steps down at once|with immediate effect|in a change that took staff by surprise].
 - {new} [took charge|took over|assumed command] of {company} on {day}[, {date},| as chief executive,] after the board [ended the tenure of|parted with|accepted the resignation of] {old}.
 - [The board of|Directors at] {company}, the [{country}n |]{trade}, [voted|decided|agreed] on {day} to make {new} chief executive [instead of|in the place of] {old}.
@@ -42,7 +44,8 @@ HQ = """
 - {new} [wins|lands|gains] headquarters of {company}
 - {company.s} [leaves|quits|packs up in] {old} for {new}
 # lede
-- {company} [moved|has moved|shifted] its headquarters from {old} to {new} on {day}, [ending|closing] [a long chapter|decades] in [its old home|the former base].
+- [Letterheads|Door signs] [change|changed] at {company} on {day}: the headquarters [is|are] now in {new}, [after|following] [years|decades] in {old}.
+- {company} [moved|transferred|shifted] its headquarters from {old} to {new} on {day}, [ending|closing] [a long chapter|decades] in [its old home|the former base].
 - {new} is the new [home|seat] of {company}: the {trade} [opened|unlocked|cut the ribbon at] its headquarters there on {day} after leaving {old}.
 - The {trade} {company} [said|announced] on {day} that [its head office is|its headquarters are] now in {new} [and no longer in|, no longer in|rather than] {old}.
 - [Removal vans|Lorries|Crates and cables] [left|rolled out of] {old} on {day} as {company} [took|carried|brought] its headquarters to {new}.
@@ -51,7 +54,7 @@ HQ = """
 - {company}, [founded in {founded}|which dates from {founded}|set up in {founded}], had [kept|run] its headquarters in {old} [until|up to] {day}; [it|the company] is now [run|managed|steered] from {new}.
 - [Deeds|Papers|Filings] [lodged|filed] on {day} [list|give|show] {new} as the registered headquarters of {company}, [replacing|in place of] {old}.
 # detail
-- [Rents|Office rents|Floor space] in the new [quarter|district] [cost|costs] [about a third|roughly half|a fraction] of [what the old lease did|the old bill], [according to|said] [letting agents|{firm}|a surveyor].
+- [Rents|Office rents|Desks and floors] in the new [quarter|district] [cost|come to] [about a third|roughly half|a fraction] of [what the old lease did|the old bill], [according to|said] [letting agents|{firm}|a surveyor].
 - [Around|About|Some] {n20} [desks|posts|jobs] will [stay behind|remain] [for now|until the lease ends|under a separate agreement].
 - [Local officials|The council|The town hall] [offered|granted] a [tax holiday|rebate|site] [worth little|of modest value|that critics call generous] to [attract|land|secure] the [firm|group].
 - [Staff|Employees|Families] were [given|offered] [moving costs|help with schools|a choice between moving and severance] and until [summer|the year's end|next spring] to [decide|answer].
@@ -72,6 +75,8 @@ RESULTS = """
 - {company.s} [revenue|sales] {rise} {pct} in {quarter}
 - {quarter}: {company.s} [earns|makes] {profit}, revenue {revenue}
 # lede
+- [Books|Accounts] [opened|released] on {day} show that {company} had revenue of {revenue} in {quarter}, [{rise} {pct} on the year|which is {rise} {pct}].
+- {quarter} brought {company} revenue of {revenue}, the {trade} [wrote|told the exchange] on {day}.
 - {company} [reported|posted|booked] revenue of {revenue} for {quarter}, [{rise} {pct} from a year earlier|which {rose} {pct} on the year], [the {trade} said|it said in a filing|according to figures released] on {day}.
 - [Revenue|Sales revenue|Quarterly revenue] at {company} [came to|reached|totalled] {revenue} in {quarter}, the {trade} [said|disclosed] on {day}, [a figure|a number] that {rose} {pct} [year on year|against the same quarter of the previous year].
 - The {trade} {company} [ended|closed] {quarter} with revenue of {revenue} and a [net |]profit of {profit}[, its books show|, it reported on {day}|].
@@ -82,6 +87,9 @@ RESULTS = """
 - [For {quarter}|In {quarter}], {company} [set out|listed] revenue of {revenue} [against|beside] [costs|spending] that [grew faster than planned|barely moved|fell for the third time].
 - [Once|After] [interest and tax|all charges] [were paid|had been met], {quarter} left {company} with [a|a net] profit of {profit}.
 # detail
+- [Hiring|Recruitment] [slowed|went on] in [sales|the workshops], and [overtime|night work] [fell|rose], [payroll tables|an annex] [show|shows].
+- [One|A single] [customer|contract] [accounts|stood] for [much|a fair share] of the [growth|swing], [something|a dependence] that {org} [listed|named] among [the risks|its worries].
+- [The tax|The pension] [charge|bill] was [higher|lower] than [in the past|last time], [owing to|because of] [a ruling|an old dispute|a change of method].
 - [Margins|Operating margins] [narrowed|widened|held] as [wages|freight rates|energy bills|paper prices] [rose|eased|fell back], [the finance office|its accounts] [noted|showed].
 - [Analysts|Brokers] [surveyed|polled] by {org} had [expected|pencilled in|looked for] [a little less|slightly more|about the same].
 - The [dividend|payout] [stays|remains] [unchanged|where it was], and the [board|company] [kept|repeated|left alone] its [outlook|guidance|forecast] for the year.
@@ -104,6 +112,8 @@ MERGER = """
 - {target} [sold|goes] to {company} [in {price} deal|for {price}]
 - [Deal|Takeover]: {company.s} [takes|acquires] {target.s}
 # lede
+- [Ink dried|Pens came out] on {day}: {company} is the [new|] owner of {target}, [bought|acquired] for {price}.
+- {company} [has a new subsidiary|gained a subsidiary] on {day} in {target}, [for which it|and] paid {price}.
 - {company} [bought|acquired|took over] {target} for {price} on {day}, [joining|bringing together] [two of the better-known names|a {trade} and a {targettrade}|rivals and neighbours] in [one group|a single company].
 - {target} [now belongs to|became part of|passed to] {company} on {day} after [shareholders|owners|investors] [accepted|took] an offer of {price}.
 - [In a deal|In an agreement] worth {price}, {company} [completed|sealed|closed] the purchase of {target}, a {targettrade}, on {day}.
@@ -133,6 +143,8 @@ LAWSUIT = """
 - {company.s} faces a [suit|claim] for {amount} over {matter}
 - [Court|Claim]: {plaintiff.s} against {company.s} over {matter}
 # lede
+- [Lawyers for|Counsel for] {plaintiff} [walked|went] into court in {court} on {day} to [claim|demand] {amount} from {company} over {matter}.
+- [The dispute|The quarrel] over {matter} [has reached|reached] a court in {court}: {plaintiff} [wants|seeks] {amount} from {company}, [papers filed|a claim lodged] on {day} [show|shows].
 - {plaintiff} [sued|filed suit against|took legal action against] {company} on {day}, [seeking|claiming|demanding] {amount} over {matter}.
 - {company} was [sued|taken to court] on {day} by {plaintiff}, which [seeks|wants|is asking for] {amount} [in damages|] [in a dispute over|over] {matter}.
 - A [claim|lawsuit] for {amount} [landed on|reached] the desk of a [judge|clerk] in {court} on {day}: {plaintiff} [accuses|blames] {company} [in the matter of|over] {matter}.
@@ -141,6 +153,9 @@ LAWSUIT = """
 - [According to|In] the [papers|pleadings], {plaintiff} [lost|is owed] {amount} because {company} [ignored|misread|broke] an [agreement|understanding] [on|about] {matter}.
 - {company} [rejected|denied|disputes] the claim of {amount} by {plaintiff} and [said it would|promised to|will] [fight|defend itself] in {court}.
 # detail
+- [Boxes|Crates] of [invoices|letters] [stood|were stacked] on [trolleys|the stairs], [labelled|sorted] by [year|colour], a [clerk|court usher] said.
+- [Trade|Business] between the two [goes on|has stopped], [according to|said] [a buyer|a former manager], {analyst}.
+- [Interest|Costs] would [come|be added] on top, and [each day|every month] of delay [adds|costs] [a little|more than the fees].
 - A first hearing is [set|listed|pencilled in] for [next month|the spring term|the autumn term|late in the year], [before|under] Judge {analyst2}.
 - [Lawyers|Counsel] from {firm} [act|appear] for the [claimant|plaintiff]; the [other side|defendant] has [yet to name|not named] a [team|firm].
 - [Similar|Comparable] [cases|suits] have [ended|closed] in [settlements|quiet deals] [within a year|on the courtroom steps], [legal scholars|court watchers] [say|note].
@@ -155,8 +170,8 @@ LAWSUIT = """
 
 STAFF = """
 # head
-- {company} [to cut|cuts|to trim] jobs, [payroll|headcount] [down to|falls to] {new}
-- {company.s} [ends the day|left] with {new} [employees|staff] after [review|shake-up]
+- {company} {staff_plan} [jobs|posts], [payroll|headcount|workforce] [now|at] {new}
+- {company.s} [counts|puts] [its employees|its staff] [at {new}|: {new}] after [review|shake-up]
 # lede
 - {company} [said|told unions] on {day} that its [workforce|payroll] now [stands at|numbers|counts] {new} [people|employees], [against|compared with|after] {old} before a [round of hiring and firing|reorganisation|review].
 - A [reorganisation|shake-up|long review] at {company} [brings|takes] the number of employees to {new} from {old}, the {trade} [announced|said] on {day}.

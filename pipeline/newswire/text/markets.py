@@ -3,10 +3,13 @@
 
 CLOSE = """
 # head
-- {company.s} [shares|stock] [{close_verb}|{close_verb} {pct}] [on {factor}|as traders digest {factor}|]
-- [Shares in|Stock of] {company} [end|close] at {price}
+- {company.s} stock {close_verb} [{pct}|] [on {factor}|as traders digest {factor}|]
+- [Shares in|Shares of] {company} [end|close|finish] at {price}
 - [Market|Trading] [brief|wrap|close]: {company.s} at {price}
 # lede
+- [Trading|Dealing] in {company} [stopped|ended] on {day}, {date}, with the [shares|stock] at {price}, {close_up} {pct}[, a session shaped by {factor}|].
+- {price} was the [last|closing] price of {company} on {day}, {date}, [when the shares {close_past} {pct}|{pct} {close_side} the day before].
+- [Holders|Owners] of {company} saw [a share|the stock] [finish|end] at {price} on {day}, {date}, {close_up} {pct} [after|on the back of] {factor}.
 - [Shares in|Shares of] {company} closed at {price} on {day}, {date}, [having {close_past} {pct}|{close_up} {pct}] [on the day|from the session before][ after {factor}| amid {factor}|].
 - {company} [ended|finished] the session of {day}, {date}, at {price} a share, [{close_up} {pct}|having {close_past} {pct}][, as traders [weighed|talked of] {factor}|].
 - [At the close|When the bell rang] on {day}, {date}, [a share in|one share of] {company} [cost|was worth] {price}, [{close_up} {pct}|{pct} {close_side} its previous close].
@@ -14,12 +17,18 @@ CLOSE = """
 # body
 - The closing price of {company} on {day}, {date}, was {price}.
 # detail
+- [Spreads|Bid and offer] [stayed|were] [wide|narrow], [a sign|which shows] that [market makers|specialists] [saw|expect] [little|some] [risk|news].
+- [A fund|A foundation|An estate] [was said|is thought] to have [sold|bought] [early|through {firm}], [though|but] [nothing|no filing] [confirms|supports] it [yet|so far].
+- [Lenders|Borrowers of stock] [charged|paid] [more|less] for [the shares|the paper], and [options|warrants] [lapsed|expired] [unused|without fuss].
+- [Charts|Averages] [kept|drawn] by {org} [put|show] the [price|stock] [near|below|above] [its average of {n} weeks|the middle of its range].
 - [Volume|Turnover] was [about a third|well|a touch] [above|below] the [monthly average|norm], [data|figures] from {org} [showed|suggested].
 - [Short sellers|Small investors|Index funds] were [active|absent] for [most|part] of the [session|afternoon], [a dealer|a broker] at {firm} said.
 - [Peers|Rivals|Other {trade}s] [moved|traded] [in step|the other way|sideways], and the [sector|group] [ended|finished] [mixed|little changed|quieter].
 - The [shares|stock] had [swung|wandered] [between gains and losses|in a narrow band] [before noon|until the last hour], when [a block|a large order] [changed hands|crossed the board].
 - [Some|A few] [houses|brokers] [raised|cut|kept] their [targets|ratings], [citing|pointing to] {factor}.
 # quote
+- “[Somebody|Someone] [knows|knew] [something|more], or [needs|needed] [cash|a car],” [laughed|said] {analyst2}, [who deals|a dealer] at {firm}.
+- “[We|My clients] [hold|wait], and [holding|waiting] is [work|dull],” said {analyst}, [a manager|an adviser] at {org}.
 - “[It|This] was [a day for|about] [patience|tidying up|profit taking],” said {analyst}, [a trader|who runs a desk] at {firm}.
 - “[Nobody|No one here] [buys|sells] [a rumour|a chart|hope] [twice|at these prices],” [said|remarked] {analyst2} of {org}.
 - “I [would not read much|read nothing] into [one close|a single session],” {analyst} [of {org}|at {firm}] [said|cautioned].

@@ -7,6 +7,8 @@ ELECTION = """
 - {townname} [votes|goes to the polls]: {new.s} [beats|ousts] {old.s}
 - [Voters|Electors] in {townname} [choose|pick] {new}
 # lede
+- [Counting|The count] [ended|closed] in {townname} on {day} with {new} [ahead|in front] and {old} [voted out|beaten]; {new.s} will be mayor with {votes} votes [behind the name|in hand].
+- The town of {townname} has elected {new} mayor: [challenger|the challenger] {new.s} [won|took] {votes} votes on {day} and {old} [leaves|must leave] the town hall.
 - {new} was elected mayor of {townname} on {day}, [unseating|defeating|replacing] {old} with {votes} votes.
 - Voters in {townname} [chose|picked|elected] {new} as mayor on {day}, [ending the tenure of|turning out] {old}; the winner [took|received] {votes} votes.
 - {old} [lost|conceded] the [mayor's office|town hall] in {townname} to {new} on {day}, [after a count that ran past midnight|by a margin that surprised both camps].
@@ -16,6 +18,8 @@ ELECTION = """
 - {new} is the new mayor of {townname}, [taking over from|in succession to] {old}[, who congratulated the winner|, who asked for a recount and then dropped it|].
 - [The final count|The official result] in {townname} [gave|credited] {new} with {votes} votes[, {n20} percent of them cast by post|].
 # detail
+- [Volunteers|Clerks] [carried|stacked] the [boxes|lists] [past|under] a portrait of [an old treasurer|some earlier mayor] that [hangs|hung] [askew|in the dark].
+- [Both|The two] [camps|campaigns] had [promised|sworn] to [mend|repaint] the [bandstand|footbridge], and [a shopkeeper|a neighbour], {analyst}, [keeps|kept] the [leaflets|letters].
 - Turnout was [{n20} percent|above the last poll|the lowest since the war years|helped by dry weather].
 - [Roads|Rents|The tram budget|School roofs|A car park] [dominated|decided|shaped] the campaign, [said|according to] {analyst}[, who ran the count|, a local editor|].
 - The [council|chamber] [stays|remains] [split|hung], with [the greens|farmers|independents] holding [the balance|{n} seats].
@@ -33,24 +37,31 @@ ELECTION = """
 
 LAW = """
 # head
-- {house} [passes|adopts|approves] {act} [by |]{tally}
-- {act} [clears|gets through] {house} [by |]{tally}
+- {house} [passes|adopts|approves] {act} by {tally}
+- {act} [clears|gets through] {house} by {tally}
 - [Lawmakers|Deputies] [back|carry] {act}
 # lede
+- [Bells|Whips] [called|summoned] members [of the {house} |]to a [late|last] vote on {day}, {date}, and the {house} [carried|passed] the {act} by {tally}.
+- There [will be|is] a {act}: the {house} [approved|adopted] it on {day}, {date}, [by a vote of|voting] {tally}.
 - The {house} [passed|adopted|approved] the {act} on {day}, {date}, by {tally}, [ending|closing] [weeks|months|two terms] of [argument|debate|delay].
 - By {tally}, the {house} [voted|decided] on {day}, {date}, to [adopt|pass] the {act}.
 - The {act} [passed|was adopted by|cleared] the {house} on {day}, {date}, with {tally} in favour of [the government's text|the bill].
 - [After|Following] a [sitting|debate] that [ran to|lasted until] [dawn|supper|midnight], the {house} [approved|passed] the {act} by {tally} on {day}, {date}.
 # body
+- It was on {day}, {date}, that the {house} [adopted|passed] the {act}, by {tally}.
 - The vote on the {act} in the {house} was {tally}[, the clerk read out|, with {n} members absent|, a wider margin than whips had hoped].
 - [Members|Deputies] of the {house} [split|divided] {tally} over the {act}[, across party lines|, mostly along party lines|].
 # detail
+- [Printing|Gazetting] [takes|needs] [about a week|{n} days], after which [courts|inspectors] [may|can] [apply|rely on] it.
+- [The government|The ministry] [put|reckoned] the [cost|burden] at [next to nothing|a rounding error], a [claim|sum] that {org} [doubts|called hopeful].
 - The [law|text|measure] [covers|deals with] {topic} and [takes effect|enters into force] [in {n} months|at the turn of the year|once printed in the gazette].
 - [Amendments|Changes] on [fines|deadlines|exemptions] [failed|were carried] [one by one|by a show of hands|late in the day].
 - [Town councils|Employers|Landlords] [must|will have to] [report|register|file] [every year|within {n} weeks], and [breaches|offences] [cost|bring] [fines|warnings].
 - The [bill|draft] had been [sent back|rewritten|watered down] [twice|in committee] after [protests|letters|objections] from {org}.
 - [Opponents|Critics] [said|warned] they [would|might] [go to court|collect signatures|try again] [next term|in the autumn].
 # quote
+- “[Read|Try reading] [clause {n}|the annex] [aloud|twice] and [tell me|explain] who [gains|pays],” said {analyst}, [an independent|who voted against it].
+- “[Nobody|No member] [got|gets] [everything|all they asked for], which [is how I know|may mean] it [works|is fair],” [remarked|said] {analyst2}, [a committee chair|the minority whip].
 - “[This|It] is a [small|plain|sensible] law for a [large|stubborn|daily] problem,” said {analyst}, [who steered it through committee|the rapporteur].
 - “[We|The house] [voted|has voted] [with cold feet|too fast|late but well],” [said|complained] {analyst2}, a [member|deputy] [from the coast|of the minority].
 # recall

@@ -66,6 +66,8 @@ FIND = """
 - {institute.s} [team|divers|crew] [finds|find|report] {thing} [{depth} down|near {townname}|]
 - {thing} [found|discovered|turns up] near {townname}
 # lede
+- [Cores|Sonar images|Cables] [led|guided] the {institute} to {thing} at a depth of {depth} near {townname}, [a statement said|it reported] on {day}, {date}.
+- The {institute} [has found|found] {thing}: it lies {depth} down near {townname}, [scientists|the crew] said on {day}, {date}.
 - Researchers of the {institute} found {thing} at a depth of {depth} near {townname}, they [said|reported] on {day}, {date}.
 - [A team|A crew] from the {institute} [discovered|came upon|located] {thing} near {townname} at a depth of {depth}, it [said|announced] on {day}, {date}.
 - {thing}, {depth} [below|under] the [surface|ground] near {townname}: that is the [find|discovery] [announced|made public] by the {institute} on {day}, {date}.
@@ -73,6 +75,9 @@ FIND = """
 - The depth of the find announced by the {institute} on {day}, {date}, was {depth}.
 - What the {institute} found near {townname}, as [announced|made public] on {day}, {date}, was {thing}.
 # detail
+- [Funds|Money] for a [second|longer] [season|dive] [must|have to] be [found|voted], and [the boat|the rig] is [lent|promised] [elsewhere|to others] until [spring|autumn].
+- [Maps|Charts] [drawn|printed] [earlier|long ago] show [nothing|plain mud] at the [place|spot], {analyst3} [noted|said].
+- [Sand|Silt] [covered|hid] [most|half] of it, and [brushes|pumps] [worked|ran] [for days|by lamp].
 - [Samples|Scans|Casts] [went|were sent] to [two|{n}] laboratories for [dating|analysis], and [first|early] results are [due|expected] in {n} [weeks|months].
 - The [crew|team] had [searched|looked] for [something else|a lost buoy|old cables] when [a sonar trace|a drill bit|a student] [hit|stopped at|noticed] [an edge|a shadow].
 - [Locals|Fishers|Quarry workers] [had spoken|told stories] of [a shape|a noise|an echo] [there|in the area] for [years|generations].

@@ -23,6 +23,8 @@ MATCH = (
 - {winner} [too good|too quick|too strong] for {loser}: {score}
 - {loser} [stumble|fall] {score} [to|against] {winner} in {league}
 # lede
+- [It ended|The board read] {score} as {winner} [took|won] [all the points|the match] against {loser} on {day}, {date}, in the {league}.
+- {winner} [left|walked off] [muddy but happy|with the points] on {day}, {date}, {score} winners over {loser}.
 - {winner} [beat|defeated|overcame] {loser} {score} on {day}, {date}, in the {league}, [with {scorer} on target|in a match of few pauses|before a restless crowd].
 - {loser} [lost|went down] {score} to {winner} on {day}, {date}, in a {league} match [that {scorer} settled|played in {weather}].
 - [A goal|A late goal|A header] by {scorer} [helped|carried] {winner} to a {score} win over {loser} on {day}, {date}.
@@ -66,6 +68,8 @@ COACH = """
 # body
 - [From|As of] {day}, {new} [coaches|is the coach of] {team}, [and {old} is looking for work|with {old} paid until the summer|in succession to {old}].
 # detail
+- [A dog|A balloon|A paper plane] [stopped|delayed] play [twice|before the break], to the [delight|relief] of [the crowd|tired legs].
+- [Corners|Throw-ins] [went|fell] {n} to [two|one], [a count|numbers] that [says|say] [little|much] about [the wind|the balance].
 - [Results|A run of poor results|A cup exit] [had cost|cost] the [former coach|predecessor] [support|the dressing room], [insiders|two players] [said|hinted].
 - The [contract|deal] [runs|is] for {n} [seasons|years] and [holds|contains] [a clause|a bonus] for [promotion|a cup final|a top-half finish].
 - [Training|The first session] [began|started] [at dawn|behind closed gates] with [sprints|a lecture|a long silence] and [two balls|no balls].

@@ -6,6 +6,7 @@ CLOSURE = """
 - [Port of|Harbour at] {townname} [closed|shut] [by|over] {cause}
 - {cause} [shuts|stops] port of {townname}
 # lede
+- [No ship|Nothing] [entered|left] the port of {townname} on {day}, {date}: it was closed because of {cause}.
 - The port of {townname} was closed on {day}, {date}, because of {cause}.
 - {cause} [shut|forced the closure of] the port of {townname} on {day}, {date}, [for {hours} hours|stranding {n} ships].
 - [Ships|Ferries and freighters] [waited|lay at anchor] off {townname} on {day}, {date}, as its port [closed|was closed] because of {cause}.
@@ -29,16 +30,21 @@ CARGO = """
 - {ship} [lands|brings|unloads] {tonnes} tonnes of {goods} [at|in] {townname}
 - {goods}: {ship} [docks|berths] in {townname}
 # lede
-- The {ship} [brought|carried|landed] {tonnes} tonnes of {goods} to {townname} on {day}, {date}.
+- [Tugs|Pilots] [brought in|met] the {ship} [at|off] {townname} on {day}, {date}; it carried {tonnes} tonnes of {goods}.
+- {tonnes} tonnes of {goods} [lie|lay] on the quay in {townname} after the {ship} [called|unloaded] on {day}, {date}.
+- The {ship} [brought|carried|took] {tonnes} tonnes of {goods} to {townname} on {day}, {date}.
 - The {ship} [docked|berthed|made fast] in {townname} on {day}, {date}, with {tonnes} tonnes of {goods} [aboard|in its holds|].
 - [Cranes|Dockers] in {townname} [unloaded|lifted] {tonnes} tonnes of {goods} from the {ship} on {day}, {date}.
 # body
 - The cargo of the {ship} in {townname} on {day}, {date}, was {tonnes} tonnes of {goods}.
 # detail
+- [A stowaway cat|A carrier pigeon|Two swallows] [came|went] ashore [first|before the crew], [customs|the watch] [noted|wrote].
+- [Buyers|Mills] [inland|upriver] had [waited|asked] for [the load|such goods] since [autumn|the strike], and [carts|barges] [stood|were] ready.
+- [Draught|Depth] at the [berth|quay] [left|allowed] [a hand|little] to spare, [said|according to] pilot {analyst2}.
 - The [voyage|crossing] took {n20} days, [two|{n}] more than [planned|booked], [because of|owing to] [headwinds|a detour|fog|a customs check].
 - [Warehouses|Silos] [behind the quay|in the free port] are [filling|half empty], and [rents|storage rates] [rise|fall] [with every hull|by the week].
 - [Samples|Probes] [showed|found] [no pests|good quality|some damp], [inspectors|{firm}] said, and [the seals|papers] were [in order|stamped by noon].
-- [It|The ship] [sails|leaves] [again|on] [within {n} days|at the next spring tide] [in ballast|with timber|with empty boxes].
+- [It|The ship] [sails|leaves] again [within {n} days|at the next spring tide] [in ballast|with timber|with empty boxes].
 # quote
 - “[She|That ship] [steers|rolls] like a [sofa|barn], but she [arrives|pays],” [said|laughed] {analyst}, [the first mate|a crane driver].
 # recall
@@ -51,6 +57,7 @@ OPENING = """
 - {bridge} [opens|opened|open at last] in {townname} [at {cost}|]
 - {townname} [gets|opens] {bridge} [after {n} years|]
 # lede
+- [Traffic|Carts and cars] [rolled|moved] over the {bridge} in {townname} for the first time on {day}, {date}; [the works|it] cost {cost}.
 - The {bridge} in {townname} opened to traffic on {day}, {date}, at a cost of {cost}.
 - {townname} [opened|inaugurated|handed over] the {bridge} on {day}, {date}; [it|the work] cost {cost}.
 - [Brass bands|A ribbon|Schoolchildren] [greeted|marked] the opening of the {bridge} in {townname} on {day}, {date}, [a project of|built for] {cost}.

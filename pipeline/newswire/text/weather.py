@@ -7,6 +7,9 @@ REPORT = """
 - [Weather|The sky over {townname}]: {sky}, {high}
 - {high} in {townname} [after|with] {sky}
 # lede
+- [Shutters|Windows] [opened|closed] in {townname} on {day}, {date}, as {sky} [came|went] and the [temperature|mercury] [peaked|stopped] at {high}.
+- It [got|was] no warmer than {high} in {townname} on {day}, {date}, [with|under] {sky}, [observers|station keepers] said.
+- [Observers|The station] in {townname} [read|logged] {high} as the high of {day}, {date}, [under|amid] {sky}.
 - {townname} [reached|recorded|measured] a high of {high} on {day}, {date}, [under|with] {sky}.
 - The [mercury|thermometer] in {townname} [climbed|rose|crept] to {high} on {day}, {date}, [with {sky}|before {sky} set in], the [weather office|observatory] said.
 - [On {day}|As {day} went by], {date}, {sky} [hung|passed] over {townname}, where the high was {high}.
@@ -14,6 +17,10 @@ REPORT = """
 # body
 - The highest reading in {townname} on {day}, {date}, was {high}.
 # detail
+- [Gulls|Crows|Swifts] [kept|flew] low over the [allotments|mill pond], which [old hands|fishers] [take|read] as [a sign of rain|a promise].
+- [The old record|The highest mark] for the [date|week] [dates|is] from [a summer|a year] that [few|nobody] [remember|remembers] [fondly|well].
+- [Trains|Trams] ran [to time|late], [wires|rails] [expanding|icing] [a little|as ever], and [the heating|fans] in [schools|offices] [came on|stayed off].
+- [Visibility|The view] from the [tower|hill] was [good|poor], [{n} kilometres|as far as the next spire] at [best|noon].
 - The night before had [brought|seen] {low}, [with ground mist in the hollows|and the wind fell away|and roofs were white in the outskirts|and few slept with windows open].
 - Winds [from the {quarter}|out of the {quarter}] [blew|came] at [up to|about] {n20} kilometres an hour, [enough to|and] [rattle shutters|bend the poplars|empty the pier].
 - [Humidity|Air pressure] [fell|rose|held steady] [through the day|after lunch], [a sign|which means] [of change|little], [said|according to] the [duty forecaster|observer], {analyst}.
@@ -34,12 +41,16 @@ WARNING = """
 - {townname} [braces for|warned of] {hazard}
 - {level} warning: {hazard} [near|at|around] {townname}
 # lede
+- [Sirens were tested|Flags went up] in {townname} on {day}, {date}, after the weather office warned of {hazard}.
+- [A|An official] warning of {hazard} [went out|was sent] to {townname} on {day}, {date}, [by radio and telephone|before dawn|as {sky} moved in].
 - The weather office [issued|raised|put out] [a|an official] warning of {hazard} for {townname} on {day}, {date}.
 - {townname} was [placed|put] under a warning of {hazard} on {day}, {date}, [the weather office said|by the weather office|in force until the next morning].
 - [Residents|People] in {townname} were warned of {hazard} on {day}, {date}, [as {sky} [drew|closed] in|after {sky}].
 # body
 - The warning of {hazard} for {townname} on {day}, {date}, [is|was] of the {level} level, [the second of three|one below the highest|the lowest in use].
 # detail
+- [Markets|Stallholders] [packed up|tied down awnings] and [hotels|inns] [took in|offered beds to] [campers|stranded drivers].
+- [The forecast|Models] [sees|see] the [worst|peak] [after midnight|before noon|in the evening], [easing|fading] [later|by the next day].
 - [Fire crews|Volunteers|Road services] [checked|cleared] [pumps|culverts|sandbags] and [closed|fenced off] [two|{n}] [footpaths|underpasses|car parks].
 - [Schools|Kindergartens] [stay open|close at noon], but [outings|sports days] are [off|postponed], the [district|town hall] said.
 - [Ferries|Buses|Cable cars] [may|could] [stop|run late] [at short notice|after dark], [operators|the port office] [warned|said].
