@@ -80,6 +80,7 @@ class Measured:
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._too_large = f"the request is larger than {max_bytes:,} bytes; send less"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, its body bounded."""
@@ -91,37 +92,25 @@ class Measured:
             await self._refuse(scope, receive, send)
             return
         received = 0
-        started = False
 
         async def bounded() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b"")) if message["type"] == "http.request" else 0
             if received > self._max_bytes:
-                raise _TooLarge
+                raise HTTPException(413, self._too_large)
             return message
 
         async def counted(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 _count(scope, message["status"])
             await send(message)
 
-        try:
-            await self._app(scope, bounded, counted)
-        except _TooLarge:
-            if not started:
-                await self._refuse(scope, receive, send)
+        await self._app(scope, bounded, counted)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         _count(scope, 413)
-        error = Refused(413, f"the request is larger than {self._max_bytes:,} bytes; send less")
-        await refusal(error)(scope, receive, send)
-
-
-class _TooLarge(Exception):
-    """The body went over the limit while it was read."""
+        await refusal(Refused(413, self._too_large))(scope, receive, send)
 
 
 def refusal(error: Refused) -> JSONResponse:

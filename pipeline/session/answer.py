@@ -100,7 +100,8 @@ class Event:
 
 
 def cite(chosen: Sequence[Candidate], answer: str = "") -> list[Source]:
-    """One source an article of the chosen sentences; those that hold the answer's words come first."""
+    """One source an article of the chosen sentences; those that hold the answer's words come first,
+    then in the order of the search."""
     by_article: dict[str, list[Candidate]] = {}
     for candidate in chosen:
         by_article.setdefault(candidate.article_id, []).append(candidate)
@@ -121,7 +122,6 @@ def cite(chosen: Sequence[Candidate], answer: str = "") -> list[Source]:
             )
         )
     needle = answer.casefold().strip(" .")
-    # Newest first among equals: what the news says last counts most.
-    sources.sort(key=lambda s: s.published, reverse=True)
+    sources.sort(key=lambda s: min(c.rank for c in by_article[s.article_id]))
     sources.sort(key=lambda s: not (needle and needle in f"{s.title} {s.quote}".casefold()))
     return sources

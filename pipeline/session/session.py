@@ -18,7 +18,6 @@ from pipeline.session.snapshot import CorruptSnapshot, Snapshot
 from pipeline.session.state import SessionKey, SessionState
 from pipeline.source import Record
 
-
 if TYPE_CHECKING:
     from models.hf import HfBackbone
 

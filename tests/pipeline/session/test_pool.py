@@ -1,0 +1,211 @@
+"""Sessions of one process: opened, read in turn, saved, put to rest, taken over, mended."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import DependencyUnreachable
+from pipeline.session.answer import Question
+from pipeline.session.pool import SessionPool
+from pipeline.session.state import SessionKey
+from pipeline.source import Record
+from tests.actors.session_support import ListTail, make_pool
+from tests.pipeline.session.support import KEY, STREAM, ShardLibrary, article, new_session, record
+
+TOPIC = [record(n, article(n)) for n in range(8)]
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Iterator[ShardLibrary]:
+    """A store with the topic's articles."""
+    shelf = ShardLibrary(tmp_path / "store")
+    shelf.add(*(article(n) for n in range(8)))
+    yield shelf
+    shelf.close()
+
+
+@pytest.fixture
+def pool(tmp_path: Path, library: ShardLibrary) -> Iterator[Callable[..., SessionPool]]:
+    """Makes pools over one folder of sessions; all are closed at the end."""
+    made: list[SessionPool] = []
+
+    def make(topic: list[Record] = TOPIC, owner: str = "one", **changes: Any) -> SessionPool:
+        made.append(make_pool(tmp_path / "sessions", library, topic, owner, **changes))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def until(true: Callable[[], Any], what: str) -> Any:
+    """The first true value of a condition, within half a minute."""
+    deadline = time.monotonic() + 30
+    while not (value := true()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+    return value
+
+
+def caught_up(pool: SessionPool, key: SessionKey = KEY) -> dict[str, Any]:
+    """The session's page once it has read all there is."""
+    pool.open(key)
+    return until(
+        lambda: (page := pool.info(key, digest=True)) and page["state"] == "resident" and page,
+        "the session did not catch up",
+    )
+
+
+def twin_digest(topic: list[Record] = TOPIC) -> str:
+    """The digest of a session that read the topic without any disturbance."""
+    twin = new_session()
+    twin.read(topic)
+    return twin.digest()
+
+
+def test_session_reads_its_topic_to_the_end(pool: Callable[..., SessionPool]) -> None:
+    """An opened session reads by itself, and ends where an undisturbed one ends."""
+    page = caught_up(pool())
+    assert page["articles_read"] == 8 and page["lag"] == {"records": 0, "seconds": 0.0}
+    assert page["digest"] == twin_digest()
+
+
+def test_session_without_a_farewell_comes_back_equal(pool: Callable[..., SessionPool]) -> None:
+    """A session whose process ends anywhere is restored, replays, and has the same bytes."""
+    topic = list(TOPIC[:3])
+    first = pool(topic, "killed")
+    caught_up(first)
+    first._stopped.set()  # ends as a kill does: nothing is saved on the way out
+    first._reader.join(10)
+    first._residents.clear()
+    page = caught_up(pool(TOPIC, "successor"))
+    assert page["restored"] and page["epoch"] == 2
+    assert page["digest"] == twin_digest()
+
+
+def test_closing_saves_what_was_read(pool: Callable[..., SessionPool]) -> None:
+    """A drained pool leaves a snapshot of the last article; the next one has nothing to read again."""
+    first = pool()
+    caught_up(first)
+    assert first.close() == []
+    second = pool([], "two")
+    page = until(lambda: (p := second.open(KEY).info())["articles_read"] == 8 and p, "not restored")
+    assert page["restored"] and second.info(KEY, digest=True)["digest"] == twin_digest()  # type: ignore[index]
+
+
+def test_damaged_snapshots_are_passed_over(pool: Callable[..., SessionPool], tmp_path: Path) -> None:
+    """With every snapshot damaged the session is read from the topic again, and says so."""
+    first = pool()
+    caught_up(first)
+    first.close()
+    for path in (tmp_path / "sessions").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-9])
+    second = pool(TOPIC, "two")
+    page = caught_up(second)
+    assert not page["restored"] and page["digest"] == twin_digest()
+    assert "snapshot_skipped" in [event["event"] for event in second.events_after(KEY, 0)]
+
+
+def test_taken_over_session_is_let_go(pool: Callable[..., SessionPool]) -> None:
+    """When another owner takes a session over, the former one drops it and writes nothing more."""
+    topic = list(TOPIC[:4])
+    old = pool(topic, "old")
+    caught_up(old)
+    new = pool(topic, "new")
+    caught_up(new)
+    topic += TOPIC[4:]
+    until(lambda: KEY not in old._residents, "the former owner held on")
+    until(lambda: new.info(KEY)["articles_read"] == 8, "the new owner did not read on")  # type: ignore[index]
+    assert new.info(KEY, digest=True)["digest"] == twin_digest()  # type: ignore[index]
+
+
+def test_too_many_sessions_rest_in_their_snapshots(pool: Callable[..., SessionPool]) -> None:
+    """Over the limit the session used longest ago is saved and let go, and comes back when asked."""
+    crowd = pool(max_resident=2)
+    keys = [SessionKey("local", name) for name in ("one", "two", STREAM)]
+    for key in keys:
+        caught_up(crowd, key)
+    until(lambda: len(crowd._residents) == 2, "nobody was put to rest")
+    assert crowd.info(keys[0]) == {"stream": "one", "state": "stored"}
+    assert crowd.stored("local") == sorted(["one", "two", STREAM])
+    page = caught_up(crowd, keys[0])
+    assert page["restored"]
+
+
+def test_resumed_pool_opens_what_was_in_memory(pool: Callable[..., SessionPool]) -> None:
+    """After a restart the sessions of the process's own slots go on by themselves, others do not."""
+    first = pool()
+    for name in (STREAM, "theirs"):
+        caught_up(first, SessionKey("local", name))
+    first.close()
+    second = pool(TOPIC, "two")
+    assert second.resume(lambda key: key.stream == STREAM) == [KEY]
+    assert list(second._residents) == [KEY]
+
+
+def test_question_leaves_the_session_as_it_was(pool: Callable[..., SessionPool]) -> None:
+    """An answer, and one that is broken off, change no byte; the model is free for the next."""
+    one = pool(attend="both")
+    before = caught_up(one)["digest"]
+    assert [event.kind for event in one.ask(KEY, Question(text="Which pier?"))][-1] == "done"
+    cancelled = threading.Event()
+    events = one.ask(KEY, Question(text="Which pier opened on Monday?", max_new_tokens=200), cancelled)
+    next(events)
+    cancelled.set()
+    events.close()
+    assert one.info(KEY, digest=True)["digest"] == before  # type: ignore[index]
+    assert one._residents[KEY].users == 0
+    assert [event.kind for event in one.ask(KEY, Question(text="And now?"))][-1] == "done"
+
+
+def test_outage_of_the_topic_is_told_and_survived(
+    pool: Callable[..., SessionPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the topic cannot be reached the session is stalled and says why; then it reads on."""
+    monkeypatch.setattr("pipeline.session.pool._RETRY_S", 0.1)
+    down = threading.Event()
+    reach = ListTail.next_records
+
+    def next_records(self: ListTail, limit: int) -> list[Record]:
+        if down.is_set():
+            raise DependencyUnreachable("no broker answers")
+        return reach(self, limit)
+
+    monkeypatch.setattr(ListTail, "next_records", next_records)
+    topic = list(TOPIC[:2])
+    one = pool(topic)
+    caught_up(one)
+    down.set()
+    page = until(lambda: (p := one.info(KEY)) and p["state"] == "stalled" and p, "no stall was told")
+    assert "no broker" in page["problem"]
+    topic += TOPIC[2:]
+    down.clear()
+    assert until(lambda: caught_up(one)["articles_read"] == 8, "it did not read on")
+
+
+def test_failure_in_the_middle_of_an_article_goes_back_to_the_snapshot(
+    pool: Callable[..., SessionPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A half-read article is forgotten: the session starts again from its snapshot and ends equal."""
+    monkeypatch.setattr("pipeline.session.pool._RETRY_S", 0.05)
+    from pipeline.session.session import Session
+
+    apply, failed = Session.apply, []
+
+    def breaking(self: Session, *args: Any) -> int:
+        if self.state.counts.articles == 4 and not failed:
+            failed.append(True)
+            self.parts.backbone.read(self.parts.backbone.encode("half an article"), self.cache)
+            raise RuntimeError("out of memory")
+        return apply(self, *args)
+
+    monkeypatch.setattr(Session, "apply", breaking)
+    one = pool()
+    assert until(lambda: caught_up(one)["articles_read"] == 8, "it did not read on")
+    assert failed and one.info(KEY, digest=True)["digest"] == twin_digest()  # type: ignore[index]
