@@ -16,7 +16,7 @@ from actors.delays import Delays
 from actors.ingest import Ingester, near_duplicates_name
 from actors.ingest_spec import Assignment, IngestSpec
 from actors.near_duplicates import NearDuplicateActor
-from actors.remote import Outage, backoff, call, find_actor, first_line, named_actor
+from actors.remote import Outage, backoff, call, find_actor, first_line, log_in_actor, named_actor
 from actors.store_actors import shard_name, start_embedders, start_shard
 from actors.store_client import StoreClient
 from pipeline.errors import DependencyUnreachable, DysraError
@@ -53,6 +53,7 @@ class Coordinator:
     """The actor class: starts at once, supervises in a thread, and answers for the whole job."""
 
     def __init__(self, spec: IngestSpec, client: StoreClient, detached: bool) -> None:
+        log_in_actor()
         self._spec, self._client, self._detached = spec, client, detached
         self._config = spec.ingest
         self._log = get_logger(topic=spec.kafka.topic)
@@ -115,6 +116,13 @@ class Coordinator:
                     worker.figures = figures
             except RayError as error:
                 self._log.warning("ingester_not_stopped", ingester=worker.index, error=first_line(error))
+            ray.kill(worker.actor)
+        # An append that was under way is through before the fence is, and none comes after it: figures are final.
+        try:
+            for worker, _ in live:
+                self._fence(worker)
+        except (RayError, DependencyUnreachable) as error:
+            self._log.warning("store_not_fenced", error=first_line(error))
         return self.figures()
 
     # -- supervision

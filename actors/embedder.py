@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.metrics import metric
+from actors.remote import log_in_actor
 from models.embed import Embedder, EmbedderConfig, Vectors, load_embedder
 
 NUM_WAITING_CALLS = 64
@@ -114,6 +115,7 @@ class EmbedderActor:
     """A Ray shell around MicroBatcher (`max_concurrency` calls wait in it at once)."""
 
     def __init__(self, config: EmbedderConfig) -> None:
+        log_in_actor()
         self._config = config
         self._batcher: MicroBatcher | None = None
         self._embedder: Embedder | None = None

@@ -20,7 +20,7 @@ from actors.ingest_prepare import Batch, Preparer, record_bytes
 from actors.ingest_spec import Assignment, IngestSpec
 from actors.metrics import metric
 from actors.near_duplicates import Verdicts
-from actors.remote import Outage, Stopped, call, first_line, persist
+from actors.remote import Outage, Stopped, call, first_line, log_in_actor, persist
 from actors.store_client import StoreClient
 from models.embed import load_tokenizer
 from pipeline.log import get_logger
@@ -44,6 +44,7 @@ class Ingester:
     """The actor class: threads do the work, calls ask for figures or a stop."""
 
     def __init__(self, spec: IngestSpec, client: StoreClient, assignment: Assignment) -> None:
+        log_in_actor()
         self._spec, self._client, self._assignment = spec, client, assignment
         self._config = spec.ingest
         self._log = get_logger(ingester=assignment.ingester, topic=spec.kafka.topic, epoch=assignment.epoch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
-from actors.remote import Outage, call, find_actor
+from actors.remote import Outage, call, find_actor, log_in_actor
 from pipeline.near_duplicates import (
     Fingerprint,
     Fingerprinter,
@@ -33,6 +33,7 @@ class NearDuplicateActor:
     """
 
     def __init__(self, config: NearDuplicateConfig, shard_names: list[str]) -> None:
+        log_in_actor()
         self._config = config
         self._shard_names = shard_names
         self._handles: dict[int, Any] = {}

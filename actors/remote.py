@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from pipeline.errors import DependencyUnreachable, DysraError
+from pipeline.log import configure_logging
 
 NAMESPACE = "dysra"
 """All named actors of DySRA live in this Ray namespace."""
@@ -40,7 +42,7 @@ def named_actor(cls: Any, name: str, *args: Any, detached: bool, **options: Any)
     if detached:
         options["lifetime"] = "detached"
     groups = options.pop("concurrency_groups", None)
-    remote = ray.remote(concurrency_groups=groups)(cls) if groups else ray.remote(cls)
+    remote: Any = ray.remote(**({"concurrency_groups": groups} if groups else {"num_cpus": 0}))(cls)
     handle = remote.options(name=name, namespace=NAMESPACE, get_if_exists=True, **options).remote(*args)
     if not detached:
         _owned[name] = handle  # Ray ends an actor when its owner drops the handle that made it
@@ -120,6 +122,11 @@ def persist(
             time.sleep(next(waits))
 
 
+def log_in_actor() -> None:
+    """Events of this actor's process as JSON lines in its Ray log; DYSRA_LOG sets the level (INFO)."""
+    configure_logging(os.environ.get("DYSRA_LOG", "INFO"), json_lines=True)
+
+
 class Stopped(Exception):
     """The caller was asked to stop while it waited."""
 
@@ -141,6 +148,7 @@ __all__ = [
     "end_actor",
     "find_actor",
     "first_line",
+    "log_in_actor",
     "named_actor",
     "persist",
     "store_name",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import ray
 
 from actors.metrics import metric
-from actors.remote import first_line
+from actors.remote import first_line, log_in_actor
 from pipeline.article import Article
 from pipeline.errors import DysraError
 from pipeline.log import get_logger
@@ -54,6 +54,7 @@ class ShardActor:
         dim: int,
         maintain_interval_s: float = 10.0,
     ) -> None:
+        log_in_actor()
         self._log = get_logger(shard_id=shard_index)
         self._tags = {"shard": str(shard_index)}
         self._failure: Exception | None = None

@@ -58,7 +58,7 @@ def _open(
                 f"the store {store.path} runs with embedder {one['identity']} ({one['model']}), and "
                 f"{embedder.model} was asked for; use the same embedder, or another store folder"
             )
-    facts = described[0]
+    facts: dict[str, Any] = described[0]
     shards = [
         start_shard(name, store, index, facts["identity"], facts["dim"], ingest, detached=detached)
         for index in range(store.num_shards)
@@ -84,7 +84,7 @@ def close_actors(name: str, num_shards: int, num_embedders: int) -> None:
 
 def start_embedders(name: str, config: EmbedderConfig, ingest: IngestConfig, *, detached: bool) -> list[Any]:
     """The store's embedder actors, started where they do not live yet; on a GPU where there is one."""
-    gpus = ingest.gpus_per_embedder if config.device != "cpu" and ray.cluster_resources().get("GPU") else 0
+    gpus = ingest.gpus_per_embedder if config.device != "cpu" and _num_gpus() else 0
     return [
         named_actor(
             EmbedderActor,
@@ -98,6 +98,11 @@ def start_embedders(name: str, config: EmbedderConfig, ingest: IngestConfig, *, 
         )
         for index in range(ingest.num_embedders)
     ]
+
+
+def _num_gpus() -> float:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources.get("GPU", 0.0)
 
 
 def start_shard(

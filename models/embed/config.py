@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 PRECISIONS = ("fp32", "int8")
@@ -45,3 +46,9 @@ class EmbedderConfig:
             raise ValueError(f"threads is {self.threads}; it must be 0 (every core) or more")
         if self.batch_texts < 1:
             raise ValueError(f"batch_texts is {self.batch_texts}; it must be at least 1")
+
+
+def cpu_threads(configured: int) -> int:
+    """CPU threads to use: as configured, else as many as this process may run on."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return configured or allowed or 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from models.embed.artifacts import weights_hash
-from models.embed.config import EmbedderConfig
+from models.embed.config import EmbedderConfig, cpu_threads
 from models.embed.embedder import FastTextTokenizer, Vectors, unit
 
 _CUDA_BATCH_FACTOR = 16
@@ -38,8 +38,8 @@ class FolderEmbedder:
                 "device is 'cuda', but PyTorch finds no CUDA device here; use device 'auto' or 'cpu'"
             )
         device = "cuda" if cuda and config.device != "cpu" else "cpu"
-        if config.threads and device == "cpu":
-            torch.set_num_threads(config.threads)
+        if device == "cpu":
+            torch.set_num_threads(cpu_threads(config.threads))
         self._model = SentenceTransformer(str(folder), device=device, local_files_only=True)
         self.batch_texts = config.batch_texts * (_CUDA_BATCH_FACTOR if device == "cuda" else 1)
         self._tokens = folder_tokenizer(folder)

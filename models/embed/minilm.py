@@ -7,7 +7,6 @@ sentence-transformers/all-MiniLM-L6-v2). The export is compared with PyTorch bef
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from models.embed.artifacts import cache_folder, made_once, weights_hash
-from models.embed.config import EmbedderConfig
+from models.embed.config import EmbedderConfig, cpu_threads
 from models.embed.embedder import FastTextTokenizer, Vectors, unit
 
 Forward = Callable[[NDArray[np.int64], NDArray[np.int64]], Vectors]
@@ -243,7 +242,7 @@ def _session(path: Path, threads: int) -> Forward:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or os.cpu_count() or 1
+    options.intra_op_num_threads = cpu_threads(threads)
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
