@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import ssl
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from kafka import KafkaConsumer, KafkaProducer, codec
@@ -200,7 +202,7 @@ def reachable(config: KafkaConfig, timeout_s: float | None = None) -> None:
 def unreachable(config: KafkaConfig, error: BaseException) -> DependencyUnreachable:
     """The error that names the servers, the cause and what to do."""
     return DependencyUnreachable(
-        f"Kafka at {config.describe()} cannot be reached: {error}. "
+        f"Kafka at {config.describe()} cannot be reached: {error}; {_probe(config)}. "
         "Start a local broker with `dysra kafka up`, or give your cluster's brokers by --bootstrap-servers "
         "(configuration field kafka.bootstrap_servers, or DYSRA_KAFKA_BOOTSTRAP_SERVERS)"
     )
@@ -268,6 +270,21 @@ def topic_partitions(config: KafkaConfig, name: str) -> list[int]:
     return list(range(num_partitions))
 
 
+def _probe(config: KafkaConfig) -> str:
+    """What the first server's port says to a plain connection: the client's own error never tells."""
+    server = config.bootstrap_servers.split(",")[0].strip()
+    host, _, port = server.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+    except socket.gaierror:
+        return f"the name {host} is not known"
+    except TimeoutError:
+        return f"{server} does not answer"
+    except OSError as error:
+        return f"{server}: {error.strerror or error}"
+    return f"{server} takes connections, so look at its log and at security_protocol ({config.security_protocol})"
+
+
 def _num_partitions(client: KafkaAdminClient, name: str) -> int:
     """How many partitions have a leader, 0 unless the topic exists and all have one."""
     for topic in client.describe_topics([name]):
@@ -298,6 +315,9 @@ def _client(kind: type[Any], config: KafkaConfig, settings: dict[str, Any]) -> A
         **settings,
         **config.client_settings,
     }
+    for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+        if given[name] is not None and not Path(given[name]).is_file():
+            raise UsageError(f"configuration field kafka.{name}: there is no file {given[name]}")
     given = {name: value for name, value in given.items() if name in kind.DEFAULT_CONFIG}
     try:
         return kind(**given)
