@@ -94,7 +94,7 @@ SHAPES = {
 def test_fused_agrees_with_naive(device: str, shape: dict[str, int], splits: int, rotary: bool) -> None:
     """Odd sizes, free slots full of NaN, a row with nothing visible: same output and lse, zeros where empty."""
     inputs = make_inputs(
-        device, batch=2, num_q=3, q_heads=4, kv_heads=2, dim=16, slots=45, rank=(5, 7), chunk=16, dtype=torch.float32,
+        device, batch=2, num_q=3, q_heads=4, kv_heads=2, dim=32, slots=45, rank=(5, 7), chunk=16, dtype=torch.float32,
         rotary=rotary, hide_first=True, **shape,
     )  # fmt: skip
     out, lse = latent_decode(**inputs, implementation="fused", splits=splits)

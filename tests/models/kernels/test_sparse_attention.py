@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models.kernels.sparse_attention import invert_indices, sparse_attention
+from models.kernels.sparse_attention.inverse import _invert_by_sorting
 from tests.models.kernels.conftest import relative_error
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.5e-2}
@@ -186,6 +187,16 @@ def test_lse_joins_two_halves(device: str) -> None:
     assert relative_error(joined, whole) < 2e-5
     found, expected = (torch.autograd.grad(x, q, inputs["grad"])[0] for x in (joined, whole))
     assert relative_error(found, expected) < 2e-5
+
+
+def test_counting_and_sorting_give_one_inverted_list(device: str) -> None:
+    """The two ways to build the list agree on every entry that is not empty."""
+    indices = torch.randint(-1, 40, (2, 37, 2, 5), dtype=torch.int32, device=device)
+    counted = invert_indices(indices, 40)
+    flat = indices.permute(0, 2, 1, 3).reshape(4, -1)
+    ordered = _invert_by_sorting(flat, 40)
+    assert torch.equal(counted.starts, ordered.starts)
+    assert torch.equal(counted.entries, ordered.entries)
 
 
 def test_inverted_list_names_each_choice_once() -> None:

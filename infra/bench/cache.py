@@ -1,0 +1,353 @@
+"""Bench `cache`: what the rotating cache costs and keeps on Gemma-3-270M, on a CPU or one GPU.
+
+    python -m infra.bench.cache speed|attention|likelihood|needle --data FOLDER [--out FILE.json]
+
+`speed`: reading and answering against transformers' own DynamicCache, and the share of time spent evicting.
+`attention`: error of the attention output of the last 256 queries when the middle of 4,096 tokens is compressed.
+`likelihood`: nats per token of a text's last 256 tokens, everything before them read through the cache.
+`needle`: a number hidden in an essay longer than the ring, asked for afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import zstandard
+from transformers.cache_utils import DynamicCache
+
+from infra.console import say
+from models.cache import CacheConfig
+from models.cache.full_layer import RotatingLayer
+from models.cache.rotating import RotatingCompressiveCache
+from models.hf import HfBackbone, HfConfig
+from models.hf.attention import attend
+
+SINKS, MIDDLE_END, LENGTH, QUERIES = 4, 3076, 4096, 256
+
+
+def texts(path: Path) -> Iterator[str]:
+    """Title and text of the records of a `.jsonl.zst` file, in order."""
+    with path.open("rb") as raw:
+        for line in io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(raw), "utf-8"):
+            record = json.loads(line)
+            yield f"{record['title']}\n{record['text']}\n\n"
+
+
+def tokens(backbone: HfBackbone, path: Path, count: int, skip: int = 0) -> list[int]:
+    """The first `count` ids of the file's records from number `skip` on, one after another."""
+    ids = list(backbone.bos)
+    for number, text in enumerate(texts(path)):
+        if number >= skip:
+            ids += backbone.encode(text)
+        if len(ids) >= count:
+            return ids[:count]
+    raise ValueError(f"{path} holds fewer than {count} tokens after record {skip}")
+
+
+def speed(backbone: HfBackbone, data: Path) -> list[dict[str, Any]]:
+    """Tokens a second, medians of three, each way in turn so that a busy machine touches all alike."""
+    ids = tokens(backbone, data / "news" / "reuters_2009_2012.jsonl.zst", 3072)
+    ways: dict[str, CacheConfig | None] = {"transformers DynamicCache": None}
+    for name in ("drop", "svd", "weighted_svd"):
+        ways[name] = CacheConfig(compressor=name)
+    ways["svd, 256 heavy"] = CacheConfig(heavy=256)
+    seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ways}
+    sizes: dict[str, int] = {}
+    for _ in range(3):
+        for name, config in ways.items():
+            if config is None:
+                seconds[name].append(_plain_speed(backbone, ids))
+            else:
+                cache = backbone.new_cache(config)
+                sizes[name] = cache.nbytes
+                seconds[name].append(_our_speed(backbone, cache, ids))
+    rows = []
+    for name, runs in seconds.items():
+        read, evict, decode = (statistics.median(column) for column in zip(*runs, strict=True))
+        rows.append(
+            {
+                "way": name,
+                "prefill_tokens_per_s": round(len(ids) / read, 1),
+                "eviction_ms_a_step": round(evict * 1e3, 2),
+                "eviction_share": round(evict / (read / (len(ids) // 128)), 4),
+                "decode_tokens_per_s": round(32 / decode, 2),
+                "session_bytes": sizes.get(name),
+                "prefill_s_all": [round(run[0], 2) for run in runs],
+            }
+        )
+    return rows
+
+
+@torch.no_grad()
+def _plain_speed(backbone: HfBackbone, ids: list[int]) -> tuple[float, float, float]:
+    cache = DynamicCache(config=backbone.model.config)
+    decoder = backbone.model.get_decoder()
+    started = time.perf_counter()
+    for start in range(0, len(ids), 128):
+        decoder(input_ids=torch.tensor([ids[start : start + 128]]), past_key_values=cache)
+    read = time.perf_counter() - started
+    token = ids[-1]
+    started = time.perf_counter()
+    for _ in range(32):
+        logits = backbone.model(torch.tensor([[token]]), past_key_values=cache, logits_to_keep=1).logits
+        token = int(logits[0, -1].argmax())
+    return read, 0.0, time.perf_counter() - started
+
+
+def _our_speed(
+    backbone: HfBackbone, cache: RotatingCompressiveCache, ids: list[int]
+) -> tuple[float, float, float]:
+    spent = [0.0]
+    for layer in cache.stored:
+        if isinstance(layer, RotatingLayer):
+            _time_room(layer, spent)
+    started = time.perf_counter()
+    backbone.read(ids, cache)
+    read = time.perf_counter() - started
+    answer = backbone.generate(ids[-1:], cache, max_new_tokens=33, suppress_first=sorted(backbone.end_ids))
+    next(answer)  # the view and the prompt
+    started = time.perf_counter()
+    made = len(list(answer))
+    evicting = max(int(row["evicted_blocks"]) for row in cache.stats().values())
+    return read, spent[0] / max(1, evicting), (time.perf_counter() - started) / max(1, made) * 32
+
+
+def _time_room(layer: RotatingLayer, spent: list[float]) -> None:
+    plain = layer.make_room
+
+    def timed(num_tokens: int) -> None:
+        started = time.perf_counter()
+        plain(num_tokens)
+        spent[0] += time.perf_counter() - started
+
+    layer.make_room = timed  # type: ignore[method-assign]
+
+
+ATTENTION_METHODS: dict[str, dict[str, Any]] = {
+    "middle dropped": {"compressor": "drop"},
+    "svd, rank 8": {"rank": 8},
+    "svd, rank 16": {"rank": 16},
+    "svd, rank 32": {},
+    "svd, rank 64": {"rank": 64},
+    "svd in the block's frame, rank 32": {"key_frame": "within_block"},
+    "weighted svd, rank 32": {"compressor": "weighted_svd"},
+    "svd, rank 8 + 16 of 128 by key_difference": {"rank": 8, "heavy": 1, "heavy_per_block": 16},
+    "svd, rank 8 + 16 of 128 by attention_mass": {
+        "rank": 8,
+        "heavy": 1,
+        "heavy_per_block": 16,
+        "heavy_scorer": "attention_mass",
+    },
+    "16 of 128 by attention_mass alone": {
+        "compressor": "drop",
+        "heavy": 1,
+        "heavy_per_block": 16,
+        "heavy_scorer": "attention_mass",
+    },
+    "32 of 128 by attention_mass alone": {
+        "compressor": "drop",
+        "heavy": 1,
+        "heavy_per_block": 32,
+        "heavy_scorer": "attention_mass",
+    },
+}
+
+
+@torch.no_grad()
+def attention(backbone: HfBackbone, data: Path) -> list[dict[str, Any]]:
+    """Relative error of the attention output, layer by layer, with the hidden states of the exact model."""
+    ids = tokens(backbone, data / "news" / "reuters_2009_2012.jsonl.zst", LENGTH)
+    exact = CacheConfig(ring=8192, compressor="drop", read_block=128)
+    cache = backbone.new_cache(exact)
+    recorded: dict[int, list[torch.Tensor]] = {}
+    for layer in cache.stored:
+        if isinstance(layer, RotatingLayer):
+            recorded[layer.spec.index] = []
+            layer.observe = recorded[layer.spec.index].append  # type: ignore[method-assign]
+    backbone.read(ids, cache)
+    blocks = (MIDDLE_END - SINKS) // 128
+    rows = []
+    for name, changes in ATTENTION_METHODS.items():
+        heavies = changes.get("heavy_per_block", 0) * blocks
+        config = CacheConfig(
+            ring=LENGTH,
+            latent_blocks=blocks,
+            **{**changes, "heavy": heavies},  # ring: no eviction but ours
+        )
+        row: dict[str, Any] = {"method": name}
+        for layer in cache.stored:
+            if isinstance(layer, RotatingLayer):
+                queries = torch.cat(recorded[layer.spec.index], dim=1)
+                error, share = _attention_error(layer, config, queries, blocks)
+                row[f"layer_{layer.spec.index}"] = round(error, 4)
+                row["share_of_middle"] = round(share, 4)
+        rows.append(row)
+        say(json.dumps(row))
+    return rows
+
+
+def _attention_error(
+    source: RotatingLayer, config: CacheConfig, queries: torch.Tensor, blocks: int
+) -> tuple[float, float]:
+    """Read the recorded pairs into a layer of the method, evict the middle, compare the last queries' output."""
+    spec = source.spec
+    pairs = [
+        torch.cat(pair, dim=1)
+        for pair in zip(source.sinks.read(0, SINKS), source.ring.read(0, LENGTH - SINKS), strict=True)
+    ]
+    layer = RotatingLayer(spec, config, torch.float32)
+    for start in range(0, LENGTH, 128):
+        layer.append(*(pair[:, start : start + 128] for pair in pairs))
+        if start + 128 <= MIDDLE_END + 128:
+            layer.observe(queries[:, start : start + 128])
+    for _ in range(blocks):
+        layer._evict()
+    held, values, places, _ = layer.visible()
+    spec.rotary.reserve(LENGTH)
+    asked = torch.arange(LENGTH - QUERIES, LENGTH)
+    turned = spec.rotary.turn(queries[:, -QUERIES:], asked)[None]
+    true_keys = spec.rotary.turn(pairs[0], torch.arange(LENGTH))[None]
+    mask = torch.arange(LENGTH) <= asked[:, None]
+    exact = attend(turned, true_keys, pairs[1][None], mask, spec.scaling)
+    mask = places[0] <= asked[:, None]
+    ours = attend(turned, spec.rotary.turn(held, places)[None], values[None], mask, spec.scaling)
+    kept = sum(
+        tensor.nbytes
+        for name, tensor in layer.tensors().items()
+        if name.startswith(("latents.key", "latents.value", "heavy.keys", "heavy.values"))
+    )
+    middle = 2 * blocks * 128 * spec.head_dim * 4 * spec.num_kv_heads
+    return float((ours - exact).norm() / exact.norm()), kept / middle
+
+
+def equal_bytes() -> dict[str, CacheConfig]:
+    """Methods whose full layers hold close to the same bytes: 1,280 raw pairs each."""
+    by_mass: dict[str, Any] = {"heavy_scorer": "attention_mass"}
+    alone: dict[str, Any] = {"compressor": "drop", "heavy": 768, "heavy_per_block": 48}
+    return {
+        "everything": CacheConfig(ring=32_768, compressor="drop"),
+        "window + sinks": CacheConfig(ring=1280, compressor="drop"),
+        "svd, rank 32": CacheConfig(ring=512),
+        "weighted svd, rank 32": CacheConfig(ring=512, compressor="weighted_svd"),
+        "svd, rank 16 + heavy, key_difference": CacheConfig(ring=512, rank=16, heavy=384, heavy_per_block=24),
+        "svd, rank 16 + heavy, attention_mass": CacheConfig(
+            ring=512, rank=16, heavy=384, heavy_per_block=24, **by_mass
+        ),
+        "heavy only, key_difference": CacheConfig(ring=512, **alone),
+        "heavy only, attention_mass": CacheConfig(ring=512, **alone, **by_mass),
+    }
+
+
+def likelihood(backbone: HfBackbone, data: Path) -> list[dict[str, Any]]:
+    """Nats per token of the last 256 of 2,560 tokens, mean over three texts."""
+    path = data / "news" / "reuters_2009_2012.jsonl.zst"
+    parts = [tokens(backbone, path, 2560, skip) for skip in (0, 1000, 2000)]
+    rows = []
+    for name, config in equal_bytes().items():
+        nats = []
+        for ids in parts:
+            cache = backbone.new_cache(config)
+            backbone.read(ids[:-QUERIES], cache)
+            nats.append(
+                -backbone.score(ids[-QUERIES : -QUERIES + 1], ids[-QUERIES + 1 :], cache) / (QUERIES - 1)
+            )
+        rows.append(
+            {
+                "method": name,
+                "nats": round(statistics.mean(nats), 4),
+                "each": [round(n, 4) for n in nats],
+                "full_layer_bytes": _full_layer_bytes(cache),
+            }
+        )
+        say(json.dumps(rows[-1]))
+    return rows
+
+
+def needle(backbone: HfBackbone, data: Path, cases: int = 6, length: int = 2048) -> list[dict[str, Any]]:
+    """Exact answers and the likelihood of the digits; depth runs over the part that every method evicted."""
+    essays = tokens(backbone, data / "longdoc" / "pg_essays.jsonl.zst", length * (cases + 1))
+    rows = []
+    for name, config in equal_bytes().items():
+        exact, nats = 0, []
+        for case in range(cases):
+            number = str(1_000_000 + (case * 7_654_321 + 1_234_567) % 8_999_999)
+            hidden = backbone.encode(f"\nOne of the special magic numbers for harbour is: {number}.\n")
+            text = essays[1 + case * length : 1 + (case + 1) * length]
+            at = int(length * (case + 0.5) / cases * 0.3)  # the first 30%: outside the largest ring
+            ids = [*backbone.bos, *text[:at], *hidden, *text[at:]]
+            cache = backbone.new_cache(config)
+            backbone.read(ids, cache)
+            question = backbone.encode(
+                "\nWhat is the special magic number for harbour? The special magic number for harbour is:"
+            )
+            answer = backbone.encode(f" {number}")
+            said = backbone.decode(backbone.generate(question, cache, max_new_tokens=len(answer)))
+            exact += said.strip().startswith(number)
+            nats.append(-backbone.score(question, answer, cache))
+        rows.append(
+            {
+                "method": name,
+                "exact": exact,
+                "cases": cases,
+                "nats_of_answer": round(statistics.mean(nats), 2),
+                "full_layer_bytes": _full_layer_bytes(cache),
+            }
+        )
+        say(json.dumps(rows[-1]))
+    return rows
+
+
+def _full_layer_bytes(cache: RotatingCompressiveCache) -> int:
+    return cache.nbytes - cache.nbytes_by_part()["sliding"]
+
+
+BENCHES = {"speed": speed, "attention": attention, "likelihood": likelihood, "needle": needle}
+
+
+def main() -> None:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bench", choices=BENCHES)
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("DYSRA_DATA"), help="folder of real texts"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="file of all results, kept bench by bench")
+    given = parser.parse_args()
+    if given.data is None:
+        parser.error("name the folder of texts by --data or DYSRA_DATA")
+    backbone = HfBackbone.load(HfConfig(device=given.device, threads=given.threads))
+    rows = BENCHES[given.bench](backbone, Path(given.data))
+    if given.bench == "speed":
+        say(json.dumps(rows))
+    if given.out:
+        results = json.loads(given.out.read_text()) if given.out.is_file() else {"bench": "cache"}
+        git = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=20
+        )
+        about = {"device": f"{platform.machine()}, {given.threads} threads", "torch": torch.__version__}
+        results[given.bench] = {
+            **about,
+            "commit": git.stdout.strip(),
+            "model": backbone.identity,
+            "rows": rows,
+        }
+        given.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
