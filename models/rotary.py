@@ -30,12 +30,14 @@ class RotaryTable:
         if float(sin.abs().max()) != 0.0 or not bool((cos == cos[0, 0, 0]).all()) or self._scale == 0.0:
             raise ValueError("the model's rotary embedding does more than turn at position 0; not supported")
         self.num_frequencies = cos.shape[-1] // 2
-        self._cos = torch.empty(0, self.num_frequencies, device=device)
-        self._sin = torch.empty(0, self.num_frequencies, device=device)
+        # one attribute, replaced as a whole: sessions on other threads see either the old or the new table
+        self._known = (torch.empty(0, self.num_frequencies, device=device),) * 2
+        self._mean_phases: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
 
     def at(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine `[..., f]` of whole-number `places [...]`, all of them reserved before."""
-        return self._cos[places], self._sin[places]
+        cos, sin = self._known
+        return cos[places], sin[places]
 
     def turn(self, x: Tensor, places: Tensor) -> Tensor:
         """`x [..., n, d]` turned to `places [..., n]` (broadcast), computed in float32, in x's own type."""
@@ -44,12 +46,26 @@ class RotaryTable:
 
     def reserve(self, size: int) -> None:
         """Make the places below `size` known; grows in large steps, so it is cheap to call every time."""
-        if size <= self._cos.shape[0]:
+        if size <= self._known[0].shape[0]:
             return
         size = -(-size // _GROWTH) * _GROWTH
         cos, sin = self._angles(torch.arange(size, device=self._device)[None])
-        self._cos = cos[0, :, : self.num_frequencies].float().contiguous() / self._scale
-        self._sin = sin[0, :, : self.num_frequencies].float().contiguous() / self._scale
+        f = self.num_frequencies
+        self._known = (cos[0, :, :f].float() / self._scale, sin[0, :, :f].float() / self._scale)
+
+    def mean_phases(self, first: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean over the distances `first … end - 1` of what a turn does to second moments.
+
+        A pair (i, i + f) as a complex number turns by a phase per frequency. Returned are the mean phases of
+        the difference and of the sum of two frequencies, `[f, f]` each, and of one frequency, `[f]`.
+        """
+        if (first, end) not in self._mean_phases:
+            self.reserve(end)
+            phase = torch.complex(*self.at(torch.arange(first, end, device=self._device)))
+            n = phase.shape[0]
+            across = phase.transpose(0, 1)
+            self._mean_phases[first, end] = (across @ phase.conj() / n, across @ phase / n, phase.mean(0))
+        return self._mean_phases[first, end]
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def attention(backbone: HfBackbone, data: Path) -> list[dict[str, Any]]:
     for layer in cache.stored:
         if isinstance(layer, RotatingLayer):
             recorded[layer.spec.index] = []
-            layer.observe = recorded[layer.spec.index].append  # type: ignore[method-assign]
+            layer.observe = recorded[layer.spec.index].append  # type: ignore[method-assign, assignment]
     backbone.read(ids, cache)
     blocks = (MIDDLE_END - SINKS) // 128
     rows = []
@@ -207,6 +208,9 @@ def _attention_error(
         for pair in zip(source.sinks.read(0, SINKS), source.ring.read(0, LENGTH - SINKS), strict=True)
     ]
     layer = RotatingLayer(spec, config, torch.float32)
+    if layer.compressor is not None:  # weigh by the distances at which the last queries read the middle
+        recent = replace(config, ring=LENGTH - MIDDLE_END, latent_blocks=blocks)
+        layer.compressor = type(layer.compressor)(spec, recent)
     for start in range(0, LENGTH, 128):
         layer.append(*(pair[:, start : start + 128] for pair in pairs))
         if start + 128 <= MIDDLE_END + 128:

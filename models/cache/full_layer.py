@@ -105,6 +105,11 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
     def _shift(self) -> int:
         return max(0, self._oldest - self.config.sinks - self.config.heavy)
 
+    def get_seq_length(self) -> int:
+        """Number of pairs held, raw or as latents."""
+        latent = self._latent_blocks * self.config.block_tokens
+        return min(self.seen, self.config.sinks) + self._heavies + latent + self._in_ring
+
     def visible(self) -> tuple[Tensor, Tensor, Tensor, int]:
         """See StoredLayer.visible; order: sinks, heavy hitters, latents (unpacked), ring."""
         config, device = self.config, self.spec.device

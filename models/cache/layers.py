@@ -99,10 +99,6 @@ class StoredLayer(MemoryLayer):  # type: ignore[no-untyped-call]
         view.fill(self.spec.rotary.turn(keys.to(self.spec.dtype), places), values.to(self.spec.dtype))
         return view
 
-    def get_seq_length(self) -> int:
-        """Number of pairs held."""
-        return int(self.visible()[0].shape[1])
-
     def reset(self) -> None:
         """Forget everything; the memory stays and is zeroed."""
         for tensor in self.tensors().values():
@@ -133,9 +129,13 @@ class SlidingLayer(StoredLayer):  # type: ignore[no-untyped-call]
     def make_room(self, num_tokens: int) -> None:
         """The ring overwrites its oldest pairs by itself."""
 
+    def get_seq_length(self) -> int:
+        """Number of pairs held."""
+        return min(self.seen, self.ring.capacity)
+
     def visible(self) -> tuple[Tensor, Tensor, Tensor, int]:
         """See StoredLayer.visible."""
-        held = min(self.seen, self.ring.capacity)
+        held = self.get_seq_length()
         keys, values = self.ring.read(self.seen - held, held)
         return keys, values, torch.arange(held, device=self.spec.device)[None], held
 

@@ -54,7 +54,7 @@ def attention_mass(block: Evicted) -> Tensor:
     # a query of the window may be older than the youngest keys
     groups = spec.num_heads // spec.num_kv_heads
     late = torch.arange(keys.shape[1], device=spec.device) > block.query_places.repeat(groups)[:, None]
-    mass = scores.masked_fill(late, float("-inf")).softmax(-1).mean(1)
+    mass: Tensor = scores.masked_fill(late, float("-inf")).softmax(-1).mean(1)
     return mass[:, : block.keys.shape[1]]
 
 

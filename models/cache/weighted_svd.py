@@ -25,7 +25,6 @@ class WeightedSvdCompressor(Compressor):
         d = spec.head_dim
         self.moment = torch.zeros(spec.num_kv_heads, d, d, device=spec.device)
         self.steps = torch.zeros(1, dtype=torch.int64, device=spec.device)
-        self._phases: tuple[Tensor, Tensor, Tensor] | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """See Compressor.tensors."""
@@ -53,7 +52,9 @@ class WeightedSvdCompressor(Compressor):
         the difference and of the sum of two frequencies.
         """
         f = self.spec.rotary.num_frequencies
-        differences, sums, singles = self._mean_phases()
+        config = self.config
+        far = config.ring + config.latent_blocks * config.evict_block
+        differences, sums, singles = self.spec.rotary.mean_phases(config.ring, far)
         c = self.moment
         a, b, ab = c[:, :f, :f], c[:, f : 2 * f, f : 2 * f], c[:, :f, f : 2 * f]
         hermitian = torch.complex(a + b, ab.transpose(-1, -2) - ab) * differences
@@ -69,19 +70,3 @@ class WeightedSvdCompressor(Compressor):
             out[:, :f, 2 * f :], out[:, f : 2 * f, 2 * f :] = z.real, z.imag
             out[:, 2 * f :, : 2 * f] = out[:, : 2 * f, 2 * f :].transpose(-1, -2)
         return out
-
-    def _mean_phases(self) -> tuple[Tensor, Tensor, Tensor]:
-        if self._phases is None:
-            config = self.config
-            far = config.ring + config.latent_blocks * config.evict_block
-            places = torch.arange(config.ring, far, device=self.spec.device)
-            self.spec.rotary.reserve(far)
-            cos, sin = self.spec.rotary.at(places)
-            phase = torch.complex(cos, sin)  # [distances, f]
-            n = phase.shape[0]
-            self._phases = (
-                phase.transpose(0, 1) @ phase.conj() / n,
-                phase.transpose(0, 1) @ phase / n,
-                phase.mean(0),
-            )
-        return self._phases

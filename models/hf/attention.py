@@ -25,7 +25,7 @@ NAME = "dysra"
 
 
 def attention(
-    module: torch.nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -44,7 +44,7 @@ def attention(
         )
     num_tokens, num_keys = query.shape[2], key.shape[2]
     if memory is not None:
-        layer = memory.layers[int(module.layer_idx)]
+        layer = memory.layers[module.layer_idx]
         assert isinstance(layer, MemoryLayer)
         layer.observe(query[0])
         places = torch.arange(layer.query_place, layer.query_place + num_tokens, device=query.device)
