@@ -196,13 +196,12 @@ def _candidates(kernel: str, dim: int) -> list[Any]:
     from models.kernels.sparse_attention.tuning import Tiles
 
     if kernel == "forward":
-        small = [Tiles(64, 1, 4, s) for s in (2, 3)]
-        return small + [Tiles(128, 1, 8, s) for s in (2, 3)] + [Tiles(128, 1, 4, s) for s in (2, 3)] + [
-            Tiles(128, 2, 8, s) for s in (1, 2)
-        ] + [Tiles(256, 1, 8, 2), Tiles(64, 2, 4, 2)]  # fmt: skip
-    if kernel == "dq":
-        return [Tiles(m, 1, w, s) for m, w in ((64, 4), (128, 8), (128, 4)) for s in (1, 2, 3)]
-    return [Tiles(m, 1, w, s) for m, w in ((32, 4), (64, 4), (64, 8), (128, 8)) for s in (1, 2, 3)]
+        shapes = [(64, 4), (128, 8), (128, 4)]
+    elif kernel == "dq":
+        shapes = [(64, 4), (128, 8)]
+    else:
+        shapes = [(64, 4), (64, 8)] if dim == 256 else [(64, 4)]
+    return [Tiles(m, 1, w, s, tma) for m, w in shapes for s in (2, 3, 4) for tma in (False, True)]
 
 
 def part(arguments: Sequence[str], folder: Path, others: int, patience_s: float) -> None:

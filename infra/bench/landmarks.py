@@ -28,7 +28,6 @@ def run(
     runs: int = 20,
     ceilings: tuple[float, float] | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
-    options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Rows for every length, number of queries and k; times are replays of a CUDA graph, eager times beside them."""
     bandwidth, rate = ceilings or (copy_bandwidth(), matmul_rate())
@@ -37,7 +36,7 @@ def run(
         landmarks = torch.randn(length // CHUNK, DIM, device="cuda", dtype=torch.float16)
         for num_queries in queries:
             for k in chosen:
-                row = _row(landmarks, length, num_queries, k, bandwidth, rate, runs, options or {})
+                row = _row(landmarks, length, num_queries, k, bandwidth, rate, runs)
                 rows.append(row)
                 if report is not None:
                     report(row)
@@ -74,15 +73,10 @@ def _row(
     bandwidth: float,
     rate: float,
     runs: int,
-    options: dict[str, Any],
 ) -> dict[str, Any]:
     query = torch.randn(1, num_queries, DIM, device="cuda", dtype=torch.float16)
 
     def ours() -> Any:
-        if options:
-            from models.kernels.landmark_topk.fused import landmark_topk_fused
-
-            return landmark_topk_fused(query, landmarks, k, length=None, exclude_newest=0, **options)
         return landmark_topk(query, landmarks, k)
 
     def plain() -> Any:

@@ -36,10 +36,13 @@ def use_fused(implementation: Implementation, tensor: torch.Tensor) -> bool:
     return True
 
 
-def check_head_dim(dim: int) -> None:
+def check_head_dim(dim: int, smallest: int = 16) -> None:
     """Raise ValueError unless heads have a width that the kernels are written for."""
-    if dim not in HEAD_DIMS:
-        raise ValueError(f"head width is {dim}; allowed: {', '.join(map(str, HEAD_DIMS))}")
+    allowed = [width for width in HEAD_DIMS if width >= smallest]
+    if dim not in allowed:
+        raise ValueError(
+            f"head width is {dim}; the fused kernel takes {', '.join(map(str, allowed))}: use implementation='naive'"
+        )
 
 
 def check_same(name: str, tensor: torch.Tensor, reference_name: str, reference: torch.Tensor) -> None:

@@ -1,15 +1,19 @@
-"""Launches the landmark search: splits over landmarks, then rounds of merging until one list a query is left."""
+"""Launches the landmark search.
+
+One query scans all landmarks, each split keeping its k best, which are then merged. Many queries first take each
+block's best score with matrix products, then scan only the k blocks whose best scores are highest.
+"""
 
 from __future__ import annotations
-
-import functools
 
 import torch
 
 from models.kernels.dispatch import last_contiguous
-from models.kernels.landmark_topk.kernel import merge_kernel, search_kernel
+from models.kernels.landmark_topk.kernel import maxima_kernel, merge_kernel, scan_kernel
 
 _MERGE_WIDTH = 4096
+_SPLITS = 512  # about four programs on each processor of a large card
+_BLOCK = 128  # landmarks that many queries share one best score for
 
 
 def landmark_topk_fused(
@@ -19,65 +23,129 @@ def landmark_topk_fused(
     *,
     length: torch.Tensor | None,
     exclude_newest: int,
-    block_n: int = 128,
-    programs_per_processor: int = 4,
-    num_warps: int = 4,
+    two_steps: bool | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `landmark_topk_naive`, reading each landmark once per 16 queries and writing k candidates per split."""
-    batch, num_queries, dim = queries.shape
-    num_landmarks = landmarks.shape[-2]
-    device = queries.device
+    """As `landmark_topk_naive`, scores kept in registers; `two_steps` overrides the choice of the way."""
     queries = queries.to(landmarks.dtype).contiguous()
-    landmarks = last_contiguous(landmarks)
-    width = max(2, 1 << (k - 1).bit_length())
-    block_n = max(block_n, width)
-    block_q = 1 if num_queries == 1 else 16
-    query_tiles = -(-num_queries // block_q)
-    tiles = max(1, -(-num_landmarks // block_n))
-    splits = max(1, min(tiles, programs_per_processor * _processors(device) // (batch * query_tiles)))
-    span = -(-tiles // splits) * block_n
-    splits = max(1, -(-num_landmarks // span))
+    search = _Search(queries, last_contiguous(landmarks), k, length, exclude_newest)
+    if queries.shape[1] > 4 if two_steps is None else two_steps:
+        _, blocks = search.merge(search.maxima(), search.k)
+        return search.merge(search.scan(_BLOCK, blocks), k)
+    return search.merge(search.scan(search.span(), None), k)
 
-    part = torch.empty((batch, num_queries, splits, width), dtype=torch.int64, device=device)
-    search_kernel[(splits, query_tiles, batch)](
-        queries,
-        landmarks,
-        length if length is not None else part,
-        part,
-        num_queries,
-        num_landmarks,
-        exclude_newest,
-        span,
-        dim,
-        landmarks.stride(0) if landmarks.ndim == 3 else 0,
-        landmarks.stride(-2),
-        K=width,
-        BLOCK_Q=block_q,
-        BLOCK_N=block_n,
-        BLOCK_D=max(16, min(64 if landmarks.element_size() == 4 else 128, 1 << (dim - 1).bit_length())),
-        LENGTHS=length is not None,
-        PRECISION="ieee",
-        num_warps=num_warps,
-        num_stages=2,
-    )
-    scores = torch.empty((batch, num_queries, k), dtype=torch.float32, device=device)
-    index = torch.empty((batch, num_queries, k), dtype=torch.int32, device=device)
-    while True:
-        fan_in = min(_MERGE_WIDTH // width, 1 << max(splits - 1, 1).bit_length())
-        groups = -(-splits // fan_in)
-        merged = (
-            torch.empty((batch, num_queries, groups, width), dtype=torch.int64, device=device)
-            if groups > 1
-            else part
+
+class _Search:
+    """One call: its inputs and the launches that read them."""
+
+    def __init__(
+        self,
+        queries: torch.Tensor,
+        landmarks: torch.Tensor,
+        k: int,
+        length: torch.Tensor | None,
+        exclude_newest: int,
+    ) -> None:
+        self.queries, self.landmarks = queries, landmarks
+        self.length, self.exclude_newest = length, exclude_newest
+        self.batch, self.num_queries, self.dim = queries.shape
+        self.num_landmarks = landmarks.shape[-2]
+        self.k = k
+        self.width = _power(max(k, 2))
+        self.strides = (landmarks.stride(0) if landmarks.ndim == 3 else 0, landmarks.stride(-2))
+        self.block_d = _power(max(self.dim, 16))
+        self.block_n = max(8, 8192 // self.block_d // (2 if landmarks.element_size() == 4 else 1))
+
+    def span(self) -> int:
+        """Landmarks of one split: as many splits as fill the card, at least k landmarks, at most 2,048."""
+        wanted = _power(-(-self.num_landmarks * self.batch * self.num_queries // _SPLITS))
+        return max(self.block_n, self.width, min(wanted, 2048))
+
+    def scan(self, span: int, blocks: torch.Tensor | None) -> torch.Tensor:
+        """Candidates [B, Q, splits, width] of consecutive spans, or of the blocks [B, Q, n] of `span` landmarks."""
+        splits = -(-self.num_landmarks // span) if blocks is None else blocks.shape[2]
+        span = max(span, self.width) if blocks is None else span
+        part = self._candidates(splits, self.width)
+        block_n = min(self.block_n, span)
+        scan_kernel[(splits, self.num_queries, self.batch)](
+            self.queries,
+            self.landmarks,
+            self.length if self.length is not None else part,
+            blocks if blocks is not None else part,
+            part,
+            self.num_queries,
+            self.num_landmarks,
+            self.exclude_newest,
+            self.dim,
+            *self.strides,
+            K=self.width,
+            STEPS=span // block_n,
+            BLOCK_N=block_n,
+            BLOCK_D=self.block_d,
+            LENGTHS=self.length is not None,
+            CHOSEN=blocks is not None,
+            num_warps=4,
         )
-        merge_kernel[(groups, batch * num_queries)](
-            part, merged, scores, index, splits, k, K=width, FAN_IN=fan_in, LAST=groups == 1, num_warps=8
+        return part
+
+    def maxima(self) -> torch.Tensor:
+        """Each block's best score as candidates [B, Q, lists, width], filled up with none."""
+        blocks = -(-self.num_landmarks // _BLOCK)
+        lists = -(-blocks // self.width)
+        part = self._candidates(lists, self.width)
+        if lists * self.width > blocks:
+            part.view(self.batch, self.num_queries, -1)[..., blocks:] = -(2**63)
+        block_q = min(64, _power(max(self.num_queries, 16)))
+        maxima_kernel[(blocks, -(-self.num_queries // block_q), self.batch)](
+            self.queries,
+            self.landmarks,
+            self.length if self.length is not None else part,
+            part,
+            self.num_queries,
+            self.num_landmarks,
+            self.exclude_newest,
+            self.dim,
+            lists * self.width,
+            *self.strides,
+            BLOCK_Q=block_q,
+            BLOCK_N=_BLOCK,
+            BLOCK_D=min(self.block_d, 32 if self.landmarks.element_size() == 4 else 64),
+            LENGTHS=self.length is not None,
+            PRECISION="ieee",
+            num_warps=4,
+            num_stages=3,
         )
-        if groups == 1:
-            return scores, index
-        part, splits = merged, groups
+        return part
+
+    def merge(self, part: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k best candidates of each query, unpacked, in as many rounds as they need."""
+        scores = torch.empty((self.batch, self.num_queries, k), dtype=torch.float32, device=part.device)
+        index = torch.empty((self.batch, self.num_queries, k), dtype=torch.int32, device=part.device)
+        while True:
+            lists = part.shape[2]
+            fan_in = min(_MERGE_WIDTH // self.width, _power(lists))
+            groups = -(-lists // fan_in)
+            merged = self._candidates(groups, self.width) if groups > 1 else part
+            merge_kernel[(groups, self.batch * self.num_queries)](
+                part,
+                merged,
+                scores,
+                index,
+                lists,
+                k,
+                K=self.width,
+                FAN_IN=fan_in,
+                LAST=groups == 1,
+                num_warps=8 if fan_in * self.width > 1024 else 4,
+            )
+            if groups == 1:
+                return scores, index
+            part = merged
+
+    def _candidates(self, lists: int, width: int) -> torch.Tensor:
+        shape = (self.batch, self.num_queries, lists, width)
+        return torch.empty(shape, dtype=torch.int64, device=self.queries.device)
 
 
-@functools.cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+def _power(size: int) -> int:
+    """The smallest power of two that is at least `size`."""
+    return 1 << max(size - 1, 0).bit_length()

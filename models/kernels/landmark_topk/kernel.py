@@ -1,4 +1,4 @@
-"""Triton kernels of the landmark search. A candidate is one int64: the score's ordered bits above the index' complement.
+"""Triton kernels of the landmark search. A candidate is one int64: ordered bits of the score above those of the index.
 
 So one integer comparison orders by score, then by lower index, and a partial sort carries both; the smallest
 int64 stands for no candidate. Scores live in registers only: what is written are the k best of each split.
@@ -20,14 +20,69 @@ def _pack(scores, index):
 
 
 @triton.jit
-def _join(best, more, K: tl.constexpr):
-    """The K best of two lists [R, K]."""
-    both = tl.reshape(tl.join(best, more), [best.shape[0], 2 * K])
-    return tl.topk(both, K)
+def _limit(length_ptr, batch, num_landmarks, exclude_newest, LENGTHS: tl.constexpr):
+    """How many landmarks of this row count."""
+    limit = num_landmarks
+    if LENGTHS:
+        limit = tl.minimum(limit, tl.load(length_ptr + batch))
+    return limit - exclude_newest
 
 
 @triton.jit
-def search_kernel(
+def scan_kernel(
+    query_ptr,
+    landmark_ptr,
+    length_ptr,
+    block_ptr,
+    part_ptr,
+    num_queries,
+    num_landmarks,
+    exclude_newest,
+    dim,
+    landmark_stride_b,
+    landmark_stride_n,
+    K: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    LENGTHS: tl.constexpr,
+    CHOSEN: tl.constexpr,
+):
+    """The K best of STEPS * BLOCK_N landmarks for one query: the split's own, or (CHOSEN) those of the block it names."""
+    split = tl.program_id(0)
+    query = tl.program_id(1)
+    batch = tl.program_id(2).to(tl.int64)
+    limit = _limit(length_ptr, batch, num_landmarks, exclude_newest, LENGTHS)
+    line = ((batch * num_queries + query) * tl.num_programs(0) + split).to(tl.int64)
+    first = split * (STEPS * BLOCK_N)
+    if CHOSEN:
+        block = tl.load(block_ptr + line)
+        first = tl.maximum(block, 0) * (STEPS * BLOCK_N)
+        limit = tl.where(block >= 0, limit, 0)
+    depth = tl.arange(0, BLOCK_D)
+    q = tl.load(query_ptr + (batch * num_queries + query) * dim + depth, mask=depth < dim, other=0.0)
+    q = q.to(tl.float32)[None, :]
+    base = landmark_ptr + batch * landmark_stride_b
+    lanes = tl.arange(0, BLOCK_N)
+    steps = tl.arange(0, STEPS)
+    scores = tl.full([STEPS, BLOCK_N], float("-inf"), tl.float32)
+    for step in tl.range(0, STEPS, num_stages=3):
+        index = first + step * BLOCK_N + lanes
+        tile = tl.load(
+            base + index.to(tl.int64)[:, None] * landmark_stride_n + depth[None, :],
+            mask=(index < limit)[:, None] & (depth < dim)[None, :],
+            other=0.0,
+        )
+        own = tl.sum(tile.to(tl.float32) * q, 1)
+        scores = tl.where(steps[:, None] == step, own[None, :], scores)
+    index = first + steps[:, None] * BLOCK_N + lanes[None, :]
+    packed = tl.where(index < limit, _pack(scores, index), -0x8000000000000000)
+    best = tl.topk(tl.reshape(packed, [1, STEPS * BLOCK_N]), K)
+    tl.store(part_ptr + line * K + tl.arange(0, K), tl.reshape(best, [K]))
+
+
+@triton.jit
+def maxima_kernel(
     query_ptr,
     landmark_ptr,
     length_ptr,
@@ -35,52 +90,40 @@ def search_kernel(
     num_queries,
     num_landmarks,
     exclude_newest,
-    span,
     dim,
+    width,
     landmark_stride_b,
     landmark_stride_n,
-    K: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     LENGTHS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The K best of landmarks [split * span, (split + 1) * span) for BLOCK_Q queries (1: by sums, else by matrix products)."""
-    split = tl.program_id(0)
+    """The best score of a block of BLOCK_N landmarks for BLOCK_Q queries, packed with the block's number.
+
+    The k best landmarks lie in the k blocks whose best scores are highest, so only these need be scored again.
+    """
+    block = tl.program_id(0)
     batch = tl.program_id(2).to(tl.int64)
+    limit = _limit(length_ptr, batch, num_landmarks, exclude_newest, LENGTHS)
     queries = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    limit = num_landmarks
-    if LENGTHS:
-        limit = tl.minimum(limit, tl.load(length_ptr + batch))
-    limit = limit - exclude_newest
-    last = tl.minimum(limit, (split + 1) * span)
+    q_ok = queries < num_queries
     q_row = query_ptr + (batch * num_queries + queries).to(tl.int64)[:, None] * dim
-    base = landmark_ptr + batch * landmark_stride_b
+    index = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    ok = index < limit
+    row = landmark_ptr + batch * landmark_stride_b + index.to(tl.int64)[:, None] * landmark_stride_n
     depth = tl.arange(0, BLOCK_D)
-    best = tl.full([BLOCK_Q, K], -0x8000000000000000, tl.int64)
-    worst = tl.full([BLOCK_Q], -0x8000000000000000, tl.int64)
-    for first in range(split * span, last, BLOCK_N):
-        index = first + tl.arange(0, BLOCK_N)
-        ok = index < last
-        row = base + index.to(tl.int64)[:, None] * landmark_stride_n
-        scores = tl.zeros([BLOCK_Q, BLOCK_N], tl.float32)
-        for d in range(0, dim, BLOCK_D):
-            d_ok = (d + depth < dim)[None, :]
-            tile = tl.load(row + d + depth[None, :], mask=ok[:, None] & d_ok, other=0.0)
-            q = tl.load(q_row + d + depth[None, :], mask=(queries < num_queries)[:, None] & d_ok, other=0.0)
-            if BLOCK_Q == 1:
-                scores += tl.sum(tile.to(tl.float32) * q.to(tl.float32), 1)[None, :]
-            else:
-                scores = tl.dot(q, tl.trans(tile), scores, input_precision=PRECISION)
-        packed = tl.where(ok[None, :], _pack(scores, index[None, :]), -0x8000000000000000)
-        better = tl.max(packed, 1) > worst
-        if tl.max(better.to(tl.int32), 0) > 0:
-            best = _join(best, tl.topk(packed, K), K)
-            worst = tl.min(best, 1)
-    rows = (batch * num_queries + queries) * tl.num_programs(0) + split
-    target = part_ptr + rows.to(tl.int64)[:, None] * K + tl.arange(0, K)[None, :]
-    tl.store(target, best, mask=(queries < num_queries)[:, None])
+    scores = tl.zeros([BLOCK_Q, BLOCK_N], tl.float32)
+    for d in range(0, dim, BLOCK_D):
+        d_ok = (d + depth < dim)[None, :]
+        tile = tl.load(row + d + depth[None, :], mask=ok[:, None] & d_ok, other=0.0)
+        q = tl.load(q_row + d + depth[None, :], mask=q_ok[:, None] & d_ok, other=0.0)
+        scores = tl.dot(q, tl.trans(tile), scores, input_precision=PRECISION)
+    scores = tl.where(ok[None, :] & (scores == scores), scores, float("-inf"))
+    packed = _pack(tl.max(scores, 1), block)
+    packed = tl.where(block * BLOCK_N < limit, packed, -0x8000000000000000)
+    tl.store(part_ptr + (batch * num_queries + queries).to(tl.int64) * width + block, packed, mask=q_ok)
 
 
 @triton.jit

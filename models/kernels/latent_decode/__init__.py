@@ -43,7 +43,7 @@ def latent_decode(
     _check(q, ring_k, ring_v, ring_place, q_place, latents, chunks, rotary)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if use_fused(implementation, q):
-        check_head_dim(q.shape[-1])
+        check_head_dim(q.shape[-1], smallest=32)
         rows = q.shape[1] * (q.shape[2] // ring_k.shape[2])
         if rows > MAX_ROWS:
             raise ValueError(

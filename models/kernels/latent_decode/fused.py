@@ -36,12 +36,14 @@ def latent_decode_fused(
     slots, kv_heads = ring_k.shape[1], ring_k.shape[2]
     q, ring_k, ring_v = last_contiguous(q), last_contiguous(ring_k), last_contiguous(ring_v)
     ring_place = ring_place.contiguous()
-    tile = block_n or (32 if q.element_size() == 4 or dim > 128 else 64)
+    tile = block_n or (16 if q.element_size() * dim >= 1024 else 32)
+    if q.element_size() * dim >= 1024:
+        num_stages = 1
     group = q_heads // kv_heads
 
     blocks = latents.key_factor.shape[2] if latents is not None else 0
     chosen = chunks.pages.shape[1] if chunks is not None else 0
-    units = max(-(-slots // tile), blocks, chosen, 1)
+    units = max(-(-slots // tile) + blocks + chosen, 1)
     if splits is None:
         splits = max(1, min(units, _MAX_SPLITS, (2 * _processors(q.device)) // (batch * kv_heads)))
     out = torch.empty((batch, num_q, q_heads, dim), dtype=q.dtype, device=q.device)

@@ -130,7 +130,9 @@ def decode_kernel(
     total = tl.zeros([BLOCK_R], tl.float32)
     acc = tl.zeros([BLOCK_R, DIM], tl.float32)
 
-    for tile in range(split, tl.cdiv(ring_slots, BLOCK_N), splits):
+    # ring tiles, chunks and blocks are dealt out in turn, as one list, so that every split gets its share of each
+    ring_tiles = tl.cdiv(ring_slots, BLOCK_N)
+    for tile in range(split, ring_tiles, splits):
         slots = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         place = tl.load(ring_place_ptr + batch * ring_slots + slots, mask=slots < ring_slots, other=-1)
         ok = place >= 0
@@ -156,7 +158,7 @@ def decode_kernel(
 
     if CHUNK > 0:
         tokens = tl.arange(0, BLOCK_C)
-        for slot in range(split, num_chosen, splits):
+        for slot in range((split + splits - ring_tiles % splits) % splits, num_chosen, splits):
             page = tl.load(page_ptr + batch * num_chosen + slot)
             first = tl.load(page_place_ptr + batch * num_chosen + slot)
             ok = (tokens < CHUNK) & (page >= 0)
@@ -179,7 +181,8 @@ def decode_kernel(
         key_ranks = tl.arange(0, BLOCK_KR)
         value_ranks = tl.arange(0, BLOCK_VR)
         lanes = tl.arange(0, BLOCK_RUN)
-        for block in range(split, num_blocks, splits):
+        before = ring_tiles + num_chosen
+        for block in range((split + splits - before % splits) % splits, num_blocks, splits):
             base = (batch * KV_HEADS + kv_head) * num_blocks + block
             basis = key_basis_ptr + base * (KEY_RANK * DIM) + key_ranks[:, None] * DIM + half[None, :]
             basis_ok = (key_ranks < KEY_RANK)[:, None]

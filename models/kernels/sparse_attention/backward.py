@@ -79,6 +79,7 @@ def dq_kernel(
     MIXED: tl.constexpr,
     CAUSAL: tl.constexpr,
     EVEN: tl.constexpr,
+    TMA: tl.constexpr,
     ATOMIC: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -102,8 +103,9 @@ def dq_kernel(
         lse = tl.where(lse == float("-inf"), float("inf"), lse)
         delta = tl.load(delta_ptr + out_rows, mask=row_ok, other=0.0)
 
-    k_base = k_ptr + batch * k_stride_b + kv_head * k_stride_h
-    v_base = v_ptr + batch * v_stride_b + kv_head * v_stride_h
+    if not TMA:
+        k_base = k_ptr + batch * k_stride_b + kv_head * k_stride_h
+        v_base = v_ptr + batch * v_stride_b + kv_head * v_stride_h
     index_base = index_ptr + batch * i_stride_b + block.to(tl.int64) * i_stride_n + kv_head * i_stride_h
     weight_base = weight_ptr + batch * w_stride_b + block.to(tl.int64) * w_stride_n + kv_head * w_stride_h
     part = ((batch * num_blocks + block) * KV_HEADS + kv_head) * tl.num_programs(0) + tile
@@ -115,7 +117,11 @@ def dq_kernel(
         key_pos = tl.maximum(chunk, 0) * CHUNK + cols
         bias = tl.where(chunk >= 0, 0.0, float("-inf"))
         key_off = key_pos.to(tl.int64)
-        if EVEN:
+        if TMA:
+            line = (batch * num_k + tl.maximum(chunk, 0) * CHUNK).to(tl.int32)
+            k = k_ptr.load([line, kv_head * DIM])
+            v = v_ptr.load([line, kv_head * DIM])
+        elif EVEN:
             k = tl.load(k_base + key_off[:, None] * k_stride_t + dims[None, :])
             v = tl.load(v_base + key_off[:, None] * v_stride_t + dims[None, :])
         else:
@@ -198,9 +204,14 @@ def dkv_kernel(
     MIXED: tl.constexpr,
     CAUSAL: tl.constexpr,
     EVEN: tl.constexpr,
+    TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dk, dv of one chunk: sums over the entries (query block * CHOSEN + slot) of its inverted list, in order."""
+    """dk, dv of one chunk: sums over the entries (query block * CHOSEN + slot) of its inverted list, in order.
+
+    TMA: q_ptr and grad_ptr are tensor descriptors of [B * Nq, Hq * D] with tiles [BLOCK_Q, DIM]; BLOCK_M is BLOCK_Q
+    and divides Nq, so that a tile is one head.
+    """
     chunk = tl.program_id(0)
     batch = (tl.program_id(1) // KV_HEADS).to(tl.int64)
     kv_head = tl.program_id(1) % KV_HEADS
@@ -233,10 +244,18 @@ def dkv_kernel(
         position = block * BLOCK_Q + rows % BLOCK_Q
         head = kv_head * GROUP + rows // BLOCK_Q
         row_ok = (rows < GROUP * BLOCK_Q) & (position < num_q)
-        q_rows = batch * q_stride_b + position.to(tl.int64) * q_stride_t + head * q_stride_h
-        q = tl.load(q_ptr + q_rows[:, None] + dims[None, :], mask=row_ok[:, None], other=0.0)
         out_rows = ((batch * num_q + position) * (KV_HEADS * GROUP) + head).to(tl.int64)
-        grad = tl.load(grad_ptr + out_rows[:, None] * DIM + dims[None, :], mask=row_ok[:, None], other=0.0)
+        if TMA:
+            line = (batch * num_q + block * BLOCK_Q).to(tl.int32)
+            column = (kv_head * GROUP + step % TILES) * DIM
+            q = q_ptr.load([line, column])
+            grad = grad_ptr.load([line, column])
+        else:
+            q_rows = batch * q_stride_b + position.to(tl.int64) * q_stride_t + head * q_stride_h
+            q = tl.load(q_ptr + q_rows[:, None] + dims[None, :], mask=row_ok[:, None], other=0.0)
+            grad = tl.load(
+                grad_ptr + out_rows[:, None] * DIM + dims[None, :], mask=row_ok[:, None], other=0.0
+            )
         s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
         if not EVEN:
             s = tl.where(key_ok[:, None], s, float("-inf"))

@@ -45,9 +45,13 @@ def forward_kernel(
     MIXED: tl.constexpr,
     CAUSAL: tl.constexpr,
     EVEN: tl.constexpr,
+    TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """out, lse of rows [BLOCK_M]; STEP chunks are read at a time (1 when MIXED: softmax inside each chunk)."""
+    """out, lse of rows [BLOCK_M]; STEP chunks are read at a time (1 when MIXED: softmax inside each chunk).
+
+    TMA: k_ptr and v_ptr are tensor descriptors of [B * Nk, Hkv * D] with tiles [CHUNK, DIM]; STEP is 1, Nk even.
+    """
     tile = tl.program_id(0)
     block = tl.program_id(1)
     batch = (tl.program_id(2) // KV_HEADS).to(tl.int64)
@@ -61,8 +65,9 @@ def forward_kernel(
     q_rows = batch * q_stride_b + position.to(tl.int64) * q_stride_t + head * q_stride_h
     q = tl.load(q_ptr + q_rows[:, None] + dims[None, :], mask=row_ok[:, None], other=0.0)
 
-    k_base = k_ptr + batch * k_stride_b + kv_head * k_stride_h
-    v_base = v_ptr + batch * v_stride_b + kv_head * v_stride_h
+    if not TMA:
+        k_base = k_ptr + batch * k_stride_b + kv_head * k_stride_h
+        v_base = v_ptr + batch * v_stride_b + kv_head * v_stride_h
     index_base = index_ptr + batch * i_stride_b + block.to(tl.int64) * i_stride_n + kv_head * i_stride_h
     weight_base = weight_ptr + batch * w_stride_b + block.to(tl.int64) * w_stride_n + kv_head * w_stride_h
 
@@ -82,7 +87,10 @@ def forward_kernel(
             key_pos = tl.maximum(chunk, 0) * CHUNK + cols % CHUNK
             bias = 0.0
         key_off = key_pos.to(tl.int64)
-        if EVEN:
+        if TMA:
+            line = (batch * num_k + tl.maximum(chunk, 0) * CHUNK).to(tl.int32)
+            k = k_ptr.load([line, kv_head * DIM])
+        elif EVEN:
             k = tl.load(k_base + key_off[:, None] * k_stride_t + dims[None, :])
         else:
             k = tl.load(
@@ -98,7 +106,9 @@ def forward_kernel(
         if CAUSAL:
             s = tl.where(key_pos[None, :] <= query_start + position[:, None], s, float("-inf"))
         row_peak = tl.max(s, 1) * scale_log2 + bias
-        if EVEN:
+        if TMA:
+            v = v_ptr.load([line, kv_head * DIM])
+        elif EVEN:
             v = tl.load(v_base + key_off[:, None] * v_stride_t + dims[None, :])
         else:
             v = tl.load(

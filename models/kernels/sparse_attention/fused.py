@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from models.kernels.dispatch import last_contiguous
 from models.kernels.sparse_attention.backward import delta_kernel, dkv_kernel, dq_kernel
@@ -34,7 +35,7 @@ class _SparseAttention(torch.autograd.Function):
         out, lse = launch_forward(q, k, v, weights, indices, options)
         ctx.save_for_backward(q, k, v, weights, indices, out, lse)
         ctx.options = options
-        return out, lse * math.log(2)
+        return out, lse * math.log(2) if options["lse_used"] else lse
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, lse_grad: torch.Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
@@ -106,11 +107,12 @@ def launch_forward(
     if weights is not None:
         lse.fill_(float("-inf"))
     grid = (-(-rows // tiles.block_m), indices.shape[1], batch * k.shape[2])
+    tma = tiles.tma and tiles.step == 1 and _even(k, v, options["chunk_size"])
     if out.numel() and indices.shape[1]:
         forward_kernel[grid](
             q,
-            k,
-            v,
+            _descriptor(k, options["chunk_size"]) if tma else k,
+            _descriptor(v, options["chunk_size"]) if tma else v,
             indices,
             weights if weights is not None else indices,
             out,
@@ -122,6 +124,7 @@ def launch_forward(
             *_strides(q, k, v, indices, weights),
             **_constants(q, k, indices, weights, options, tiles),
             STEP=tiles.step,
+            TMA=tma,
             num_warps=tiles.num_warps,
             num_stages=tiles.num_stages,
         )
@@ -201,10 +204,11 @@ def launch_dq(
     if weights is not None:
         shape = (batch, num_blocks, kv_heads, num_tiles, chosen)
         parts = torch.empty(shape, dtype=torch.float32, device=q.device)
+    tma = tiles.tma and _even(k, saved.v, options["chunk_size"])
     dq_kernel[(num_tiles, num_blocks, batch * kv_heads)](
         q,
-        k,
-        saved.v,
+        _descriptor(k, options["chunk_size"]) if tma else k,
+        _descriptor(saved.v, options["chunk_size"]) if tma else saved.v,
         indices,
         weights if weights is not None else indices,
         saved.grad,
@@ -223,6 +227,7 @@ def launch_dq(
         *_strides(q, k, saved.v, indices, weights),
         **_constants(q, k, indices, weights, options, tiles),
         ATOMIC=sums is not None,
+        TMA=tma,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )
@@ -246,12 +251,14 @@ def launch_dkv(
     dk = torch.empty((batch, num_k, kv_heads, dim), dtype=k.dtype, device=k.device)
     dv = torch.empty_like(dk)
     strides = _strides(q, k, v, indices, weights)
+    block_q = options["block_q"]
+    tma = tiles.tma and tiles.block_m == block_q and _even(q, saved.grad, block_q)
     dkv_kernel[(num_chunks, batch * kv_heads)](
-        q,
+        _descriptor(q, block_q) if tma else q,
         k,
         v,
         weights if weights is not None else indices,
-        saved.grad,
+        _descriptor(saved.grad, block_q) if tma else saved.grad,
         saved.lse,
         saved.delta,
         inverse.starts,
@@ -267,11 +274,29 @@ def launch_dkv(
         *strides[:9],
         *strides[12:],
         INDEX_HEADS=indices.shape[2],
+        TMA=tma,
         **_constants(q, k, indices, weights, options, tiles),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )
     return dk, dv
+
+
+def _even(a: torch.Tensor, b: torch.Tensor, rows: int) -> bool:
+    """Whether the copy engine can fetch tiles of `rows` tokens of both [B, N, H, D] tensors on this device."""
+    return (
+        a.is_contiguous()
+        and b.is_contiguous()
+        and a.shape[1] % rows == 0
+        and a.shape[0] * a.shape[1] < 2**31
+        and a.is_cuda
+        and torch.cuda.get_device_capability(a.device)[0] >= 9
+    )
+
+
+def _descriptor(x: torch.Tensor, rows: int) -> TensorDescriptor:
+    """x [B, N, H, D] as [B * N, H * D] with tiles of `rows` tokens of one head."""
+    return TensorDescriptor.from_tensor(x.view(x.shape[0] * x.shape[1], -1), [rows, x.shape[3]])
 
 
 def _strides(

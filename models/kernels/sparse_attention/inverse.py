@@ -6,6 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
+from models.kernels.dispatch import interpreting
+
+COUNTED_WIDTH = (
+    16_384  # counting is quadratic in the entries of a row, but two launches instead of a sort's dozen
+)
+
 
 @dataclass(frozen=True, slots=True)
 class InverseIndex:
@@ -26,13 +32,21 @@ def invert_indices(indices: torch.Tensor, num_chunks: int) -> InverseIndex:
     """
     batch, num_blocks, heads, chosen = indices.shape
     width = num_blocks * chosen
-    rows = batch * heads
-    flat = indices.permute(0, 2, 1, 3).reshape(rows, width)
+    flat = indices.permute(0, 2, 1, 3).reshape(batch * heads, width)
+    if width <= COUNTED_WIDTH and (flat.is_cuda or interpreting()):
+        from models.kernels.sparse_attention.counting import invert_by_counting
+
+        return invert_by_counting(flat, num_chunks)
+    return _invert_by_sorting(flat, num_chunks)
+
+
+def _invert_by_sorting(flat: torch.Tensor, num_chunks: int) -> InverseIndex:
+    rows, width = flat.shape
     large = rows * (num_chunks + 1) >= 2**31
-    base = torch.arange(rows, device=indices.device, dtype=torch.int64 if large else torch.int32)[:, None]
+    base = torch.arange(rows, device=flat.device, dtype=torch.int64 if large else torch.int32)[:, None]
     base = base * (num_chunks + 1)
     keys = torch.where(flat >= 0, flat, num_chunks) + base
     ordered, order = torch.sort(keys.flatten(), stable=True)
-    edges = base + torch.arange(num_chunks + 1, device=indices.device, dtype=base.dtype)
+    edges = base + torch.arange(num_chunks + 1, device=flat.device, dtype=base.dtype)
     starts = torch.searchsorted(ordered, edges, out_int32=True)
     return InverseIndex(starts=starts, entries=(order % max(width, 1)).to(torch.int32))

@@ -8,12 +8,13 @@ import torch
 
 
 class Tiles(NamedTuple):
-    """How one kernel is cut: rows of a program, chunks read at a time, warps, pipeline stages."""
+    """How one kernel is cut: rows of a program, chunks read at a time, warps, stages, copy engine."""
 
     block_m: int
     step: int
     num_warps: int
     num_stages: int
+    tma: bool = False
 
 
 _HALF = {
