@@ -23,7 +23,7 @@ _ANALYZER = "english"
 _HEAP_BYTES = 50_000_000
 _MAX_TERMS = 128
 _MAX_QUERY_CHARS = 8_192
-_VERSION = "2"
+_VERSION = "3"
 """Part of the folder's name: a change of the fields below starts a new index."""
 
 
@@ -41,7 +41,8 @@ class LexicalIndex:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / f"v{_VERSION}"
         self._schema = _schema()
-        self._analyzer = _analyzer()
+        self._analyzer = _analyzer(stopwords=True)
+        self._question_analyzer = _analyzer(stopwords=False)
         self._pending = 0
         self._committed_at = -1.0
         self._open()
@@ -57,8 +58,9 @@ class LexicalIndex:
         version_ms, published_ms = article.version_ms, article.published_ms
         for chunk, chunk_id in zip(chunks, chunk_ids, strict=True):
             document = tantivy.Document()
-            document.add_text("text", chunk.text)
-            document.add_text("title", article.title)
+            # Title and text in one field: every chunk of an article answers to its title's words, and BM25 of
+            # the whole found more than a sum over two fields on every question set that was measured.
+            document.add_text("text", f"{article.title}\n{chunk.text}")
             document.add_text("article", article.id)
             document.add_text("stream", article.stream)
             document.add_text("source", article.source)
@@ -148,15 +150,13 @@ class LexicalIndex:
 
     def _question(self, text: str) -> Query | None:
         clean = text[:_MAX_QUERY_CHARS].encode("utf-8", "replace").decode("utf-8")
-        terms = list(dict.fromkeys(self._analyzer.analyze(clean)))[:_MAX_TERMS]
+        # Words such as "the" cost most of a search and say nothing, unless a question has no others.
+        terms = self._question_analyzer.analyze(clean) or self._analyzer.analyze(clean)
         if not terms:
             return None
-        clauses = []
-        for term in terms:
-            for field, boost in (("text", 1.0), ("title", 0.5)):
-                clause = Query.term_query(self._schema, field, term, index_option="freq")
-                clauses.append((Occur.Should, Query.boost_query(clause, boost)))
-        return Query.boolean_query(clauses)
+        unique = list(dict.fromkeys(terms))[:_MAX_TERMS]
+        clauses = [Query.term_query(self._schema, "text", term, index_option="freq") for term in unique]
+        return Query.boolean_query([(Occur.Should, clause) for clause in clauses])
 
     def _filters(self, request: SearchRequest) -> list[tuple[Occur, Query]]:
         filters = []
@@ -174,17 +174,19 @@ def _range(schema: Any, field: str, low: int | None, high: int | None) -> Query:
     return Query.range_query(schema, field, FieldType.Integer, low, high)
 
 
-def _analyzer() -> Any:
+def _analyzer(*, stopwords: bool) -> Any:
+    steps = [Filter.remove_long(64), Filter.lowercase(), Filter.ascii_fold()]
+    if not stopwords:
+        steps.append(Filter.stopword("english"))
     builder = TextAnalyzerBuilder(Tokenizer.simple())
-    for step in (Filter.remove_long(64), Filter.lowercase(), Filter.ascii_fold(), Filter.stemmer("english")):
+    for step in (*steps, Filter.stemmer("english")):
         builder = builder.filter(step)
     return builder.build()
 
 
 def _schema() -> Any:
     builder = tantivy.SchemaBuilder()
-    for name in ("text", "title"):
-        builder.add_text_field(name, tokenizer_name=_ANALYZER, index_option="freq")
+    builder.add_text_field("text", tokenizer_name=_ANALYZER, index_option="freq")
     for name in ("article", "stream", "source"):
         builder.add_text_field(name, tokenizer_name="raw", index_option="basic")
     builder.add_integer_field("chunk_id", indexed=True, fast=True)

@@ -28,7 +28,7 @@ from tests.pipeline.store import make
 
 
 @pytest.fixture
-def shard(tmp_path: Path):  # noqa: ANN201
+def shard(tmp_path: Path):
     """An open, empty shard."""
     opened = make.open_shard(tmp_path)
     yield opened
@@ -334,7 +334,7 @@ def test_words_are_found_by_their_stem_and_without_accents(shard: Shard) -> None
     make.put(
         shard, Upsert(coordinate=made.coordinate, article=made.article, chunks=[chunk], vectors=made.vectors)
     )
-    for text in ("negotiation", "collapsing", "COLLAPSE", "title"):
+    for text in ("negotiation", "collapsing", "COLLAPSE", "title", "of", "who collapsed?"):
         assert make.found(shard, make.says(text)) == [("a", 0)], text
 
 

@@ -182,7 +182,7 @@ class ShardMachine(RuleBasedStateMachine):
         self.shard.close()
         shutil.rmtree(self.root)
 
-    def _article(self, name: str, version: int):  # noqa: ANN202
+    def _article(self, name: str, version: int):
         place = "abcde".index(name)
         return make.article(name, version, stream=STREAMS[place % 2], hours=place)
 

@@ -108,7 +108,7 @@ def test_damage_in_an_earlier_file_is_refused(tmp_path: Path) -> None:
     written(tmp_path, [b"x" * 100, b"y" * 100], max_bytes=64)
     first = sorted((tmp_path / "wal").glob("*.wal"))[0]
     os.truncate(first, first.stat().st_size - 1)
-    with pytest.raises(StoreCorrupt, match="000000000001.wal: byte 20"):
+    with pytest.raises(StoreCorrupt, match=r"000000000001\.wal: byte 20"):
         read(tmp_path)
 
 
@@ -117,10 +117,10 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     written(tmp_path, [b"x" * 100, b"y" * 100, b"z" * 100], max_bytes=64)
     files = sorted((tmp_path / "wal").glob("*.wal"))
     files[1].unlink()
-    with pytest.raises(StoreCorrupt, match="000000000002.wal is missing"):
+    with pytest.raises(StoreCorrupt, match=r"000000000002\.wal is missing"):
         read(tmp_path)
     files[0].unlink()
-    with pytest.raises(StoreCorrupt, match="000000000001.wal is missing"):
+    with pytest.raises(StoreCorrupt, match=r"000000000001\.wal is missing"):
         read(tmp_path)
 
 

@@ -1,0 +1,279 @@
+"""Sealing, compaction, expiry, snapshots: what is stored never changes by them."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UsageError
+from pipeline.store import Shard, StoreCorrupt, StoreMismatch
+from tests.pipeline.store import make
+from tests.pipeline.store.test_recovery import everything, flip
+
+DAY_MS = 86_400_000
+
+
+def segment_names(shard: Shard) -> list[str]:
+    """The sealed segments in the shard's order."""
+    return [segment["name"] for segment in shard.stats()["segments"]]
+
+
+def test_a_full_segment_is_sealed_beside_the_appends(tmp_path: Path) -> None:
+    """By size, in the background; search sees the same before, during and after."""
+    shard = make.open_shard(tmp_path, seal_rows=8, merge_segments=0)
+    for n in range(20):
+        make.put(shard, make.upsert(f"n{n}", n))
+        assert len(everything(shard)) == 2 * (n + 1)
+        if n % 4 == 3:
+            shard._join_sealing()
+    shard.close()
+    again = make.open_shard(tmp_path, seal_rows=8, merge_segments=0)
+    assert len(segment_names(again)) >= 4
+    assert len(everything(again)) == 40
+    again.close()
+
+
+def test_a_segment_does_not_span_more_than_its_window(tmp_path: Path) -> None:
+    """Articles of different months go to different segments, so that expiry can drop whole ones."""
+    shard = make.open_shard(tmp_path, seal_rows=1_000, min_seal_rows=4, window_hours=24.0)
+    for n in range(6):
+        make.put(shard, make.upsert(f"n{n}", n, hours=48.0 * n))
+        shard._join_sealing()
+    spans = [s["newest_ms"] - s["oldest_ms"] for s in shard.stats()["segments"]]
+    assert len(spans) == 3
+    assert max(spans) <= 2 * DAY_MS
+    shard.close()
+
+
+def test_the_log_is_dropped_once_segments_hold_its_records(tmp_path: Path) -> None:
+    """Up to the checkpoint before the last, which stays usable."""
+    shard = make.open_shard(tmp_path)
+    sizes = []
+    for n in range(6):
+        make.put(shard, make.upsert(f"n{n}", n))
+        shard.seal()
+        sizes.append(shard.stats()["wal_bytes"])
+    assert max(sizes[2:]) <= sizes[1]
+    shard.close()
+
+
+def test_compaction_rewrites_segments_with_too_much_dead(tmp_path: Path) -> None:
+    """Above the share only; the dead rows leave the disk, the living keep their place in every search."""
+    shard = make.open_shard(tmp_path, seal_rows=1_000, merge_segments=0, compact_dead=0.2)
+    make.put(shard, *(make.upsert(f"n{n}", n) for n in range(10)))
+    shard.seal()
+    make.put(shard, make.delete("n0", 10), make.upsert("n1", 11, version=1))
+    assert shard.compact() == 0, "exactly a fifth is dead: not above it"
+    make.put(shard, make.delete("n2", 12))
+    live = everything(shard)
+    assert shard.compact() == 1
+    stats = shard.stats()
+    assert stats["tombstones"] == 0
+    assert everything(shard) == live
+    article = shard.article("n5")
+    assert article is not None
+    assert article.article == make.article("n5")
+    shard.close()
+    again = make.open_shard(tmp_path, seal_rows=1_000, merge_segments=0)
+    assert everything(again) == live
+    assert again.ledger().total().read == 13
+    again.close()
+
+
+def test_a_segment_that_is_wholly_dead_disappears(tmp_path: Path) -> None:
+    """Its folder too."""
+    shard = make.open_shard(tmp_path)
+    make.put(shard, make.upsert("a", 0), make.upsert("b", 1))
+    shard.seal()
+    make.put(shard, make.delete("a", 2), make.delete("b", 3), make.upsert("c", 4))
+    shard.compact()
+    shard.seal()
+    make.put(shard, make.upsert("d", 5))
+    shard.seal()
+    assert "seg-000001" not in segment_names(shard)
+    assert not (tmp_path / "shard-0000/segments/seg-000001").exists()
+    assert everything(shard) == {(name, ordinal) for name in "cd" for ordinal in (0, 1)}
+    shard.close()
+
+
+def test_small_segments_are_joined_up_to_the_largest_size(tmp_path: Path) -> None:
+    """The number of segments grows with the logarithm of the store; links and texts come along."""
+    shard = make.open_shard(tmp_path, seal_rows=16, merge_segments=3, max_segment_rows=40)
+    offset = 0
+    for n in range(12):
+        make.put(
+            shard,
+            make.upsert(f"n{n}", offset, hours=n, num_chunks=4),
+            make.link(f"l{n}", offset + 1, f"n{n}", hours=n),
+        )
+        offset += 2
+        shard.seal()
+        shard.compact()
+    sizes = [segment["chunks"] for segment in shard.stats()["segments"]]
+    assert sum(sizes) == 48
+    assert max(sizes) <= 40
+    assert len(sizes) < 8
+    for n in range(12):
+        stored, linked = shard.article(f"n{n}"), shard.article(f"l{n}")
+        assert stored is not None
+        assert linked is not None
+        assert stored.article == make.article(f"n{n}", hours=n)
+        assert linked.canonical_id == f"n{n}"
+    assert len(everything(shard)) == 48
+    shard.close()
+
+
+def test_what_happens_during_a_compaction_is_carried_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deletions, corrections and new articles while segments are rewritten: nothing comes back, nothing is lost."""
+    from pipeline.store import maintenance
+
+    shard = make.open_shard(tmp_path, seal_rows=1_000, merge_segments=2)
+    make.put(shard, *(make.upsert(f"n{n}", n) for n in range(6)))
+    shard.seal()
+    make.put(shard, *(make.upsert(f"n{n}", n) for n in range(6, 12)))
+    shard.seal()
+    real = maintenance.write_segment
+
+    def busy(*arguments):  # noqa: ANN002, ANN202
+        result = real(*arguments)
+        thread = threading.Thread(
+            target=make.put,
+            args=(
+                shard,
+                make.delete("n1", 12),
+                make.upsert("n7", 13, version=4, num_chunks=1),
+                make.upsert("new", 14),
+            ),
+        )
+        thread.start()
+        thread.join(timeout=60)
+        assert not thread.is_alive(), "an append had to wait for the compaction"
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(maintenance, "write_segment", busy)
+        assert shard.compact() == 2
+    expected = {(f"n{n}", ordinal) for n in range(12) if n not in (1, 7) for ordinal in (0, 1)}
+    expected |= {("n7", 0), ("new", 0), ("new", 1)}
+    assert everything(shard) == expected
+    make.crash(shard)
+    again = make.open_shard(tmp_path)
+    assert everything(again) == expected
+    assert again.ledger().total().read == 15
+    again.close()
+
+
+def test_expiry_drops_whole_segments_past_retention(tmp_path: Path) -> None:
+    """And only those; the ledger still knows what was stored, and a late copy is stored anew."""
+    shard = make.open_shard(tmp_path, retention_days=10.0, merge_segments=0)
+    start = make.article("x").published_ms
+    make.put(shard, make.upsert("old", 0), make.upsert("mixed-old", 1))
+    make.put(shard, make.delete("mixed-old", 2))
+    shard.seal()
+    make.put(shard, make.upsert("mid", 3, hours=24 * 5))
+    shard.seal()
+    make.put(shard, make.upsert("new", 4, hours=24 * 12))
+    assert shard.expire(start + 9 * DAY_MS) == 0
+    assert shard.expire(start + 11 * DAY_MS) == 2
+    assert everything(shard) == {(name, ordinal) for name in ("mid", "new") for ordinal in (0, 1)}
+    assert shard.article("old") is None
+    assert shard.article("mixed-old") is None, "tombstones expire too"
+    assert shard.ledger().total().stored == 4
+    assert [a.id for a in shard.recent("wire", 9)] == ["new", "mid"]
+    make.crash(shard)
+    again = make.open_shard(tmp_path, retention_days=10.0, merge_segments=0)
+    assert everything(again) == {(name, ordinal) for name in ("mid", "new") for ordinal in (0, 1)}
+    assert make.put(again, make.upsert("old", 5)) == ("stored",)
+    assert again.maintain(start + 30 * DAY_MS)["expired_chunks"] == 6
+    assert everything(again) == set()
+    again.close()
+
+
+def test_maintain_does_nothing_when_nothing_is_due(tmp_path: Path) -> None:
+    """No checkpoint is written for its own sake."""
+    shard = make.open_shard(tmp_path)
+    make.put(shard, make.upsert("a", 0))
+    generation = shard.stats()["generation"]
+    assert shard.maintain(0) == {"expired_chunks": 0, "compacted_segments": 0}
+    assert shard.stats()["generation"] == generation
+    shard.close()
+
+
+def test_a_snapshot_restores_to_the_same_store(tmp_path: Path) -> None:
+    """With offsets, ledger, tombstones and changes, while the original goes on; then both take appends."""
+    shard = make.open_shard(tmp_path / "one")
+    make.put(shard, make.upsert("a", 0), make.upsert("b", 1), make.link("c", 2, "a"), make.delete("b", 3))
+    target = shard.snapshot(tmp_path / "copy")
+    assert target == tmp_path / "copy/shard-0000"
+    live, offsets, ledger = everything(shard), shard.offsets(), shard.ledger()
+    make.put(shard, make.upsert("later", 4))
+    assert Shard.restore(tmp_path / "copy", tmp_path / "two") == [tmp_path / "two/shard-0000"]
+    copy = make.open_shard(tmp_path / "two")
+    assert everything(copy) == live
+    assert copy.offsets() == offsets
+    assert copy.ledger() == ledger
+    assert copy.changes(0) == shard.changes(0)
+    assert copy.article("c") == shard.article("c")
+    assert make.put(copy, make.upsert("b", 4)) == ("same_version",)
+    make.put(copy, make.upsert("d", 5))
+    make.crash(copy)
+    again = make.open_shard(tmp_path / "two")
+    assert everything(again) == live | {("d", 0), ("d", 1)}
+    again.close()
+    shard.close()
+
+
+def test_a_damaged_snapshot_is_not_restored(tmp_path: Path) -> None:
+    """The error names the file, and nothing is left behind."""
+    shard = make.open_shard(tmp_path / "one")
+    make.put(shard, make.upsert("a", 0))
+    shard.snapshot(tmp_path / "copy")
+    shard.close()
+    path = next((tmp_path / "copy").glob("shard-0000/segments/*/chunks.parquet"))
+    path.chmod(0o644)
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+    flip(path, 999)
+    with pytest.raises(StoreCorrupt, match=str(path)):
+        Shard.restore(tmp_path / "copy", tmp_path / "two")
+    assert not (tmp_path / "two/shard-0000").exists()
+
+
+def test_snapshots_and_restores_never_overwrite(tmp_path: Path) -> None:
+    """Both need a place that is free; a folder without a store is told."""
+    shard = make.open_shard(tmp_path / "one")
+    shard.snapshot(tmp_path / "copy")
+    with pytest.raises(UsageError, match="exists"):
+        shard.snapshot(tmp_path / "copy")
+    shard.close()
+    with pytest.raises(UsageError, match="exists"):
+        Shard.restore(tmp_path / "copy", tmp_path / "one")
+    with pytest.raises(UsageError, match="holds no store"):
+        Shard.restore(tmp_path / "nowhere", tmp_path / "two")
+
+
+def test_a_restored_shard_still_knows_its_embedder(tmp_path: Path) -> None:
+    """A snapshot cannot be opened for another one."""
+    shard = make.open_shard(tmp_path / "one")
+    shard.snapshot(tmp_path / "copy")
+    shard.close()
+    Shard.restore(tmp_path / "copy", tmp_path / "two")
+    with pytest.raises(StoreMismatch, match="given 'other'"):
+        Shard.open(tmp_path / "two", make.config(), 0, 1, "other", make.DIM)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_large_segment_gets_an_ivf_and_still_finds_everything(tmp_path: Path, compress: bool) -> None:
+    """From the configured size on; the log may be compressed."""
+    shard = make.open_shard(tmp_path, seal_rows=1_000, ivf_rows=200, ivf_probes=1_000, wal_compress=compress)
+    make.put(shard, *(make.upsert(f"n{n}", n, num_chunks=4) for n in range(100)))
+    before = everything(shard)
+    shard.seal()
+    assert everything(shard) == before
+    assert make.found(shard, make.near("n50", k=1))[0] == ("n50", 0)
+    shard.close()
