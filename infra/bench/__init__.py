@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,3 +58,31 @@ def available() -> dict[str, Bench]:
 def load(name: str) -> ModuleType:
     """The module of benchmark `name` (KeyError for an unknown one)."""
     return importlib.import_module(BENCHES[name].module)
+
+
+def page(result: dict[str, Any]) -> str:
+    """A result as a Markdown page: what ran where, the ratios, and a table with one column for each figure."""
+    rows = result["rows"]
+    columns = [
+        key
+        for key in dict.fromkeys(key for row in rows for key in row)
+        if not key.endswith(("_low_ms", "_high_ms"))
+    ]
+    where = ", ".join(
+        f"{key} {result[key]}"
+        for key in ("device", "commit", "torch", "cuda", "copy_bandwidth_gb_s", "matmul_tflop_s")
+        if key in result
+    )
+    lines = [f"# {result['bench']}", "", where, "", "| ratio | |", "| --- | --- |"]
+    lines += [f"| {name} | {value} |" for name, value in result["ratios"].items()]
+    lines += ["", "Medians; in brackets the 10th and 90th percentile.", ""]
+    lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row, column) for column in columns) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict[str, Any], column: str) -> str:
+    value = row.get(column, "")
+    low, high = (row.get(column.replace("_ms", f"_{end}_ms")) for end in ("low", "high"))
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if low is None or high is None or low == value else f"{text} ({low:.4g}-{high:.4g})"

@@ -31,8 +31,10 @@ from infra.console import say
 from models.cache import CacheConfig
 from models.cache.full_layer import RotatingLayer
 from models.cache.rotating import RotatingCompressiveCache
+from models.cache.spec import LayerSpec
 from models.hf import HfBackbone, HfConfig
 from models.hf.attention import attend
+from models.hf.question_bank import record
 
 SINKS, MIDDLE_END, LENGTH, QUERIES = 4, 3076, 4096, 256
 
@@ -156,6 +158,13 @@ ATTENTION_METHODS: dict[str, dict[str, Any]] = {
         "heavy_per_block": 16,
         "heavy_scorer": "attention_mass",
     },
+    "16 of 128 by question_bank alone": {
+        "compressor": "drop",
+        "heavy": 1,
+        "heavy_per_block": 16,
+        "heavy_scorer": "question_bank",
+    },
+    "16 of 128 by key_difference alone": {"compressor": "drop", "heavy": 1, "heavy_per_block": 16},
     "32 of 128 by attention_mass alone": {
         "compressor": "drop",
         "heavy": 1,
@@ -175,10 +184,12 @@ def attention(backbone: HfBackbone, data: Path) -> list[dict[str, Any]]:
     for layer in cache.stored:
         if isinstance(layer, RotatingLayer):
             recorded[layer.spec.index] = []
-            layer.observe = recorded[layer.spec.index].append  # type: ignore[method-assign, assignment]
+            layer.watch = recorded[layer.spec.index].append
     backbone.read(ids, cache)
     blocks = (MIDDLE_END - SINKS) // 128
     rows = []
+    bank = record(backbone)
+    specs = {spec.index: replace(spec, questions=bank.get(spec.index)) for spec in backbone.specs}
     for name, changes in ATTENTION_METHODS.items():
         heavies = changes.get("heavy_per_block", 0) * blocks
         config = CacheConfig(
@@ -190,7 +201,7 @@ def attention(backbone: HfBackbone, data: Path) -> list[dict[str, Any]]:
         for layer in cache.stored:
             if isinstance(layer, RotatingLayer):
                 queries = torch.cat(recorded[layer.spec.index], dim=1)
-                error, share = _attention_error(layer, config, queries, blocks)
+                error, share = _attention_error(layer, specs[layer.spec.index], config, queries, blocks)
                 row[f"layer_{layer.spec.index}"] = round(error, 4)
                 row["share_of_middle"] = round(share, 4)
         rows.append(row)
@@ -199,10 +210,9 @@ def attention(backbone: HfBackbone, data: Path) -> list[dict[str, Any]]:
 
 
 def _attention_error(
-    source: RotatingLayer, config: CacheConfig, queries: torch.Tensor, blocks: int
+    source: RotatingLayer, spec: LayerSpec, config: CacheConfig, queries: torch.Tensor, blocks: int
 ) -> tuple[float, float]:
     """Read the recorded pairs into a layer of the method, evict the middle, compare the last queries' output."""
-    spec = source.spec
     pairs = [
         torch.cat(pair, dim=1)
         for pair in zip(source.sinks.read(0, SINKS), source.ring.read(0, LENGTH - SINKS), strict=True)
@@ -217,13 +227,15 @@ def _attention_error(
             layer.observe(queries[:, start : start + 128])
     for _ in range(blocks):
         layer._evict()
-    held, values, places, _ = layer.visible()
+    held, values, places, next_place = layer.visible()
     spec.rotary.reserve(LENGTH)
     asked = torch.arange(LENGTH - QUERIES, LENGTH)
     turned = spec.rotary.turn(queries[:, -QUERIES:], asked)[None]
     true_keys = spec.rotary.turn(pairs[0], torch.arange(LENGTH))[None]
     mask = torch.arange(LENGTH) <= asked[:, None]
     exact = attend(turned, true_keys, pairs[1][None], mask, spec.scaling)
+    asked = asked + next_place - LENGTH  # where the method's cache has these queries
+    turned = spec.rotary.turn(queries[:, -QUERIES:], asked)[None]
     mask = places[0] <= asked[:, None]
     ours = attend(turned, spec.rotary.turn(held, places)[None], values[None], mask, spec.scaling)
     kept = sum(
@@ -248,7 +260,11 @@ def equal_bytes() -> dict[str, CacheConfig]:
         "svd, rank 16 + heavy, attention_mass": CacheConfig(
             ring=512, rank=16, heavy=384, heavy_per_block=24, **by_mass
         ),
+        "svd, rank 16 + heavy, question_bank": CacheConfig(
+            ring=512, rank=16, heavy=384, heavy_per_block=24, heavy_scorer="question_bank"
+        ),
         "heavy only, key_difference": CacheConfig(ring=512, **alone),
+        "heavy only, question_bank": CacheConfig(ring=512, **alone, heavy_scorer="question_bank"),
         "heavy only, attention_mass": CacheConfig(ring=512, **alone, **by_mass),
     }
 

@@ -2,8 +2,8 @@
 
 Heads: 16 of 128 over 2 key heads, bf16. Ours: ring of 512, 16 latent blocks of 64 tokens (rank 32), 8 chosen
 chunks of 64, landmarks of width 256. GCA reads the same window and 8 chunks, as its paper says: exhaustive
-landmark scores, top 8, chunks gathered, a softmax inside each, mixed by the scores' softmax; plain PyTorch. Batch rows
-are questions over one shared stream, so that the stream's keys exist once. All times are CUDA graph replays.
+landmark scores, top 8, chunks gathered, a softmax inside each, mixed by the scores' softmax; plain PyTorch. Batch
+rows are questions over one shared stream, so that the stream's keys exist once. Times are CUDA graph replays.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def run(
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The named ratios; `per_chunk` spreads one retrieval over the 64 tokens of a chunk, in ours and in GCA alike."""
+    """The named ratios; `per_chunk` spreads one retrieval over the 64 tokens of a chunk, in both alike."""
     by = {(row["tokens"], row["batch"]): row for row in rows}
     found: dict[str, float] = {}
     long = [row for row in rows if row["tokens"] >= 131_072]

@@ -2,8 +2,8 @@
 
     python3 -m infra.bench.gpu_session tests|tune|bench --out DIR
 
-Contenders are compiled in parallel processes; timing itself is done by one process at a time, after all have compiled
-(a file lock). Each process writes its rows as it goes, so that a time limit loses nothing.
+Contenders are compiled in parallel processes; timing itself is done by one process at a time (a file lock), after
+all have compiled. Each process writes its rows as it goes, so that a time limit loses nothing.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def decode(turn: Turn) -> dict[str, Any]:
 
 
 def tune(turn: Turn, kernel: str, dim: int) -> dict[str, Any]:
-    """Times of one kernel of sparse attention over tile choices, 16 heads (4 at width 256) over 2 or 1 key heads."""
+    """Times of one kernel of sparse attention over tile choices: 16 heads over 2, at width 256 4 over 1."""
     import torch
 
     from infra.bench.measure import copy_bandwidth, matmul_rate, time_cuda
@@ -128,8 +128,8 @@ def tune(turn: Turn, kernel: str, dim: int) -> dict[str, Any]:
     q, grad = (torch.randn(1, num_q, heads, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     k, v = (torch.randn(1, num_k, kv_heads, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     options: dict[str, Any] = {
-        "chunk_size": 64, "block_q": 64, "scale": dim**-0.5, "causal": False, "query_start": 0, "deterministic": True,
-        "inverse": None, "tiles": {}, "lse_used": False,
+        "chunk_size": 64, "block_q": 64, "scale": dim**-0.5, "causal": False, "query_start": 0,
+        "deterministic": True, "inverse": None, "tiles": {}, "lse_used": False,
     }  # fmt: skip
 
     def prepared(chosen: int) -> tuple[Any, Any]:
@@ -184,8 +184,8 @@ def tune(turn: Turn, kernel: str, dim: int) -> dict[str, Any]:
                 for name, function in {
                     "invert": lambda s=saved: invert_indices(s.indices, num_k // 64),
                     "delta": lambda: fused.launch_delta(q, grad, None),
-                    "zeros_and_casts": lambda: [x.to(q.dtype) for x in torch.zeros_like(sums)],
-                    "dq_with_atomics": lambda s=saved: fused.launch_dq(s, options, sums),
+                    "zeros_and_casts": lambda s=sums: [x.to(q.dtype) for x in torch.zeros_like(s)],
+                    "dq_with_atomics": lambda s=saved, x=sums: fused.launch_dq(s, options, x),
                 }.items():
                     extra[f"{name}_{chosen}_ms"] = time_cuda(function, runs=10).median_ms  # type: ignore[arg-type]
             turn.write(extra)

@@ -29,7 +29,7 @@ def run(
     ceilings: tuple[float, float] | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Rows for every length, number of queries and k; times are replays of a CUDA graph, eager times beside them."""
+    """Rows for every length, number of queries and k; times of CUDA graph replays, eager ones beside."""
     bandwidth, rate = ceilings or (copy_bandwidth(), matmul_rate())
     rows = []
     for length in tokens:

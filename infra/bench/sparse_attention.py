@@ -102,7 +102,7 @@ class Case:
         return call
 
     def floors(self, bandwidth: float, rate: float) -> tuple[float, float]:
-        """Floors in ms of the forward pass and of forward + backward: each input read once, each output written once."""
+        """Floors in ms of forward and of forward + backward: inputs read once, outputs written once."""
         ops = 4 * self.num_q * HEADS * self.chosen * CHUNK * DIM
         rows = self.q.numel() * 2
         touched = int(self.indices.unique().numel()) * CHUNK * KV_HEADS * DIM * 2 * 2
@@ -114,7 +114,7 @@ class Case:
 
 @functools.cache
 def _compiled_flex() -> Callable[..., Any]:
-    """FlexAttention tuned by its compiler: with blocks of 64 its untuned backward has no configuration on Hopper."""
+    """FlexAttention, tuned: with blocks of 64 its untuned backward has no configuration on Hopper."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=True, mode="max-autotune-no-cudagraphs")  # type: ignore[no-any-return]

@@ -41,7 +41,8 @@ def check_head_dim(dim: int, smallest: int = 16) -> None:
     allowed = [width for width in HEAD_DIMS if width >= smallest]
     if dim not in allowed:
         raise ValueError(
-            f"head width is {dim}; the fused kernel takes {', '.join(map(str, allowed))}: use implementation='naive'"
+            f"head width is {dim}; the fused kernel takes {', '.join(map(str, allowed))}: "
+            "use implementation='naive'"
         )
 
 

@@ -23,9 +23,9 @@ def landmark_topk(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The k landmarks with the largest dot product for each query, best first.
 
-    queries [B, Q, D] or [Q, D]; landmarks [N, D] shared by all rows, or [B, N, D]; float16, bfloat16 or float32 (queries
-    are rounded to the landmarks' dtype, products are summed in float32). length int32 [B]: only the first length[b]
-    landmarks count (default all); of those the newest `exclude_newest` are left out.
+    queries [B, Q, D] or [Q, D]; landmarks [N, D] shared by all rows, or [B, N, D]; float16, bfloat16 or float32
+    (queries are rounded to the landmarks' dtype, products are summed in float32). length int32 [B]: only the first
+    length[b] landmarks count (default all); of those the newest `exclude_newest` are left out.
 
     Returns (scores float32 [..., k], indices int32 [..., k]); where fewer landmarks count, the rest is (-inf, -1).
     Order among equal scores is not defined.
@@ -35,8 +35,8 @@ def landmark_topk(
         queries = queries[None]
     if queries.ndim != 3 or landmarks.ndim not in (2, 3) or queries.shape[-1] != landmarks.shape[-1]:
         raise ValueError(
-            f"queries are {tuple(queries.shape)}, landmarks {tuple(landmarks.shape)}; expected [B, Q, D] (or [Q, D]) "
-            "and [N, D] or [B, N, D] with the same D"
+            f"queries are {tuple(queries.shape)}, landmarks {tuple(landmarks.shape)}; expected [B, Q, D] "
+            "(or [Q, D]) and [N, D] or [B, N, D] with the same D"
         )
     if landmarks.ndim == 3 and landmarks.shape[0] != queries.shape[0]:
         raise ValueError(f"landmarks are for {landmarks.shape[0]} rows, queries for {queries.shape[0]}")

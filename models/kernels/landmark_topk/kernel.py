@@ -1,5 +1,6 @@
-"""Triton kernels of the landmark search. A candidate is one int64: ordered bits of the score above those of the index.
+"""Triton kernels of the landmark search.
 
+A candidate is one int64: the score as an integer of the same order, above the complement of the index.
 So one integer comparison orders by score, then by lower index, and a partial sort carries both; the smallest
 int64 stands for no candidate. Scores live in registers only: what is written are the k best of each split.
 """
@@ -48,7 +49,7 @@ def scan_kernel(
     LENGTHS: tl.constexpr,
     CHOSEN: tl.constexpr,
 ):
-    """The K best of STEPS * BLOCK_N landmarks for one query: the split's own, or (CHOSEN) those of the block it names."""
+    """The K best of STEPS * BLOCK_N landmarks for one query: the split's own, or (CHOSEN) a named block's."""
     split = tl.program_id(0)
     query = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)

@@ -15,7 +15,7 @@ def landmark_topk_naive(
     length: torch.Tensor | None,
     exclude_newest: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Same arguments as `landmark_topk`; scores are products of values rounded to the landmarks' dtype, in float32."""
+    """Same arguments as `landmark_topk`; products of values in the landmarks' dtype, summed in float32."""
     dtype = accumulate_dtype(landmarks.dtype)
     batch, num_landmarks = queries.shape[0], landmarks.shape[-2]
     scores = queries.to(landmarks.dtype).to(dtype) @ landmarks.to(dtype).transpose(-1, -2)

@@ -30,7 +30,7 @@ def latent_decode(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """One softmax over ring, latents and chosen chunks; the latents are never unpacked to full size.
 
-    q [B, T, Hq, D], before rotary embedding, of T new queries at places q_place[b] … q_place[b] + T - 1 (int32 [B]).
+    q [B, T, Hq, D], before rotary embedding: T new queries at places q_place[b] … q_place[b] + T - 1 (int32 [B]).
     ring_k, ring_v [B, M, Hkv, D], keys before rotary embedding; ring_place int32 [B, M], -1 hides a slot, and
     a slot is visible to queries at its place or later. Rows of a batch may be filled to different lengths.
     rotary: (cos, sin) tables [places, D / 2], applied here to queries and keys; None leaves both as given (keys
@@ -47,8 +47,8 @@ def latent_decode(
         rows = q.shape[1] * (q.shape[2] // ring_k.shape[2])
         if rows > MAX_ROWS:
             raise ValueError(
-                f"{q.shape[1]} queries x {q.shape[2] // ring_k.shape[2]} heads of a group are {rows} rows; the decode "
-                f"kernel takes up to {MAX_ROWS}: pass fewer queries at a time, or use implementation='naive'"
+                f"{q.shape[1]} queries x {q.shape[2] // ring_k.shape[2]} heads of a group are {rows} rows; "
+                f"the decode kernel takes up to {MAX_ROWS}: pass fewer queries, or use implementation='naive'"
             )
         if q.dtype == torch.float64:
             raise ValueError(
@@ -120,5 +120,6 @@ def _check(
             )
     if rotary is not None and (rotary[0].shape != rotary[1].shape or rotary[0].shape[-1] * 2 != dim):
         raise ValueError(
-            f"rotary tables are {tuple(rotary[0].shape)} and {tuple(rotary[1].shape)}; expected [places, {dim // 2}] twice"
+            f"rotary tables are {tuple(rotary[0].shape)} and {tuple(rotary[1].shape)}; "
+            f"expected [places, {dim // 2}] twice"
         )

@@ -1,4 +1,4 @@
-"""Triton kernels of the decode: split-K over ring tiles, chosen chunks and latent blocks, then the merge of the splits."""
+"""Triton kernels of the decode: split-K over ring tiles, chunks and latent blocks, then the merge of the splits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _step(s, peak, total):
 @triton.jit
 def _score_raw(q1, q2, k1, k2, place, cos_ptr, sin_ptr, num_places, half, HALF: tl.constexpr,
                ROTARY: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Unscaled scores [R, N] of turned queries against keys given in halves [N, HALF], turned here by their place."""
+    """Unscaled scores [R, N] of turned queries against keys in halves [N, HALF], turned here by their place."""
     if ROTARY:
         rows = tl.minimum(tl.maximum(place, 0), num_places - 1)[:, None] * HALF + half[None, :]
         cos = tl.load(cos_ptr + rows).to(tl.float32)

@@ -10,11 +10,11 @@ from before rotary embedding) at place P + t, and f = 1 / sqrt(D) or the given s
 
 and one softmax runs over all of them. The last line is the one that needs no unpacking: all tokens of a run g stand
 at one place, so (R(P + t) q) · (R(p) K^T u) = u · (K R(p)^T R(P + t) q): the query is turned back by the run's
-place and projected on the block's basis once (rk × D products), after which every token costs rk products. It is exact
-in the factors; what it approximates is the place of a token *inside* a run: with runs of L tokens an angle is
-off by at most (L - 1) / 2 places when the run stands at its middle. One token to a run (G = tokens) has no such error and is
-the form that unpacking would give; G = 1 is the cheapest. Values: the weights are summed in the factor's rank,
-a_n = sum_j p_nj w_nj, and expanded once per block, a_n · V_n.
+place and projected on the block's basis once (rk × D products), after which every token costs rk products. It is
+exact in the factors; what it approximates is the place of a token *inside* a run: with runs of L tokens an angle
+is off by at most (L - 1) / 2 places when the run stands at its middle. One token to a run (G = tokens) has no such
+error and is the form that unpacking would give; G = 1 is the cheapest. Values: the weights are summed in the
+factor's rank, a_n = sum_j p_nj w_nj, and expanded once per block, a_n · V_n.
 """
 
 from __future__ import annotations

@@ -126,7 +126,8 @@ def _check(
         raise ValueError("indices name no slot (last dimension 0); give at least one, -1 where it is empty")
     if chunk_weights is not None and chunk_weights.shape[3] != indices.shape[3]:
         raise ValueError(
-            f"chunk_weights have {chunk_weights.shape[3]} slots, indices {indices.shape[3]}; give one weight per slot"
+            f"chunk_weights have {chunk_weights.shape[3]} slots, indices {indices.shape[3]}; "
+            "give one weight per slot"
         )
     if chunk_weights is not None and return_lse:
         raise ValueError("return_lse needs one softmax over all chosen tokens; drop it or chunk_weights")

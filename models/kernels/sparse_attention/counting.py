@@ -24,7 +24,7 @@ def invert_by_counting(flat: torch.Tensor, num_chunks: int) -> InverseIndex:
 
 @triton.jit
 def starts_kernel(flat_ptr, starts_ptr, width, num_chunks, BLOCK: tl.constexpr):
-    """starts[c] = entries of this row (and all rows before) whose chunk is below c; empty ones count as num_chunks."""
+    """starts[c] = entries of this row (and all rows before) with a chunk below c; empty ones are num_chunks."""
     row = tl.program_id(1)
     chunks = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     count = tl.zeros([BLOCK], tl.int32)

@@ -1,4 +1,4 @@
-"""Triton kernel of the forward pass. One program holds BLOCK_M rows (queries x heads of one group) of one query block."""
+"""Triton kernel of the forward pass: a program holds BLOCK_M rows (queries x heads) of a query block."""
 
 from __future__ import annotations
 

@@ -302,7 +302,7 @@ def _descriptor(x: torch.Tensor, rows: int) -> TensorDescriptor:
 def _strides(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor | None
 ) -> tuple[int, ...]:
-    """Strides of q, k, v (batch, token, head) and of indices and weights (batch, block, head; one shared head: 0)."""
+    """Strides of q, k, v (batch, token, head), of indices and weights (batch, block, head; a shared head: 0)."""
     strides = [*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]]
     for table in (indices, indices if weights is None else weights):
         strides += [table.stride(0), table.stride(1), table.stride(2) if table.shape[2] > 1 else 0]

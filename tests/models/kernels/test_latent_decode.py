@@ -1,4 +1,4 @@
-"""Decode over ring, latents and chosen chunks: the fused kernel against the plain reference, and the reference itself."""
+"""Decode over ring, latents and chosen chunks: the fused kernel against the reference, and the reference itself."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def tables(places: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def make_inputs(
-    device: str, *, batch: int, num_q: int, q_heads: int, kv_heads: int, dim: int, slots: int, blocks: int, tokens: int,
-    runs: int, rank: tuple[int, int], chosen: int, chunk: int, dtype: torch.dtype, rotary: bool = True,
+    device: str, *, batch: int, num_q: int, q_heads: int, kv_heads: int, dim: int, slots: int, blocks: int,
+    tokens: int, runs: int, rank: tuple[int, int], chosen: int, chunk: int, dtype: torch.dtype, rotary: bool = True,
     hide_first: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Random arguments; a third of the ring is free and holds NaN, and `hide_first` leaves row 0 nothing at all."""
@@ -94,8 +94,8 @@ SHAPES = {
 def test_fused_agrees_with_naive(device: str, shape: dict[str, int], splits: int, rotary: bool) -> None:
     """Odd sizes, free slots full of NaN, a row with nothing visible: same output and lse, zeros where empty."""
     inputs = make_inputs(
-        device, batch=2, num_q=3, q_heads=4, kv_heads=2, dim=32, slots=45, rank=(5, 7), chunk=16, dtype=torch.float32,
-        rotary=rotary, hide_first=True, **shape,
+        device, batch=2, num_q=3, q_heads=4, kv_heads=2, dim=32, slots=45, rank=(5, 7), chunk=16,
+        dtype=torch.float32, rotary=rotary, hide_first=True, **shape,
     )  # fmt: skip
     out, lse = latent_decode(**inputs, implementation="fused", splits=splits)
     expected, expected_lse = latent_decode(**inputs, implementation="naive")
@@ -116,8 +116,8 @@ def test_every_width_dtype_and_batch_on_the_gpu(dim: int, dtype: torch.dtype, ba
     torch.backends.cuda.matmul.allow_tf32 = False
     for num_q, runs in ((1, 1), (4, 4)):
         inputs = make_inputs(
-            "cuda", batch=batch, num_q=num_q, q_heads=8, kv_heads=2, dim=dim, slots=301, blocks=5, tokens=64, runs=runs,
-            rank=(24, 32), chosen=5, chunk=64, dtype=dtype,
+            "cuda", batch=batch, num_q=num_q, q_heads=8, kv_heads=2, dim=dim, slots=301, blocks=5, tokens=64,
+            runs=runs, rank=(24, 32), chosen=5, chunk=64, dtype=dtype,
         )  # fmt: skip
         out, _ = latent_decode(**inputs, implementation="fused")
         exact = {
@@ -227,8 +227,8 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
 def test_wrong_arguments_are_named(change: dict[str, Any], message: str) -> None:
     """Each mistake raises ValueError that names the argument and both sides."""
     inputs = make_inputs(
-        "cpu", batch=2, num_q=1, q_heads=4, kv_heads=2, dim=16, slots=8, blocks=0, tokens=1, runs=1, rank=(1, 1), chosen=0,
-        chunk=16, dtype=torch.float32,
+        "cpu", batch=2, num_q=1, q_heads=4, kv_heads=2, dim=16, slots=8, blocks=0, tokens=1, runs=1, rank=(1, 1),
+        chosen=0, chunk=16, dtype=torch.float32,
     )  # fmt: skip
     with pytest.raises(ValueError, match=message):
         latent_decode(**{**inputs, **change})

@@ -94,8 +94,8 @@ def test_fused_agrees_with_naive_at_odd_sizes(
 def test_choice_can_differ_for_every_query(device: str, block_q: int) -> None:
     """Blocks smaller than a matrix tile, down to one query, with one choice for all heads."""
     inputs = make_inputs(
-        device, batch=1, num_q=19, num_k=100, q_heads=6, kv_heads=2, dim=64, index_heads=1, chosen=2, block_q=block_q,
-        chunk=32, dtype=torch.float32, mixed=False,
+        device, batch=1, num_q=19, num_k=100, q_heads=6, kv_heads=2, dim=64, index_heads=1, chosen=2,
+        block_q=block_q, chunk=32, dtype=torch.float32, mixed=False,
     )  # fmt: skip
     assert_agree(inputs, 2e-5, chunk_size=32, block_q=block_q)
 
@@ -126,8 +126,8 @@ def test_inverted_list_gives_the_same_bits_twice() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     inputs = make_inputs(
-        "cuda", batch=1, num_q=1024, num_k=2048, q_heads=8, kv_heads=2, dim=128, index_heads=1, chosen=8, block_q=64,
-        chunk=64, dtype=torch.bfloat16, mixed=False,
+        "cuda", batch=1, num_q=1024, num_k=2048, q_heads=8, kv_heads=2, dim=128, index_heads=1, chosen=8,
+        block_q=64, chunk=64, dtype=torch.bfloat16, mixed=False,
     )  # fmt: skip
     first, second = run(inputs, "fused"), run(inputs, "fused")
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -148,8 +148,8 @@ def test_naive_is_dense_attention_when_everything_is_chosen() -> None:
 def test_naive_gradients_pass_gradcheck() -> None:
     """The reference's gradients are right in float64, rows with nothing chosen included."""
     inputs = make_inputs(
-        "cpu", batch=1, num_q=6, num_k=20, q_heads=2, kv_heads=1, dim=4, index_heads=1, chosen=2, block_q=4, chunk=16,
-        dtype=torch.float64, mixed=True,
+        "cpu", batch=1, num_q=6, num_k=20, q_heads=2, kv_heads=1, dim=4, index_heads=1, chosen=2, block_q=4,
+        chunk=16, dtype=torch.float64, mixed=True,
     )  # fmt: skip
     leaves = [inputs[name].double().requires_grad_() for name in ("q", "k", "v", "weights")]
 
