@@ -39,7 +39,7 @@ class LineFile:
         self._hash = hashlib.sha256()
         self._part = path.with_name(path.name + ".part")
         self._file: BinaryIO = self._part.open("wb")
-        self._zstd = None
+        self._zstd: Any = None
         if path.suffix == ".zst":
             self._zstd = zstandard.ZstdCompressor(level=ZSTD_LEVEL, threads=0).stream_writer(
                 self._file, closefd=False

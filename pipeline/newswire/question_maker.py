@@ -99,7 +99,7 @@ class QuestionMaker:
         low = min(self.truth.last, self.truth.first + 2 * DAY_S)
         return self.rng.between(low, self.truth.last)
 
-    def _word(self, options: Sequence[str]) -> int:
+    def _word(self, options: Sequence[object]) -> int:
         return self.rng.pick(SPLITS_WORDINGS[self.split][: len(options)])
 
     def _hop(self, known: Known, asked: int, first: str = "") -> Hop:
@@ -297,6 +297,10 @@ class QuestionMaker:
             return None
         known, time = self.rng.pick(self.truth.rumours)
         if time > asked or any(k.live(asked) for k in self.truth.by_key[known.fact.key]):
+            return None
+        buyer, target = known.fact.subject, known.fact.value.accepted[0]
+        owners = self.truth.by_key.get(f"owner|{target}|", ())
+        if any(k.fact.value.accepted[0] == buyer for k in owners):  # what was withdrawn came true after all
             return None
         wording = self._word(wordings_hops.RUMOUR)
         text = wordings_hops.RUMOUR[wording].format(s=known.fact.subject, date=known.fact.params["date"])

@@ -120,6 +120,7 @@ class Simulation:
         self._events += 1
         name, rng = f"e{self._events:07d}", self.rng
         if event.withdrawn:
+            self._planned -= tellings - 1  # only one house has it; other news fills the next day
             tellings = 1
         house = rng.weighted(_HOUSE_SHARES)
         others = [other for other in HOUSES if other is not house]
@@ -127,16 +128,16 @@ class Simulation:
         doubtful = not event.withdrawn and rng.chance(0.08)
         if doubtful:
             falsify(self.world, event, rng)
-        copies = 0
+        copies: list[House] = []
         for _ in range(tellings - 1):
             if not others:
                 break
             other = others.pop(rng.below(len(others)))
             if rng.chance(0.3) and not event.wrong:
-                copies += 1
+                copies.append(other)
             else:
                 self._at(first + rng.between(300, 8_400), self._telling(name, event, other))
-        self._at(first, self._telling(name, event, house, lead=True, copies=tuple(others[:copies])))
+        self._at(first, self._telling(name, event, house, lead=True, copies=tuple(copies)))
         return iter(())
 
     def _telling(
