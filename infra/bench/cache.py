@@ -223,10 +223,10 @@ def _attention_error(
         layer.compressor = type(layer.compressor)(spec, recent)
     for start in range(0, LENGTH, 128):
         layer.append(*(pair[:, start : start + 128] for pair in pairs))
-        if start + 128 <= MIDDLE_END + 128:
-            layer.observe(queries[:, start : start + 128])
-    for _ in range(blocks):
-        layer._evict()
+        layer.observe(queries[:, start : start + 128])
+        while layer._in_ring > LENGTH - MIDDLE_END:  # as a ring of that size would: no query from later
+            layer._evict()
+    assert layer.blocks == blocks
     held, values, places, next_place = layer.visible()
     spec.rotary.reserve(LENGTH)
     asked = torch.arange(LENGTH - QUERIES, LENGTH)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 COMPRESSORS = ("svd", "weighted_svd", "drop")
-SCORERS = ("key_difference", "key_norm", "attention_mass")
+SCORERS = ("key_difference", "key_norm", "attention_mass", "question_bank")
 KEY_FRAMES = ("before_rotary", "within_block")
 KEEP_RULES = ("weakest", "oldest")
 STORAGE = ("model", "float32", "bfloat16", "float16")
@@ -60,7 +60,8 @@ class CacheConfig:
     heavy_scorer: str = field(
         default="key_difference",
         metadata={
-            "help": "what ranks the tokens of an evicted block: key_difference, key_norm, attention_mass"
+            "help": "what ranks the tokens of an evicted block: key_difference, "
+            "key_norm, attention_mass (of the newest text), question_bank (of recorded questions)"
         },
     )
     heavy_keep: str = field(

@@ -155,6 +155,7 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
 
     def observe(self, queries: Tensor) -> None:
         """See MemoryLayer.observe."""
+        super().observe(queries)
         if self.compressor:
             self.compressor.observe(queries)
         window = self.queries.shape[1]
@@ -189,7 +190,8 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
         window = min(self.queries.shape[1], self._in_ring)
         places = torch.arange(self._in_ring - window, self._in_ring, device=keys.device)
         queries = self.queries[:, self.queries.shape[1] - window :]
-        block = Evicted(self.spec, keys, values, ring_keys, queries, places)
+        sink_keys = self.sinks.keys.float()
+        block = Evicted(self.spec, keys, values, ring_keys, sink_keys, queries, places)
         scores = BY_NAME[config.heavy_scorer](block)
         ranked = scores.argsort(dim=1, descending=True, stable=True)
         chosen = ranked[:, : config.heavy_per_block].sort(dim=1).values

@@ -8,6 +8,7 @@ step's new pairs `[1, H, T, d]` and returns everything that the step may see, tu
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class MemoryLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.is_initialized = True
         self.is_sliding = spec.window is not None
         self.query_place = 0
+        self.watch: Callable[[Tensor], None] | None = None  # for measuring: sees all queries
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing is lazy: all memory is taken when the cache is made."""
@@ -43,6 +45,8 @@ class MemoryLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def observe(self, queries: Tensor) -> None:
         """See the step's queries `[num_heads, T, d]` before rotary embedding."""
+        if self.watch is not None:
+            self.watch(queries)
 
 
 class StoredLayer(MemoryLayer):  # type: ignore[no-untyped-call]

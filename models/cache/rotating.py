@@ -23,6 +23,7 @@ class CacheView(Cache):
     """What one answer reads: a cache as it was, and a tail of its own. The cache goes on independently."""
 
     def __init__(self, layers: list[ViewLayer]) -> None:
+        self.views = layers
         super().__init__(layers=cast("list[Any]", layers))
 
     @classmethod

@@ -16,18 +16,21 @@ class Evicted:
     """What a scorer may look at. Pairs are before rotary embedding; the block is the oldest of the ring.
 
     `keys, values [H, n, d]` the block; `ring_keys [H, m, d]` all raw keys still held, the block first;
-    `queries [num_heads, w, d]` the newest queries and `query_places [w]`, counted from the block's first token.
+    `sink_keys [H, s, d]` the sinks; `queries [num_heads, w, d]` the newest queries and `query_places [w]`, counted
+    from the block's first token.
     """
 
     spec: LayerSpec
     keys: Tensor
     values: Tensor
     ring_keys: Tensor
+    sink_keys: Tensor
     queries: Tensor
     query_places: Tensor
 
 
 Scorer = Callable[[Evicted], Tensor]
+_ASKED_AFTER = 50  # tokens between the newest one and the imagined question
 
 
 def key_difference(block: Evicted) -> Tensor:
@@ -45,21 +48,39 @@ def key_norm(block: Evicted) -> Tensor:
 
 def attention_mass(block: Evicted) -> Tensor:
     """Mean attention of the newest queries over the raw pairs (as SnapKV's window, arXiv 2404.14469)."""
-    spec = block.spec
-    spec.rotary.reserve(block.ring_keys.shape[1])
-    queries = spec.rotary.turn(block.queries, block.query_places)
-    keys = spec.rotary.turn(block.ring_keys, torch.arange(block.ring_keys.shape[1], device=spec.device))
-    grouped = queries.reshape(spec.num_kv_heads, -1, spec.head_dim)
-    scores = grouped @ keys.transpose(-1, -2) * spec.scaling
+    return _mean_attention(block, block.queries, block.query_places)
+
+
+def question_bank(block: Evicted) -> Tensor:
+    """Mean attention that questions recorded elsewhere would give, asked a little after the newest token."""
+    questions = block.spec.questions
+    if questions is None:
+        raise ValueError(
+            "the score question_bank needs recorded questions; make the cache by backbone.new_cache"
+        )
+    asked = block.ring_keys.shape[1] + _ASKED_AFTER
+    places = torch.full((questions.shape[1],), asked, device=questions.device)
+    return _mean_attention(block, questions, places)
+
+
+def _mean_attention(block: Evicted, queries: Tensor, places: Tensor) -> Tensor:
+    """Attention to the block's tokens `[H, n]`, mean over queries `[num_heads, w, d]` at `places [w]`."""
+    spec, num_sinks = block.spec, block.sink_keys.shape[1]
+    keys = torch.cat((block.sink_keys, block.ring_keys), dim=1)
+    at = torch.arange(keys.shape[1], device=spec.device)
+    places = places + num_sinks
+    spec.rotary.reserve(keys.shape[1] + _ASKED_AFTER + 1)
+    turned = spec.rotary.turn(queries, places).reshape(spec.num_kv_heads, -1, spec.head_dim)
+    scores = turned @ spec.rotary.turn(keys, at).transpose(-1, -2) * spec.scaling
     # a query of the window may be older than the youngest keys
-    groups = spec.num_heads // spec.num_kv_heads
-    late = torch.arange(keys.shape[1], device=spec.device) > block.query_places.repeat(groups)[:, None]
+    late = at > places.repeat(spec.num_heads // spec.num_kv_heads)[:, None]
     mass: Tensor = scores.masked_fill(late, float("-inf")).softmax(-1).mean(1)
-    return mass[:, : block.keys.shape[1]]
+    return mass[:, num_sinks : num_sinks + block.keys.shape[1]]
 
 
 BY_NAME: dict[str, Scorer] = {
     "key_difference": key_difference,
     "key_norm": key_norm,
     "attention_mass": attention_mass,
+    "question_bank": question_bank,
 }

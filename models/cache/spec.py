@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from models.rotary import RotaryTable
 
@@ -22,3 +23,5 @@ class LayerSpec:
     rotary: RotaryTable
     device: torch.device
     dtype: torch.dtype
+    # queries of recorded questions `[num_heads, n, d]`, before rotary embedding, for the score question_bank
+    questions: Tensor | None = field(default=None, compare=False)

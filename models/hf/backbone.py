@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from models.cache.rotating import CacheView, RotatingCompressiveCache
 from models.hf.config import HfConfig
 from models.hf.generation import Sampler, StopTexts
 from models.hf.loading import Loaded, layer_specs, load
+from models.hf.question_bank import record
 
 _CHECK_TOKENS = 24
 _CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -33,6 +35,7 @@ class HfBackbone:
         text_config = self.model.config.get_text_config(decoder=True)
         self.vocabulary = int(text_config.vocab_size)
         self.context_tokens = int(text_config.max_position_embeddings)
+        self._bank: dict[int, Tensor] | None = None
         self._check_agreement()
 
     @classmethod
@@ -65,7 +68,13 @@ class HfBackbone:
 
     def new_cache(self, config: CacheConfig | None = None) -> RotatingCompressiveCache:
         """See Backbone.new_cache; raises ValueError for budgets that do not fit the model."""
-        return RotatingCompressiveCache(config or CacheConfig(), self.specs, self.identity)
+        config = config or CacheConfig()
+        specs = self.specs
+        if config.heavy and config.heavy_scorer == "question_bank":
+            if self._bank is None:
+                self._bank = record(self)
+            specs = [replace(spec, questions=self._bank.get(spec.index)) for spec in specs]
+        return RotatingCompressiveCache(config, specs, self.identity)
 
     @torch.no_grad()
     def read(self, ids: Sequence[int], cache: RotatingCompressiveCache) -> None:
@@ -169,6 +178,11 @@ class HfBackbone:
         room += len(prompt)
         with torch.no_grad():
             return (cache.view(room) if cache is not None else CacheView.empty(self.specs, room)), prompt
+
+    def run(self, ids: Sequence[int], view: CacheView) -> None:
+        """Compute `ids` into the view for its own sake; the view must have room for them."""
+        for _, block in self._blocks(self._checked(ids)):
+            self._forward(block, view, 0)
 
     def _blocks(self, ids: list[int]) -> Iterator[tuple[bool, list[int]]]:
         size = self.config.prompt_block

@@ -56,7 +56,7 @@ class ReferenceHead:
     def _keep_heavy(self, block: list[Token]) -> list[Token]:
         keys = torch.stack([t.key for t in block])[None]
         ring = torch.stack([t.key for t in self.ring])[None]
-        scores = key_difference(Evicted(self.spec, keys, keys, ring, keys, torch.zeros(1)))[0].tolist()
+        scores = key_difference(Evicted(self.spec, keys, keys, ring, keys, keys, torch.zeros(1)))[0].tolist()
         for token, score in zip(block, scores, strict=True):
             token.score = score
         best = sorted(block, key=lambda t: (-t.score, t.position))[: self.config.heavy_per_block]

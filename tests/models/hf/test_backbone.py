@@ -232,3 +232,62 @@ def test_wrong_configuration_names_the_field(fields: dict[str, Any], says: str) 
     """Checked before anything is loaded."""
     with pytest.raises(ValueError, match=says):
         HfConfig(**fields)
+
+
+def test_question_bank_is_recorded_once_and_shared_by_all_caches() -> None:
+    """Queries of every full layer, the same tensor in each cache: no session pays for it."""
+    backbone = tiny.backbone()
+    config = tiny.budgets(heavy=6, heavy_scorer="question_bank")
+    first, second = backbone.new_cache(config), backbone.new_cache(config)
+    banks = [layer.spec.questions for layer in first.stored]
+    assert banks[0] is None and banks[2] is None and banks[1] is not None
+    assert banks[1].shape[0] == 4 and banks[1].shape[2] == 16 and banks[1] is second.stored[1].spec.questions
+    backbone.read(tiny.ids(150), first)
+    restored = type(first).from_bytes(first.to_bytes(), backbone)
+    backbone.read(tiny.ids(99, 1), restored)
+    backbone.read(tiny.ids(99, 1), first)
+    assert restored.to_bytes() == first.to_bytes() == first.fork().to_bytes()
+
+
+def test_recorded_queries_are_those_of_a_plain_forward() -> None:
+    """The bank holds what the model's own query projection and norm give, before rotary embedding."""
+    from models.hf import question_bank
+
+    backbone = tiny.backbone()
+    layer = backbone.model.model.layers[1]
+    seen: list[torch.Tensor] = []
+    handle = layer.self_attn.q_norm.register_forward_hook(lambda *a: seen.append(a[2]))
+    text, question = question_bank._TEXTS[0], question_bank._QUESTIONS[0]
+    ids = [*backbone.bos, *backbone.encode(text), *backbone.encode(question)]
+    with torch.no_grad():
+        backbone.model(torch.tensor([ids]), use_cache=False)
+    handle.remove()
+    count = len(backbone.encode(question))
+    expected = seen[0][0][:, -count:]
+    torch.testing.assert_close(question_bank.record(backbone)[1][:, :count], expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    """And what to use instead."""
+    with pytest.raises(ValueError, match=r"device is 'cuda', but torch .* sees no GPU; use cpu or auto"):
+        HfBackbone.load(HfConfig(device="cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_and_cpu_agree(tmp_path: Path) -> None:
+    """The same folder on the GPU reads and answers as on the CPU; bytes stay flat there too."""
+    folder = tiny.save(tmp_path / "tiny")
+    config = tiny.budgets(rank=6, latent_blocks=3, heavy=8, heavy_scorer="attention_mass")
+    logits = []
+    for device in ("cpu", "cuda"):
+        backbone = HfBackbone.load(HfConfig(model=str(folder), device=device))
+        cache = backbone.new_cache(config)
+        before = cache.nbytes
+        backbone.read(tiny.ids(300), cache)
+        assert cache.nbytes == before
+        logits.append(
+            backbone.logits(tiny.ids(20, 1), type(cache).from_bytes(cache.to_bytes(), backbone)).cpu()
+        )
+    torch.testing.assert_close(logits[1], logits[0], atol=1e-3, rtol=1e-3)
