@@ -62,7 +62,10 @@ class FeedState:
         row = self._db.execute(
             "select url, etag, modified, next_due, failures, gone from feeds where url = ?", (url,)
         ).fetchone()
-        return FeedRow(*row[:5], gone=bool(row[5])) if row else FeedRow(url)
+        if row is None:
+            return FeedRow(url)
+        etag, modified, next_due, failures, gone = row[1:]
+        return FeedRow(url, etag, modified, next_due, failures, bool(gone))
 
     def seen(self, url: str, entries: Iterable[str]) -> dict[str, Seen]:
         """Those of `entries` that were published before."""
