@@ -21,6 +21,7 @@ from pipeline.store import TopicLedger
 
 Reason = Literal["idle", "limit", "stopped", "timeout"]
 _ACTOR_CPUS = 0.01
+_FINAL_FIGURES_S = 20.0
 _ResultT = TypeVar("_ResultT")
 
 
@@ -37,7 +38,7 @@ class IngestJob:
         self._started = time.monotonic()
         self._last_progress: tuple[int, float] = (0, self._started)
         self._last: dict[str, Any] = {}
-        self._stopped = False
+        self._final: dict[str, Any] | None = None
 
     @classmethod
     def start(cls, spec: IngestSpec, *, detached: bool = False) -> IngestJob:
@@ -78,9 +79,9 @@ class IngestJob:
         self._last = figures
         return figures
 
-    def ledger(self) -> TopicLedger:
+    def ledger(self, limit_s: float | None = None) -> TopicLedger:
         """Outcomes since the job started, from the shards' own ledgers."""
-        after = self._asked(self.client.ledger).get(self.spec.kafka.topic, TopicLedger())
+        after = self._asked(self.client.ledger, limit_s).get(self.spec.kafka.topic, TopicLedger())
         names = TopicLedger.__slots__
         return TopicLedger(**{name: getattr(after, name) - getattr(self._before, name) for name in names})
 
@@ -115,14 +116,14 @@ class IngestJob:
                 return "timeout"
             time.sleep(interval_s)
 
-    def figures(self, progress: dict[str, Any] | None = None) -> dict[str, Any]:
+    def figures(self, progress: dict[str, Any] | None = None, limit_s: float | None = None) -> dict[str, Any]:
         """What the job did: read = stored + deleted + dead_lettered + duplicates, from the shards' ledgers."""
         progress = self._last if progress is None else progress
-        done = self.ledger()
+        done = self.ledger(limit_s)
         if done.read > self._last_progress[0]:
             self._last_progress = (done.read, time.monotonic())
         seconds = max(self._last_progress[1] - self._started, 1e-3)
-        embed = self._asked(self.client.embed_stats)
+        embed = self._asked(self.client.embed_stats, limit_s)
         return {
             "topic": self.spec.kafka.topic,
             "read": done.read,
@@ -142,11 +143,11 @@ class IngestJob:
             "stalls": progress.get("stalls", 0),
             "restarts": progress.get("restarts", {}),
             "embedder": self.client.embedder_identity,
-            "ledger_total": self._asked(self.client.ledger).total().to_dict(),
+            "ledger_total": self._asked(self.client.ledger, limit_s).total().to_dict(),
             "seconds": round(time.monotonic() - self._started, 2),
         }
 
-    def _asked(self, ask: Callable[[], _ResultT]) -> _ResultT:
+    def _asked(self, ask: Callable[[], _ResultT], limit_s: float | None) -> _ResultT:
         """A figure from the store's actors, waited for while one of them restarts."""
         config = self.spec.ingest
         return persist(
@@ -154,18 +155,18 @@ class IngestJob:
             "the store",
             first_s=config.retry_first_s,
             max_s=config.retry_max_s,
-            limit_s=config.outage_limit_s,
+            limit_s=config.outage_limit_s if limit_s is None else limit_s,
             stopped=lambda: False,
         )
 
     def stop(self) -> dict[str, Any]:
         """Stop reading, finish or leave what is under way, commit; the final figures. Safe to call twice."""
-        if not self._stopped:
-            self._stopped = True
+        if self._final is None:
             try:
                 self._last = call(self.coordinator.stop.remote(), self.spec.ingest.stop_grace_s + 15.0)
             except Outage as error:
                 get_logger(topic=self.spec.kafka.topic).warning("coordinator_lost", error=first_line(error))
             finally:
                 end_actor(self._name)
-        return self.figures()
+            self._final = self.figures(limit_s=_FINAL_FIGURES_S)
+        return self._final

@@ -101,9 +101,16 @@ class ShardActor:
         return [shard.article(article_id) for article_id in ids]
 
     @ray.method(concurrency_group="search")
-    def recent(self, stream: str, limit: int, before_ms: int | None = None) -> list[Article]:
-        """The stream's newest articles on this shard, newest first."""
-        return list(self._open().recent(stream, limit, before_ms))
+    def recent(
+        self, stream: str, limit: int, before_ms: int | None = None
+    ) -> list[tuple[Article, str | None]]:
+        """The stream's newest articles on this shard, newest first, each with the article that it repeats."""
+        shard = self._open()
+        rows = []
+        for article in shard.recent(stream, limit, before_ms):
+            stored = shard.article(article.id)
+            rows.append((article, stored.canonical_id if stored is not None else None))
+        return rows
 
     @ray.method(concurrency_group="search")
     def changes(self, since: int) -> Changes:

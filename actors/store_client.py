@@ -109,11 +109,20 @@ class StoreClient(StoreSearch):
         return found
 
     def recent(self, stream: str, limit: int, before_ms: int | None = None) -> list[Article]:
-        """The stream's newest articles, newest first, over all shards."""
-        parts = self._ask_all("recent", stream, limit, before_ms)
-        rows = [article for part in parts for article in part]
-        rows.sort(key=lambda article: (-article.published_ms, article.id))
-        return rows[:limit]
+        """The stream's newest articles, newest first, over all shards; near-duplicates of one that is there are
+        left out."""
+        wanted = limit
+        while True:
+            parts: list[list[tuple[Article, str | None]]] = self._ask_all("recent", stream, wanted, before_ms)
+            rows = [row for part in parts for row in part]
+            rows.sort(key=lambda row: (-row[0].published_ms, row[0].id))
+            versions = self.known({canonical for _, canonical in rows if canonical is not None})
+            kept = [
+                article for article, canonical in rows if canonical is None or versions[canonical] is None
+            ]
+            if len(kept) >= limit or all(len(part) < wanted for part in parts):
+                return kept[:limit]
+            wanted *= 2
 
     def changes(self, cursor: Sequence[int] | None = None) -> StoreChanges:
         """Corrections and withdrawals after `cursor` (None: from the oldest kept), and the next cursor."""

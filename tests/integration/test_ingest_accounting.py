@@ -16,7 +16,7 @@ from pipeline.publisher import Publisher
 from pipeline.store import StoreMismatch
 from pipeline.topics import group_lag
 from tests.broker import TopicFactory
-from tests.integration.ingest_case import article, make_spec, running, settle, until_read
+from tests.integration.ingest_case import article, make_spec, running, settle
 from tests.models.embed.tiny import make_tiny_embedder
 
 pytestmark = [pytest.mark.broker, pytest.mark.ray]
@@ -134,24 +134,18 @@ def test_missing_topic_is_named(local_ray: None, topic: TopicFactory, tmp_path: 
         IngestJob.start(make_spec(replace(kafka, topic="no-such-topic"), tmp_path))
 
 
-def test_store_refuses_another_embedder(local_ray: None, topic: TopicFactory, tmp_path: Path) -> None:
-    """A store made with one embedder names both when another comes."""
-    kafka = topic(partitions=1)
-    spec = make_spec(kafka, tmp_path)
+def test_store_refuses_another_embedder_and_a_second_job(
+    local_ray: None, topic: TopicFactory, tmp_path: Path
+) -> None:
+    """While a job runs its twin is refused; a store names its embedder and the other one that came."""
+    spec = make_spec(topic(partitions=1), tmp_path)
+    other = replace(spec.embedder, model=str(make_tiny_embedder(tmp_path / "other", seed=1)))
     with running(spec) as job:
         identity = job.client.embedder_identity
-        other = replace(spec.embedder, model=str(make_tiny_embedder(tmp_path / "other", seed=1)))
+        with pytest.raises(UsageError, match="already"):
+            IngestJob.start(spec)
         with pytest.raises(StoreMismatch, match=identity):
             IngestJob.start(replace(spec, embedder=other))
     with pytest.raises(StoreMismatch, match=identity) as caught:
         IngestJob.start(replace(spec, embedder=other))
     assert "other-32" in str(caught.value)
-
-
-def test_same_job_runs_once(local_ray: None, topic: TopicFactory, tmp_path: Path) -> None:
-    """A second job for the same topic and store is refused while the first runs."""
-    spec = make_spec(topic(partitions=1), tmp_path)
-    with running(spec) as job:
-        until_read(job, 0)
-        with pytest.raises(UsageError, match="already"):
-            IngestJob.start(spec)

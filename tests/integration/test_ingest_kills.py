@@ -63,6 +63,12 @@ def _assert_all_there(job: IngestJob) -> None:
         assert stored[f"article-{number}"].article == _expected(number)
 
 
+def _ingester_pid(job: IngestJob) -> int:
+    wait_for(lambda: job.progress()["ingester_pids"][0], "an ingester that has shown itself")
+    pid: int = job.progress()["ingester_pids"][0]
+    return pid
+
+
 def _kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
@@ -76,7 +82,7 @@ def test_kills_lose_and_double_nothing(local_ray: None, topic: TopicFactory, tmp
         client = job.client
         publisher.start()
         until_read(job, 50)
-        _kill(job.progress()["ingester_pids"][0])
+        _kill(_ingester_pid(job))
         until_read(job, 120)
         _kill(call(find_actor(shard_name(client.name, 0)).ping.remote()))
         until_read(job, 200)
