@@ -54,20 +54,11 @@ def record(backbone: HfBackbone) -> dict[int, Tensor]:
     for text in _TEXTS:
         context = [*backbone.bos, *backbone.encode(text)]
         for question in _QUESTIONS:
-            ids = [*context, *backbone.encode(question)]
-            view = CacheView.empty(backbone.specs, len(ids))
+            asked = backbone.encode(question)
+            view = CacheView.empty(backbone.specs, len(context) + len(asked))
+            backbone.run(context, view)
             for layer in view.views:
                 if layer.spec.index in recorded:
-                    layer.watch = _Tail(recorded[layer.spec.index], len(ids) - len(context))
-            backbone.run(ids, view)
-    return {index: torch.cat(parts, dim=1) for index, parts in recorded.items()}
-
-
-class _Tail:
-    """Keeps the queries of the last `count` tokens of one step."""
-
-    def __init__(self, into: list[Tensor], count: int) -> None:
-        self._into, self._count = into, count
-
-    def __call__(self, queries: Tensor) -> None:
-        self._into.append(queries[:, -self._count :].float())
+                    layer.watch = recorded[layer.spec.index].append
+            backbone.run(asked, view)
+    return {index: torch.cat(parts, dim=1).float() for index, parts in recorded.items()}
