@@ -1,6 +1,6 @@
 """Everything that a short lease of a GPU must bring back, in one call: tests, tile sweeps, benchmarks in parallel.
 
-    python3 -m infra.bench.gpu_session tests|tune|bench --out DIR
+    python3 -m infra.bench.gpu_session tests|tune|pick|bench --out DIR
 
 Contenders are compiled in parallel processes; timing itself is done by one process at a time (a file lock), after
 all have compiled. Each process writes its rows as it goes, so that a time limit loses nothing.
@@ -33,9 +33,6 @@ PARTS: dict[str, list[list[str]]] = {
         ["tune-dkv", "64"],
         ["tune-dkv", "128"],
         ["tune-dkv", "256"],
-        ["landmarks"],
-        ["decode"],
-        ["sparse", "65536"],
     ],
     "bench": [
         ["sparse", "4096"],
@@ -196,12 +193,45 @@ def _candidates(kernel: str, dim: int) -> list[Any]:
     from models.kernels.sparse_attention.tuning import Tiles
 
     if kernel == "forward":
-        shapes = [(64, 4), (128, 8), (128, 4)]
+        shapes = (
+            [(128, 8, 2), (128, 8, 3)] if dim == 256 else [(128, 4, 2), (128, 8, 2), (64, 4, 2), (64, 4, 3)]
+        )
     elif kernel == "dq":
-        shapes = [(64, 4), (128, 8)]
+        shapes = [(128, 8, 1), (64, 4, 2)] if dim == 256 else [(64, 4, 2), (64, 4, 3), (128, 8, 2)]
     else:
-        shapes = [(64, 4), (64, 8)] if dim == 256 else [(64, 4)]
-    return [Tiles(m, 1, w, s, tma) for m, w in shapes for s in (2, 3, 4) for tma in (False, True)]
+        shapes = [(64, 8, 2)] if dim == 256 else [(64, 4, 2), (64, 4, 3)]
+    return [Tiles(m, 1, w, s, tma) for m, w, s in shapes for tma in (True, False)]
+
+
+def pick(out: Path) -> None:
+    """Write the fastest tiles of the last sweep (least total over its k) into the table of tuning.py."""
+    from models.kernels.sparse_attention import tuning
+
+    rows = json.loads((out / "tune.json").read_text())["rows"]
+    best: dict[tuple[str, int], tuple[float, list[Any]]] = {}
+    for name in rows:
+        total: dict[str, list[float]] = {}
+        for row in rows[name]:
+            if "ms" in row:
+                total.setdefault(json.dumps(row["tiles"]), []).append(row["ms"] / row["chosen"])
+        if total:
+            kernel, dim = name.removeprefix("tune-").split("_")
+            tiles, times = min(total.items(), key=lambda item: sum(item[1]))
+            best[kernel, int(dim)] = (sum(times), json.loads(tiles))
+    lines = ["_HALF = {"]
+    for kernel in ("forward", "dq", "dkv"):
+        cells = []
+        for dim in (64, 128, 256):
+            chosen = (
+                tuning.Tiles(*best[kernel, dim][1]) if (kernel, dim) in best else tuning._HALF[kernel][dim]
+            )
+            cells.append(f"        {dim}: Tiles({', '.join(map(str, chosen))}),")
+        lines += [f'    "{kernel}": {{', *cells, "    },"]
+    path = Path(tuning.__file__)
+    text = path.read_text()
+    first, last = text.index("_HALF = {"), text.index("_FLOAT = {")
+    path.write_text(text[:first] + "\n".join([*lines, "}"]) + "\n" + text[last:])
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 def part(arguments: Sequence[str], folder: Path, others: int, patience_s: float) -> None:
@@ -276,7 +306,7 @@ def session(mode: str, out: Path, limit_s: float, only: Sequence[str]) -> None:
 def main() -> None:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("mode", choices=["tests", "tune", "bench", "part"])
+    parser.add_argument("mode", choices=["tests", "tune", "pick", "bench", "part"])
     parser.add_argument("arguments", nargs="*", help="of a part, or the only parts to run")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--others", type=int, default=1)
@@ -284,6 +314,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.mode == "part":
         part(given.arguments, given.out, given.others, given.limit)
+    elif given.mode == "pick":
+        pick(given.out)
     else:
         session(given.mode, given.out, given.limit, given.arguments)
 

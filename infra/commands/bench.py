@@ -57,8 +57,8 @@ def _require_cuda(name: str) -> None:
 
     if not torch.cuda.is_available():
         raise DependencyUnreachable(
-            f"bench {name} times GPU kernels and this machine has no CUDA device; run it on a host with an NVIDIA GPU "
-            "(`ray job submit … -- dysra bench " + name + "`), or run the kernels' CPU tests here: "
+            f"bench {name} times GPU kernels and this machine has no CUDA device; run it on a host with an NVIDIA "
+            "GPU (`ray job submit … -- dysra bench " + name + "`), or run the kernels' CPU tests here: "
             "pytest tests/models/kernels"
         )
     if importlib.util.find_spec("triton") is None:
