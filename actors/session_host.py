@@ -17,6 +17,7 @@ from actors.session_service import SessionService
 from actors.slot_router import rank_of, slot_table
 from actors.store_client import open_store
 from models.hf import HfBackbone
+from models.hf.adapter import adapter_folder
 from pipeline.log import configure_logging, get_logger
 from pipeline.session.answer import Question
 from pipeline.session.asking import AskParts
@@ -51,7 +52,7 @@ def build_service(settings: ServeSettings, library: Library, owner: str) -> Sess
             library=library,
             chooser=HybridChooser(embed, config.dense_sentences),
             runner=model.lane(QUESTION),
-            adapted=settings.backbone.adapter is not None,
+            adapted=adapter_folder(settings.backbone) is not None,
         ),
         tails=lambda stream: StreamTail(settings.kafka, config, settings.articles, stream),
         root=settings.serve.sessions_dir.expanduser().absolute(),

@@ -350,7 +350,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.data is None:
         parser.error("name the folder of texts by --data or DYSRA_DATA")
-    backbone = HfBackbone.load(HfConfig(device=given.device, threads=given.threads))
+    backbone = HfBackbone.load(HfConfig(adapter="none", device=given.device, threads=given.threads))
     rows = BENCHES[given.bench](backbone, Path(given.data))
     if given.bench == "speed":
         say(json.dumps(rows))

@@ -41,7 +41,7 @@ def serve(
     store: Annotated[Path | None, typer.Option(help="folder of the store that `dysra ingest` fills")] = None,
     sessions: Annotated[Path | None, typer.Option(help="folder of the sessions' snapshots")] = None,
     model: Annotated[str | None, typer.Option(help="gemma-3-270m, or a folder of any decoder")] = None,
-    adapter: Annotated[str | None, typer.Option(help="folder of a LoRA adapter for the model")] = None,
+    adapter: Annotated[str | None, typer.Option(help="LoRA adapter: shipped, none, or a folder")] = None,
     embedder: Annotated[
         str | None, typer.Option(help="the store's embedder: minilm, static or a folder")
     ] = None,

@@ -19,7 +19,10 @@ class HfConfig:
         },
     )
     adapter: str | None = field(
-        default=None, metadata={"help": "folder of a peft LoRA adapter (safetensors), merged when loaded"}
+        default="shipped",
+        metadata={
+            "help": "shipped (our reader's LoRA, for gemma-3-270m), none, or a folder of a peft LoRA adapter"
+        },
     )
     dtype: str = field(
         default="float32", metadata={"help": "type of the weights: float32, bfloat16 or float16"}

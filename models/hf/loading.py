@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from models.cache.spec import LayerSpec
 from models.hf import attention, gemma_gguf
+from models.hf.adapter import adapter_folder
 from models.hf.config import HfConfig
 from models.rotary import RotaryTable
 
@@ -55,8 +56,9 @@ def load(config: HfConfig) -> Loaded:
         raise ValueError(f"backbone.model {config.model!r} cannot be loaded: {error}") from error
     weights = _hash_files(source) if isinstance(source, Path) else str(model.config._commit_hash)
     adapter = "none"
-    if config.adapter is not None:
-        model, adapter = _with_adapter(model, Path(config.adapter))
+    folder = adapter_folder(config)
+    if folder is not None:
+        model, adapter = _with_adapter(model, folder)
     model.requires_grad_(False).eval().to(device)
     about = {
         k: v for k, v in model.config.to_dict().items() if not k.startswith(("_", "transformers_version"))

@@ -24,7 +24,7 @@ TEXT = (
 @pytest.fixture(scope="module")
 def gemma() -> Iterator[HfBackbone]:
     """The real decoder; the first run on a machine converts it (about a minute)."""
-    yield HfBackbone.load(HfConfig(device="cpu"))
+    yield HfBackbone.load(HfConfig(adapter="none", device="cpu"))
 
 
 def backbone_answer(gemma: HfBackbone, question: str, cache: RotatingCompressiveCache) -> str:
