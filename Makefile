@@ -14,7 +14,7 @@ NEWS ?=
 KEEP ?=
 EMBEDDER ?=
 
-.PHONY: help setup demo test test-slow test-gpu lint format types bench clean
+.PHONY: help setup weights demo test test-slow test-gpu lint format types bench clean
 
 help:
 	@echo "make demo       the whole main job on this machine (ARTICLES=1000, NEWS=file, KEEP=1, EMBEDDER=static)"

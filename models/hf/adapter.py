@@ -17,7 +17,7 @@ def adapter_folder(config: HfConfig) -> Path | None:
     """The folder of the adapter, or None where the model is read as it is.
 
     The shipped adapter belongs to gemma-3-270m only. It is looked for beside the code and, for a job whose
-    uploaded working directory leaves weights out, under $DYSRA_CACHE/weights (`make setup` copies it there).
+    uploaded working directory leaves weights out, under $DYSRA_CACHE/weights (`make weights` copies it there).
     """
     if config.adapter in (None, "", NONE):
         return None
