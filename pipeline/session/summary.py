@@ -7,6 +7,7 @@ centrality over TF-IDF or embeddings, as in LexRank, cs/0109021), and picked so 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,8 +27,13 @@ from pipeline.session.sentences import split_sentences
 _NEIGHBOURS = 5
 _NOVELTY = 0.6
 _RECENCY = 0.15
-_LEAD_WORDS = 8
-_LEADS = 3
+_LEAD_WORDS = 6
+_OPENING = 6
+_EARLY = 0.3
+_QUOTES = "\"'“‘«„•-–—"
+_DATELINE = re.compile(
+    r"(?:•\s*)?[A-ZÀ-Þ][\w.'’ -]{1,40}(?:, [\w. ]{2,30})?(?: \([^)]{1,40}\))? (?:-|--|—|–) (?=\S+ \S+ \S+)"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +64,8 @@ def summarize(request: SummaryRequest, view: View, parts: AskParts) -> dict[str,
     sources = []
     for number, article in enumerate(sorted(picked, key=lambda a: (a.published_ms, a.id)), start=1):
         sentence = lead(article)
-        lines.append(f"{article.published.date().isoformat()}: {sentence} [{number}]")
+        said = without_dateline(sentence).lstrip("• ")
+        lines.append(f"{article.published.date().isoformat()}: {said} [{number}]")
         sources.append(_source(article, sentence))
     return {
         "stream": view.stream,
@@ -101,12 +108,27 @@ def pick(articles: Sequence[Article], wanted: int, parts: AskParts) -> list[Arti
 
 
 def lead(article: Article) -> str:
-    """The first of an article's opening sentences that says something; its title if none does."""
-    opening = split_sentences(article.text)[:_LEADS]
-    for sentence in opening:
-        if len(sentence.split()) >= _LEAD_WORDS:
-            return sentence
-    return one_line(article.title)
+    """The opening sentence that says what the title says; the title itself where none does.
+
+    Openings are often a place line, a heading or somebody's words: the title tells which one carries the news.
+    """
+    wanted = set(words(article.title))
+    best, best_score = one_line(article.title), 0.0
+    for place, sentence in enumerate(split_sentences(article.text)[:_OPENING]):
+        bare = without_dateline(sentence)
+        if len(bare.split()) < _LEAD_WORDS or bare[0] in _QUOTES:
+            continue
+        shared = len(wanted & set(words(bare))) / max(1, len(wanted))
+        score = shared + _EARLY / (1 + place)
+        if score > best_score:
+            best, best_score = sentence, score
+    return best
+
+
+def without_dateline(sentence: str) -> str:
+    """The sentence without the place, day and agency that wire reports begin with."""
+    match = _DATELINE.match(sentence)
+    return sentence[match.end() :] if match else sentence
 
 
 def _similarity(texts: Sequence[str], parts: AskParts) -> npt.NDArray[np.float64]:
