@@ -18,9 +18,21 @@ class Tiles(NamedTuple):
 
 
 _HALF = {
-    "forward": {64: Tiles(128, 1, 4, 3), 128: Tiles(128, 1, 4, 2), 256: Tiles(128, 1, 8, 2)},
-    "dq": {64: Tiles(128, 1, 8, 2), 128: Tiles(128, 1, 8, 2), 256: Tiles(64, 1, 4, 1)},
-    "dkv": {64: Tiles(64, 1, 4, 2), 128: Tiles(64, 1, 4, 2), 256: Tiles(64, 1, 8, 1)},
+    "forward": {
+        64: Tiles(64, 2, 4, 2, False),
+        128: Tiles(128, 1, 4, 2, False),
+        256: Tiles(128, 1, 8, 3, False),
+    },
+    "dq": {
+        64: Tiles(64, 1, 4, 2, False),
+        128: Tiles(64, 1, 4, 3, False),
+        256: Tiles(128, 1, 8, 1, False),
+    },
+    "dkv": {
+        64: Tiles(64, 1, 4, 3, False),
+        128: Tiles(64, 1, 4, 2, False),
+        256: Tiles(64, 1, 8, 2, False),
+    },
 }
 _FLOAT = {
     "forward": {64: Tiles(64, 1, 4, 1), 128: Tiles(32, 1, 4, 1), 256: Tiles(16, 1, 4, 1)},
