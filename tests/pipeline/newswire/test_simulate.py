@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from datetime import date
+from pathlib import Path
 
 import orjson
 import pytest
@@ -18,7 +19,8 @@ from pipeline.newswire.houses import HOUSES
 from pipeline.newswire.values import from_iso
 
 PREFIX = 1_500
-PREFIX_SHA256 = "to be filled"
+PREFIX_SHA256 = "6e93d695e93d5ad4c2e184ebe908fe7157588a3ff077c57300b223a9222ff534"
+YEAR_SHA256 = "1ad83ccede1bd3addc5616348aff21cc5465ee5311d1fe10b3bef83cb632b5e8"
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,18 @@ def test_the_bytes_of_the_default_seed_are_those_of_the_card(events: list[NewsEv
     """The first 1,500 articles have the checksum that docs/newswire.md states."""
     lines = b"".join(orjson.dumps(event.record) + b"\n" for event in events)
     assert hashlib.sha256(lines).hexdigest() == PREFIX_SHA256
+
+
+@pytest.mark.slow
+def test_the_bytes_of_the_year_are_those_of_the_card() -> None:
+    """All 50,000 articles of the default seed have the checksum that docs/newswire.md states."""
+    assert digest(2025, 50_000) == YEAR_SHA256
+
+
+def test_the_card_states_the_checksums() -> None:
+    """docs/newswire.md and these tests name the same bytes."""
+    card = (Path(__file__).parents[3] / "docs" / "newswire.md").read_text(encoding="utf-8")
+    assert PREFIX_SHA256 in card and YEAR_SHA256 in card
 
 
 def test_the_hash_seed_of_the_interpreter_changes_nothing() -> None:
