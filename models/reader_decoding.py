@@ -86,7 +86,8 @@ def _one_batch(
         mask[at, longest - len(prompt) :] = 1
     ids, mask = ids.to(device), mask.to(device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache: Any = DynamicCache(config=model.config)
+    config: Any = model.config
+    cache: Any = DynamicCache(config=config)
     written: list[Tensor] = []
     done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     margins: list[float] = []

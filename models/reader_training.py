@@ -163,8 +163,8 @@ def train_reader(
 ) -> list[dict[str, float]]:
     """Adapt the trainable parameters of `model` in place; returns one record a step.
 
-    `choose_rows(epoch)` gives the rows of an epoch (default: all). If the first steps show that `config.steps` do not
-    fit `config.limit_s`, the schedule is shortened once, so that it still ends at the lowest learning rate.
+    `choose_rows(epoch)` gives the rows of an epoch (default: all). If the first steps show that `config.steps`
+    do not fit `config.limit_s`, the schedule is shortened once, so that it still ends at the lowest learning rate.
     Raises RuntimeError if the loss stops being a number.
     """
     place = torch.device(device)

@@ -180,7 +180,7 @@ def _judged_news(data: Path, most: int, count: CountTokens, config: TripleConfig
     weights = WordWeights(text.text for text in texts.values())
     say(f"{len(articles):,} news articles, {len(texts):,} pieces")
     index = TextIndex(list(texts.values()))
-    questions = []
+    questions: list[Question] = []
     for question in _by_hash_questions(read_questions(data / "qa/realtimeqa.jsonl.zst")):
         day = question.asked[:10]
         listed = [

@@ -44,7 +44,8 @@ DEFAULTS: dict[str, Any] = {
     "steps": 2000,
     "tokens_per_batch": 32768,
     "weight_decay": 0.01,
-    "silent_share": 0.3,
+    "silent_share": 0.3,  # of all rows; or of each set's own, {set: share, "default": share}
+    "init": "",  # adapter to go on from, a safetensors file in the carried folder
     "shares": {},  # dataset -> share of its rows an epoch (default 1)
     "seed": 0,
 }
@@ -64,6 +65,9 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--judged-most", type=int, default=0, help="rows to judge by, for a try (0: all)")
+    parser.add_argument(
+        "--longest", type=int, default=0, help="judge long prompts (over 1,500 tokens), at most"
+    )
     parser.add_argument("--tokens-decoded", type=int, default=98304, help="prompt tokens of a decoded batch")
     parser.add_argument("--run", help="the one run that this process is to do")
     given = parser.parse_args()
@@ -134,7 +138,20 @@ def load_base(carried: Path, dtype: torch.dtype) -> nn.Module:
     if unexpected or set(missing) - {"lm_head.weight"}:
         raise RuntimeError(f"weights do not fit the model: missing {missing}, unexpected {unexpected}")
     model.tie_weights()
-    return model.to(dtype)
+    plain: nn.Module = model
+    return plain.to(dtype)
+
+
+def start_from(model: nn.Module, path: Path) -> None:
+    """Load an adapter's weights into an adapted model; raises RuntimeError where they do not fit."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    state = load_file(path)
+    result: Any = set_peft_model_state_dict(model, state)
+    loaded = len(state) - len(result.unexpected_keys)
+    if result.unexpected_keys or any("lora_" in key for key in result.missing_keys):
+        raise RuntimeError(f"{path} does not fit the model: {loaded} of {len(state)} tensors were taken")
 
 
 def load_rows(path: Path) -> tuple[ReadingRows, dict[str, np.ndarray[Any, Any]]]:
@@ -148,19 +165,31 @@ def load_rows(path: Path) -> tuple[ReadingRows, dict[str, np.ndarray[Any, Any]]]
 def row_chooser(
     labels: dict[str, np.ndarray[Any, Any]], names: list[str], run: dict[str, Any]
 ) -> Callable[[int], np.ndarray[Any, Any]]:
-    """The rows of an epoch: every dataset's share, and silent rows up to their share of the whole."""
+    """The rows of an epoch: every set's share of its rows, and silent rows up to their share."""
     share = np.array([run["shares"].get(name.split("/")[0], run["shares"].get(name, 1.0)) for name in names])[
         labels["codes"]
     ]
     free = ~labels["held_out"]
-    telling, silent = np.flatnonzero(free & labels["tells"]), np.flatnonzero(free & ~labels["tells"])
+    sets = np.array([name.split("/")[0] for name in names])[labels["codes"]]
+    wanted: float | dict[str, float] = run["silent_share"]
 
     def choose(epoch: int) -> np.ndarray[Any, Any]:
         chance = np.random.default_rng(run["seed"] * 1009 + epoch)
-        told = telling[chance.random(len(telling)) < share[telling]]
-        quiet = silent[chance.random(len(silent)) < share[silent]]
-        wanted = int(len(told) * run["silent_share"] / (1 - run["silent_share"]))
-        return np.concatenate([told, chance.permutation(quiet)[:wanted]])
+        if isinstance(wanted, dict):
+            parts = [
+                _one_part(np.flatnonzero(free & (sets == name)), wanted.get(name, wanted["default"]), chance)
+                for name in sorted(set(sets))
+            ]
+            return np.concatenate(parts)
+        return _one_part(np.flatnonzero(free), wanted, chance)
+
+    def _one_part(
+        rows: np.ndarray[Any, Any], silent: float, chance: np.random.Generator
+    ) -> np.ndarray[Any, Any]:
+        told, quiet = rows[labels["tells"][rows]], rows[~labels["tells"][rows]]
+        told = told[chance.random(len(told)) < share[told]]
+        quiet = quiet[chance.random(len(quiet)) < share[quiet]]
+        return np.concatenate([told, chance.permutation(quiet)[: int(len(told) * silent / (1 - silent))]])
 
     return choose
 
@@ -176,6 +205,8 @@ def one_run(run: dict[str, Any], given: argparse.Namespace) -> None:
     )
     if run["method"] == "lora":
         model = add_lora(model, run["rank"], run["alpha"], run["dropout"])
+        if run["init"]:
+            start_from(model, given.carried / run["init"])
     model = model.to(given.device)
     record: dict[str, Any] = {"run": run, "device": torch.cuda.get_device_name() if on_gpu else "cpu"}
     if run["method"] != "base":
@@ -218,8 +249,8 @@ def one_run(run: dict[str, Any], given: argparse.Namespace) -> None:
 def _judge(model: nn.Module, names: dict[str, Any], base: bool, given: argparse.Namespace) -> dict[str, Any]:
     """Greedy answers to every judged prompt; where the reader gave up, also what it says when it must answer."""
     rows, _ = load_rows(given.carried / "judged.npz")
-    few = range(min(len(rows), given.judged_most or len(rows)))
-    prompts = [rows.row(at)[: rows.answer_starts[at]] for at in few]
+    few = judged_rows(rows, given.judged_most, given.longest)
+    prompts: list[Any] = [rows.row(at)[: rows.answer_starts[at]] for at in few]
     if base:
         example = np.array(names["example"])
         prompts = [np.concatenate([prompt[:1].astype(np.int64), example, prompt[1:]]) for prompt in prompts]
@@ -239,10 +270,21 @@ def _judge(model: nn.Module, names: dict[str, Any], base: bool, given: argparse.
     )
     return {
         "seconds": time.monotonic() - started,
+        "rows": few,
         "ids": [list(answer.ids) for answer in answers],
         "margins": [round(answer.margin, 3) for answer in answers],
         "forced": {str(at): list(answer.ids) for at, answer in zip(gave_up, forced, strict=True)},
     }
+
+
+def judged_rows(rows: ReadingRows, most: int, longest: int) -> list[int]:
+    """The first `most` rows (0: all), of which at most `longest` long ones (0: all), spread evenly."""
+    found = list(range(min(len(rows), most or len(rows))))
+    long = [at for at in found if rows.answer_starts[at] > 1500]
+    if longest and len(long) > longest:
+        left_out = set(long) - {long[at * len(long) // longest] for at in range(longest)}
+        found = [at for at in found if at not in left_out]
+    return found
 
 
 @torch.inference_mode()

@@ -3,8 +3,9 @@
     python -m infra.training.reader_pack --triples build/reader --out build/carry
 
 Token ids stand in a vocabulary cut to the tokens that the data uses and the commonest ASCII ones: the
-embedding is two thirds of the model, and the adapter does not touch it. Writes OUT/vocabulary.npy (stays here: new id
-to Gemma's id) and OUT/carried, to be packed as a folder: rows, prompts, weights still in their GGUF quantisation.
+embedding is two thirds of the model, and the adapter does not touch it. Writes OUT/vocabulary.npy (stays here:
+new id to Gemma's id) and OUT/carried, to be packed as a folder: rows, prompts, weights still in their GGUF
+quantisation.
 """
 
 from __future__ import annotations
@@ -84,9 +85,7 @@ def main() -> None:
     if not given.no_weights:
         _pack_weights(carried, vocabulary)
     total = sum(path.stat().st_size for path in carried.iterdir())
-    say(
-        f"{len(vocabulary):,} tokens of the vocabulary kept; {total / 2**20:.1f} MiB before compression in {carried}"
-    )
+    say(f"{len(vocabulary):,} tokens kept; {total / 2**20:.1f} MiB before compression in {carried}")
 
 
 def triples_of(folders: Sequence[Path], part: str) -> list[Triple]:
@@ -152,7 +151,7 @@ def _pack_weights(carried: Path, vocabulary: np.ndarray[Any, Any]) -> None:
         if name.endswith("norm.weight"):
             data = data - 1.0  # GGUF stores 1 + w, transformers adds the 1 itself
         arrays[name], kinds[name] = data, tensor.tensor_type.name
-    np.savez(carried / "weights.npz", **arrays)
+    np.savez(carried / "weights.npz", **arrays)  # type: ignore[arg-type]
     config = json.loads((prepared() / "config.json").read_text()) | {"vocab_size": len(vocabulary)}
     (carried / "config.json").write_text(json.dumps(config))
     (carried / "kinds.json").write_text(json.dumps(kinds))

@@ -42,12 +42,14 @@ def main() -> None:
         record = json.loads(path.read_text())
         if "judged" not in record:
             continue
-        readings = answers_of(record["judged"], triples, vocabulary, tokenizer)
-        scores[path.stem] = table(triples, readings)
+        read = [triples[at] for at in record["judged"].get("rows", range(len(record["judged"]["ids"])))]
+        readings = answers_of(record["judged"], read, vocabulary, tokenizer)
+        scores[path.stem] = table(read, readings)
         say(f"\n[bold]{path.stem}[/bold] {record.get('steps', '')} steps, dev {record.get('dev', '')}")
         for name, row in scores[path.stem].items():
             say(
-                f"  {name:24} n {row['n']:4} EM {_p(row['em'])} F1 {_p(row['f1'])} forced F1 {_p(row['forced_f1'])} "
+                f"  {name:24} n {row['n']:4} EM {_p(row['em'])} F1 {_p(row['f1'])} "
+                f"forced F1 {_p(row['forced_f1'])} "
                 f"gave up wrongly {_p(row['gave_up_wrongly'])} rightly {_p(row['gave_up_rightly'])}"
             )
     if given.out:
@@ -63,7 +65,7 @@ def answers_of(
     forced = tokenizer.decode_batch([vocabulary[ids].tolist() for ids in judged["forced"].values()])
     said = dict(zip(forced_at, forced, strict=True))
     readings = []
-    for at, (triple, text) in enumerate(zip(triples, texts, strict=False)):
+    for at, (triple, text) in enumerate(zip(triples, texts, strict=True)):
         parsed = parse_answer(text)
         readings.append(
             Reading(
@@ -80,7 +82,7 @@ def answers_of(
 def table(triples: Sequence[Triple], readings: Sequence[Reading]) -> dict[str, dict[str, Any]]:
     """Scores by "set/kind of context"; unanswerable questions of a set stand under "set!/kind"."""
     groups: dict[str, list[Reading]] = defaultdict(list)
-    for triple, reading in zip(triples, readings, strict=False):
+    for triple, reading in zip(triples, readings, strict=True):
         mark = "" if triple.answers else "!"
         groups[f"{triple.dataset}{mark}/{triple.kind}"].append(reading)
     return {name: asdict(score_readings(group)) for name, group in sorted(groups.items())}

@@ -35,11 +35,9 @@ def cloze_triples(texts: Iterable[SourceText], seed: int, most_chars: int = 260)
                 span = match.group()
                 alone = re.compile(rf"\b{re.escape(span)}\b")
                 rest = [other for place, other in enumerate(sentences) if place != at]
-                if len(span) > 2 and span not in text.title and len(alone.findall(sentence)) == 1:
-                    if any(alone.search(other) for other in rest):
-                        found.append(
-                            (sentence[: match.start()] + BLANK + sentence[match.end() :], span, rest)
-                        )
+                once = len(span) > 2 and span not in text.title and len(alone.findall(sentence)) == 1
+                if once and any(alone.search(other) for other in rest):
+                    found.append((sentence[: match.start()] + BLANK + sentence[match.end() :], span, rest))
         if not found:
             continue
         question, span, rest = random.Random(f"{seed}:cloze:{text.text_id}").choice(found)

@@ -51,7 +51,7 @@ def write_triples(
         )
     folder.mkdir(parents=True, exist_ok=True)
     rows = iter(triples)
-    shards = []
+    shards: list[dict[str, Any]] = []
     while batch := list(islice(rows, rows_per_shard)):
         name = f"triples-{len(shards):05d}.parquet"
         temporary = folder / f".{name}.partial"

@@ -28,7 +28,10 @@ class TextIndex:
     def top(
         self, question: str, k: int, allowed: Callable[[SourceText], bool] | None = None, reach: int = 200
     ) -> list[SourceText]:
-        """The best `k` texts for `question`, best first, among the best `reach`; those not `allowed` are passed over."""
+        """The best `k` texts for `question`, best first; those not `allowed` are passed over.
+
+        No more than the best `reach` are looked at.
+        """
         asked = [word for word in dict.fromkeys(words(question)) if word in self._index.vocab_dict]
         if not asked:
             return []

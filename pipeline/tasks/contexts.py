@@ -22,8 +22,12 @@ from pipeline.tasks.scores import holds_answer
 
 _WORD = re.compile(r"\w+")
 _STOP_WORDS = frozenset(
-    "a an and are as at be by did do does for from had has have how in is it its of on or that the their this to was "
-    "were what when where which who whom whose why will with".split()
+    _WORD.findall(
+        """
+        a an and are as at be by did do does for from had has have how in is it its of on or that the their this to
+        was were what when where which who whom whose why will with
+        """
+    )
 )
 
 CountTokens = Callable[[str], int]

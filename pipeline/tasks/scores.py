@@ -66,8 +66,8 @@ class ReadingScores:
     """Mean scores in percent; a rate over no question is None.
 
     `em`, `f1` are over the readings of questions that have an answer, giving up counted 0; `forced_em` and
-    `forced_f1` replace it by what the reader says when it must answer. `gave_up_wrongly` is over readings whose text
-    tells, `gave_up_rightly` over the others. `f1_interval` is the 95% bootstrap interval of `f1`.
+    `forced_f1` replace it by what the reader says when it must answer. `gave_up_wrongly` is over readings whose
+    text tells, `gave_up_rightly` over the others. `f1_interval` is the 95% bootstrap interval of `f1`.
     """
 
     n: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -48,17 +47,15 @@ def tiny() -> Gemma3ForCausalLM:
 
 
 def toy(num_rows: int, seed: int) -> ReadingRows:
-    """Readings whose answer is the token after KEY in the text, or GIVE_UP where KEY is absent."""
+    """Readings whose answer is the one token of the text from 20 on, or GIVE_UP where there is none."""
     chance = np.random.default_rng(seed)
     pairs = []
     for _ in range(num_rows):
-        text = chance.integers(4, 32, int(chance.integers(4, 9))).tolist()
-        if chance.random() < 0.75:
-            at = int(chance.integers(0, len(text) - 1))
-            text[at] = KEY
-            pairs.append(([0, *text, KEY], [text[at + 1], STOP]))
-        else:
-            pairs.append(([0, *text, KEY], [GIVE_UP, STOP]))
+        text = chance.integers(4, 20, int(chance.integers(4, 9))).tolist()
+        answer = int(chance.integers(20, 32)) if chance.random() < 0.75 else GIVE_UP
+        if answer != GIVE_UP:
+            text[int(chance.integers(0, len(text)))] = answer
+        pairs.append(([0, *text, KEY], [answer, STOP]))
     return ReadingRows.of(pairs)
 
 
@@ -100,10 +97,10 @@ def test_the_loss_is_that_of_the_plain_model() -> None:
 def test_a_tiny_reader_learns_the_toy_and_when_to_give_up() -> None:
     """Trained from scratch it copies the right token of unseen texts and gives up where there is none."""
     model = tiny()
-    config = ReaderTrainConfig(steps=400, tokens_per_batch=640, lr=5e-3, seed=1)
-    curve = train_reader(model, toy(4000, 3), config)
-    chance_loss = (math.log(28) + 0) / 2
-    assert np.mean([step["loss"] for step in curve[-20:]]) < 0.35 * chance_loss
+    config = ReaderTrainConfig(steps=200, tokens_per_batch=512, lr=5e-3, seed=1)
+    curve = train_reader(model, toy(3000, 3), config)
+    # Knowing only how often each answer comes costs 2.4 nats for it, and nothing for the closing token.
+    assert np.mean([step["loss"] for step in curve[-20:]]) < 0.25 * 2.4 / 2
     held_out = toy(200, 4)
     prompts = [held_out.row(at)[: held_out.answer_starts[at]].tolist() for at in range(200)]
     answers = greedy_answers(model, prompts, stop_id=STOP, give_up_id=GIVE_UP, max_new_tokens=4)

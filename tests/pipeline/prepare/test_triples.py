@@ -16,7 +16,8 @@ TEXTS = {
         SourceText(
             text_id=f"p{at}",
             title=f"Tower {at}",
-            text=f"Tower {at} stands in town {at}. It was built in {1900 + at} by Ada Stone. It is {50 + at} metres high.",
+            text=f"Tower {at} stands in town {at}. It was built in {1900 + at} by Ada Stone. "
+            f"It is {50 + at} metres high.",
         )
         for at in range(30)
     )
@@ -27,7 +28,11 @@ def maker(**config: object) -> TripleMaker:
     """A maker whose pool is all texts in their order."""
     weights = WordWeights(text.text for text in TEXTS.values())
     return TripleMaker(
-        TEXTS, weights, lambda _: list(TEXTS.values()), lambda text: len(text.split()), TripleConfig(**config)  # type: ignore[arg-type]
+        TEXTS,
+        weights,
+        lambda _: list(TEXTS.values()),
+        lambda text: len(text.split()),
+        TripleConfig(**config),  # type: ignore[arg-type]
     )
 
 
@@ -48,7 +53,14 @@ def asked(split: str = "train", **more: object) -> Question:
 def test_the_target_answers_exactly_where_the_sentences_tell() -> None:
     """Every triple's target is the answer where its sentences hold it, and the giving up elsewhere."""
     triples = list(maker().training(asked()))
-    assert {triple.kind for triple in triples} >= {"oracle", "oracle+", "sentences32", "gold", "gold+", "silent"}
+    assert {triple.kind for triple in triples} >= {
+        "oracle",
+        "oracle+",
+        "sentences32",
+        "gold",
+        "gold+",
+        "silent",
+    }
     for triple in triples:
         held = any(holds_answer(text, ["1907"]) for _, _, text in triple.sentences)
         assert triple.tells == held
@@ -106,13 +118,17 @@ def test_dated_texts_are_read_oldest_first() -> None:
         for at, text in TEXTS.items()
     }
     weights = WordWeights(text.text for text in dated.values())
-    made = TripleMaker(dated, weights, lambda _: list(dated.values()), lambda t: len(t.split()), TripleConfig())
+    made = TripleMaker(
+        dated, weights, lambda _: list(dated.values()), lambda t: len(t.split()), TripleConfig()
+    )
     for triple in made.training(asked()):
         dates = [date for _, date, _ in triple.sentences]
         assert dates == sorted(dates)
 
 
-@pytest.mark.parametrize("wrong", [{"budgets": ()}, {"budgets": (4,)}, {"most_distractors": 0}, {"most_distractors": 20}])
+@pytest.mark.parametrize(
+    "wrong", [{"budgets": ()}, {"budgets": (4,)}, {"most_distractors": 0}, {"most_distractors": 20}]
+)
 def test_a_wrong_configuration_names_its_field(wrong: dict[str, object]) -> None:
     """The error names the field, what was given and what is allowed."""
     with pytest.raises(ValueError, match=rf"{next(iter(wrong))}: given .*allowed"):

@@ -20,7 +20,14 @@ from pipeline.tasks.qa import (
     title_key,
 )
 
-SQUAD = {"id": "s1", "question": "Who?", "answers": ["Ann"], "answerable": True, "gold_passage_ids": ["p1"], "title": "A_B"}
+SQUAD = {
+    "id": "s1",
+    "question": "Who?",
+    "answers": ["Ann"],
+    "answerable": True,
+    "gold_passage_ids": ["p1"],
+    "title": "A_B",
+}
 
 
 def write(path: Path, rows: list[object]) -> Path:
@@ -70,7 +77,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_questions(tmp_path / "squad2.jsonl")
 
 
-@pytest.mark.parametrize(("line", "message"), [("{oops", "line 2 is not JSON"), ('{"id": 1}', "line 2 lacks")])
+@pytest.mark.parametrize(
+    ("line", "message"), [("{oops", "line 2 is not JSON"), ('{"id": 1}', "line 2 lacks")]
+)
 def test_a_bad_line_is_named_with_its_number(tmp_path: Path, line: str, message: str) -> None:
     """Bad data says where it stands."""
     path = tmp_path / "squad2.jsonl"
@@ -84,7 +93,12 @@ def test_titles_that_differ_in_spelling_share_a_key() -> None:
     assert title_key("Steam_engine") == title_key("Steam Engine (machine)") == "steam engine"
 
 
-@given(st.lists(st.tuples(st.text(max_size=3), st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=2)), max_size=30))
+@given(
+    st.lists(
+        st.tuples(st.text(max_size=3), st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=2)),
+        max_size=30,
+    )
+)
 def test_no_test_title_is_a_training_title(drawn: list[tuple[str, list[str]]]) -> None:
     """Whatever the questions share, gold titles of test questions are gold titles of no training question."""
     questions = [
@@ -111,10 +125,16 @@ def test_real_questions_split_without_shared_titles(data_dir: Path) -> None:
     """On the data folder: every set has test and training questions, and no gold passage is shared."""
     data = data_dir
     passages = read_passages(data / "corpus/passages_wiki.jsonl.zst")
-    questions = [q for name in ("squad2", "nq_open", "hotpotqa") for q in read_questions(data / f"qa/{name}.jsonl.zst")]
+    questions = [
+        q for name in ("squad2", "nq_open", "hotpotqa") for q in read_questions(data / f"qa/{name}.jsonl.zst")
+    ]
     split = assign_splits(questions, passages)
-    golds = {name: {g for q in split if q.split == name for g in q.gold_ids} for name in ("train", "dev", "test")}
-    titles = {name: {title_key(passages[g].title) for g in found if g in passages} for name, found in golds.items()}
+    golds = {
+        name: {g for q in split if q.split == name for g in q.gold_ids} for name in ("train", "dev", "test")
+    }
+    titles = {
+        name: {title_key(passages[g].title) for g in found if g in passages} for name, found in golds.items()
+    }
     assert len(golds["test"]) > 300
     assert not golds["test"] & (golds["train"] | golds["dev"])
     assert not titles["test"] & (titles["train"] | titles["dev"])

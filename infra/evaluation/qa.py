@@ -1,0 +1,247 @@
+"""Question answering: choose what is read by a method, let the reader answer, score answers and cost.
+
+Figures are those of one reader over one file of questions; methods are comparable at equal budgets.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infra.evaluation.qa_sources import QaSource, open_source
+from pipeline.errors import UsageError
+from pipeline.session.prompts import GIVEN_UP, PromptForm, Sentence, parse_answer, reader_prompt
+from pipeline.tasks.contexts import (
+    Candidate,
+    as_sentences,
+    candidates,
+    oracle_sentences,
+    rank_sentences,
+    tells,
+    whole,
+    within_budget,
+)
+from pipeline.tasks.qa import Question
+from pipeline.tasks.scores import Reading, score_readings
+
+METHODS = ("none", "random", "bm25", "dense", "hybrid", "oracle", "gold", "full")
+UNITS = ("sentence", "passage")
+RETRIEVED = 20
+Encode = Callable[[list[str]], "np.ndarray[Any, Any]"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QaConfig:
+    """One cell: a method on a file of questions."""
+
+    data: Path = field(metadata={"help": "questions, named as in the data folder (nq_open.jsonl.zst, …)"})
+    method: str = field(default="bm25", metadata={"help": f"what is read: {', '.join(METHODS)}"})
+    corpus: Path | None = field(
+        default=None, metadata={"help": "texts; default: where the data folder has them"}
+    )
+    model: str = field(default="gemma-3-270m", metadata={"help": "the reader, as backbone.model"})
+    adapter: str | None = field(default=None, metadata={"help": "LoRA adapter of the reader"})
+    embedder: str = field(default="minilm", metadata={"help": "for dense and hybrid"})
+    unit: str = field(default="sentence", metadata={"help": "what is chosen: sentence or passage"})
+    budget: int = field(default=128, metadata={"help": "tokens of text a question, titles included"})
+    split: str = field(default="test", metadata={"help": "test (no gold title of it was trained on) or all"})
+    limit: int = field(default=0, metadata={"help": "questions, at most (0: all)"})
+    seed: int = field(default=0, metadata={"help": "which questions a limit keeps; random choices"})
+    device: str = field(default="auto", metadata={"help": "as backbone.device"})
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("method", METHODS), ("unit", UNITS), ("split", ("test", "all"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: given {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        if self.budget < 8:
+            raise ValueError(f"budget: given {self.budget}; allowed: 8 tokens or more")
+        if self.limit < 0:
+            raise ValueError(f"limit: given {self.limit}; allowed: 0 (all) or more")
+
+
+def run(config: QaConfig, on_progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """The figures of a cell, in the keys that `dysra evaluate --json` prints.
+
+    Raises UsageError for files that the method cannot use, BadData for broken ones.
+    """
+    source = open_source(config.data, config.corpus)
+    questions = _picked(source.questions, config)
+    from models.hf import HfBackbone, HfConfig
+
+    backbone = HfBackbone.load(HfConfig(model=config.model, adapter=config.adapter, device=config.device))
+    form: PromptForm = "adapted" if config.adapter else "base"
+    encode = _embedder(config.embedder) if config.method in ("dense", "hybrid") else None
+
+    def count(text: str) -> int:
+        return len(backbone.encode(text))
+
+    began = time.monotonic()
+    contexts = [_context(question, source, config, count, encode) for question in questions]
+    kept = [
+        (question, found) for question, found in zip(questions, contexts, strict=True) if found is not None
+    ]
+    if not kept:
+        raise UsageError(
+            f"{config.data}: method {config.method} has nothing to read for any question; try bm25"
+        )
+    chosen_s = time.monotonic() - began
+    prompts = [[*backbone.bos, *backbone.encode(reader_prompt(read, q.text, form))] for q, read in kept]
+    bare = [len(backbone.encode(reader_prompt((), q.text, form))) + len(backbone.bos) for q, _ in kept]
+    began = time.monotonic()
+    said, forced = _read(backbone, prompts, on_progress)
+    read_s = time.monotonic() - began
+    readings = [
+        Reading(
+            answer=parsed.text,
+            given_up=parsed.given_up,
+            golds=question.answers,
+            tells=tells(question, sentences),
+            forced=parse_answer(backbone.decode(forced[at])).text if at in forced else "",
+        )
+        for at, ((question, sentences), parsed) in enumerate(
+            zip(kept, (parse_answer(backbone.decode(ids)) for ids in said), strict=True)
+        )
+    ]
+    scores = asdict(score_readings(readings, config.seed))
+    scores["holds"] = round(100 * sum(reading.tells for reading in readings) / len(readings), 2)
+    read_tokens = [len(prompt) - least for prompt, least in zip(prompts, bare, strict=True)]
+    return {
+        "task": "qa",
+        "method": config.method,
+        "data": config.data.name,
+        "unit": config.unit,
+        "budget": config.budget,
+        "split": config.split,
+        "n": len(kept),
+        "scores": scores,
+        "cost": _cost(backbone, prompts, read_tokens, said, chosen_s, read_s),
+        "seed": config.seed,
+        "model": backbone.identity,
+    }
+
+
+def _picked(questions: Sequence[Question], config: QaConfig) -> list[Question]:
+    found = [question for question in questions if config.split == "all" or question.split == "test"]
+    if not found:
+        raise UsageError(f"{config.data} holds no question of the test split; give --split all")
+    random.Random(config.seed).shuffle(found)
+    return found[: config.limit or None]
+
+
+def _context(
+    question: Question, source: QaSource, config: QaConfig, count: Callable[[str], int], encode: Encode | None
+) -> tuple[Sentence, ...] | None:
+    """What the method gives to read; None where it has nothing for this question (no gold text)."""
+    if config.method == "none":
+        return ()
+    golds = source.golds(question)
+    if config.method in ("oracle", "gold", "full"):
+        if not golds:
+            return None
+        if config.method == "oracle":
+            return oracle_sentences(question, golds, source.weights)
+        if config.method == "gold":
+            return whole(golds)
+        others = [text for text in source.pool(question, RETRIEVED) if text not in golds]
+        texts = [*golds, *others][:RETRIEVED]
+        random.Random(f"{config.seed}:{question.question_id}").shuffle(texts)
+        return whole(sorted(texts, key=lambda text: text.date))
+    pool = source.pool(question, RETRIEVED)
+    units = (
+        candidates(pool)
+        if config.unit == "sentence"
+        else [Candidate(text, text.text, (at, 0)) for at, text in enumerate(pool)]
+    )
+    if not units:
+        return ()
+    chosen = within_budget(_ranked(question, units, source, config, encode), config.budget, count)
+    return as_sentences(sorted(chosen, key=lambda choice: choice.source.date))
+
+
+def _ranked(
+    question: Question, units: list[Candidate], source: QaSource, config: QaConfig, encode: Encode | None
+) -> list[Candidate]:
+    if config.method == "random":
+        return random.Random(f"{config.seed}:{question.question_id}").sample(units, len(units))
+    lexical = rank_sentences(question.text, units, source.weights)
+    if encode is None:
+        return lexical
+    vectors = encode([question.text, *(f"{unit.source.title}: {unit.text}" for unit in units)])
+    dense = [units[at] for at in np.argsort(-(vectors[1:] @ vectors[0]), kind="stable")]
+    if config.method == "dense":
+        return dense
+    place: dict[tuple[int, int], float] = {}
+    for ranking in (lexical, dense):
+        for at, unit in enumerate(ranking):
+            place[unit.place] = place.get(unit.place, 0.0) + 1 / (60 + at)
+    return sorted(units, key=lambda unit: -place[unit.place])
+
+
+def _embedder(spec: str) -> Encode:
+    from models.embed import load_embedder
+
+    embedder = load_embedder(spec)
+    return lambda texts: np.asarray(embedder.encode(texts))
+
+
+def _read(
+    backbone: Any, prompts: list[list[int]], on_progress: Callable[[int], None] | None
+) -> tuple[list[tuple[int, ...]], dict[int, tuple[int, ...]]]:
+    """The answers' ids, and those that must answer of the prompts where the reader gave up."""
+    from models.reader_decoding import greedy_answers
+
+    give_up = backbone.encode(GIVEN_UP)[0]
+    on_gpu = backbone.device.type == "cuda"
+    options: dict[str, Any] = {
+        "stop_id": backbone.encode("\n")[0],
+        "give_up_id": give_up,
+        "device": str(backbone.device),
+        "tokens_per_batch": 65536 if on_gpu else 2048,
+    }
+    said = [answer.ids for answer in greedy_answers(backbone.model, prompts, on_batch=on_progress, **options)]
+    gave_up = [at for at, ids in enumerate(said) if ids[:1] == (give_up,)]
+    again = greedy_answers(backbone.model, [prompts[at] for at in gave_up], may_give_up=False, **options)
+    return said, {at: answer.ids for at, answer in zip(gave_up, again, strict=True)}
+
+
+def _cost(
+    backbone: Any,
+    prompts: list[list[int]],
+    read_tokens: list[int],
+    said: list[tuple[int, ...]],
+    chosen_s: float,
+    read_s: float,
+) -> dict[str, Any]:
+    """Means a question; bytes are those of the plain cache of the prompt, FLOPs two a weight and token."""
+    import torch
+
+    config = backbone.model.config.get_text_config(decoder=True)
+    prefill = float(np.mean([len(prompt) for prompt in prompts]))
+    pair = 2 * config.num_key_value_heads * config.head_dim * backbone.dtype.itemsize
+    window = getattr(config, "sliding_window", None) or 1 << 62
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    kept = [prefill if kind == "full_attention" else min(prefill, window) for kind in kinds]
+    inner = sum(p.numel() for name, p in backbone.model.named_parameters() if "embed_tokens" not in name)
+    tokens = sum(map(len, prompts)) + sum(len(ids) + 1 for ids in said)
+    on_gpu = backbone.device.type == "cuda"
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if on_gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    return {
+        "tokens_read": round(float(np.mean(read_tokens)), 1),
+        "prefill_tokens": round(prefill, 1),
+        "kv_bytes": round(pair * sum(kept)),
+        "ms_per_token": round(1000 * read_s / tokens, 3),
+        "queries_per_s": round(len(prompts) / (chosen_s + read_s), 3),
+        "peak_bytes": int(peak),
+        "flops": round(2.0 * inner * tokens / len(prompts)),
+    }
