@@ -183,6 +183,12 @@ class ViewLayer(MemoryLayer):  # type: ignore[no-untyped-call]
         self._next_place += num_tokens
         return self._keys[:, :, first : self._length], self._values[:, :, first : self._length]
 
+    def rewind(self, num_tokens: int) -> None:
+        """Forget the newest `num_tokens` pairs."""
+        assert 0 <= num_tokens <= self._length
+        self._length -= num_tokens
+        self._next_place -= num_tokens
+
     def get_seq_length(self) -> int:
         """Number of pairs in the view."""
         return self._length

@@ -26,6 +26,11 @@ class CacheView(Cache):
         self.views = layers
         super().__init__(layers=cast("list[Any]", layers))
 
+    def rewind(self, num_tokens: int) -> None:
+        """Take back the newest `num_tokens` tokens, to go on differently from there."""
+        for layer in self.views:
+            layer.rewind(num_tokens)
+
     @classmethod
     def empty(cls, specs: Sequence[LayerSpec], room: int) -> CacheView:
         """A view of nothing, for prompts without a session."""

@@ -43,7 +43,8 @@ def key_difference(block: Evicted) -> Tensor:
 
 def key_norm(block: Evicted) -> Tensor:
     """Minus the key's length: short keys draw attention (arXiv 2406.11430)."""
-    return -block.keys.norm(dim=-1)
+    length: Tensor = block.keys.norm(dim=-1)
+    return -length
 
 
 def attention_mass(block: Evicted) -> Tensor:

@@ -51,14 +51,15 @@ _QUESTIONS = (
 def record(backbone: HfBackbone) -> dict[int, Tensor]:
     """Queries `[num_heads, n, d]` before rotary embedding of every full-attention layer, by its index."""
     recorded: dict[int, list[Tensor]] = {spec.index: [] for spec in backbone.specs if spec.window is None}
+    asked = [backbone.encode(question) for question in _QUESTIONS]
     for text in _TEXTS:
         context = [*backbone.bos, *backbone.encode(text)]
-        for question in _QUESTIONS:
-            asked = backbone.encode(question)
-            view = CacheView.empty(backbone.specs, len(context) + len(asked))
-            backbone.run(context, view)
-            for layer in view.views:
-                if layer.spec.index in recorded:
-                    layer.watch = recorded[layer.spec.index].append
-            backbone.run(asked, view)
+        view = CacheView.empty(backbone.specs, len(context) + max(map(len, asked)))
+        backbone.run(context, view)
+        for layer in view.views:
+            if layer.spec.index in recorded:
+                layer.watch = recorded[layer.spec.index].append
+        for question in asked:
+            backbone.run(question, view)
+            view.rewind(len(question))
     return {index: torch.cat(parts, dim=1).float() for index, parts in recorded.items()}
