@@ -231,11 +231,9 @@ def sample_passages(
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file, .zst or plain."""
-    with path.open("rb") as file:
-        if path.suffix == ".zst":
-            data = zstandard.ZstdDecompressor().stream_reader(file).read()
-        else:
-            data = file.read()
+    data = path.read_bytes()
+    if path.suffix == ".zst":
+        data = zstandard.ZstdDecompressor().decompressobj().decompress(data)
     try:
         for line in data.splitlines():
             yield orjson.loads(line)

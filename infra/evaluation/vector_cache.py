@@ -24,7 +24,7 @@ class VectorCache:
         base = folder / re.sub(r"[^A-Za-z0-9._-]", "_", embedder.identity)
         folder.mkdir(parents=True, exist_ok=True)
         self._keys_path, self._rows_path = base.with_suffix(".keys"), base.with_suffix(".f16")
-        self._load()
+        self._rows, self._row_of = self._load()
 
     def encode(
         self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None
@@ -51,7 +51,7 @@ class VectorCache:
         self._row_of.update(zip(keys, range(len(self._rows), len(self._rows) + len(keys)), strict=True))
         self._rows = np.concatenate([self._rows, vectors])
 
-    def _load(self) -> None:
+    def _load(self) -> tuple[NDArray[np.float16], dict[bytes, int]]:
         dim = self._embedder.dim
         keys = self._keys_path.read_bytes() if self._keys_path.exists() else b""
         data = self._rows_path.read_bytes() if self._rows_path.exists() else b""
@@ -60,8 +60,8 @@ class VectorCache:
             if path.exists() and path.stat().st_size != size:
                 with path.open("r+b") as file:
                     file.truncate(size)
-        self._rows = np.frombuffer(data, dtype=np.float16, count=count * dim).reshape(count, dim)
-        self._row_of = {keys[at * _KEY_BYTES : (at + 1) * _KEY_BYTES]: at for at in range(count)}
+        rows = np.frombuffer(data, dtype=np.float16, count=count * dim).reshape(count, dim)
+        return rows, {keys[at * _KEY_BYTES : (at + 1) * _KEY_BYTES]: at for at in range(count)}
 
 
 def _key(text: str) -> bytes:

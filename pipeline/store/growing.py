@@ -95,7 +95,7 @@ class GrowingSegment(Segment):
     @property
     def memory_bytes(self) -> int:
         """As promised by Segment, texts included."""
-        fields = sum(getattr(self, column).nbytes for column in COLUMNS)
+        fields = sum(int(getattr(self, column).nbytes) for column in COLUMNS)
         return self._index.memory_bytes + fields + 2 * self.num_text_bytes
 
     def _make_room(self, rows: int, articles: int) -> None:

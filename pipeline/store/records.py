@@ -16,7 +16,7 @@ Outcome = Literal["stored", "deleted", "dead_lettered", "linked", "same_version"
 """What became of one record; the ledger counts `linked`, `same_version` and `older` as duplicates, and
 `replayed` (its coordinate was counted before) not at all."""
 Mode = Literal["dense", "bm25", "hybrid"]
-Fusion = Literal["convex", "rrf"]
+Fusion = Literal["adaptive", "convex", "rrf"]
 TopicPartition = tuple[str, int]
 
 
@@ -267,6 +267,8 @@ class Candidates:
     dense: list[list[Passage]]
     bm25: list[list[Passage]]
     generation: int
+    num_chunks: int = 0
+    """Chunks that the shard's BM25 scores count over; they grow with its logarithm."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -348,12 +350,22 @@ class SearchConfig:
     mode: Mode = field(default="hybrid", metadata={"help": "dense, bm25 or hybrid"})
     depth: int = field(default=100, metadata={"help": "candidates that each list brings to the fusion"})
     fusion: Fusion = field(
-        default="rrf", metadata={"help": "rrf (weighted reciprocal ranks) or convex (normalised scores)"}
+        default="adaptive",
+        metadata={
+            "help": "adaptive (dense score, plus BM25 the more the less sure the dense search is), convex "
+            "(weighted scores) or rrf (weighted reciprocal ranks)"
+        },
+    )
+    bm25_weight: float = field(
+        default=0.7, metadata={"help": "adaptive: weight of BM25 where the dense search is wholly unsure"}
+    )
+    bm25_fade: float = field(
+        default=1.5, metadata={"help": "adaptive: how fast BM25's weight falls as the best dense score rises"}
     )
     dense_weight: float = field(
-        default=0.5, metadata={"help": "weight of the dense list, 0 to 1; the rest is BM25's"}
+        default=0.5, metadata={"help": "convex, rrf: weight of the dense list, 0 to 1; the rest is BM25's"}
     )
-    rrf_k: float = field(default=60.0, metadata={"help": "constant added to each rank by rrf"})
+    rrf_k: float = field(default=60.0, metadata={"help": "rrf: constant added to each rank"})
     deadline_s: float = field(
         default=2.0, metadata={"help": "seconds that a shard may take before the answer is partial"}
     )
@@ -364,8 +376,11 @@ class SearchConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.mode not in ("dense", "bm25", "hybrid"):
             raise ValueError(f"mode is {self.mode!r}; allowed: dense, bm25, hybrid")
-        if self.fusion not in ("rrf", "convex"):
-            raise ValueError(f"fusion is {self.fusion!r}; allowed: rrf, convex")
+        if self.fusion not in ("adaptive", "convex", "rrf"):
+            raise ValueError(f"fusion is {self.fusion!r}; allowed: adaptive, convex, rrf")
+        for name in ("bm25_weight", "bm25_fade"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         if not 0 <= self.dense_weight <= 1:
             raise ValueError(f"dense_weight is {self.dense_weight}; allowed is 0 to 1")
         if self.rrf_k <= 0 or self.deadline_s <= 0:

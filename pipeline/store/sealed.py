@@ -250,7 +250,8 @@ def _matrix(column: pa.Array | pa.ChunkedArray) -> NDArray[np.float16]:
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     dim = column.type.list_size
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    rows: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    return rows
 
 
 def _codes(column: pa.Array) -> tuple[Names, NDArray[np.int32]]:

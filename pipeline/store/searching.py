@@ -38,7 +38,8 @@ def candidates(core: ShardCore, request: SearchRequest) -> Candidates:
         dense_list, bm25_list = _lists(core, views, request, number, near, words)
         dense.append(dense_list)
         bm25.append(bm25_list)
-    return Candidates(dense=dense, bm25=bm25, generation=core.checkpoint.generation)
+    num_chunks = core.lexical.num_docs
+    return Candidates(dense=dense, bm25=bm25, generation=core.checkpoint.generation, num_chunks=num_chunks)
 
 
 def _nearest(views: list[SegmentView], request: SearchRequest) -> list[list[Place]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -106,6 +107,7 @@ class FaissIndex(VectorIndex):
         """An index over `vectors` [n, D]; the same vectors give the same index."""
         n, dim = vectors.shape
         kind, metric = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+        index: Any
         if ivf:
             lists = max(1, min(int(4 * math.sqrt(n)), n // 39))
             quantizer = faiss.IndexFlatIP(dim)
@@ -142,13 +144,14 @@ class FaissIndex(VectorIndex):
     def _search(
         self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None, probes: int
     ) -> Hits:
-        selector = None
+        library: Any = faiss  # its stubs lack what its wrappers accept
+        selector = params = None
         if allowed is not None:
-            selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+            selector = library.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
         if self._lists:
-            params = faiss.SearchParametersIVF(sel=selector, nprobe=min(probes, self._lists))
-        else:
-            params = faiss.SearchParameters(sel=selector) if selector is not None else None
+            params = library.SearchParametersIVF(sel=selector, nprobe=min(probes, self._lists))
+        elif selector is not None:
+            params = library.SearchParameters(sel=selector)
         scores, rows = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), k, params=params)
         scores[rows < 0] = -math.inf
         return scores, rows
@@ -175,7 +178,8 @@ class FaissGpuIndex(VectorIndex):
         self._resources.setTempMemory(256 << 20)
         options = faiss.GpuClonerOptions()
         options.useFloat16 = True
-        self._index = faiss.index_cpu_to_gpu(self._resources, device.index or 0, index.faiss_index, options)
+        library: Any = faiss  # its stubs do not say which index comes back
+        self._index = library.index_cpu_to_gpu(self._resources, device.index or 0, index.faiss_index, options)
         self._exhaustive = index
         self._probes = min(probes, self._index.nlist, _MAX_GPU_FETCH)
         self._bytes = index.memory_bytes

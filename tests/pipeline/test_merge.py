@@ -13,6 +13,7 @@ from pipeline.merge import merge_candidates
 from pipeline.store import Candidates, Passage, SearchConfig, SearchRequest
 
 FUSIONS = [
+    SearchConfig(),
     SearchConfig(fusion="rrf"),
     SearchConfig(fusion="convex"),
     SearchConfig(fusion="convex", dense_weight=0.9),

@@ -138,7 +138,7 @@ def test_what_happens_during_a_compaction_is_carried_over(
     shard.seal()
     real = maintenance.write_segment
 
-    def busy(*arguments):  # noqa: ANN002, ANN202
+    def busy(*arguments):
         result = real(*arguments)
         thread = threading.Thread(
             target=make.put,

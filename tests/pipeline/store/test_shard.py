@@ -229,7 +229,7 @@ def test_an_id_collision_is_detected_before_anything_is_stored(
     """Two articles' chunks with one id: the error names both articles."""
     make.put(shard, make.upsert("a", 0))
     monkeypatch.setattr(ids, "_MASK", 0)
-    with pytest.raises(ChunkIdCollision, match="'c'.*'b'|'b'.*'c'"):
+    with pytest.raises(ChunkIdCollision, match=r"'c'.*'b'|'b'.*'c'"):
         make.put(shard, make.upsert("b", 1, num_chunks=1), make.upsert("c", 2, num_chunks=1))
     make.put(shard, make.upsert("b", 1, num_chunks=1))
     shard.seal()
