@@ -171,24 +171,29 @@ def row_chooser(
     ]
     free = ~labels["held_out"]
     sets = np.array([name.split("/")[0] for name in names])[labels["codes"]]
+    tells = labels["tells"]
     wanted: float | dict[str, float] = run["silent_share"]
 
     def choose(epoch: int) -> np.ndarray[Any, Any]:
         chance = np.random.default_rng(run["seed"] * 1009 + epoch)
-        if isinstance(wanted, dict):
-            parts = [
-                _one_part(np.flatnonzero(free & (sets == name)), wanted.get(name, wanted["default"]), chance)
-                for name in sorted(set(sets))
-            ]
-            return np.concatenate(parts)
-        return _one_part(np.flatnonzero(free), wanted, chance)
+        if not isinstance(wanted, dict):
+            told, quiet = (
+                drawn(rows, chance) for rows in (np.flatnonzero(free & tells), np.flatnonzero(free & ~tells))
+            )
+            return mixed(told, quiet, wanted, chance)
+        parts = []
+        for name in sorted(set(sets)):
+            rows = drawn(np.flatnonzero(free & (sets == name)), chance)
+            part = wanted.get(name, wanted["default"])
+            parts.append(mixed(rows[tells[rows]], rows[~tells[rows]], part, chance))
+        return np.concatenate(parts)
 
-    def _one_part(
-        rows: np.ndarray[Any, Any], silent: float, chance: np.random.Generator
+    def drawn(rows: np.ndarray[Any, Any], chance: np.random.Generator) -> np.ndarray[Any, Any]:
+        return rows[chance.random(len(rows)) < share[rows]]
+
+    def mixed(
+        told: np.ndarray[Any, Any], quiet: np.ndarray[Any, Any], silent: float, chance: np.random.Generator
     ) -> np.ndarray[Any, Any]:
-        told, quiet = rows[labels["tells"][rows]], rows[~labels["tells"][rows]]
-        told = told[chance.random(len(told)) < share[told]]
-        quiet = quiet[chance.random(len(quiet)) < share[quiet]]
         return np.concatenate([told, chance.permutation(quiet)[: int(len(told) * silent / (1 - silent))]])
 
     return choose
