@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +12,11 @@ import ray
 from ray.exceptions import RayError
 
 from actors.delays import Delays
-from actors.ingest import Ingester, near_duplicates_name
+from actors.ingest import Ingester
 from actors.ingest_spec import Assignment, IngestSpec
-from actors.near_duplicates import NearDuplicateActor
-from actors.remote import Outage, backoff, call, find_actor, first_line, log_in_actor, named_actor
-from actors.store_actors import shard_name, start_embedders, start_shard
+from actors.remote import backoff, call, first_line, log_in_actor
 from actors.store_client import StoreClient
+from actors.store_watch import Restarts, StoreWatch
 from pipeline.errors import DependencyUnreachable, DysraError
 from pipeline.kafka import ensure_topic, topic_partitions
 from pipeline.log import get_logger
@@ -27,8 +25,9 @@ from pipeline.topics import topic_offsets
 
 _ACTOR_CPUS = 0.01
 _FIGURES_TIMEOUT_S = 10.0
-_SILENT_LIMIT_S = 60.0
+_SILENT_LIMIT_S = 120.0
 _NEW_PARTITIONS_S = 60.0
+_BUSY_LOOK_S = 5.0
 
 
 def coordinator_name(store: str, topic: str, group_id: str) -> str:
@@ -46,7 +45,6 @@ class _Worker:
     figures: dict[str, Any] = field(default_factory=dict)
     seen_at: float = 0.0
     start_at: float = 0.0
-    starts: deque[float] = field(default_factory=deque)
 
 
 class Coordinator:
@@ -54,7 +52,7 @@ class Coordinator:
 
     def __init__(self, spec: IngestSpec, client: StoreClient, detached: bool) -> None:
         log_in_actor()
-        self._spec, self._client, self._detached = spec, client, detached
+        self._spec, self._client = spec, client
         self._config = spec.ingest
         self._log = get_logger(topic=spec.kafka.topic)
         self._lock = threading.Lock()
@@ -64,13 +62,15 @@ class Coordinator:
         self._failure: BaseException | None = None
         self._ends: dict[int, int] = {}
         self._idle_since: float | None = None
+        self._looked_at = 0.0
         self._last: tuple[dict[int, int], dict[int, int]] = ({}, {})
         self._past = Delays()
         self._totals = {"polled": 0, "pauses": 0, "resumes": 0, "chunks": 0, "stalls": 0}
-        self._restarts = {"ingesters": 0, "shards": 0, "embedders": 0, "near_duplicates": 0}
-        self._pids: dict[str, int] = {}
-        self._died: dict[str, deque[float]] = {}
-        threading.Thread(target=self._supervise, name="supervise", daemon=True).start()
+        self._restarts = Restarts(spec.ingest)
+        self._watch = StoreWatch(spec, client, self._restarts, detached=detached)
+        self._lost_ingesters = 0
+        self._thread = threading.Thread(target=self._supervise, name="supervise", daemon=True)
+        self._thread.start()
 
     def figures(self) -> dict[str, Any]:
         """The job's progress; `failure` holds the error that ended it, `idle_s` how long nothing was left to do."""
@@ -97,7 +97,7 @@ class Coordinator:
                 "inflight_records": inflight,
                 "paused_ingesters": paused,
                 "delays": dict(delays.counts),
-                "restarts": dict(self._restarts),
+                "restarts": {"ingesters": self._lost_ingesters, **self._watch.counts},
                 "idle_s": 0.0 if self._idle_since is None else time.monotonic() - self._idle_since,
                 "failure": self._failure,
             }
@@ -105,6 +105,7 @@ class Coordinator:
     def stop(self) -> dict[str, Any]:
         """Stop every ingester within its grace; the last figures."""
         self._stopping.set()
+        self._thread.join(timeout=2.0)
         with self._lock:
             live = [
                 (worker, worker.actor.stop.remote()) for worker in self._workers if worker.actor is not None
@@ -132,7 +133,7 @@ class Coordinator:
             self._begin()
             next_partitions = time.monotonic() + _NEW_PARTITIONS_S
             while not self._stopping.is_set():
-                self._look_at_store()
+                self._watch.look()
                 for worker in self._workers:
                     if worker.actor is None and time.monotonic() >= worker.start_at:
                         self._start(worker)
@@ -151,7 +152,7 @@ class Coordinator:
         partitions = topic_partitions(spec.kafka, spec.kafka.topic)
         ensure_topic(spec.kafka, spec.kafka.dead_letter_topic, partitions=len(partitions))
         count = min(self._config.num_ingesters, len(partitions))
-        self._near_duplicates()
+        self._watch.start_near_duplicates()
         self._workers = [_Worker(index, partitions[index::count]) for index in range(count)]
 
     def _start(self, worker: _Worker) -> None:
@@ -183,7 +184,6 @@ class Coordinator:
                 .remote(self._spec, self._client, assignment)
             )
             worker.seen_at = now
-            worker.starts.append(now)
         self._log.info(
             "ingester_started", ingester=worker.index, epoch=self._epoch, partitions=worker.partitions
         )
@@ -222,7 +222,7 @@ class Coordinator:
         """Let go of a dead ingester and plan the next one; raises where it dies again and again."""
         if self._stopping.is_set():
             return
-        self._restarts["ingesters"] += 1
+        self._lost_ingesters += 1
         self._log.warning("ingester_lost", ingester=worker.index, error=first_line(error))
         ray.kill(worker.actor)
         with self._lock:
@@ -231,71 +231,8 @@ class Coordinator:
                 self._totals[name] += worker.figures.get(name, 0)
             kept = {name: worker.figures.get(name, {}) for name in ("durable", "committed")}
             worker.actor, worker.figures = None, kept
-        tries = self._recent(worker.starts, f"ingester {worker.index}", first_line(error))
+        tries = self._restarts.note(f"ingester {worker.index}", first_line(error))
         worker.start_at = time.monotonic() + self._wait(tries)
-
-    def _look_at_store(self) -> None:
-        """Start again what has died for good, and count what Ray restarted by itself."""
-        client, ingest = self._client, self._config
-        names = [shard_name(client.name, index) for index in range(client.num_shards)]
-        refs = {}
-        for index, name in enumerate(names):
-            actor = find_actor(name)
-            if actor is None:
-                self._note_death("shards", name)
-                actor = start_shard(
-                    client.name,
-                    client.config,
-                    index,
-                    client.embedder_identity,
-                    client.dim,
-                    ingest,
-                    detached=self._detached,
-                )
-            refs[name] = ("shards", actor.ping.remote())
-        for index, actor in enumerate(
-            start_embedders(client.name, self._spec.embedder, ingest, detached=self._detached)
-        ):
-            refs[f"embedder {index}"] = ("embedders", actor.ping.remote())
-        refs["near-duplicates"] = ("near_duplicates", self._near_duplicates().ping.remote())
-        for name, (kind, ref) in refs.items():
-            try:
-                pid = call(ref, 2.0)
-            except Outage:
-                continue  # restarting, or loading what it holds; its callers wait with a limit of their own
-            if self._pids.setdefault(name, pid) != pid:
-                self._pids[name] = pid
-                self._note_death(kind, name)
-
-    def _near_duplicates(self) -> Any:
-        client = self._client
-        return named_actor(
-            NearDuplicateActor,
-            near_duplicates_name(client.name),
-            self._spec.duplicates,
-            [shard_name(client.name, index) for index in range(client.num_shards)],
-            detached=False,
-            num_cpus=_ACTOR_CPUS,
-            max_restarts=-1,
-        )
-
-    def _note_death(self, kind: str, name: str) -> None:
-        self._restarts[kind] += 1
-        times = self._died.setdefault(name, deque())
-        times.append(time.monotonic())
-        self._recent(times, name, "its process ended")
-        self._log.warning("actor_restarted", actor=name, restarts=len(times))
-
-    def _recent(self, times: deque[float], name: str, reason: str) -> int:
-        """How many of `times` lie in the window; raises above the limit."""
-        while times and times[0] < time.monotonic() - self._config.restart_window_s:
-            times.popleft()
-        if len(times) > self._config.max_restarts:
-            raise DependencyUnreachable(
-                f"{name} was restarted {len(times)} times within {self._config.restart_window_s:.0f} s "
-                f"({reason}); look at the Ray logs of its node"
-            )
-        return len(times)
 
     def _wait(self, tries: int) -> float:
         waits = backoff(self._config.retry_first_s, self._config.retry_max_s)
@@ -305,6 +242,14 @@ class Coordinator:
 
     def _look_at_topic(self) -> None:
         """Note the topic's ends, and since when everything up to them has been durable."""
+        now = time.monotonic()
+        busy = any(
+            w.figures.get("inflight_records") or any(w.figures.get("lag", {}).values()) for w in self._workers
+        )
+        if busy and now - self._looked_at < _BUSY_LOOK_S:
+            self._idle_since = None
+            return
+        self._looked_at = now
         try:
             ends = {p: end for p, (_, end) in topic_offsets(self._spec.kafka, self._spec.kafka.topic).items()}
         except DependencyUnreachable as error:

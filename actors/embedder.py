@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.metrics import metric
-from actors.remote import log_in_actor
+from actors.remote import first_line, log_in_actor
 from models.embed import Embedder, EmbedderConfig, Vectors, load_embedder
+from pipeline.log import get_logger
 
 NUM_WAITING_CALLS = 64
 _WINDOW_BATCHES = 8
 _REQUEST_LIMIT_S = 600.0
+_FAILURES_TO_RESTART = 3
 
 
 @dataclass(slots=True)
@@ -120,6 +122,7 @@ class EmbedderActor:
         self._batcher: MicroBatcher | None = None
         self._embedder: Embedder | None = None
         self._failure: Exception | None = None
+        self._failures = 0
         try:
             self._embedder = load_embedder(config)
             self._batcher = MicroBatcher(self._embedder)
@@ -141,7 +144,12 @@ class EmbedderActor:
     def encode(self, texts: Sequence[str], urgent: bool = False) -> NDArray[Any]:
         """float16 [N, D] for articles, float32 for (urgent) questions."""
         _, batcher = self._ready()
-        vectors = batcher.encode(texts, urgent=urgent)
+        try:
+            vectors = batcher.encode(texts, urgent=urgent)
+        except RuntimeError as error:
+            self._fail(error)
+            raise
+        self._failures = 0
         metric("embed_batch_chunks").observe(len(texts))
         return vectors if urgent else vectors.astype(np.float16)
 
@@ -153,6 +161,13 @@ class EmbedderActor:
     def ping(self) -> int:
         """The process id, for health checks."""
         return os.getpid()
+
+    def _fail(self, error: RuntimeError) -> None:
+        """End the process after failures in a row (a lost CUDA context stays lost); Ray starts a new one."""
+        self._failures += 1
+        get_logger().error("embedding_failed", error=first_line(error), failures=self._failures)
+        if self._failures >= _FAILURES_TO_RESTART:
+            os._exit(1)
 
     def _ready(self) -> tuple[Embedder, MicroBatcher]:
         if self._failure is not None:

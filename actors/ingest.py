@@ -22,6 +22,7 @@ from actors.metrics import metric
 from actors.near_duplicates import Verdicts
 from actors.remote import Outage, Stopped, call, first_line, log_in_actor, persist
 from actors.store_client import StoreClient
+from actors.store_watch import near_duplicates_name
 from models.embed import load_tokenizer
 from pipeline.log import get_logger
 from pipeline.near_duplicates import Fingerprint
@@ -33,11 +34,6 @@ _MAX_BATCH_CHUNKS = 2_048
 _MAX_APPEND_BATCHES = 16
 _RATE_INTERVAL_S = 2.0
 _JUDGE_TIMEOUT_S = 60.0
-
-
-def near_duplicates_name(store: str) -> str:
-    """The actor name of a store's near-duplicate index."""
-    return f"{store}:near-duplicates"
 
 
 class Ingester:

@@ -76,6 +76,11 @@ class Appender:
                 batch.ref = None
                 self._client.forget_handles()
                 raise
+            except (
+                RuntimeError
+            ) as error:  # a model or device that fails is an outage, never the article's fault
+                batch.ref = None
+                raise ConnectionError(f"embedding failed: {error}") from None
 
         result: np.ndarray[Any, np.dtype[np.float16]] = self._persist(attempt, "the embedder")
         return result

@@ -49,6 +49,12 @@ class IngestConfig:
     maintain_interval_s: float = field(
         default=10.0, metadata={"help": "seconds between a shard's looks at sealing, expiry and compaction"}
     )
+    shard_placement: str = field(
+        default="head",
+        metadata={
+            "help": "head: shards run on the cluster's head node; any: every node sees the store folder"
+        },
+    )
     gpus_per_embedder: float = field(
         default=0.25, metadata={"help": "share of a GPU that an embedder reserves where the cluster has GPUs"}
     )
@@ -78,5 +84,7 @@ class IngestConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         if not 0 < self.resume_at < 1:
             raise ValueError(f"resume_at is {self.resume_at}; allowed is above 0, below 1")
+        if self.shard_placement not in ("head", "any"):
+            raise ValueError(f"shard_placement is {self.shard_placement!r}; allowed: head, any")
         if self.gpus_per_embedder < 0:
             raise ValueError(f"gpus_per_embedder is {self.gpus_per_embedder}; it must not be negative")

@@ -15,6 +15,11 @@ from pipeline.source import SourceConfig
 from pipeline.store import SearchConfig, StoreConfig
 
 
+def _source() -> SourceConfig:
+    """Ends looked at every second: lag is a figure that operators watch."""
+    return SourceConfig(check_s=1.0)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IngestSpec:
     """One topic into one store."""
@@ -27,7 +32,7 @@ class IngestSpec:
     duplicates: NearDuplicateConfig = field(default_factory=NearDuplicateConfig)
     articles: ArticleLimits = field(default_factory=ArticleLimits)
     search: SearchConfig = field(default_factory=SearchConfig)
-    source: SourceConfig = field(default_factory=SourceConfig)
+    source: SourceConfig = field(default_factory=_source)
 
     @classmethod
     def from_config(cls, config: Any, *, source: SourceConfig | None = None) -> IngestSpec:
@@ -41,7 +46,7 @@ class IngestSpec:
             duplicates=config.duplicates,
             articles=config.articles,
             search=config.search,
-            source=source or SourceConfig(),
+            source=source or _source(),
         )
 
 

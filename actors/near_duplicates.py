@@ -16,6 +16,7 @@ from pipeline.near_duplicates import (
 from pipeline.placement import shard_of
 
 _SHARD_TIMEOUT_S = 30.0
+_ALL_TIME_MS = -(2**62)
 
 
 class Verdicts(NamedTuple):
@@ -43,8 +44,9 @@ class NearDuplicateActor:
         self._linked = 0
         if config.enabled:
             rows = []
+            since_ms = self._oldest_needed()
             for index in range(len(shard_names)):
-                for row in self._ask(index, "signatures", 0):
+                for row in self._ask(index, "signatures", since_ms):
                     rows.append(Fingerprint(row.article_id, row.stream, row.published_ms, row.signature))
             self._index.add_all(rows)
 
@@ -85,6 +87,14 @@ class NearDuplicateActor:
     def ping(self) -> int:
         """The process id, for health checks."""
         return os.getpid()
+
+    def _oldest_needed(self) -> int:
+        """From when signatures are loaded: all of them, or in a large store those near its newest article."""
+        stats = [self._ask(index, "stats") for index in range(len(self._shard_names))]
+        newest = max((row["newest_ms"] for row in stats if row["newest_ms"] is not None), default=0)
+        if sum(row["live_articles"] for row in stats) <= self._config.max_articles:
+            return _ALL_TIME_MS
+        return int(newest - self._config.window_hours * 3_600_000)
 
     def _known(self, article_id: str) -> bool:
         owner = shard_of(article_id, len(self._shard_names))

@@ -18,6 +18,8 @@ from pipeline.store import StoreConfig, StoreMismatch
 _EMBEDDER_START_S = 900.0
 _SHARD_START_S = 300.0
 _ACTOR_CPUS = 0.01
+_HEAD = "node:__internal_head__"
+"""The resource that only a cluster's head has: on another node a shard would find its folder empty."""
 
 
 def shard_name(store: str, shard: int) -> str:
@@ -127,5 +129,6 @@ def start_shard(
         detached=detached,
         num_cpus=_ACTOR_CPUS,
         concurrency_groups=CONCURRENCY,
+        resources={_HEAD: _ACTOR_CPUS} if ingest.shard_placement == "head" else {},
         max_restarts=-1,
     )

@@ -11,7 +11,7 @@ import typer
 from infra.config import load_config
 from infra.console import ConfigFile, Figures, JsonFlag, say, verb
 from infra.signals import stop_on_signals
-from pipeline.errors import StoppedEarly, UsageError
+from pipeline.errors import DysraError, StoppedEarly, UsageError
 
 _PROGRESS_S = 5.0
 
@@ -108,8 +108,10 @@ def run(
             reason = job.wait(
                 until_idle_s=until_idle, limit=limit, stopped=stop.is_set, on_progress=_progress_printer()
             )
-        finally:
-            figures = job.stop()
+        except DysraError as error:
+            error.figures = job.stop()  # type: ignore[attr-defined]
+            raise
+        figures = job.stop()
         figures["ended"] = reason
         return figures, reason
 

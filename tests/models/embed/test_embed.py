@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,7 @@ def test_artifact_is_made_once_by_many_threads(tmp_path: Path) -> None:
 
     def make(folder: Path) -> None:
         made.append(folder)
+        time.sleep(0.2)
         (folder / "part").write_text("whole")
 
     target = tmp_path / "deep" / "artifact"

@@ -1,0 +1,107 @@
+"""Watches the actors that ingest needs beside its ingesters: starts again what died, and counts restarts."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+from actors.ingest_config import IngestConfig
+from actors.ingest_spec import IngestSpec
+from actors.near_duplicates import NearDuplicateActor
+from actors.remote import Outage, call, find_actor, named_actor
+from actors.store_actors import shard_name, start_embedders, start_shard
+from actors.store_client import StoreClient
+from pipeline.errors import DependencyUnreachable
+from pipeline.log import get_logger
+
+_ACTOR_CPUS = 0.01
+_PING_S = 2.0
+
+
+def near_duplicates_name(store: str) -> str:
+    """The actor name of a store's near-duplicate index."""
+    return f"{store}:near-duplicates"
+
+
+class Restarts:
+    """Restarts by name within a window; too many end the job instead of looping for ever."""
+
+    def __init__(self, config: IngestConfig) -> None:
+        self._config = config
+        self._times: dict[str, deque[float]] = {}
+
+    def note(self, name: str, reason: str) -> int:
+        """Count one restart of `name`; how many lie in the window. DependencyUnreachable above the limit."""
+        now = time.monotonic()
+        times = self._times.setdefault(name, deque())
+        times.append(now)
+        while times[0] < now - self._config.restart_window_s:
+            times.popleft()
+        if len(times) > self._config.max_restarts:
+            raise DependencyUnreachable(
+                f"{name} was restarted {len(times)} times within {self._config.restart_window_s:.0f} s "
+                f"({reason}); look at the Ray logs of its node"
+            )
+        return len(times)
+
+
+class StoreWatch:
+    """Looks after the shards, the embedders and the near-duplicate index of one store."""
+
+    def __init__(self, spec: IngestSpec, client: StoreClient, restarts: Restarts, *, detached: bool) -> None:
+        self._spec, self._client, self._restarts, self._detached = spec, client, restarts, detached
+        self._pids: dict[str, int] = {}
+        self._log = get_logger(store=client.name)
+        self.counts = {"shards": 0, "embedders": 0, "near_duplicates": 0}
+
+    def look(self) -> None:
+        """Start what has died for good, and count what Ray restarted by itself."""
+        client, ingest = self._client, self._spec.ingest
+        refs: dict[str, tuple[str, Any]] = {}
+        for index in range(client.num_shards):
+            name = shard_name(client.name, index)
+            actor = find_actor(name)
+            if actor is None:
+                self._died("shards", name)
+                self._pids.pop(name, None)
+                actor = start_shard(
+                    client.name,
+                    client.config,
+                    index,
+                    client.embedder_identity,
+                    client.dim,
+                    ingest,
+                    detached=self._detached,
+                )
+            refs[name] = ("shards", actor.ping.remote())
+        embedders = start_embedders(client.name, self._spec.embedder, ingest, detached=self._detached)
+        for index, actor in enumerate(embedders):
+            refs[f"embedder {index}"] = ("embedders", actor.ping.remote())
+        refs["near-duplicates"] = ("near_duplicates", self.start_near_duplicates().ping.remote())
+        for name, (kind, ref) in refs.items():
+            try:
+                pid = call(ref, _PING_S)
+            except Outage:
+                continue  # restarting, or loading what it holds; its callers wait with a limit of their own
+            if self._pids.setdefault(name, pid) != pid:
+                self._pids[name] = pid
+                self._died(kind, name)
+
+    def start_near_duplicates(self) -> Any:
+        """The near-duplicate index, started where it does not live; it ends with the job."""
+        client = self._client
+        return named_actor(
+            NearDuplicateActor,
+            near_duplicates_name(client.name),
+            self._spec.duplicates,
+            [shard_name(client.name, index) for index in range(client.num_shards)],
+            detached=False,
+            num_cpus=_ACTOR_CPUS,
+            max_restarts=-1,
+        )
+
+    def _died(self, kind: str, name: str) -> None:
+        self.counts[kind] += 1
+        times = self._restarts.note(name, "its process ended")
+        self._log.warning("actor_restarted", actor=name, restarts=times)
