@@ -31,6 +31,7 @@ from pipeline.store.records import (
     Upsert,
 )
 from pipeline.store.shard import Shard
+from pipeline.store.snapshots import summarize_shard
 
 __all__ = [
     "AppendResult",
@@ -60,4 +61,5 @@ __all__ = [
     "StoredArticle",
     "TopicLedger",
     "Upsert",
+    "summarize_shard",
 ]

@@ -129,6 +129,13 @@ def _commit(core: ShardCore, checkpoint: Checkpoint) -> None:
     """Make `checkpoint` the durable one, then remove what nothing refers to any more."""
     names = {info.name for info in checkpoint.segments}
     checkpoint.dead = {name: rows for name, rows in checkpoint.dead.items() if name in names}
+    counts = {segment.name: segment.num_chunks for segment in core.segments}
+    infos = []
+    for info in checkpoint.segments:
+        dead = checkpoint.dead[info.name]
+        dead_rows = int(counts[info.name][: len(dead)][dead].sum()) if dead.any() else 0
+        infos.append(dataclasses.replace(info, dead_rows=dead_rows))
+    checkpoint.segments = infos
     checkpoint.generation = core.checkpoint.generation
     checkpoint.next_segment = core.next_segment
     manifest.save(core.folder, checkpoint)

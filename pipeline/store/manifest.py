@@ -48,6 +48,8 @@ class SegmentInfo:
     oldest_ms: int
     newest_ms: int
     truth: dict[str, dict[str, int]]
+    dead_rows: int = 0
+    """Chunks of it that were dead at the checkpoint."""
 
 
 @dataclass(kw_only=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.store import manifest
-from pipeline.store.files import link_or_copy, require, sync_folder
+from pipeline.store.files import folder_bytes, link_or_copy, require, sync_folder
 from pipeline.store.manifest import Checkpoint
 from pipeline.store.sealed import TRUTH
 
@@ -62,3 +63,28 @@ def restore(source: Path, root: Path) -> list[Path]:
         copy_shard(folder, checkpoint, target)
         restored.append(target)
     return restored
+
+
+def summarize_shard(folder: Path) -> dict[str, Any]:
+    """What a shard's last checkpoint says, as plain values: reads only, needs no lock, loads no segment."""
+    checkpoint, _ = manifest.load(folder)
+    identity = checkpoint.identity
+    occupied = [info for info in checkpoint.segments if info.articles]
+    return {
+        "shard_index": identity.shard_index,
+        "num_shards": identity.num_shards,
+        "embedder": identity.embedder,
+        "dim": identity.dim,
+        "generation": checkpoint.generation,
+        "segments": len(checkpoint.segments),
+        "chunks": sum(info.rows for info in checkpoint.segments),
+        "dead_chunks": sum(info.dead_rows for info in checkpoint.segments),
+        "articles": sum(info.articles for info in checkpoint.segments),
+        "oldest_ms": min((info.oldest_ms for info in occupied), default=None),
+        "newest_ms": max((info.newest_ms for info in occupied), default=None),
+        "deleted_articles": len(checkpoint.tombstones),
+        "offsets": {f"{topic}[{part}]": offset for (topic, part), offset in checkpoint.offsets.items()},
+        "ledger": checkpoint.ledger.total().to_dict(),
+        "disk_bytes": folder_bytes(folder),
+        "wal_bytes": folder_bytes(folder / "wal") if (folder / "wal").is_dir() else 0,
+    }
