@@ -72,11 +72,11 @@ def application(settings: ServeSettings) -> serve.Application:
         health_check_period_s=5.0,
         health_check_timeout_s=30.0,
         request_router_config=RequestRouterConfig(
-            request_router_class=_ROUTER,
+            request_router_class=_ROUTER,  # type: ignore[arg-type]
             request_router_kwargs={"table": slot_table(config.slots, config.replicas)},
         ),
     )
-    ingress = serve.deployment(
+    ingress: Any = serve.deployment(
         serve.ingress()(Ingress),
         name="Ingress",
         num_replicas=config.ingress_replicas,
@@ -96,6 +96,17 @@ class Deployed:
     store: StoreClient
 
 
+def check_ready(settings: ServeSettings) -> None:
+    """Find in seconds what would stop `deploy`, before Ray and a model are started.
+
+    Raises UsageError for an open door or a taken port, DependencyUnreachable if Kafka does not answer.
+    """
+    config = settings.serve
+    check_open_door(config.host, no_auth=config.no_auth, keys_file=config.keys_file)
+    _require_free(config.host, config.port)
+    reachable(settings.kafka)
+
+
 def deploy(settings: ServeSettings, *, timeout_s: float = 900.0, detached_store: bool = False) -> Deployed:
     """Start HTTP and the sessions in the connected Ray, and return once they answer.
 
@@ -103,9 +114,8 @@ def deploy(settings: ServeSettings, *, timeout_s: float = 900.0, detached_store:
     replica does not come up in time, with the reason.
     """
     config = settings.serve
+    check_ready(settings)
     app = application(settings)
-    _require_free(config.host, config.port)
-    reachable(settings.kafka)
     store = open_store(settings.store, settings.embedder, settings.search, detached=detached_store)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
@@ -131,7 +141,7 @@ def shutdown(timeout_s: float = 90.0) -> bool:
     while not drained and time.monotonic() < deadline:
         time.sleep(0.2)
         drained = APP not in serve.status().applications
-    serve.shutdown()
+    serve.shutdown()  # type: ignore[no-untyped-call]
     return drained
 
 

@@ -96,7 +96,8 @@ class SessionHost:
 
     async def info(self, tenant: str, stream: str, digest: bool = False) -> dict[str, Any] | None:
         """A session's page."""
-        return await self._service.info(SessionKey(tenant, stream), digest)
+        page = await self._service.info(SessionKey(tenant, stream), digest)
+        return page and {**page, "replica": {"rank": self._rank, "pid": os.getpid()}}
 
     async def events_after(self, tenant: str, stream: str, number: int) -> list[dict[str, Any]]:
         """A session's events later than `number`."""
@@ -135,5 +136,4 @@ class SessionHost:
 
 
 def _own_rank() -> int:
-    rank = serve.get_replica_context().rank
-    return int(getattr(rank, "rank", rank))
+    return int(serve.get_replica_context().rank.rank)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +11,9 @@ from rich.markup import escape
 
 from infra.config import load_config
 from infra.console import ConfigFile, Figures, JsonFlag, say, verb
+from infra.signals import stop_on_signals
 from pipeline.errors import StoppedEarly, UsageError
+from pipeline.kafka import reachable
 
 Url = Annotated[
     str | None,
@@ -56,8 +56,8 @@ def serve(
     key_stream: Annotated[
         list[str] | None, typer.Option(help="with --new-key: a stream it is good for")
     ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to join; default: running or embedded")
+    ray_address: Annotated[
+        str | None, typer.Option("--ray-address", help="a Ray cluster; empty: the running one, else embedded")
     ] = None,
     config: ConfigFile = None,
     json_output: JsonFlag = False,
@@ -76,30 +76,32 @@ def serve(
     if new_key is not None:
         return _new_key(effective.serve.keys_file, new_key, key_stream or [])
     from actors.keys import check_open_door
-    from infra.cluster import connect_ray
 
-    settings_serve = effective.serve
-    check_open_door(settings_serve.host, no_auth=settings_serve.no_auth, keys_file=settings_serve.keys_file)
+    config_serve = effective.serve
+    check_open_door(config_serve.host, no_auth=config_serve.no_auth, keys_file=config_serve.keys_file)
+    reachable(effective.kafka)
     from actors import serve_app
     from actors.serve_settings import ServeSettings
+    from infra.cluster import connect_ray
 
-    stopped = _stop_on_signals()
-    where = connect_ray(address)
-    say(
-        f"Starting {settings_serve.replicas} replica(s) on the {where} Ray, model {effective.backbone.model} …"
-    )
-    began = time.monotonic()
-    deployed = serve_app.deploy(ServeSettings.from_config(effective), detached_store=where == "cluster")
-    ready_s = time.monotonic() - began
-    _say_ready(deployed.url, ready_s, settings_serve.no_auth)
-    while not stopped.wait(_POLL_S):
-        if not serve_app.status():
-            say("The application was deleted from outside; stopping.")
-            break
-    say("Stopping: answers under way are finished, sessions saved …")
-    drained = serve_app.shutdown(settings_serve.drain_s + 30)
-    if where == "embedded":
-        deployed.store.close_store()
+    settings = ServeSettings.from_config(effective)
+    serve_app.check_ready(settings)
+    with stop_on_signals() as stopped:
+        where = connect_ray(ray_address)
+        model = effective.backbone.model
+        say(f"Starting {config_serve.replicas} replica(s) on the {where} Ray, model {model} …")
+        began = time.monotonic()
+        deployed = serve_app.deploy(settings, detached_store=where == "cluster")
+        ready_s = time.monotonic() - began
+        _say_ready(deployed.url, ready_s, config_serve.no_auth)
+        while not stopped.wait(_POLL_S):
+            if not serve_app.status():
+                say("The application was deleted from outside; stopping.")
+                break
+        say("Stopping: answers under way are finished, sessions saved …")
+        drained = serve_app.shutdown(config_serve.drain_s + 30)
+        if where == "embedded":
+            deployed.store.close_store()
     figures = {
         "url": deployed.url,
         "ready_s": round(ready_s, 1),
@@ -107,8 +109,8 @@ def serve(
     }
     if not drained:
         error = StoppedEarly(
-            "the replicas did not finish in time; sessions go on from their last snapshots (serve.drain_s is "
-            f"{settings_serve.drain_s:.0f})"
+            f"the replicas did not finish within {config_serve.drain_s + 30:.0f} s; sessions go on from their "
+            "last snapshots (serve.drain_s sets the time)"
         )
         error.figures = figures  # type: ignore[attr-defined]
         raise error
@@ -217,10 +219,3 @@ def _say_ready(url: str, ready_s: float, no_auth: bool) -> None:
     body = '{"question": "What happened?"}'
     say(escape(f"  curl {url}/v1/streams/STREAM/ask{auth} -H 'Content-Type: application/json' -d '{body}'"))
     say(f"  OpenAI clients: base_url {url}/v1, model dysra:STREAM")
-
-
-def _stop_on_signals() -> threading.Event:
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
-    return stopped

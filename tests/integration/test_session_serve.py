@@ -1,0 +1,340 @@
+"""Sessions served for real: broker, store actors, Serve, HTTP; killed, overloaded, hung up on, drained."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from actors.keys import new_key
+from actors.serve_config import ServeConfig
+from actors.serve_settings import ServeSettings
+from actors.slot_router import rank_of, slot_table
+from infra.kafka import Broker
+from models.cache import CacheConfig
+from models.embed import EmbedderConfig
+from models.hf import HfBackbone, HfConfig
+from pipeline.article import Article, ArticleLimits, parse_article
+from pipeline.kafka import KafkaConfig, ensure_topic
+from pipeline.publisher import Publisher
+from pipeline.session import SessionConfig
+from pipeline.session.session import Session, SessionParts
+from pipeline.session.snapshot import SnapshotFolder
+from pipeline.session.state import SessionKey
+from pipeline.source import RecordSource
+from pipeline.store import StoreConfig
+from tests.integration.session_store import StoreFiller
+from tests.tiny_model import save_tiny_model
+
+pytestmark = [pytest.mark.broker, pytest.mark.ray, pytest.mark.timeout(420)]
+
+TENANT = "desk"
+REPLICAS, SLOTS = 2, 16
+LIMIT_S = 120.0
+
+
+@dataclass
+class Served:
+    """What the tests share: a running service, and what is behind it."""
+
+    settings: ServeSettings
+    url: str
+    key: str
+    publisher: Publisher
+    filler: StoreFiller
+    streams: tuple[str, str]
+
+    def client(self, key: str | None = None) -> httpx.Client:
+        """An HTTP client with a tenant's key."""
+        headers = {"Authorization": f"Bearer {key or self.key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60)
+
+    def page(self, stream: str, *, digest: bool = False) -> dict[str, Any]:
+        """A session's page."""
+        with self.client() as client:
+            response = client.get(f"/v1/streams/{stream}", params={"digest": digest})
+            response.raise_for_status()
+            return dict(response.json())
+
+    def wait(self, stream: str, true: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
+        """The session's page once it fulfils a condition."""
+        deadline = time.monotonic() + LIMIT_S
+        while True:
+            try:
+                page = self.page(stream)
+                if true(page):
+                    return self.page(stream, digest=True)
+            except httpx.HTTPError:
+                page = {}
+            assert time.monotonic() < deadline, f"{what}: {page}"
+            time.sleep(0.1)
+
+    def publish(self, stream: str, first: int, count: int) -> list[Article]:
+        """Articles on the topic and in the store."""
+        made = [news(stream, number) for number in range(first, first + count)]
+        for article in made:
+            self.publisher.publish(article)
+        self.publisher.flush()
+        self.filler.add(made)
+        return made
+
+    def twin_digest(self, stream: str) -> str:
+        """The digest of a session that read the topic in this process, undisturbed."""
+        settings = self.settings
+        parts = SessionParts(
+            config=settings.session,
+            cache=settings.cache,
+            limits=settings.articles,
+            backbone=HfBackbone.load(settings.backbone),
+        )
+        session = Session.new(SessionKey(TENANT, stream), parts)
+        with RecordSource(settings.kafka, {0: 0}) as source:
+            end = source.end_offsets()[0]
+            while source.positions()[0] < end:
+                session.read(source.poll())
+        return session.digest()
+
+
+def news(stream: str, number: int) -> Article:
+    """An article of a stream."""
+    return parse_article(
+        {
+            "id": f"{stream}-{number}",
+            "published": f"2024-03-{1 + number % 28:02d}T08:00:00Z",
+            "source": "Daily Courier",
+            "title": f"Pier {number} of {stream} opens",
+            "text": f"Pier {number} opened on Monday. The mayor of quay {number} said that trade will grow. "
+            * 3,
+            "stream": stream,
+        }
+    )
+
+
+def two_streams() -> tuple[str, str]:
+    """Names of two streams whose sessions live on different replicas."""
+    table = slot_table(SLOTS, REPLICAS)
+    names = [f"harbour{n}" for n in range(50)]
+    ranks = {rank_of(SessionKey(TENANT, name).id, table): name for name in reversed(names)}
+    return ranks[0], ranks[1]
+
+
+@pytest.fixture(scope="module")
+def served(broker: Broker, local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One service for all tests of this module."""
+    from actors.serve_app import deploy, shutdown
+
+    root = tmp_path_factory.mktemp("serve")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    key = new_key(root / "keys.json", TENANT)
+    kafka = KafkaConfig(bootstrap_servers=broker.bootstrap_servers, topic=f"served-{port}", partitions=1)
+    ensure_topic(kafka)
+    settings = ServeSettings(
+        kafka=kafka,
+        store=StoreConfig(path=root / "store", lexical_commit_ms=0),
+        embedder=EmbedderConfig(model="static"),
+        backbone=HfConfig(model=str(save_tiny_model(root / "tiny")), device="cpu", threads=1),
+        cache=CacheConfig(sinks=2, ring=64, read_block=16, evict_block=16, rank=4, latent_blocks=3),
+        session=SessionConfig(
+            start="earliest", attend="both", snapshot_every_s=0.3, max_article_tokens=96, max_new_tokens=8
+        ),
+        articles=ArticleLimits(),
+        serve=ServeConfig(
+            port=port,
+            sessions_dir=root / "sessions",
+            keys_file=root / "keys.json",
+            replicas=REPLICAS,
+            slots=SLOTS,
+            cpus_per_replica=0.5,
+            max_questions=6,
+            max_waiting_per_session=1,
+            retry_after_s=3,
+            drain_s=30,
+        ),
+    )
+    deployed = deploy(settings, timeout_s=240)
+    with Publisher(kafka) as publisher:
+        one = Served(
+            settings,
+            deployed.url,
+            key,
+            publisher,
+            StoreFiller(deployed.store, settings.embedder),
+            two_streams(),
+        )
+        for stream in one.streams:
+            one.publish(stream, 0, 6)
+        yield one
+    shutdown()
+    deployed.store.close_store()
+
+
+def test_answers_come_with_sources_over_http(served: Served) -> None:
+    """A question over HTTP is answered from the store, by a session that reads the topic beside."""
+    stream = served.streams[0]
+    with served.client() as client:
+        answer = client.post(f"/v1/streams/{stream}/ask", json={"question": "Which pier 3 opened?"}).json()
+        chat = client.post(
+            "/v1/chat/completions",
+            json={
+                "model": f"dysra:{stream}",
+                "messages": [{"role": "user", "content": "Which pier opened?"}],
+            },
+        ).json()
+        events = client.post(
+            f"/v1/streams/{stream}/ask", json={"question": "Which pier 3 opened?", "stream": True}
+        ).text
+        summary = client.post(f"/v1/streams/{stream}/summary", json={"sentences": 2}).json()
+    assert answer["tokens"]["read"] > 0 and answer["session_bytes"] > 0 and not answer["partial"]
+    assert {source["stream"] for source in answer["sources"]} <= {stream}
+    assert chat["object"] == "chat.completion" and chat["usage"]["total_tokens"] > 0
+    assert events.startswith("event: sources\n") and "event: done\n" in events
+    assert len(summary["sources"]) == 2
+
+
+def test_requests_without_a_key_are_turned_away(served: Served) -> None:
+    """Nothing is told without the tenant's key; health is."""
+    with httpx.Client(base_url=served.url, timeout=30) as client:
+        assert client.get("/v1/streams").status_code == 401
+        assert client.get("/healthz").status_code == 200
+
+
+def test_sessions_live_on_the_replica_of_their_slot(served: Served) -> None:
+    """Each session is held by the rank that its slot belongs to, whichever request comes."""
+    for rank, stream in enumerate(served.streams):
+        pages = [served.page(stream) for _ in range(5)]
+        assert {page["replica"]["rank"] for page in pages} == {rank}
+        assert len({page["replica"]["pid"] for page in pages}) == 1
+
+
+def test_session_reads_what_an_undisturbed_twin_reads(served: Served) -> None:
+    """A served session ends with the bytes of one that read the same topic alone."""
+    stream = served.streams[0]
+    page = served.wait(stream, lambda p: p["articles_read"] == 6 and p["lag"]["records"] == 0, "not read")
+    assert page["digest"] == served.twin_digest(stream)
+
+
+def test_killed_session_comes_back_on_its_slot_with_the_same_bytes(served: Served) -> None:
+    """After kill -9 in the middle of reading, the replacement holds the rank, and the session equals its twin."""
+    victim, bystander = served.streams
+    before = served.wait(victim, lambda p: p["articles_read"] >= 6, "not read")
+    other = served.page(bystander)["replica"]
+    served.publish(victim, 6, 12)
+    os.kill(before["replica"]["pid"], signal.SIGKILL)
+    page = served.wait(
+        victim,
+        lambda p: (
+            p["replica"]["pid"] != before["replica"]["pid"]
+            and p.get("articles_read") == 18
+            and p["lag"]["records"] == 0
+        ),
+        "did not come back",
+    )
+    assert page["replica"]["rank"] == before["replica"]["rank"]
+    assert page["restored"] and page["epoch"] > before["epoch"]
+    assert page["digest"] == served.twin_digest(victim)
+    assert served.page(bystander)["replica"] == other
+    with served.client() as client:
+        again = client.post(f"/v1/streams/{victim}/ask", json={"question": "Which pier 3 opened?"})
+    assert again.status_code == 200
+
+
+def test_client_that_hangs_up_leaves_the_session_as_it_was(served: Served) -> None:
+    """A connection closed in the middle of an answer changes no byte and blocks nobody."""
+    stream = served.streams[1]
+    served.wait(stream, lambda p: p["lag"]["records"] == 0 and p["state"] == "resident", "not read")
+    before = served.page(stream, digest=True)["digest"]
+    body = {"question": "Which pier opened on Monday?", "stream": True, "max_new_tokens": 250}
+    for _ in range(5):
+        with (
+            served.client() as client,
+            client.stream("POST", f"/v1/streams/{stream}/ask", json=body) as answer,
+        ):
+            assert next(answer.iter_lines()).startswith("event: sources")
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        with served.client() as client:
+            response = client.post(f"/v1/streams/{stream}/ask", json={"question": "Which pier opened?"})
+        if response.status_code == 200:
+            break
+        assert response.status_code == 429 and time.monotonic() < deadline, response.text
+        time.sleep(0.2)
+    assert served.page(stream, digest=True)["digest"] == before
+
+
+def test_overload_is_429_with_retry_after(served: Served) -> None:
+    """Of many questions at once some are answered and the others told when to come again; none fails."""
+    stream = served.streams[0]
+
+    def ask(number: int) -> httpx.Response:
+        with served.client() as client:
+            return client.post(f"/v1/streams/{stream}/ask", json={"question": f"Which pier {number}?"})
+
+    with ThreadPoolExecutor(16) as threads:
+        responses = list(threads.map(ask, range(16)))
+    statuses = {response.status_code for response in responses}
+    assert statuses == {200, 429}
+    refused = next(response for response in responses if response.status_code == 429)
+    assert refused.headers["retry-after"] == "3" and refused.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_correction_and_withdrawal_are_seen_by_the_next_answer(served: Served) -> None:
+    """The old form of an article is not cited once the store holds a correction or a withdrawal."""
+    stream = served.streams[0]
+    served.filler.delete(f"{stream}-3")
+    with served.client() as client:
+        body = {"question": "Which pier 3 opened?", "stream": True}
+        text = client.post(f"/v1/streams/{stream}/ask", json=body).text
+    assert f'"{stream}-3"' not in text and f'"{stream}-' in text
+
+
+def test_events_follow_the_session(served: Served) -> None:
+    """A follower sees the next article being read."""
+    stream = served.streams[1]
+    deadline = time.monotonic() + LIMIT_S
+    with served.client() as client, client.stream("GET", f"/v1/streams/{stream}/events") as response:
+        served.publish(stream, 40, 1)
+        for line in response.iter_lines():
+            if line.startswith("data: ") and json.loads(line[6:]).get("article_id") == f"{stream}-40":
+                break
+            assert time.monotonic() < deadline
+
+
+def test_drained_service_has_saved_every_session(served: Served, tmp_path: Path) -> None:
+    """Stopping Serve leaves snapshots of all that was read, and frees the port. Runs last."""
+    from actors.serve_app import shutdown, status
+
+    keys = {stream: SessionKey(TENANT, stream) for stream in served.streams}
+    pages = {
+        stream: served.wait(
+            stream, lambda p: p["lag"]["records"] == 0 and p["state"] == "resident", "not read"
+        )
+        for stream in keys
+    }
+    assert status()["status"].endswith("RUNNING")
+    assert shutdown(60)
+    parts = SessionParts(
+        config=served.settings.session,
+        cache=served.settings.cache,
+        limits=served.settings.articles,
+        backbone=HfBackbone.load(served.settings.backbone),
+    )
+    for stream, key in keys.items():
+        (path,) = served.settings.serve.sessions_dir.glob(f"*/{key.folder}")
+        snapshot, problems = SnapshotFolder(path, "test").newest()
+        assert snapshot is not None and problems == []
+        assert Session.restore(key, parts, snapshot).digest() == pages[stream]["digest"]
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", served.settings.serve.port))
