@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any, Protocol
+
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from actors.session_service import Refused, SessionService
 from actors.slot_router import RANK_KEY
@@ -29,27 +33,32 @@ class Hosts(Protocol):
 
 
 class ServeHosts:
-    """Through a Serve handle; a request waits while its session's owner is being replaced."""
+    """Through a Serve handle; a request waits while its session's owner is being replaced, but not for ever."""
 
-    def __init__(self, handle: Any, num_replicas: int, retry_after_s: int) -> None:
+    def __init__(self, handle: Any, num_replicas: int, *, retry_after_s: int, limit_s: float) -> None:
         self.num_replicas = num_replicas
         self._handle = handle
         self._retry_after_s = retry_after_s
+        self._limit_s = limit_s
 
     async def ask(self, key: SessionKey, question: Question) -> AsyncIterator[dict[str, Any]]:
-        """The events of one answer; a full queue is a refusal with 429."""
-        from ray.serve.exceptions import BackPressureError
-
+        """The events of one answer; a full queue and a lost replica are refusals."""
         handle = self._handle.options(stream=True, session_id=key.id)
         events = handle.ask.remote(key.tenant, key.stream, asdict(question))
+        deadline = asyncio.get_running_loop().time() + self._limit_s
         finished = False
         try:
-            async for event in events:
+            while True:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        event = await anext(events)
+                except StopAsyncIteration:
+                    break
+                except _FAILURES as error:
+                    yield self._refused(error).to_event()
+                    return
                 yield event
             finished = True
-        except BackPressureError:
-            finished = True
-            yield self._full().to_event()
         finally:
             if not finished:
                 events.cancel()
@@ -63,17 +72,25 @@ class ServeHosts:
         return await self._call(f"{RANK_KEY}{rank}", method, *args)
 
     async def _call(self, session_id: str, method: str, *args: Any) -> Any:
-        from ray.serve.exceptions import BackPressureError
-
-        handle = self._handle.options(session_id=session_id)
+        response = getattr(self._handle.options(session_id=session_id), method).remote(*args)
         try:
-            return await getattr(handle, method).remote(*args)
-        except BackPressureError:
-            return self._full().to_event()
+            async with asyncio.timeout(self._limit_s):
+                return await response
+        except _FAILURES as error:
+            return self._refused(error).to_event()
 
-    def _full(self) -> Refused:
+    def _refused(self, error: BaseException) -> Refused:
         wait_s = self._retry_after_s
-        return Refused(429, f"too many requests wait already; try again in {wait_s} s", wait_s)
+        if isinstance(error, BackPressureError):
+            return Refused(429, f"too many requests wait already; try again in {wait_s} s", wait_s)
+        if isinstance(error, TimeoutError):
+            return Refused(503, f"the session's replica did not answer in {self._limit_s:.0f} s", wait_s)
+        return Refused(
+            503, "the session's replica is being replaced; its sessions come back, ask again", wait_s
+        )
+
+
+_FAILURES = (BackPressureError, RayActorError, DeploymentUnavailableError, TimeoutError)
 
 
 class LocalHosts:

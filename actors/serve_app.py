@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.config import HTTPOptions, ProxyLocation, RequestRouterConfig
+from ray.serve.config import BackpressureConfig, HTTPOptions, ProxyLocation, RequestRouterConfig
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
@@ -34,6 +34,7 @@ _ROUTER = "actors.slot_router:SlotRouter"
 _CONTROL_CALLS = 16
 _INGRESS_REQUESTS = 256
 _KEEP_ALIVE_S = 75
+_GRACE_S = 10.0
 
 
 class Ingress:
@@ -47,7 +48,13 @@ class Ingress:
         """The application, made once in the replica."""
         config = self._settings.serve
         keys = None if config.keys_file is None else Keys(config.keys_file)
-        return build_api(ServeHosts(self._sessions, config.replicas, config.retry_after_s), config, keys)
+        hosts = ServeHosts(
+            self._sessions,
+            config.replicas,
+            retry_after_s=config.retry_after_s,
+            limit_s=config.answer_timeout_s + _GRACE_S,
+        )
+        return build_api(hosts, config, keys)
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -81,6 +88,8 @@ def application(settings: ServeSettings) -> serve.Application:
         name="Ingress",
         num_replicas=config.ingress_replicas,
         max_ongoing_requests=_INGRESS_REQUESTS,
+        max_queued_requests=_INGRESS_REQUESTS,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=config.retry_after_s),
         ray_actor_options={"num_cpus": 0.1},
         graceful_shutdown_timeout_s=config.drain_s,
         graceful_shutdown_wait_loop_s=0.5,
@@ -124,7 +133,7 @@ def deploy(settings: ServeSettings, *, timeout_s: float = 900.0, detached_store:
             host=config.host,
             port=config.port,
             keep_alive_timeout_s=_KEEP_ALIVE_S,
-            request_timeout_s=math.ceil(max(config.answer_timeout_s, config.events_s) + 30),
+            request_timeout_s=math.ceil(max(config.answer_timeout_s, config.events_s) + 3 * _GRACE_S),
         ),
     )
     serve.run(app, name=APP, route_prefix="/", blocking=False)

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from actors.serve_config import ServeConfig
@@ -59,17 +60,17 @@ class SessionService:
     async def ask(self, key: SessionKey, question: Question) -> AsyncIterator[dict[str, Any]]:
         """The events of one answer. Closing the iterator stops the work; the session is left as it was."""
         cancelled = threading.Event()
+        # No time limit may span a yield: it would strike whatever its consumer does then.
+        deadline = asyncio.get_running_loop().time() + self.config.answer_timeout_s
         try:
-            async with asyncio.timeout(self.config.answer_timeout_s), self._turn(key):
-                await self._require(key)
-                pumped = self._pump(self._working, lambda: self.pool.ask(key, question, cancelled))
+            async with self._turn(key, deadline):
+                async with asyncio.timeout_at(deadline):
+                    await self._require(key)
+                job = partial(self.pool.ask, key, question, cancelled)
+                pumped = self._pump(self._working, job, deadline)
                 async with aclosing(pumped) as events:
                     async for event in events:
                         yield {"kind": event.kind, **event.data}
-        except TimeoutError:
-            yield Refused(
-                504, f"no answer within {self.config.answer_timeout_s:.0f} s", self.config.retry_after_s
-            ).to_event()
         except Exception as error:
             yield self._refusal(error).to_event()
         finally:
@@ -77,8 +78,9 @@ class SessionService:
 
     async def summarize(self, key: SessionKey, request: SummaryRequest) -> dict[str, Any]:
         """A summary, or a refusal."""
+        deadline = asyncio.get_running_loop().time() + self.config.answer_timeout_s
         try:
-            async with asyncio.timeout(self.config.answer_timeout_s), self._turn(key):
+            async with self._turn(key, deadline), asyncio.timeout_at(deadline):
                 await self._require(key)
                 return await self._run(self._working, lambda: self.pool.summarize(key, request))
         except Exception as error:
@@ -126,7 +128,7 @@ class SessionService:
         return problems
 
     @asynccontextmanager
-    async def _turn(self, key: SessionKey) -> AsyncIterator[None]:
+    async def _turn(self, key: SessionKey, deadline: float) -> AsyncIterator[None]:
         """Wait for this session's turn; Refused with 429 where too many wait already."""
         lock, waiting = self._turns.get(key, (asyncio.Lock(), 0))
         if self._questions >= self.config.max_questions:
@@ -136,8 +138,12 @@ class SessionService:
         self._turns[key] = (lock, waiting + 1)
         self._questions += 1
         try:
-            async with lock:
+            async with asyncio.timeout_at(deadline):
+                await lock.acquire()
+            try:
                 yield
+            finally:
+                lock.release()
         finally:
             self._questions -= 1
             lock, waiting = self._turns[key]
@@ -158,9 +164,12 @@ class SessionService:
         return await asyncio.get_running_loop().run_in_executor(executor, job)
 
     async def _pump(
-        self, executor: ThreadPoolExecutor, make: Callable[[], Iterator[T]]
+        self, executor: ThreadPoolExecutor, make: Callable[[], Iterator[T]], deadline: float
     ) -> AsyncGenerator[T, None]:
-        """The items of an iterator that runs in a thread, as they come; closed with its consumer."""
+        """The items of an iterator that runs in a thread, as they come; closed with its consumer.
+
+        TimeoutError once the event loop's clock passes `deadline`.
+        """
         loop = asyncio.get_running_loop()
         items: asyncio.Queue[Any] = asyncio.Queue()
         left = threading.Event()
@@ -188,7 +197,8 @@ class SessionService:
         executor.submit(drive)
         try:
             while True:
-                item = await items.get()
+                async with asyncio.timeout_at(deadline):
+                    item = await items.get()
                 if item is _END:
                     return
                 if isinstance(item, BaseException):
@@ -207,7 +217,8 @@ class SessionService:
         if isinstance(error, UsageError):
             return Refused(422, str(error))
         if isinstance(error, TimeoutError):
-            return Refused(504, f"no answer in time: {error}", self.config.retry_after_s)
+            limit_s = self.config.answer_timeout_s
+            return Refused(504, f"no answer within {limit_s:.0f} s", self.config.retry_after_s)
         if isinstance(error, DependencyUnreachable | DysraError):
             return Refused(503, str(error), self.config.retry_after_s)
         began = time.strftime("%H:%M:%S")

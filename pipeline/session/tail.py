@@ -19,7 +19,7 @@ from pipeline.topics import topic_offsets
 
 _SCAN_BLOCK = 1_000
 _SCAN_LIMIT_S = 60.0
-_HELD = 2_000
+_CHECK_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,8 @@ class StreamTail:
         else:
             start = self._find_start(numbers)
             begin = dict(start.offsets)
-        self._source = RecordSource(self._kafka, begin, SourceConfig(max_records=500, reset_beyond_end=True))
+        config = SourceConfig(max_records=500, check_s=_CHECK_S, reset_beyond_end=True)
+        self._source = RecordSource(self._kafka, begin, config)
         self._source.end_offsets()
         return start
 
