@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 COMPRESSORS = ("svd", "weighted_svd", "drop")
 SCORERS = ("key_difference", "key_norm", "attention_mass", "question_bank")
 KEY_FRAMES = ("before_rotary", "within_block")
 KEEP_RULES = ("weakest", "oldest")
+_SAME_IN_ALL_LAYERS = {"read_block", "dtype", "per_layer"}
 STORAGE = ("model", "float32", "bfloat16", "float16")
 
 
@@ -75,6 +77,12 @@ class CacheConfig:
     dtype: str = field(
         default="model", metadata={"help": "type of the stored numbers: model, float32, bfloat16 or float16"}
     )
+    per_layer: dict[str, dict[str, int | str]] = field(
+        default_factory=dict,
+        metadata={
+            "help": 'other budgets of single full-attention layers, as {"17": {"ring": 2048, "rank": 64}}'
+        },
+    )
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -126,6 +134,28 @@ class CacheConfig:
                     f"cache.{name} is {value}, more than the {self.block_tokens} tokens of a latent block "
                     f"(evict_block {self.evict_block} less its heavy hitters); lower {name}"
                 )
+
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        allowed = {f.name for f in fields(self)} - _SAME_IN_ALL_LAYERS
+        for layer, changes in self.per_layer.items():
+            if not str(layer).isdigit():
+                raise ValueError(f"cache.per_layer names layer {layer!r}; it must be a layer's number")
+            if unknown := sorted(set(changes) - allowed):
+                raise ValueError(
+                    f"cache.per_layer sets {', '.join(unknown)} of layer {layer}; "
+                    f"allowed: {', '.join(sorted(allowed))}"
+                )
+            try:
+                self.for_layer(int(layer))
+            except ValueError as error:
+                raise ValueError(f"cache.per_layer, layer {layer}: {error}") from error
+
+    def for_layer(self, index: int) -> CacheConfig:
+        """The budgets of layer number `index`."""
+        changes: dict[str, Any] = {**self.per_layer.get(str(index), {}), "per_layer": {}}
+        return replace(self, **changes)
 
     @property
     def has_latents(self) -> bool:

@@ -50,6 +50,12 @@ class RotatingCompressiveCache(Cache):
         """`model` is the identity of the backbone; another one's snapshots are refused."""
         self.config, self.model = config, model
         self._specs = list(specs)
+        full = [str(spec.index) for spec in specs if spec.window is None]
+        if strange := sorted(set(config.per_layer) - set(full)):
+            raise ValueError(
+                f"cache.per_layer names layer {', '.join(strange)}; the full-attention layers of {model} are "
+                f"{', '.join(full) or 'none'}"
+            )
         self.stored = [self._layer(spec) for spec in specs]
         super().__init__(layers=cast("list[Any]", self.stored))
         self.dtype = specs[0].dtype
@@ -61,7 +67,7 @@ class RotatingCompressiveCache(Cache):
         dtype = spec.dtype if self.config.dtype == "model" else getattr(torch, self.config.dtype)
         if spec.window is not None:
             return SlidingLayer(spec, dtype)
-        return RotatingLayer(spec, self.config, dtype)
+        return RotatingLayer(spec, self.config.for_layer(spec.index), dtype)
 
     # -- what is held -----------------------------------------------------------------------------------------
 

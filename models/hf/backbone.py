@@ -70,7 +70,8 @@ class HfBackbone:
         """See Backbone.new_cache; raises ValueError for budgets that do not fit the model."""
         config = config or CacheConfig()
         specs = self.specs
-        if config.heavy and config.heavy_scorer == "question_bank":
+        layers = [config.for_layer(spec.index) for spec in specs if spec.window is None]
+        if any(layer.heavy and layer.heavy_scorer == "question_bank" for layer in layers):
             if self._bank is None:
                 self._bank = record(self)
             specs = [replace(spec, questions=self._bank.get(spec.index)) for spec in specs]

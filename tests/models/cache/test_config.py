@@ -26,6 +26,12 @@ from tests.models import tiny
         ({"dtype": "int8"}, "dtype is 'int8'"),
         ({"latent_blocks": -1}, "latent_blocks is -1"),
         ({"sinks": True}, "sinks is True"),
+        ({"per_layer": {"first": {}}}, "per_layer names layer 'first'"),
+        (
+            {"per_layer": {"5": {"read_block": 9}}},
+            "per_layer sets read_block of layer 5; allowed: compressor,",
+        ),
+        ({"per_layer": {"5": {"ring": 9}}}, "per_layer, layer 5: cache.ring is 9, less than"),
     ],
 )
 def test_impossible_budgets_name_both_sides(changes: dict[str, Any], says: str) -> None:
@@ -38,6 +44,14 @@ def test_rank_above_the_head_width_is_refused_when_the_cache_is_made() -> None:
     """The configuration alone cannot know the model's width."""
     with pytest.raises(ValueError, match="rank is 20, more than the model's head width 16"):
         tiny.backbone().new_cache(tiny.budgets(rank=20, evict_block=32, ring=40))
+
+
+def test_budgets_of_a_layer_that_is_not_full_are_refused() -> None:
+    """A sliding layer has its own window and no budget."""
+    with pytest.raises(
+        ValueError, match=r"per_layer names layer 2; the full-attention layers of tiny.* are 1, 3"
+    ):
+        tiny.backbone().new_cache(tiny.budgets(per_layer={"2": {"ring": 40}}))
 
 
 def test_every_field_has_a_help_text() -> None:

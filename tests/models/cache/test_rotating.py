@@ -24,6 +24,7 @@ METHODS: list[dict[str, Any]] = [
     {"heavy": 7, "heavy_scorer": "attention_mass", "heavy_keep": "oldest"},
     {"heavy": 4, "heavy_scorer": "key_norm", "compressor": "drop"},
     {"dtype": "bfloat16"},
+    {"per_layer": {"3": {"ring": 40, "rank": 2, "heavy": 4, "compressor": "drop"}}},
 ]
 IDS = ["-".join(f"{k}={v}" for k, v in method.items()) or "svd" for method in METHODS]
 
@@ -55,7 +56,8 @@ def test_nothing_evicted_gives_the_plain_model_s_logits(read: int) -> None:
         {"rank": 8, "compressor": "weighted_svd"},
         {"rank": 6, "heavy": 60},
         {"rank": 6, "heavy": 60, "heavy_scorer": "attention_mass"},
-        {"rank": 6, "value_rank": 8 - 2, "heavy": 60, "heavy_scorer": "key_norm"},
+        {"rank": 8, "per_layer": {"3": {"ring": 31, "evict_block": 5, "rank": 5, "latent_blocks": 40}}},
+        {"rank": 6, "value_rank": 6, "heavy": 60, "heavy_scorer": "key_norm"},
     ],
     ids=str,
 )
