@@ -42,6 +42,11 @@ BENCHES: dict[str, Bench] = {
         needs_cuda=False,
         about="session bytes, share of evictions in decode time, compressors at equal bytes",
     ),
+    "retrieval": Bench(
+        module="infra.bench.retrieval",
+        needs_cuda=False,
+        about="recall and MRR of BM25, dense and hybrid search on four question sets (reads DYSRA_DATA)",
+    ),
     "subq": Bench(
         module="infra.bench.subq",
         needs_cuda=False,

@@ -9,6 +9,7 @@ all have compiled. Each process writes its rows as it goes, so that a time limit
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import itertools
 import json
@@ -17,7 +18,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,7 @@ PARTS: dict[str, list[list[str]]] = {
         ["tune-dkv", "256"],
     ],
     "bench": [
-        ["sparse", "4096"],
-        ["sparse", "16384"],
-        ["sparse", "65536"],
-        ["sparse", "262144"],
-        ["sparse", "1048576"],
+        ["sparse", "4096", "16384", "65536", "262144", "1048576"],
         ["landmarks"],
         ["decode"],
     ],
@@ -52,15 +48,17 @@ class Turn:
     def __init__(self, folder: Path, name: str, others: int, patience_s: float) -> None:
         self.folder, self.name, self.others, self.patience_s = folder, name, others, patience_s
         self.rows = folder / f"{name}.jsonl"
+        self.was_alone = False
 
     def compiled(self) -> None:
-        """Say that this process has compiled; return once all have, or after the patience is over."""
+        """Say that this process has compiled; return once all have, or, not alone, when patience is over."""
         (self.folder / f"{self.name}.ready").touch()
         limit = time.monotonic() + self.patience_s
         while len(list(self.folder.glob("*.ready"))) < self.others and time.monotonic() < limit:
             time.sleep(0.2)
+        self.was_alone = time.monotonic() < limit
 
-    @contextmanager
+    @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Hold the device while timing."""
         with (self.folder / "device.lock").open("w") as lock:
@@ -76,8 +74,8 @@ class Turn:
             file.write(json.dumps(row) + "\n")
 
 
-def sparse(turn: Turn, length: int) -> dict[str, Any]:
-    """All k at one context length, against every peer."""
+def sparse(turn: Turn, lengths: Sequence[int]) -> dict[str, Any]:
+    """All k at these lengths, against every peer: one process, so that FlexAttention tunes itself but once."""
     from infra.bench import sparse_attention
 
     lock = turn.alone()
@@ -87,7 +85,7 @@ def sparse(turn: Turn, length: int) -> dict[str, Any]:
         lock.__enter__()
 
     try:
-        return sparse_attention.run(lengths=[length], between=between, report=turn.write)
+        return sparse_attention.run(lengths=lengths, between=between, report=turn.write)
     finally:
         lock.__exit__(None, None, None)
 
@@ -242,13 +240,14 @@ def part(arguments: Sequence[str], folder: Path, others: int, patience_s: float)
     kind, *rest = arguments
     try:
         if kind == "sparse":
-            result = sparse(turn, int(rest[0]))
+            result = sparse(turn, [int(length) for length in rest])
         elif kind == "landmarks":
             result = landmarks(turn)
         elif kind == "decode":
             result = decode(turn)
         else:
             result = tune(turn, kind.removeprefix("tune-"), int(rest[0]))
+        result["alone_on_the_device"] = turn.was_alone
         (folder / f"{name}.json").write_text(json.dumps(result))
     finally:
         (folder / f"{name}.ready").touch()
@@ -271,14 +270,15 @@ def session(mode: str, out: Path, limit_s: float, only: Sequence[str]) -> None:
             "12",
             "-m",
             "gpu",
-            "-q",
+            "-v",
             "-rfE",
             "--confcutdir",
             GPU_TESTS[0],
         ]
-        subprocess.run(
-            [*command, *GPU_TESTS], stdout=log, stderr=subprocess.STDOUT, timeout=limit_s, check=False
-        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                [*command, *GPU_TESTS], stdout=log, stderr=subprocess.STDOUT, timeout=limit_s, check=False
+            )
         return
     parts = [x for x in PARTS[mode] if not only or x[0] in only or "_".join(x) in only]
     running = []

@@ -30,7 +30,7 @@ def landmark_topk_fused(
     search = _Search(queries, last_contiguous(landmarks), k, length, exclude_newest)
     if queries.shape[1] > 4 if two_steps is None else two_steps:
         _, blocks = search.merge(search.maxima(), search.k)
-        return search.merge(search.scan(_BLOCK, blocks), k)
+        return search.merge(search.scan(search.block, blocks), k)
     return search.merge(search.scan(search.span(), None), k)
 
 
@@ -51,6 +51,7 @@ class _Search:
         self.num_landmarks = landmarks.shape[-2]
         self.k = k
         self.width = _power(max(k, 2))
+        self.block = max(_BLOCK, self.width)
         self.strides = (landmarks.stride(0) if landmarks.ndim == 3 else 0, landmarks.stride(-2))
         self.block_d = _power(max(self.dim, 16))
         self.block_n = max(8, 8192 // self.block_d // (2 if landmarks.element_size() == 4 else 1))
@@ -63,7 +64,6 @@ class _Search:
     def scan(self, span: int, blocks: torch.Tensor | None) -> torch.Tensor:
         """Candidates [B, Q, splits, width] of consecutive spans, or of the blocks [B, Q, n] of `span` landmarks."""
         splits = -(-self.num_landmarks // span) if blocks is None else blocks.shape[2]
-        span = max(span, self.width) if blocks is None else span
         part = self._candidates(splits, self.width)
         block_n = min(self.block_n, span)
         scan_kernel[(splits, self.num_queries, self.batch)](
@@ -89,7 +89,7 @@ class _Search:
 
     def maxima(self) -> torch.Tensor:
         """Each block's best score as candidates [B, Q, lists, width], filled up with none."""
-        blocks = -(-self.num_landmarks // _BLOCK)
+        blocks = -(-self.num_landmarks // self.block)
         lists = -(-blocks // self.width)
         part = self._candidates(lists, self.width)
         if lists * self.width > blocks:
@@ -107,7 +107,7 @@ class _Search:
             lists * self.width,
             *self.strides,
             BLOCK_Q=block_q,
-            BLOCK_N=_BLOCK,
+            BLOCK_N=self.block,
             BLOCK_D=min(self.block_d, 32 if self.landmarks.element_size() == 4 else 64),
             LENGTHS=self.length is not None,
             PRECISION="ieee",

@@ -31,10 +31,10 @@ def assert_same(queries: torch.Tensor, landmarks: torch.Tensor, k: int, **option
 @pytest.mark.parametrize("shared", [True, False], ids=["shared-index", "index-per-row"])
 def test_fused_finds_what_naive_finds(device: str, num_queries: int, shared: bool) -> None:
     """Lengths and widths that divide nothing, rows of different length, the newest left out."""
-    landmarks = torch.randn(*((141,) if shared else (2, 141)), 24, device=device)
+    landmarks = torch.randn(*((77,) if shared else (2, 77)), 24, device=device)
     queries = torch.randn(2, num_queries, 24, device=device)
-    length = torch.tensor([141, 130], dtype=torch.int32, device=device)
-    assert_same(queries, landmarks, 5, length=length, exclude_newest=2)
+    length = torch.tensor([77, 60], dtype=torch.int32, device=device)
+    assert_same(queries, landmarks, 3, length=length, exclude_newest=2)
 
 
 def test_short_rows_are_filled_with_nothing(device: str) -> None:
@@ -82,7 +82,7 @@ def test_naive_is_a_full_sort(num_landmarks: int, k: int, exclude: int, seed: in
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize(("num_queries", "k"), [(1, 8), (1, 64), (33, 8), (33, 64), (1, 200)])
+@pytest.mark.parametrize(("num_queries", "k"), [(1, 8), (1, 64), (33, 8), (33, 64), (1, 200), (33, 200)])
 @pytest.mark.parametrize("dim", [64, 256, 768])
 def test_every_width_and_dtype_on_the_gpu(dim: int, num_queries: int, k: int, dtype: torch.dtype) -> None:
     """As compiled for the GPU, over enough landmarks that merging takes several rounds."""
