@@ -131,7 +131,7 @@ class Step:
     def attend_bytes(self) -> int:
         """Bytes that one attending step must move: ring, latents' factors and chosen chunks, once each."""
         raw = self.batch * WINDOW * KV_HEADS * DIM * 4
-        raw += int(self.pages.unique().numel()) * CHUNK * KV_HEADS * DIM * 4
+        raw += int(torch.unique(self.pages).numel()) * CHUNK * KV_HEADS * DIM * 4
         latents = sum(
             x.numel() * 2
             for x in (

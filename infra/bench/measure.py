@@ -45,8 +45,8 @@ def time_cuda(
     torch.cuda.synchronize()
     call = _captured(function) if graph else function
     scratch = torch.empty(_FLUSH_BYTES // 4, dtype=torch.int32, device="cuda") if flush else None
-    starts = [torch.cuda.Event(enable_timing=True) for _ in range(runs)]
-    ends = [torch.cuda.Event(enable_timing=True) for _ in range(runs)]
+    starts = [_event() for _ in range(runs)]
+    ends = [_event() for _ in range(runs)]
     for start, end in zip(starts, ends, strict=True):
         if scratch is not None:
             scratch.zero_()
@@ -130,8 +130,12 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
 def _captured(function: Callable[[], Any]) -> Callable[[], Any]:
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         function()

@@ -111,13 +111,13 @@ class Case:
             ((a.float() - b.float()).norm() / b.float().norm()).item()
             for a, b in zip(found, expected, strict=True)
         ]
-        return round(max(errors), 5)
+        return float(round(max(errors), 5))
 
     def floors(self, bandwidth: float, rate: float) -> tuple[float, float]:
         """Floors in ms of forward and of forward + backward: inputs read once, outputs written once."""
         ops = 4 * self.num_q * HEADS * self.chosen * CHUNK * DIM
         rows = self.q.numel() * 2
-        touched = int(self.indices.unique().numel()) * CHUNK * KV_HEADS * DIM * 2 * 2
+        touched = int(torch.unique(self.indices).numel()) * CHUNK * KV_HEADS * DIM * 2 * 2
         grads = self.length * KV_HEADS * DIM * 2 * 2
         forward = floor_ms(2 * rows + touched, ops, bandwidth, rate)
         backward = floor_ms(4 * rows + touched + grads, 2.5 * ops, bandwidth, rate)

@@ -86,7 +86,7 @@ def sparse_attention_fused(
     }
     q, k, v, indices = (last_contiguous(tensor) for tensor in (q, k, v, indices))
     weights = None if chunk_weights is None else last_contiguous(chunk_weights)
-    out, lse = _SparseAttention.apply(q, k, v, weights, indices, options)
+    out, lse = _SparseAttention.apply(q, k, v, weights, indices, options)  # type: ignore[no-untyped-call]
     return out, lse
 
 
