@@ -89,7 +89,7 @@ def _adapter(given: str, model: str) -> str | None:
                 f"--adapter {given}: no such folder; allowed: shipped, none, or a folder of a LoRA adapter"
             )
         return given
-    from models.weights import READER_LORA
+    from models.shipped import READER_LORA
 
     return str(READER_LORA) if model == "gemma-3-270m" and READER_LORA.is_dir() else None
 

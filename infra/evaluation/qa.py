@@ -194,10 +194,13 @@ def _embedder(spec: str) -> Encode:
 def _read(
     backbone: Any, prompts: list[list[int]], on_progress: Callable[[int], None] | None
 ) -> tuple[list[tuple[int, ...]], dict[int, tuple[int, ...]]]:
-    """The answers' ids, and those that must answer of the prompts where the reader gave up."""
+    """The answers' ids, and what is said by a reader that must answer where it gave up.
+
+    The second only where giving up begins with a token of its own; else no reading is forced.
+    """
     from models.reader_decoding import greedy_answers
 
-    give_up = backbone.encode(GIVEN_UP)[0]
+    give_up, *more = backbone.encode(GIVEN_UP)
     on_gpu = backbone.device.type == "cuda"
     options: dict[str, Any] = {
         "stop_id": backbone.encode("\n")[0],
@@ -206,7 +209,7 @@ def _read(
         "tokens_per_batch": 65536 if on_gpu else 2048,
     }
     said = [answer.ids for answer in greedy_answers(backbone.model, prompts, on_batch=on_progress, **options)]
-    gave_up = [at for at, ids in enumerate(said) if ids[:1] == (give_up,)]
+    gave_up = [at for at, ids in enumerate(said) if not more and ids[:1] == (give_up,)]
     again = greedy_answers(backbone.model, [prompts[at] for at in gave_up], may_give_up=False, **options)
     return said, {at: answer.ids for at, answer in zip(gave_up, again, strict=True)}
 

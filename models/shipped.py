@@ -1,0 +1,11 @@
+"""Weights that come with the project, under models/weights; each folder has a card (README.md).
+
+The folder may be absent: what Ray uploads for a job leaves it out. Check before use.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+READER_LORA = Path(__file__).parent / "weights" / "reader-lora"
+"""LoRA adapter of Gemma-3-270M that reads chosen sentences and answers; under Gemma's terms."""
