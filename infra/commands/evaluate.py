@@ -89,9 +89,11 @@ def _adapter(given: str, model: str) -> str | None:
                 f"--adapter {given}: no such folder; allowed: shipped, none, or a folder of a LoRA adapter"
             )
         return given
-    from models.shipped import READER_LORA
+    from models.hf.adapter import adapter_folder
+    from models.hf.config import HfConfig
 
-    return str(READER_LORA) if model == "gemma-3-270m" and READER_LORA.is_dir() else None
+    folder = adapter_folder(HfConfig(model=model, adapter=given))
+    return None if folder is None else str(folder)
 
 
 def _retrieval(

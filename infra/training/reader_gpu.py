@@ -189,7 +189,8 @@ def row_chooser(
         return np.concatenate(parts)
 
     def drawn(rows: np.ndarray[Any, Any], chance: np.random.Generator) -> np.ndarray[Any, Any]:
-        return rows[chance.random(len(rows)) < share[rows]]
+        kept: np.ndarray[Any, Any] = rows[chance.random(len(rows)) < share[rows]]
+        return kept
 
     def mixed(
         told: np.ndarray[Any, Any], quiet: np.ndarray[Any, Any], silent: float, chance: np.random.Generator

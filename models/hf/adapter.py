@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from models.hf.config import HfConfig
-from models.weights import READER_LORA
+from models.shipped import READER_LORA
 
 SHIPPED = "shipped"
 NONE = "none"
