@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from infra.evaluation.vector_cache import VectorCache
 from models.embed import Embedder
+from models.embed.artifacts import cache_folder
 from pipeline.article import Article
 from pipeline.chunker import ChunkConfig, chunk_article
 from pipeline.errors import BadData
@@ -68,34 +69,70 @@ def run(
 
     Returns `n`, `passages`, `scores` {method: {recall@1, recall@5, recall@20, mrr}} and `cost`. Recall is the mean
     share of a question's gold passages in the first k; MRR that of the first gold one among 20 (0 beyond).
-    `cache` is a folder that keeps vectors from one run to the next. Raises BadData for files that lack
-    gold passages, ValueError for an unknown method.
+    Vectors are kept in the folder `cache` (by default in the embedders' cache) from one run to the next. Raises
+    BadData for files that lack gold passages, ValueError for an unknown method.
     """
+    return run_sets(
+        [data],
+        corpus,
+        methods,
+        embedder=embedder,
+        num_questions=num_questions,
+        num_passages=num_passages,
+        seed=seed,
+        half=half,
+        search=search,
+        cache=cache,
+        progress=progress,
+    )[0]
+
+
+def run_sets(
+    sets: Sequence[Path],
+    corpus: Path,
+    methods: Sequence[str] = METHODS,
+    *,
+    embedder: Embedder,
+    num_questions: int = 1_000,
+    num_passages: int = 20_000,
+    seed: int = 0,
+    half: Half = "report",
+    search: SearchConfig | None = None,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """`run` for several sets over one shard, which holds the gold passages of all of them."""
     chosen = [_method(name) for name in methods]
-    questions = sample_questions(load_questions(data), half, num_questions, seed)
-    passages = sample_passages(corpus, questions, num_passages, seed)
-    with RetrievalBench(embedder, cache=cache, progress=progress) as bench:
+    asked = [sample_questions(load_questions(path), half, num_questions, seed) for path in sets]
+    passages = sample_passages(corpus, [one for questions in asked for one in questions], num_passages, seed)
+    results = []
+    with RetrievalBench(embedder, cache=cache or cache_folder() / "vectors", progress=progress) as bench:
         bench.add(passages)
-        scores, cost = {}, {}
-        for method in chosen:
-            begin = time.perf_counter()
-            ranked = bench.rank(questions, method, search)
-            seconds = time.perf_counter() - begin
-            scores[method] = measure(ranked, questions)
-            cost[method] = {"ms_per_question": round(1000 * seconds / max(1, len(questions)), 3)}
-        size = bench.shard.stats()
-    return {
-        "data": data.name,
-        "corpus": corpus.name,
-        "half": half,
-        "n": len(questions),
-        "passages": len(passages),
-        "chunks": size["live_chunks"],
-        "embedder": embedder.identity,
-        "seed": seed,
-        "scores": scores,
-        "cost": cost,
-    }
+        num_chunks = bench.shard.stats()["live_chunks"]
+        for path, questions in zip(sets, asked, strict=True):
+            bench.embed(questions)
+            scores, cost = {}, {}
+            for method in chosen:
+                begin = time.perf_counter()
+                ranked = bench.rank(questions, method, search)
+                seconds = time.perf_counter() - begin
+                scores[method] = measure(ranked, questions)
+                cost[method] = {"ms_per_question": round(1000 * seconds / max(1, len(questions)), 3)}
+            results.append(
+                {
+                    "data": path.name,
+                    "corpus": corpus.name,
+                    "half": half,
+                    "n": len(questions),
+                    "passages": len(passages),
+                    "chunks": num_chunks,
+                    "embedder": embedder.identity,
+                    "seed": seed,
+                    "scores": scores,
+                    "cost": cost,
+                }
+            )
+    return results
 
 
 class RetrievalBench:
@@ -135,6 +172,10 @@ class RetrievalBench:
             batch = records[begin : begin + _BATCH]
             self.shard.append(batch, {("passages", 0): begin + len(batch)}, 1)
         self.shard.maintain(0)
+
+    def embed(self, questions: Sequence[Question]) -> None:
+        """Embed questions ahead of timing their search."""
+        self._cache.encode([question.text for question in questions])
 
     def candidates(
         self, questions: Sequence[Question], mode: Mode, depth: int

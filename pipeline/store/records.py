@@ -357,7 +357,7 @@ class SearchConfig:
         },
     )
     bm25_weight: float = field(
-        default=0.7, metadata={"help": "adaptive: weight of BM25 where the dense search is wholly unsure"}
+        default=0.65, metadata={"help": "adaptive: weight of BM25 where the dense search is wholly unsure"}
     )
     bm25_fade: float = field(
         default=1.5, metadata={"help": "adaptive: how fast BM25's weight falls as the best dense score rises"}
