@@ -85,8 +85,8 @@ def _cluster(address: str | None) -> Part:
     connect_ray(None if where.startswith("http") else where)
     import ray
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    resources = ray.cluster_resources()
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     names = _actor_names()
     return {
         "summary": f"{where}: {len(nodes)} nodes, {resources.get('CPU', 0):g} CPUs, "
@@ -114,7 +114,8 @@ def _store() -> Part:
     for name in names:
         try:
             handle = ray.get_actor(name, namespace=NAMESPACE)
-            row = {"name": name, **ray.get(handle.stats.remote(), timeout=_ACTOR_TIMEOUT_S)}
+            stats: Part = ray.get(handle.stats.remote(), timeout=_ACTOR_TIMEOUT_S)
+            row: Part = {"name": name, **stats}
             lines.append(
                 f"{name}: {row['live_articles']:,} articles, {row['live_chunks']:,} chunks, "
                 f"{row['tombstones']:,} tombstones, newest {_day(row['newest_ms'])}"

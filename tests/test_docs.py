@@ -47,7 +47,7 @@ def test_verb_takes_config_and_json(verb: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "docs").glob("*.md")) + [ROOT / "README.md"], ids=lambda p: p.name
+    "path", [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"], ids=lambda p: p.name
 )
 def test_links_between_pages_lead_somewhere(path: Path) -> None:
     """A relative link points at a file that exists."""
