@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from models.backbone import Backbone
@@ -135,7 +136,8 @@ def _write(
     view: View,
     parts: AskParts,
     stopped: threading.Event,
-) -> Any:
+) -> Generator[Event, None, tuple[str, bool, Tokens]]:
+    """Token events of one reading; its text, whether it gave up, and its cost."""
     backbone, config = parts.backbone, parts.config
     cache = view.cache if config.attend != "chosen" else None
     sentences = [(c.title, c.date, c.text) for c in chosen]
@@ -143,12 +145,27 @@ def _write(
     bare = parts.count_tokens(reader_prompt([], question.text, parts.form))
     ids = prompt if cache is not None else [*backbone.bos, *prompt]
     limit = min(question.max_new_tokens or config.max_new_tokens, config.max_new_tokens_limit)
+    job = partial(backbone.generate, ids, cache, limit, STOP_TEXTS, stopped.is_set)
+    written = yield from _tell(job, parts)
+    unknown = backbone.encode(GIVEN_UP)[0]
+    gave_up = written[:1] == [unknown] and parts.form == "adapted" and not stopped.is_set()
+    if gave_up and config.give_up_margin > 0 and _is_hasty(ids, cache, unknown, parts):
+        written = yield from _tell(partial(job, suppress_first=[unknown]), parts)
+    parsed = parse_answer(backbone.decode(written))
+    tokens = Tokens(
+        question=parts.count_tokens(question.text),
+        read=max(0, len(prompt) - bare),
+        cache=_attended(cache),
+        generated=len(written),
+    )
+    return parsed.text, parsed.given_up, tokens
+
+
+def _tell(job: Callable[[], Iterator[int]], parts: AskParts) -> Generator[Event, None, list[int]]:
+    """A token event for each piece of text as it is written; the ids of all of it."""
+    backbone = parts.backbone
     written: list[int] = []
     shown = ""
-
-    def job() -> Iterator[int]:
-        return backbone.generate(ids, cache, limit, STOP_TEXTS, stopped.is_set)
-
     for token in parts.runner.iterate(job):
         written.append(token)
         text = backbone.decode(written)
@@ -159,14 +176,24 @@ def _write(
         fresh, shown = text[len(shown) :], text
         if fresh:
             yield Event("token", {"text": fresh if len(shown) > len(fresh) else fresh.lstrip()})
-    parsed = parse_answer(backbone.decode(written))
-    tokens = Tokens(
-        question=parts.count_tokens(question.text),
-        read=max(0, len(prompt) - bare),
-        cache=_attended(cache),
-        generated=len(written),
-    )
-    return parsed.text, parsed.given_up, tokens
+    return written
+
+
+def _is_hasty(ids: list[int], cache: Any | None, unknown: int, parts: AskParts) -> bool:
+    """Whether giving up is not likelier than the reader's best other first token by the configured margin.
+
+    The margin of the first token tells apart what a tuned reader knows from what it does not (docs/reader.md).
+    """
+    backbone = parts.backbone
+
+    def job() -> bool:
+        other = next(backbone.generate(ids, cache, 1, suppress_first=[unknown]), None)
+        if other is None:
+            return False
+        margin = backbone.score(ids, [unknown], cache) - backbone.score(ids, [other], cache)
+        return margin < parts.config.give_up_margin
+
+    return parts.runner.call(job)
 
 
 def _attended(cache: Any | None) -> int:

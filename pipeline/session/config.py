@@ -49,6 +49,13 @@ class SessionConfig:
     max_new_tokens_limit: int = field(
         default=256, metadata={"help": "largest number of new tokens that a request may ask for"}
     )
+    give_up_margin: float = field(
+        default=1.5,
+        metadata={
+            "help": "an adapted reader gives up only where that is this much likelier (nats) than its best answer; "
+            "0 takes its word"
+        },
+    )
     dense_sentences: int = field(
         default=48, metadata={"help": "sentences compared with the question by embedding; 0: words only"}
     )
@@ -78,6 +85,8 @@ class SessionConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.max_article_tokens < 16:
             raise ValueError(f"max_article_tokens is {self.max_article_tokens}; it must be at least 16")
+        if self.give_up_margin < 0:
+            raise ValueError(f"give_up_margin is {self.give_up_margin}; it must be at least 0")
         if self.dense_sentences < 0:
             raise ValueError(f"dense_sentences is {self.dense_sentences}; it must be at least 0")
         if self.token_budget > self.max_token_budget:

@@ -11,6 +11,7 @@ import pytest
 from pipeline.errors import UsageError
 from pipeline.session.answer import Answer, Event, Lag, Question
 from pipeline.session.asking import AskParts, View, answer
+from pipeline.session.prompts import GIVEN_UP
 from tests.pipeline.session.support import (
     STREAM,
     ShardLibrary,
@@ -144,6 +145,42 @@ def test_cache_is_attended_where_configured(library: ShardLibrary) -> None:
     assert cached["tokens"]["read"] == 0 and cached["tokens"]["cache"] > 0
     assert both["tokens"]["read"] > 0 and both["tokens"]["cache"] > 0
     assert session.digest() == before
+
+
+class _Unsure:
+    """The tiny backbone, made to begin with giving up, and that by a stated margin over its next best token."""
+
+    def __init__(self, margin: float) -> None:
+        self._model = backbone()
+        self._margin = margin
+        self.unknown = self._model.encode(GIVEN_UP)[0]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def generate(self, *arguments: Any, suppress_first: Sequence[int] = (), **more: Any) -> Iterator[int]:
+        text = " pier" if suppress_first else GIVEN_UP
+        yield from self._model.encode(text)
+
+    def score(self, prompt: Any, answer: Sequence[int], cache: Any = None) -> float:
+        return 0.0 if list(answer) == [self.unknown] else -self._margin
+
+
+@pytest.mark.parametrize(("margin", "given_up"), [(1.0, False), (2.0, True)])
+def test_hasty_giving_up_is_thought_over(library: ShardLibrary, margin: float, given_up: bool) -> None:
+    """A tuned reader that gives up by less than the margin is made to answer; nothing of it is told before."""
+    from dataclasses import replace
+
+    parts = replace(ask_parts(library), adapted=True, backbone=_Unsure(margin))
+    events = ask(parts)
+    result = done(events)
+    told = "".join(event.data["text"] for event in events if event.kind == "token")
+    assert (result["given_up"], result["text"], told) == (
+        given_up,
+        *(("", "") if given_up else ("pier", "pier")),
+    )
+    plain = replace(parts, config=replace(parts.config, give_up_margin=0.0))
+    assert done(ask(plain))["given_up"]
 
 
 @pytest.mark.parametrize(
