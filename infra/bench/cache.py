@@ -143,6 +143,8 @@ ATTENTION_METHODS: dict[str, dict[str, Any]] = {
     "svd, rank 16": {"rank": 16},
     "svd, rank 32": {},
     "svd, rank 64": {"rank": 64},
+    "svd, rank 32, blocks of 256": {"evict_block": 256},
+    "svd, rank 16, blocks of 256": {"evict_block": 256, "rank": 16},
     "svd in the block's frame, rank 32": {"key_frame": "within_block"},
     "weighted svd, rank 32": {"compressor": "weighted_svd"},
     "svd, rank 8 + 16 of 128 by key_difference": {"rank": 8, "heavy": 1, "heavy_per_block": 16},
@@ -186,11 +188,11 @@ def attention(backbone: HfBackbone, data: Path) -> list[dict[str, Any]]:
             recorded[layer.spec.index] = []
             layer.watch = recorded[layer.spec.index].append
     backbone.read(ids, cache)
-    blocks = (MIDDLE_END - SINKS) // 128
     rows = []
     bank = record(backbone)
     specs = {spec.index: replace(spec, questions=bank.get(spec.index)) for spec in backbone.specs}
     for name, changes in ATTENTION_METHODS.items():
+        blocks = (MIDDLE_END - SINKS) // changes.get("evict_block", 128)
         heavies = changes.get("heavy_per_block", 0) * blocks
         config = CacheConfig(
             ring=LENGTH,
@@ -243,7 +245,7 @@ def _attention_error(
         for name, tensor in layer.tensors().items()
         if name.startswith(("latents.key", "latents.value", "heavy.keys", "heavy.values"))
     )
-    middle = 2 * blocks * 128 * spec.head_dim * 4 * spec.num_kv_heads
+    middle = 2 * (MIDDLE_END - SINKS) * spec.head_dim * 4 * spec.num_kv_heads
     return float((ours - exact).norm() / exact.norm()), kept / middle
 
 

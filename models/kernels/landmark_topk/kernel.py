@@ -1,4 +1,5 @@
-# mypy: disable-error-code="no-untyped-def"  # kernel arguments are typed by Triton at launch
+# mypy: disable-error-code="no-untyped-def"
+# (Triton types the arguments of kernels at launch)
 """Triton kernels of the landmark search.
 
 A candidate is one int64: the score as an integer of the same order, above the complement of the index.

@@ -1,4 +1,5 @@
-# mypy: disable-error-code="no-untyped-def"  # kernel arguments are typed by Triton at launch
+# mypy: disable-error-code="no-untyped-def"
+# (Triton types the arguments of kernels at launch)
 """Triton kernels of the decode: split-K over ring tiles, chunks and latent blocks, then the merge of the splits."""
 
 from __future__ import annotations

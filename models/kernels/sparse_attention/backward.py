@@ -1,4 +1,5 @@
-# mypy: disable-error-code="no-untyped-def"  # kernel arguments are typed by Triton at launch
+# mypy: disable-error-code="no-untyped-def"
+# (Triton types the arguments of kernels at launch)
 """Triton kernels of the backward pass.
 
 dq: one program per block of rows, as forward. dk, dv: one program per chunk, over the inverted list of the query

@@ -1,4 +1,5 @@
-# mypy: disable-error-code="no-untyped-def"  # kernel arguments are typed by Triton at launch
+# mypy: disable-error-code="no-untyped-def"
+# (Triton types the arguments of kernels at launch)
 """The inverted list by counting: an entry's place is how many entries come before it, so no sort and no atomics."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-# mypy: disable-error-code="no-untyped-def"  # kernel arguments are typed by Triton at launch
+# mypy: disable-error-code="no-untyped-def"
+# (Triton types the arguments of kernels at launch)
 """Triton kernel of the forward pass: a program holds BLOCK_M rows (queries x heads) of a query block."""
 
 from __future__ import annotations
