@@ -127,12 +127,11 @@ class SessionHost:
                 metric(name).set(value, tags=self._tags)
             await asyncio.sleep(_METRICS_S)
 
-    async def __del__(self) -> None:
+    def __del__(self) -> None:
         """Drain: save every session. Serve calls this once the last question has been answered."""
-        service = getattr(self, "_service", None)
-        if service is not None:
-            del self._service
-            await asyncio.get_running_loop().run_in_executor(None, service.close)
+        service: SessionService | None = self.__dict__.pop("_service", None)
+        for problem in [] if service is None else service.close():
+            get_logger(replica=self._rank).warning("session_not_saved", reason=problem)
 
 
 def _own_rank() -> int:

@@ -120,3 +120,41 @@ def test_refusals_have_their_exit_codes(elsewhere: str, status: int, code: int) 
         client.ask(str(status), {"question": "x"})
     assert raised.value.exit_code == code
     assert (f"said {status}" if status != 200 else "not a DySRA service") in str(raised.value)
+
+
+def test_serve_yaml_holds_settings_that_are_valid(tmp_path: Path) -> None:
+    """The shipped Serve YAML is of Serve's form, and its arguments are sections that the application takes."""
+    import yaml
+    from ray.serve.schema import ServeDeploySchema
+
+    from actors.keys import new_key
+    from actors.serve_app import build as build_application
+    from infra import dashboards
+
+    path = dashboards.FOLDER.parent / "k8s" / "serve.yaml"
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    (application,) = schema.applications
+    assert application.import_path == "actors.serve_app:build"
+    arguments = dict(application.args)
+    new_key(tmp_path / "keys.json", "desk")
+    arguments["serve"] = {**arguments["serve"], "keys_file": str(tmp_path / "keys.json")}
+    assert build_application(arguments) is not None
+
+
+@pytest.mark.parametrize(
+    ("sections", "named"),
+    [
+        ({"colour": {}}, "colour"),
+        ({"serve": {"prot": 1}}, "serve.prot"),
+        ({"serve": {"port": "x"}}, "serve.port"),
+        ({"session": {"start": "never"}}, "start"),
+    ],
+    ids=str,
+)
+def test_wrong_yaml_arguments_are_named(sections: dict[str, object], named: str) -> None:
+    """A Serve YAML with a wrong section, field or value says which."""
+    from actors.serve_settings import ServeSettings
+    from pipeline.errors import UsageError
+
+    with pytest.raises(UsageError, match=named):
+        ServeSettings.from_sections(sections)  # type: ignore[arg-type]
