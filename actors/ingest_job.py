@@ -36,6 +36,7 @@ class IngestJob:
         self._before = before
         self._embed_before = client.embed_stats()
         self._started = time.monotonic()
+        self._first_polled: float | None = None
         self._last_progress: tuple[int, float] = (0, self._started)
         self._last: dict[str, Any] = {}
         self._final: dict[str, Any] | None = None
@@ -76,6 +77,8 @@ class IngestJob:
                 time.sleep(0.2)
         if figures["failure"] is not None:
             raise figures["failure"]
+        if self._first_polled is None and figures["polled"]:
+            self._first_polled = started
         self._last = figures
         return figures
 
@@ -122,7 +125,10 @@ class IngestJob:
         done = self.ledger(limit_s)
         if done.read > self._last_progress[0]:
             self._last_progress = (done.read, time.monotonic())
-        seconds = max(self._last_progress[1] - self._started, 1e-3)
+        # From the first record to the last that became durable: neither the start nor the silence at the end.
+        seconds = max(
+            self._last_progress[1] - (self._first_polled or self._started), self.spec.ingest.health_interval_s
+        )
         embed = self._asked(self.client.embed_stats, limit_s)
         return {
             "topic": self.spec.kafka.topic,
