@@ -114,8 +114,8 @@ def _store() -> Part:
     for name in names:
         try:
             handle = ray.get_actor(name, namespace=NAMESPACE)
-            stats: Part = ray.get(handle.stats.remote(), timeout=_ACTOR_TIMEOUT_S)
-            row: Part = {"name": name, **stats}
+            asked: Any = handle.stats.remote()
+            row: Part = {"name": name, **ray.get(asked, timeout=_ACTOR_TIMEOUT_S)}
             lines.append(
                 f"{name}: {row['live_articles']:,} articles, {row['live_chunks']:,} chunks, "
                 f"{row['tombstones']:,} tombstones, newest {_day(row['newest_ms'])}"

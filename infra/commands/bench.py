@@ -12,7 +12,8 @@ import orjson
 import typer
 
 from infra import bench as benches
-from infra.console import JsonFlag, say, verb
+from infra.config import load_config
+from infra.console import ConfigFile, JsonFlag, say, verb
 from pipeline.errors import DependencyUnreachable, UsageError
 
 
@@ -27,9 +28,11 @@ def bench(
     out: Annotated[
         Path | None, typer.Option("--out", help="folder for the result (JSON and a Markdown page)")
     ] = None,
+    config: ConfigFile = None,
     json_output: JsonFlag = False,
 ) -> dict[str, Any]:
     """Measure one part against its peers and print the ratios; without a name, list what can be measured."""
+    load_config(config)
     available = benches.available()
     if not name:
         for key, entry in available.items():

@@ -44,7 +44,8 @@ def test_gemma_agrees_with_plain_transformers_and_survives_a_snapshot(gemma: HfB
     restored = RotatingCompressiveCache.from_bytes(cache.to_bytes(), gemma)
     assert restored.to_bytes() == cache.to_bytes()
     answer = backbone_answer(gemma, " Monday, Tuesday,", restored)
-    assert answer == " Wednesday,"
+    assert answer == backbone_answer(gemma, " Monday, Tuesday,", cache)
+    assert "Wednesday" in answer
 
 
 def test_gemma_reads_far_beyond_its_ring_at_constant_bytes(gemma: HfBackbone) -> None:
