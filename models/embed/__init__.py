@@ -59,7 +59,10 @@ def load_tokenizer(spec: str | EmbedderConfig) -> TextTokenizer:
 
 
 def warm_up(config: EmbedderConfig) -> str | None:
-    """What making this embedder ready will do first, as a sentence, or None where nothing is to be made."""
+    """What making this embedder ready will do first, as a sentence, or None where nothing is to be made.
+
+    Raises ValueError for a name that is neither known nor a folder, before anything heavy is started.
+    """
     from models.embed.minilm import export_is_cached
     from models.embed.static import distilled_is_cached
 
@@ -67,6 +70,8 @@ def warm_up(config: EmbedderConfig) -> str | None:
         return "distilling the static embedder from all-MiniLM-L6-v2, once on this machine (20 to 150 s)"
     if config.model == "minilm" and not export_is_cached(config):
         return "exporting all-MiniLM-L6-v2 to ONNX, compared with PyTorch, once on this machine (10 to 40 s)"
+    if config.model not in NAMED:
+        _folder(config.model)
     return None
 
 
