@@ -15,6 +15,8 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import BackpressureConfig, HTTPOptions, ProxyLocation, RequestRouterConfig
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
@@ -94,7 +96,7 @@ def application(settings: ServeSettings) -> serve.Application:
         graceful_shutdown_timeout_s=config.drain_s,
         graceful_shutdown_wait_loop_s=0.5,
     )
-    return ingress.bind(settings, hosts.bind(settings))  # type: ignore[no-any-return]
+    return ingress.bind(settings, hosts.bind(settings))  # type: ignore[attr-defined,no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ def shutdown(timeout_s: float = 90.0) -> bool:
     while not drained and time.monotonic() < deadline:
         time.sleep(0.2)
         drained = APP not in serve.status().applications
-    serve.shutdown()  # type: ignore[no-untyped-call]
+    _stop_serve(deadline + _GRACE_S)
     return drained
 
 
@@ -166,6 +168,21 @@ def status() -> dict[str, Any]:
         "message": app.message,
         "deployments": {name: str(d.status) for name, d in app.deployments.items()},
     }
+
+
+def _stop_serve(deadline: float) -> None:
+    """Stop Serve's controller and proxies.
+
+    `serve.shutdown` alone waits for a controller that ends itself, which Ray reports on the terminal as a task
+    that failed. So the controller is asked without waiting, and looked for until it is gone.
+    """
+    with contextlib.suppress(ValueError, RayError):
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        ray.get(controller.graceful_shutdown.remote(wait=False), timeout=_GRACE_S)
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _wait_until_running(timeout_s: float) -> None:
