@@ -108,9 +108,8 @@ class StreamTail:
         """The offsets from which the stream's last `window_articles` articles follow."""
         wanted, budget = self._session.window_articles, self._session.max_scan_records
         low = dict(end)
-        found: dict[
-            str, tuple[int, int, int]
-        ] = {}  # article id -> (timestamp, partition, offset) of its newest
+        # Of each article its newest record: (timestamp, offset, partition).
+        found: dict[str, tuple[int, int, int]] = {}
         deadline = time.monotonic() + _SCAN_LIMIT_S
         with RecordSource(self._kafka, dict(end), SourceConfig(max_records=_SCAN_BLOCK)) as source:
             while len(found) < wanted and budget > 0 and any(low[p] > first[p] for p in low):
@@ -119,13 +118,13 @@ class StreamTail:
                     budget -= 1
                     article = self._article(record)
                     if article is not None:
-                        place = (record.timestamp_ms, record.partition, record.offset)
+                        place = (record.timestamp_ms, record.offset, record.partition)
                         found[article.id] = max(place, found.get(article.id, place))
                 low.update(block)
         newest = sorted(found.values(), reverse=True)[:wanted]
         if not newest:
             return Start(end, "new articles only: the topic holds none of this stream yet")
-        begin = {p: min((o for _, q, o in newest if q == p), default=end[p]) for p in end}
+        begin = {p: min((o for _, o, q in newest if q == p), default=end[p]) for p in end}
         everything = len(found) <= wanted and all(low[p] <= first[p] for p in low)
         which = "all" if everything else "the last"
         return Start(begin, f"{which} {len(newest)} articles that the topic holds of this stream")

@@ -200,7 +200,7 @@ def test_answers_come_with_sources_over_http(served: Served) -> None:
     assert {source["stream"] for source in answer["sources"]} <= {stream}
     assert chat["object"] == "chat.completion" and chat["usage"]["total_tokens"] > 0
     assert events.startswith("event: sources\n") and "event: done\n" in events
-    assert len(summary["sources"]) == 2
+    assert 1 <= len(summary["sources"]) <= 2 and summary["articles_considered"] == 6
 
 
 def test_requests_without_a_key_are_turned_away(served: Served) -> None:
