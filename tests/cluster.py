@@ -70,10 +70,22 @@ def cluster() -> Iterator[Cluster]:
     try:
         assert started.returncode == 0, started.stdout + started.stderr
         made.env["RAY_ADDRESS"] = made.dashboard
+        _wait_for_agent(made)
         yield made
     finally:
         _end(folder, before)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for_agent(cluster: Cluster) -> None:
+    """The head answers before the agent that starts jobs does: submit a trifle until one runs."""
+    deadline = time.monotonic() + 120
+    while True:
+        done = cluster.run("ray", "job", "submit", "--", "true", timeout=120)
+        if done.returncode == 0:
+            return
+        assert time.monotonic() < deadline, done.stdout + done.stderr
+        time.sleep(2)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -58,7 +58,7 @@ def tokens(backbone: HfBackbone, path: Path, count: int, skip: int = 0) -> list[
     raise ValueError(f"{path} holds fewer than {count} tokens after record {skip}")
 
 
-def speed(backbone: HfBackbone, data: Path) -> list[dict[str, Any]]:
+def speed(backbone: HfBackbone, data: Path) -> Iterator[dict[str, Any]]:
     """Tokens a second, medians of three."""
     ids = tokens(backbone, data / "news" / "reuters_2009_2012.jsonl.zst", 2048)
     ways: dict[str, CacheConfig | None] = {"transformers DynamicCache": None}
@@ -75,21 +75,17 @@ def speed(backbone: HfBackbone, data: Path) -> list[dict[str, Any]]:
                 cache = backbone.new_cache(config)
                 sizes[name] = cache.nbytes
                 seconds[name].append(_our_speed(backbone, cache, ids))
-    rows = []
     for name, runs in seconds.items():
         read, evict, decode = (statistics.median(column) for column in zip(*runs, strict=True))
-        rows.append(
-            {
-                "way": name,
-                "prefill_tokens_per_s": round(len(ids) / read, 1),
-                "eviction_ms_a_step": round(evict * 1e3, 2),
-                "eviction_share": round(evict / (read / (len(ids) // 128)), 4),
-                "decode_tokens_per_s": round(32 / decode, 2),
-                "session_bytes": sizes.get(name),
-                "prefill_s_all": [round(run[0], 2) for run in runs],
-            }
-        )
-    return rows
+        yield {
+            "way": name,
+            "prefill_tokens_per_s": round(len(ids) / read, 1),
+            "eviction_ms_a_step": round(evict * 1e3, 2),
+            "eviction_share": round(evict / (read / (len(ids) // 128)), 4),
+            "decode_tokens_per_s": round(32 / decode, 2),
+            "session_bytes": sizes.get(name),
+            "prefill_s_all": [round(run[0], 2) for run in runs],
+        }
 
 
 @torch.no_grad()
@@ -177,7 +173,7 @@ ATTENTION_METHODS: dict[str, dict[str, Any]] = {
 
 
 @torch.no_grad()
-def attention(backbone: HfBackbone, data: Path) -> list[dict[str, Any]]:
+def attention(backbone: HfBackbone, data: Path) -> Iterator[dict[str, Any]]:
     """Relative error of the attention output, layer by layer, with the hidden states of the exact model."""
     ids = tokens(backbone, data / "news" / "reuters_2009_2012.jsonl.zst", LENGTH)
     exact = CacheConfig(ring=8192, compressor="drop", read_block=128)
@@ -188,7 +184,6 @@ def attention(backbone: HfBackbone, data: Path) -> list[dict[str, Any]]:
             recorded[layer.spec.index] = []
             layer.watch = recorded[layer.spec.index].append
     backbone.read(ids, cache)
-    rows = []
     bank = record(backbone)
     specs = {spec.index: replace(spec, questions=bank.get(spec.index)) for spec in backbone.specs}
     for name, changes in ATTENTION_METHODS.items():
@@ -206,9 +201,7 @@ def attention(backbone: HfBackbone, data: Path) -> list[dict[str, Any]]:
                 error, share = _attention_error(layer, specs[layer.spec.index], config, queries, blocks)
                 row[f"layer_{layer.spec.index}"] = round(error, 4)
                 row["share_of_middle"] = round(share, 4)
-        rows.append(row)
-        say(json.dumps(row))
-    return rows
+        yield row
 
 
 def _attention_error(
@@ -271,11 +264,10 @@ def equal_bytes() -> dict[str, CacheConfig]:
     }
 
 
-def likelihood(backbone: HfBackbone, data: Path) -> list[dict[str, Any]]:
+def likelihood(backbone: HfBackbone, data: Path) -> Iterator[dict[str, Any]]:
     """Nats per token of the last 256 of 2,048 tokens, mean over two texts."""
     path = data / "news" / "reuters_2009_2012.jsonl.zst"
     parts = [tokens(backbone, path, 2048, skip) for skip in (0, 1000)]
-    rows = []
     for name, config in equal_bytes().items():
         nats = []
         for ids in parts:
@@ -284,22 +276,17 @@ def likelihood(backbone: HfBackbone, data: Path) -> list[dict[str, Any]]:
             nats.append(
                 -backbone.score(ids[-QUERIES : -QUERIES + 1], ids[-QUERIES + 1 :], cache) / (QUERIES - 1)
             )
-        rows.append(
-            {
-                "method": name,
-                "nats": round(statistics.mean(nats), 4),
-                "each": [round(n, 4) for n in nats],
-                "full_layer_bytes": _full_layer_bytes(cache),
-            }
-        )
-        say(json.dumps(rows[-1]))
-    return rows
+        yield {
+            "method": name,
+            "nats": round(statistics.mean(nats), 4),
+            "each": [round(n, 4) for n in nats],
+            "full_layer_bytes": _full_layer_bytes(cache),
+        }
 
 
-def needle(backbone: HfBackbone, data: Path, cases: int = 5, length: int = 2048) -> list[dict[str, Any]]:
+def needle(backbone: HfBackbone, data: Path, cases: int = 5, length: int = 2048) -> Iterator[dict[str, Any]]:
     """Exact answers and the likelihood of the digits; depth runs over the part that every method evicted."""
     essays = tokens(backbone, data / "longdoc" / "pg_essays.jsonl.zst", length * (cases + 1))
-    rows = []
     for name, config in equal_bytes().items():
         exact, nats = 0, []
         for case in range(cases):
@@ -317,17 +304,13 @@ def needle(backbone: HfBackbone, data: Path, cases: int = 5, length: int = 2048)
             said = backbone.decode(backbone.generate(question, cache, max_new_tokens=len(answer)))
             exact += said.strip().startswith(number)
             nats.append(-backbone.score(question, answer, cache))
-        rows.append(
-            {
-                "method": name,
-                "exact": exact,
-                "cases": cases,
-                "nats_of_answer": round(statistics.mean(nats), 2),
-                "full_layer_bytes": _full_layer_bytes(cache),
-            }
-        )
-        say(json.dumps(rows[-1]))
-    return rows
+        yield {
+            "method": name,
+            "exact": exact,
+            "cases": cases,
+            "nats_of_answer": round(statistics.mean(nats), 2),
+            "full_layer_bytes": _full_layer_bytes(cache),
+        }
 
 
 def _full_layer_bytes(cache: RotatingCompressiveCache) -> int:
@@ -353,22 +336,21 @@ def main() -> None:
     if given.data is None:
         parser.error("name the folder of texts by --data or DYSRA_DATA")
     backbone = HfBackbone.load(HfConfig(adapter="none", device=given.device, threads=given.threads))
-    rows = BENCHES[given.bench](backbone, Path(given.data))
-    if given.bench == "speed":
-        say(json.dumps(rows))
-    if given.out:
-        results = json.loads(given.out.read_text()) if given.out.is_file() else {"bench": "cache"}
-        git = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=20
-        )
-        about = {"device": f"{platform.machine()}, {given.threads} threads", "torch": torch.__version__}
-        results[given.bench] = {
-            **about,
-            "commit": git.stdout.strip(),
-            "model": backbone.identity,
-            "rows": rows,
-        }
-        given.out.write_text(json.dumps(results, indent=1) + "\n")
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=20)
+    about = {
+        "device": f"{platform.machine()}, {given.threads} threads",
+        "torch": torch.__version__,
+        "commit": git.stdout.strip(),
+        "model": backbone.identity,
+    }
+    rows = []
+    for row in BENCHES[given.bench](backbone, Path(given.data)):
+        say(json.dumps(row))
+        rows.append(row)
+        if given.out:  # after every row: a long bench that is ended keeps what it has measured
+            results = json.loads(given.out.read_text()) if given.out.is_file() else {"bench": "cache"}
+            results[given.bench] = {**about, "rows": rows}
+            given.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

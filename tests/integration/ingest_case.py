@@ -25,7 +25,7 @@ _WORDS = [
     for a in ("har", "bri", "coun", "fer", "min", "sto")
     for b in ("bour", "dge", "cil", "ry", "ster", "rm")
 ]
-LIMIT_S = 90.0
+LIMIT_S = 240.0
 
 
 def article(number: int, *, version: int = 0, stream: str = "", words: int = 60) -> Article:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.broker import TopicFactory
 from tests.cluster import Cluster
+from tests.integration.helpers import publish_newswire
+from tests.models.embed.tiny import make_tiny_embedder
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -34,15 +37,15 @@ def test_wrong_token_is_refused(cluster: Cluster) -> None:
 
 
 @pytest.mark.broker
-def test_ingest_runs_as_a_job(cluster: Cluster, broker: object, topic: object, tmp_path: Path) -> None:
+def test_ingest_runs_as_a_job(cluster: Cluster, topic: TopicFactory, tmp_path: Path) -> None:
     """Articles published to the topic are in the store after the submitted ingest, each accounted for."""
-    from tests.integration.helpers import publish_newswire
-
-    name, published = publish_newswire(broker, topic, num_articles=60)
+    kafka = topic()
+    embedder = make_tiny_embedder(tmp_path / "tiny")
+    published = publish_newswire(kafka, num_articles=60)
     done = cluster.run(
         *("ray", "job", "submit", "--submission-id", "ingest-test", "--working-dir", ".", "--"),
-        *("dysra", "ingest", "--topic", name, "--bootstrap-servers", broker.bootstrap_servers),  # type: ignore[attr-defined]
-        *("--store", str(tmp_path / "store"), "--embedder", "static", "--until-idle", "4", "--json"),
+        *("dysra", "ingest", "--topic", kafka.topic, "--bootstrap-servers", kafka.bootstrap_servers),
+        *("--store", str(tmp_path / "store"), "--embedder", str(embedder), "--until-idle", "4", "--json"),
         DYSRA_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db",
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -175,6 +175,8 @@ def served(broker: Broker, local_ray: None, tmp_path_factory: pytest.TempPathFac
         )
         for stream in one.streams:
             one.publish(stream, 0, 6)
+            with one.client() as client:
+                client.post(f"/v1/streams/{stream}").raise_for_status()
         yield one
     shutdown()
     deployed.store.close_store()
