@@ -109,6 +109,12 @@ def test_a_damaged_manifest_costs_a_longer_replay_and_nothing_else(
     again = make.open_shard(root)
     assert everything(again) == live | {("n11", 0), ("n11", 1)}
     again.close()
+    (root / "shard-0000/manifest.json").write_bytes(b"{}")
+    twice = make.open_shard(root)
+    assert everything(twice) == live | {("n11", 0), ("n11", 1)}, (
+        "the good manifest was lost to the damaged one"
+    )
+    twice.close()
 
 
 @pytest.mark.parametrize("damage", ["missing", "state"])
