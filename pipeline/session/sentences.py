@@ -13,12 +13,15 @@ from pipeline.article import from_ms
 from pipeline.session.prompts import article_head, one_line
 from pipeline.store.records import Passage
 
-_END = re.compile(r"""[.!?…]+["'”’)\]]*\s+(?=["'“‘(\[]?[A-Z0-9À-ÖØ-Þ])|\n{2,}|\n(?=[-*•])""")
+_END = re.compile(
+    r"""[.!?…]+["'”’)\]]*\s+(?=["'“‘(\[]?[A-Z0-9À-ÖØ-Þ])|\n{2,}|\n(?=[-*•])|\n(?=["“A-ZÀ-ÖØ-Þ])"""
+)
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(\"“‘'])(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|Sen|Rep|Gov|Gen|Col|Lt|Sgt|Capt|Rev|Hon|St|Mt|Ft|Jr|Sr|No|Nos|vs|"
     r"Inc|Corp|Ltd|Co|Bros|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec|approx|est|fig|pp|[A-Z]\.[A-Z]"
     r"|[A-Z]\.[A-Z]\.[A-Z]|e\.g|i\.e)\.$"
 )
+_HEADING_CHARS = 40
 MAX_SENTENCE_CHARS = 600
 """Longer "sentences" (tables, lists) are cut at a space."""
 
@@ -56,6 +59,8 @@ def split_sentences(text: str) -> list[str]:
     start = 0
     for match in _END.finditer(text):
         if match.group().startswith(".") and _ABBREVIATION.search(text[start : match.start() + 1]):
+            continue
+        if match.group() == "\n" and not _is_heading(text[start : match.start()]):
             continue
         _append(sentences, text[start : match.end()])
         start = match.end()
@@ -97,6 +102,12 @@ def candidates(passages: Sequence[Passage], count_tokens: Callable[[str], int]) 
                 )
             )
     return found
+
+
+def _is_heading(line: str) -> bool:
+    """Whether a line that just ends, without a mark, stands alone: short, where wrapped text would go on."""
+    line = line.rpartition("\n")[2].strip()
+    return 0 < len(line) <= _HEADING_CHARS and line[-1] not in ",;:-–—"
 
 
 def _append(sentences: list[str], text: str) -> None:
