@@ -23,7 +23,7 @@ from pipeline.publisher import Publisher
 from tests.broker import TopicFactory
 from tests.integration.ingest_case import LIMIT_S, article, make_spec, running, settle, until_read, wait_for
 
-pytestmark = [pytest.mark.broker, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.ray]
 NUM_ARTICLES = 500
 
 

@@ -36,7 +36,7 @@ from pipeline.store import StoreConfig
 from tests.integration.session_store import StoreFiller
 from tests.tiny_model import save_tiny_model
 
-pytestmark = [pytest.mark.broker, pytest.mark.ray, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.ray, pytest.mark.timeout(420)]
 
 TENANT = "desk"
 REPLICAS, SLOTS = 2, 16
