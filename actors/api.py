@@ -77,8 +77,9 @@ def build_api(hosts: Hosts, config: ServeConfig, keys: Keys | None) -> FastAPI:
         """An answer with its sources and its cost; as server-sent events where asked for."""
         key = session_key(tenant, stream)
         check_question(body.question)
-        events = _first(_measured("ask", hosts.ask(key, body.to_question())))
-        opened = await events
+        if body.cross_stream:
+            tenant.require_all()
+        opened = await _first(_measured("ask", hosts.ask(key, body.to_question())))
         if body.stream or _SSE in accept:
             return StreamingResponse(_answer_sse(opened), media_type=_SSE, headers=_SSE_HEADERS)
         return JSONResponse(await _final(opened))

@@ -42,6 +42,11 @@ class Tenant:
         if self._streams is not None and stream not in self._streams:
             raise Refused(403, f"this key is not good for stream {stream!r}")
 
+    def require_all(self) -> None:
+        """Raise Refused unless the tenant's key is good for every stream."""
+        if self._streams is not None:
+            raise Refused(403, "this key is good for some streams only, so it cannot search across all")
+
     def may(self, stream: str) -> bool:
         """Whether the tenant's key is good for the stream."""
         return self._streams is None or stream in self._streams

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -71,7 +72,7 @@ class SessionHost:
         self._tags = {"replica": str(self._rank)}
         owner = f"rank{self._rank}-pid{os.getpid()}-{time.time_ns():x}"
         store = open_store(settings.store, settings.embedder, settings.search, detached=True)
-        self._service = build_service(settings, StoreLibrary(store), owner)
+        self._service = build_service(with_threads(settings), StoreLibrary(store), owner)
         table = slot_table(settings.serve.slots, settings.serve.replicas)
         resumed = self._service.pool.resume(lambda key: rank_of(key.id, table) == self._rank)
         get_logger(replica=self._rank).info("replica_ready", resumed=len(resumed), owner=owner)
@@ -132,6 +133,17 @@ class SessionHost:
         service: SessionService | None = self.__dict__.pop("_service", None)
         for problem in [] if service is None else service.close():
             get_logger(replica=self._rank).warning("session_not_saved", reason=problem)
+
+
+def with_threads(settings: ServeSettings) -> ServeSettings:
+    """The settings with CPU threads for the model where none were set: this machine's, shared by its replicas.
+
+    Ray gives an actor as many threads as it reserves CPUs, which is a matter of placement and often one.
+    """
+    if settings.backbone.threads:
+        return settings
+    threads = max(1, len(os.sched_getaffinity(0)) // settings.serve.replicas)
+    return replace(settings, backbone=replace(settings.backbone, threads=threads))
 
 
 def _own_rank() -> int:

@@ -279,6 +279,8 @@ def test_key_limited_to_streams_is_403_elsewhere(service: SessionService, tmp_pa
     client = Client(service, service.config, Keys(path))
     assert client.post(ASK, {"question": "Pier 1?"}, headers=headers).status_code == 200
     assert client.post("/v1/streams/other/ask", {"question": "x"}, headers=headers).status_code == 403
+    across = client.post(ASK, {"question": "x", "cross_stream": True}, headers=headers)
+    assert across.status_code == 403 and "across" in across.json()["error"]["message"]
 
 
 def test_tenant_that_asks_too_often_is_429(service: SessionService) -> None:
