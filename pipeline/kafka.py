@@ -7,6 +7,7 @@ thread; none is shared with an event loop.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import logging
 import socket
 import ssl
@@ -265,9 +266,16 @@ def topic_partitions(config: KafkaConfig, name: str) -> list[int]:
     finally:
         client.close()
     if not num_partitions:
-        known = ", ".join(others[:20]) or "none"
-        raise UsageError(f"there is no topic {name} at {config.describe()}; topics there: {known}")
+        raise UsageError(f"there is no topic {name} at {config.describe()}; {_topics_there(name, others)}")
     return list(range(num_partitions))
+
+
+def _topics_there(name: str, others: list[str], limit: int = 20) -> str:
+    """What an operator may have meant: all topics, or where there are many the ones of similar name first."""
+    near = difflib.get_close_matches(name, others, n=limit, cutoff=0.4)
+    shown = (near + [other for other in others if other not in near])[:limit]
+    more = f" and {len(others) - len(shown)} more" if len(others) > len(shown) else ""
+    return f"topics there: {', '.join(shown) or 'none'}{more}"
 
 
 def _probe(config: KafkaConfig) -> str:

@@ -49,7 +49,7 @@ def cluster() -> Iterator[Cluster]:
     """A head node with RAY_AUTH_MODE=token; every process it started is ended afterwards, by its id."""
     # Ray's sockets need a short path, which pytest's own folders do not have.
     folder = Path(tempfile.mkdtemp(prefix="dyr"))
-    gcs, dashboard, client = _free_ports(3)
+    gcs, dashboard, client, agent = _free_ports(4)
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env |= {
         "RAY_AUTH_MODE": "token",
@@ -65,6 +65,8 @@ def cluster() -> Iterator[Cluster]:
         *("ray", "start", "--head", "--node-ip-address", "127.0.0.1", "--port", str(gcs)),
         *("--dashboard-port", str(dashboard), "--include-dashboard", "true", "--num-cpus", "8"),
         *("--ray-client-server-port", str(client), "--object-store-memory", str(150 * 1024 * 1024)),
+        # The agent's default port is taken wherever another Ray runs: then no job could ever be submitted.
+        *("--dashboard-agent-listen-port", str(agent)),
         timeout=120,
     )
     try:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pipeline.article import Article
 from pipeline.store.records import Chunk
 from pipeline.store.segment import COLUMNS, ArticleRow, Names, Segment
-from pipeline.store.vector_index import MatrixIndex
+from pipeline.store.vector_index import growing_matrix
 
 _FAR = 2**63 - 1
 
@@ -31,7 +31,7 @@ class GrowingSegment(Segment):
         self.dead_articles = np.zeros(capacity, dtype=bool)
         self.articles: list[ArticleRow] = []
         self.chunks: list[Chunk] = []
-        self._index = MatrixIndex(dim, capacity, device)
+        self._index = growing_matrix(dim, capacity, device)
         self._row_of: dict[int, int] = {}
 
     def add(

@@ -158,8 +158,9 @@ def test_offset_beyond_the_end_stops_unless_a_reset_is_wanted(topic: TopicFactor
 def test_absent_topic_partition_and_broker_are_named(topic: TopicFactory) -> None:
     """Wrong use is told apart from an outage, and says what is there."""
     kafka = topic(partitions=2)
-    with pytest.raises(UsageError, match=rf"there is no topic nowhere .*{kafka.topic}"):
-        RecordSource(kafka, {0: 0}, topic="nowhere")
+    mistyped = kafka.topic.replace("news", "nwes")
+    with pytest.raises(UsageError, match=rf"there is no topic {mistyped} .*topics there: .*{kafka.topic}"):
+        RecordSource(kafka, {0: 0}, topic=mistyped)
     with pytest.raises(UsageError, match=r"partitions 0 to 1; 5 was asked for"):
         RecordSource(kafka, {5: 0})
     with pytest.raises(UsageError, match="negative"):

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.store.vector_index import FaissGpuIndex, FaissIndex, MatrixIndex, VectorIndex, device_index
+from pipeline.store.gpu_index import FaissGpuIndex
+from pipeline.store.vector_index import FaissIndex, VectorIndex, device_index, growing_matrix
 
 DIM = 32
 KINDS = [
     "matrix",
+    "matrix-torch",
     "flat",
     "ivf",
     pytest.param("matrix-gpu", marks=pytest.mark.gpu),
@@ -30,11 +32,11 @@ def unit_rows(num_rows: int, seed: int) -> np.ndarray:
 
 def built(kind: str, vectors: np.ndarray) -> VectorIndex:
     """An index of a kind; an IVF reads all its lists, so that it is exact here."""
-    device = "cuda" if kind.endswith("-gpu") else "cpu"
+    device = "cuda" if kind.endswith("-gpu") else "cpu:0" if kind.endswith("-torch") else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     if kind.startswith("matrix"):
-        matrix = MatrixIndex(DIM, 8, device)
+        matrix = growing_matrix(DIM, 8, device)
         for begin in range(0, len(vectors), 300):
             matrix.add(vectors[begin : begin + 300])
         return matrix
@@ -99,7 +101,7 @@ def test_an_ivf_reads_on_until_enough_are_found() -> None:
 def test_a_matrix_hides_rows_beyond_the_reader_s_count() -> None:
     """Rows that arrive during a search do not show in it."""
     vectors = unit_rows(100, 7)
-    matrix = MatrixIndex(DIM, 4, "cpu")
+    matrix = growing_matrix(DIM, 4, "cpu")
     matrix.add(vectors)
     rows = matrix.search_first(vectors[90:91].astype(np.float32), 100, 50, None)[1]
     assert sorted(rows[0].tolist()) == list(range(50))
@@ -113,4 +115,4 @@ def test_a_device_that_is_not_there_is_named(device: str, words: str) -> None:
     if device.startswith("cuda") and torch.cuda.is_available():
         pytest.skip("this machine has the device")
     with pytest.raises(ValueError, match=words):
-        MatrixIndex(DIM, 4, device)
+        growing_matrix(DIM, 4, device)
