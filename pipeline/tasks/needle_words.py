@@ -96,7 +96,8 @@ NAMES: tuple[str, ...] = (
 WORDS: tuple[str, ...] = (
     "amber", "falcon", "velvet", "lantern", "copper", "meadow", "thunder", "saffron", "pebble", "orchid", "marble",
     "walnut", "crimson", "glacier", "violin", "ribbon", "cobalt", "harvest", "mirror", "dragon", "silver",
-    "compass", "juniper", "canyon", "feather", "anchor", "ginger", "puzzle", "rocket", "willow", "magnet", "tulip", "badger",
+    "compass", "juniper", "canyon", "feather", "anchor", "ginger", "puzzle", "rocket", "willow", "magnet",
+    "tulip", "badger",
     "candle", "hazel", "ivory", "jasper", "kettle", "lemon", "mustard", "nectar", "onyx", "parrot", "quartz",
     "raven", "sable", "timber", "umber", "viper", "walrus", "yarrow", "zephyr",
 )  # fmt: skip
