@@ -1,0 +1,212 @@
+"""A stream's chunks: landmarks to search, and keys and values to read, kept where a budget of bytes allows.
+
+Keys and values of a full segment of chunks live on the device as they are; beyond `device_bytes` the oldest move to
+(pinned) host memory, as they are or in 8 bits; beyond `host_bytes` they are dropped and encoded again from their
+token ids when they are chosen.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from models.subq.config import SubqConfig
+from models.subq.index import build_index
+
+Reencode = Callable[[Tensor], tuple[Tensor, Tensor]]
+SEGMENT = 64
+PLACES = ("device", "host", "ids")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryConfig:
+    """Where a stream keeps its chunks."""
+
+    device_bytes: int = field(
+        default=1 << 60, metadata={"help": "keys and values kept on the model's device, at most"}
+    )
+    host_bytes: int = field(
+        default=1 << 60, metadata={"help": "keys and values kept in host memory, at most"}
+    )
+    compressed: bool = field(
+        default=True, metadata={"help": "in host memory: 8 bits a number instead of 16 or 32"}
+    )
+    landmark_dtype: str = field(default="float16", metadata={"help": "float16 or float32"})
+    reencode_tokens: int = field(
+        default=0,
+        metadata={
+            "help": "tokens read again before a chunk that was dropped (0: all that can matter, exact)"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("device_bytes", "host_bytes", "reencode_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 0 or more")
+        if self.landmark_dtype not in ("float16", "float32"):
+            raise ValueError(f"landmark_dtype: given {self.landmark_dtype!r}; allowed: float16, float32")
+
+
+@dataclass(slots=True)
+class _Segment:
+    """Keys and values of up to SEGMENT chunks [n, C, 2, g, d], or their 8-bit form with scales [n, C, 2, g, 1]."""
+
+    place: str
+    kv: Tensor | None
+    scales: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(each.nbytes for each in (self.kv, self.scales) if each is not None)
+
+    def read(self, rows: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+        assert self.kv is not None
+        picked = self.kv[rows.to(self.kv.device)].to(device, non_blocking=True)
+        if self.scales is None:
+            return picked.to(dtype)
+        return (picked.float() * self.scales[rows.to(self.scales.device)].to(device)).to(dtype)
+
+
+class ChunkMemory:
+    """Chunks are appended and never change; see MemoryConfig for where they live."""
+
+    def __init__(
+        self, model: SubqConfig, config: MemoryConfig, device: torch.device, reencode: Reencode | None = None
+    ) -> None:
+        """`reencode(chunks [m]) -> (keys, values) [m, C, g, d]` brings back what was dropped."""
+        if reencode is None and config.host_bytes < 1 << 60:
+            raise ValueError(
+                f"host_bytes: given {config.host_bytes}, but this model's chunks cannot be encoded again"
+            )
+        self.model, self.config, self.device = model, config, device
+        self.index = build_index(
+            model.index, model.landmark_dim, model.probes, getattr(torch, config.landmark_dtype), device
+        )
+        self._reencode = reencode
+        self._segments: list[_Segment] = []
+        self._ids: list[Tensor] = []
+        self._dtype = torch.float32
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def nbytes(self) -> dict[str, int]:
+        """Bytes by place: landmarks (and their index), keys and values on the device and on the host, token ids."""
+        found = {
+            "landmarks": self.index.nbytes,
+            "device": 0,
+            "host": 0,
+            "ids": sum(i.nbytes for i in self._ids),
+        }
+        for segment in self._segments:
+            if segment.place != "ids":
+                found[segment.place] += segment.nbytes
+        return found
+
+    def append(self, landmarks: Tensor, keys: Tensor, values: Tensor, ids: Tensor) -> None:
+        """Next chunks: landmarks [n, R], keys and values [n, C, g, d], token ids [n, C]."""
+        self._dtype = keys.dtype
+        kv = torch.stack((keys, values), 2)
+        at = len(self)
+        self._ids.append(ids.to("cpu", torch.int32))
+        self.index.add(landmarks)
+        while len(kv):
+            room = SEGMENT - at % SEGMENT
+            part, kv = kv[:room], kv[room:]
+            if at % SEGMENT == 0:
+                self._segments.append(_Segment("device", part.clone()))
+            else:
+                last = self._segments[-1]
+                assert last.kv is not None
+                # a new object: forks of this memory hold on to the old one
+                self._segments[-1] = _Segment("device", torch.cat((last.kv, part)))
+            at += len(part)
+        self._settle()
+
+    def search(self, queries: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+        """The top_k chunks of each query [Q, R] that are not newer than limits [Q]: (scores, chunks) [Q, top_k]."""
+        if not len(self):
+            shape = (len(queries), self.model.top_k)
+            return queries.new_full(shape, float("-inf")), torch.full(shape, -1, device=queries.device)
+        return self.index.search(queries, self.model.top_k, limits)
+
+    def fetch(self, chunks: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [m, C, g, d] of chunks [m] on the model's device, from wherever they are."""
+        config = self.model
+        out = torch.empty(
+            len(chunks),
+            config.chunk,
+            2,
+            config.kv_heads,
+            config.head_dim,
+            dtype=self._dtype,
+            device=self.device,
+        )
+        wanted = chunks.cpu()
+        dropped = torch.tensor(
+            [self._segments[int(c) // SEGMENT].place == "ids" for c in wanted], dtype=torch.bool
+        )
+        for at in torch.unique(wanted[~dropped] // SEGMENT).tolist():
+            rows = torch.nonzero((wanted // SEGMENT == at) & ~dropped)[:, 0]
+            out[rows.to(self.device)] = self._segments[at].read(
+                wanted[rows] % SEGMENT, self.device, self._dtype
+            )
+        if dropped.any():
+            assert self._reencode is not None
+            keys, values = self._reencode(wanted[dropped])
+            out[dropped.to(self.device)] = torch.stack((keys, values), 2).to(self._dtype)
+        return out[:, :, 0], out[:, :, 1]
+
+    def ids(self) -> Tensor:
+        """Token ids of all chunks [n, C]."""
+        if len(self._ids) > 1:
+            self._ids = [torch.cat(self._ids)]
+        return self._ids[0] if self._ids else torch.empty(0, self.model.chunk, dtype=torch.int32)
+
+    def fork(self, reencode: Reencode | None) -> ChunkMemory:
+        """A memory that goes on by itself: nothing that is appended to one is seen by the other."""
+        twin = copy.copy(self)
+        twin._segments, twin._ids, twin._reencode = list(self._segments), list(self._ids), reencode
+        twin.index = copy.deepcopy(self.index)
+        return twin
+
+    def kv(self) -> Tensor:
+        """All keys and values [n, C, 2, g, d], brought back from wherever they are: for snapshots."""
+        if not len(self):
+            c = self.model
+            return torch.empty(0, c.chunk, 2, c.kv_heads, c.head_dim, dtype=self._dtype, device=self.device)
+        parts = [self.fetch(part) for part in torch.arange(len(self)).split(SEGMENT)]
+        return torch.cat([torch.stack(part, 2) for part in parts])
+
+    def _settle(self) -> None:
+        """Move the oldest full segments down until every place is within its budget."""
+        self._demote("device", self.config.device_bytes, self._to_host)
+        self._demote("host", self.config.host_bytes, lambda segment: _Segment("ids", None))
+
+    def _demote(self, place: str, budget: int, move: Callable[[_Segment], _Segment]) -> None:
+        here = [at for at, segment in enumerate(self._segments) if segment.place == place]
+        used = sum(self._segments[at].nbytes for at in here)
+        for at in here:
+            segment = self._segments[at]
+            if used <= budget or segment.kv is None or len(segment.kv) < SEGMENT:
+                break
+            used -= segment.nbytes
+            self._segments[at] = move(segment)
+
+    def _to_host(self, segment: _Segment) -> _Segment:
+        assert segment.kv is not None
+        if not self.config.compressed:
+            return _Segment("host", _on_host(segment.kv))
+        scales = segment.kv.float().abs().amax(-1, keepdim=True).clamp_min(1e-8) / 127.0
+        rounded = torch.round(segment.kv.float() / scales).to(torch.int8)
+        return _Segment("host", _on_host(rounded), _on_host(scales.half()))
+
+
+def _on_host(x: Tensor) -> Tensor:
+    host = x.cpu() if not x.is_cuda else x.to("cpu", non_blocking=False)
+    return host.pin_memory() if x.is_cuda else host

@@ -1,0 +1,96 @@
+"""Gated linear attention: a matrix state that every key channel forgets at its own rate (GLA, arXiv 2312.06635)."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.subq.config import SubqConfig
+
+_CHUNK = 16  # pairs inside a chunk are kept as differences of logarithms: 16 x 16 x d numbers a head
+
+
+class GatedLinear(nn.Module):
+    """S_t = diag(exp g_t) S_(t-1) + k_t v_t', o_t = S_t' q_t, g_t <= 0 from the input. State: S [B, H, d, d] in float32.
+
+    On CUDA fla-core's `chunk_gla` runs where it is installed, else the chunked form below.
+    """
+
+    def __init__(self, config: SubqConfig) -> None:
+        super().__init__()
+        self.heads, self.dim = config.num_heads, config.head_dim
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        rank = max(16, config.width // 32)
+        self.gate_in = nn.Linear(config.width, rank, bias=False)
+        self.gate_out = nn.Linear(rank, config.width)
+        self.open = nn.Linear(config.width, config.width, bias=False)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(
+        self, x: Tensor, state: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `build_mixer`."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.dim)).unbind(2)
+        gate = F.logsigmoid(self.gate_out(self.gate_in(x)).float()) / 16.0
+        gate = gate.unflatten(-1, (self.heads, self.dim))
+        q = q * self.dim**-0.5
+        out, last = gated_linear(q, k, v, gate, None if state is None else state[0])
+        out = F.rms_norm(out, (self.dim,)).to(x.dtype).flatten(2)
+        return self.out(out * F.silu(self.open(x))), (last,)
+
+
+def gated_linear(
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """q, k, v, gate [B, T, H, d] (gate: logarithm of what is kept), state [B, H, d, d] or None -> (out, state)."""
+    if q.is_cuda and importlib.util.find_spec("fla") is not None:
+        from fla.ops.gla import chunk_gla
+
+        out, last = chunk_gla(q, k, v, g=gate, scale=1.0, initial_state=state, output_final_state=True)
+        return out, last
+    return gated_linear_chunked(q, k, v, gate, state)
+
+
+def gated_linear_chunked(
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Chunks of 16 tokens: products inside a chunk, the state from chunk to chunk. In float32, safe at any gate."""
+    dtype, (batch, length, heads, dim) = q.dtype, q.shape
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    pad = -length % _CHUNK
+    q, k, v, gate = (
+        F.pad(each.to(wide), (0, 0, 0, 0, 0, pad)).unflatten(1, (-1, _CHUNK)).permute(1, 0, 3, 2, 4)
+        for each in (q, k, v, gate)
+    )  # [n, B, H, C, d]
+    kept = gate.cumsum(-2)  # logarithm of what is left of the chunk's start, at every token
+    causal = torch.ones(_CHUNK, _CHUNK, dtype=torch.bool, device=q.device).tril()
+    differences = (kept[..., :, None, :] - kept[..., None, :, :]).masked_fill(
+        ~causal[..., None], float("-inf")
+    )
+    inside = torch.einsum("nbhid,nbhijd,nbhjd->nbhij", q, differences.exp(), k) @ v
+    from_start = q * kept.exp()
+    to_end = k * (kept[..., -1:, :] - kept).exp()
+    whole = kept[..., -1, :].exp()
+    state = q.new_zeros(batch, heads, dim, v.shape[-1]) if state is None else state.to(wide)
+    out = []
+    for at in range(q.shape[0]):
+        out.append(inside[at] + from_start[at] @ state)
+        state = state * whole[at][..., None] + to_end[at].transpose(-1, -2) @ v[at]
+    stacked = torch.stack(out).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :length]
+    return stacked.to(dtype), state
+
+
+def gated_linear_naive(
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The definition, token by token."""
+    if state is None:
+        state = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
+    out = []
+    for at in range(q.shape[1]):
+        state = state * gate[:, at].exp()[..., None] + k[:, at, :, :, None] * v[:, at, :, None, :]
+        out.append(torch.einsum("bhd,bhde->bhe", q[:, at], state))
+    return torch.stack(out, 1), state

@@ -1,0 +1,131 @@
+"""Reading chosen chunks: a softmax inside each chunk, the chunks mixed by their weights (GCA, arXiv 2410.01651).
+
+Because the weights multiply what is read, the loss on the next token trains the choice.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.kernels.dispatch import HEAD_DIMS, Implementation
+from models.kernels.sparse_attention import CHUNK_SIZES, sparse_attention
+from models.subq.config import SubqConfig
+from models.subq.layers import rms
+
+
+class Chosen(NamedTuple):
+    """What each block of `unit` tokens reads. keys, values [N, C, g, d] of all chunks on offer; indices [B, U, k]
+    into them (-1: empty slot); weights [B, U, k]. The first block lacks its first `lead` tokens."""
+
+    keys: Tensor
+    values: Tensor
+    indices: Tensor
+    weights: Tensor
+    unit: int
+    lead: int = 0
+
+
+class ChunkReader(nn.Module):
+    """Attention of an upper block over chosen chunks, each head behind a sigmoid gate."""
+
+    def __init__(self, config: SubqConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.query = nn.Linear(config.width, config.width, bias=False)
+        self.gate = nn.Linear(config.width, config.num_heads)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, x: Tensor, chosen: Chosen) -> Tensor:
+        """x [B, T, D] -> [B, T, D]: what is added to the residual stream."""
+        config = self.config
+        h = rms(x)
+        q = rms(self.query(h).unflatten(-1, (config.num_heads, config.head_dim)))
+        read = read_chunks(q.to(chosen.keys.dtype), chosen, 2.0 * config.head_dim**-0.5, config.kernel)
+        gate = self.gate(h).sigmoid().to(read.dtype)
+        out: Tensor = self.out((read * gate[..., None]).flatten(2).to(h.dtype))
+        return out
+
+
+def read_chunks(q: Tensor, chosen: Chosen, scale: float, kernel: str = "auto") -> Tensor:
+    """q [B, T, H, d] -> [B, T, H, d]; blocks whose slots are all empty get zeros."""
+    batch, length = q.shape[:2]
+    units, slots = chosen.indices.shape[1:]
+    if slots == 0 or chosen.keys.shape[0] == 0:
+        return torch.zeros_like(q)
+    back = units * chosen.unit - chosen.lead - length
+    if back < 0 or chosen.lead >= chosen.unit:
+        raise ValueError(
+            f"{units} blocks of {chosen.unit} tokens, the first without {chosen.lead}, do not hold {length} tokens"
+        )
+    q = F.pad(q, (0, 0, 0, 0, chosen.lead, back))
+    kernel = _kernel(kernel, q, chosen)
+    if kernel == "plain":
+        out = _plain(q, chosen, scale)
+    else:
+        chunk = chosen.keys.shape[1]
+        flat = sparse_attention(
+            q.reshape(1, -1, *q.shape[2:]),
+            chosen.keys.reshape(1, -1, *chosen.keys.shape[2:]),
+            chosen.values.reshape(1, -1, *chosen.values.shape[2:]),
+            chosen.indices.reshape(1, -1, 1, slots).int(),
+            chunk_size=chunk, block_q=chosen.unit, scale=scale,
+            chunk_weights=chosen.weights.reshape(1, -1, 1, slots).to(q.dtype),
+            implementation=cast(Implementation, kernel),
+        )  # fmt: skip
+        out = cast(Tensor, flat).view_as(q)
+    return out[:, chosen.lead : chosen.lead + length]
+
+
+def _kernel(kernel: str, q: Tensor, chosen: Chosen) -> str:
+    """auto: the fused kernel on a CUDA device where it knows the sizes; the plain form below elsewhere."""
+    if kernel != "auto":
+        return kernel
+    fits = q.shape[-1] in HEAD_DIMS and chosen.keys.shape[1] in CHUNK_SIZES
+    return "fused" if q.is_cuda and fits and q.dtype != torch.float64 else "plain"
+
+
+def _plain(q: Tensor, chosen: Chosen, scale: float) -> Tensor:
+    """Gather and three matrix products. `index_select` because its backward is fast, that of indexing is slow."""
+    batch, padded, heads, dim = q.shape
+    units, slots = chosen.indices.shape[1:]
+    chunk, groups = chosen.keys.shape[1], chosen.keys.shape[2]
+    rows, unit = batch * units, chosen.unit
+    q = (
+        q.reshape(rows, unit, groups, heads // groups, dim)
+        .permute(0, 2, 3, 1, 4)
+        .reshape(rows, groups, -1, dim)
+    )
+    at = chosen.indices.clamp_min(0).flatten()
+    keys, values = (
+        each.flatten(1).index_select(0, at).view(rows, slots * chunk, groups, dim).transpose(1, 2)
+        for each in (chosen.keys, chosen.values)
+    )
+    weights = (chosen.weights * (chosen.indices >= 0)).view(rows, 1, 1, slots, 1)
+    scores = (q @ keys.transpose(-1, -2)).unflatten(-1, (slots, chunk))
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    shares = (scores.to(wide) * scale).softmax(-1) * weights.to(wide)
+    out = (shares.flatten(-2).to(q.dtype) @ values).view(rows, groups, heads // groups, unit, dim)
+    return out.permute(0, 3, 1, 2, 4).reshape(batch, padded, heads, dim)
+
+
+def read_chunks_naive(q: Tensor, chosen: Chosen, scale: float) -> Tensor:
+    """The definition, query by query and chunk by chunk; same arguments as `read_chunks`."""
+    out = torch.zeros_like(q)
+    group = q.shape[2] // chosen.keys.shape[2]
+    for b in range(q.shape[0]):
+        for t in range(q.shape[1]):
+            unit = (t + chosen.lead) // chosen.unit
+            for slot in range(chosen.indices.shape[2]):
+                chunk = int(chosen.indices[b, unit, slot])
+                if chunk < 0:
+                    continue
+                keys = chosen.keys[chunk].repeat_interleave(group, 1)
+                values = chosen.values[chunk].repeat_interleave(group, 1)
+                shares = (torch.einsum("hd,chd->hc", q[b, t], keys) * scale).softmax(-1)
+                read = torch.einsum("hc,chd->hd", shares, values) * chosen.weights[b, unit, slot]
+                out = out.index_put((torch.tensor(b), torch.tensor(t)), read, accumulate=True)
+    return out

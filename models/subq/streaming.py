@@ -1,0 +1,225 @@
+"""Reading a stream of any length and answering at any moment, with the logits of one pass."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from models.subq.layers import rms
+from models.subq.memory import ChunkMemory, MemoryConfig
+from models.subq.model import BlockState, SubqModel
+from models.subq.retrieval_attention import Chosen
+from models.subq.router import limits, weigh, with_neighbours
+
+_PIECE = 4_096  # tokens computed at once
+
+
+class SubqStream:
+    """State after what was read: block states, the open chunk, and the memory of whole chunks.
+
+    Reading costs the lower half only: the upper half is computed when logits are asked for, over the tokens that
+    it can see (all of them where an upper mixer remembers without end). The chunk grid begins at token 0; `ask`
+    begins a new grid of queries at the question's end.
+    """
+
+    def __init__(self, model: SubqModel, memory: MemoryConfig | None = None) -> None:
+        self.model, self.config = model, model.config
+        self.memory_config = memory or MemoryConfig()
+        self.seen = 0
+        exact = self.config.reach(upper=False)
+        self._again = self.memory_config.reencode_tokens or exact
+        if self._again is None and self.memory_config.host_bytes < 1 << 60:
+            raise ValueError(
+                f"host_bytes: given {self.memory_config.host_bytes} with mixers {self.config.lower_mixers}; chunks "
+                "of a mixer that remembers without end cannot be encoded again exactly: give reencode_tokens or "
+                "leave host_bytes out"
+            )
+        self.memory = ChunkMemory(
+            self.config, self.memory_config, model.device, self._reencode if self._again is not None else None
+        )
+        self._upper_reach = self.config.reach(upper=True) if self.config.upper_blocks else 0
+        self._lower: list[BlockState] | None = None
+        self._upper: list[BlockState] | None = None
+        self._recent: Tensor | None = None  # lower half of the last tokens, one chunk at most
+        self._recent_ids: list[int] = []
+        self._waiting: Tensor | None = None  # lower half of tokens that the upper half has not seen
+        self._anchor = 0  # where the grid of queries begins
+        self._queries: dict[int, Tensor] = {}  # by the position that they ask for
+
+    # -- reading ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def read(self, ids: Tensor) -> None:
+        """Read token ids [T]; nothing is computed that no later token needs."""
+        for piece in ids.to(self.model.device).split(_PIECE):
+            self._read(piece)
+            if self._upper_reach is None:  # nothing may be left out
+                self._flush()
+
+    @torch.no_grad()
+    def logits(self, ids: Tensor, keep: int | None = None) -> Tensor:
+        """Read ids [T]; the logits [keep or T, vocabulary] after each of the last `keep` of them."""
+        wanted = len(ids) if keep is None else keep
+        out = []
+        left = len(ids)
+        for piece in ids.to(self.model.device).split(_PIECE):
+            self._read(piece)
+            left -= len(piece)
+            inside = min(len(piece), max(0, wanted - left))
+            if inside:
+                out.append(self.model.logits(self._flush()[-inside:]))
+        return torch.cat(out) if out else torch.empty(0, self.config.vocabulary, device=self.model.device)
+
+    def ask(self, ids: Tensor) -> Tensor:
+        """Read a question; logits [vocabulary] of the answer's first token.
+
+        The last 64 tokens before its last one ask, wherever they stand on the grid; its last token already reads
+        what they found. As in training, where a question ends on the first token of a chunk.
+        """
+        if len(ids) < 1:
+            raise ValueError("the question is empty; give at least one token id")
+        self.read(ids[:-1])
+        self.anchor()
+        return self.logits(ids[-1:])[-1]
+
+    @torch.no_grad()
+    def anchor(self) -> None:
+        """Begin the grid of queries here: the last tokens ask at once, and then once a chunk's length."""
+        size = self.config.chunk
+        if self.config.retrieval != "chunk" or self.seen % size == self._anchor % size:
+            return
+        self._flush()
+        self._anchor = self.seen
+        if self._recent is not None and self._recent.shape[1] >= size and self.model.encoder is not None:
+            self._queries = {self.seen: self.model.encode(self._recent[:, -size:]).queries[0, 0]}
+
+    def fork(self) -> SubqStream:
+        """A stream that goes on by itself from here; what it reads is not seen by this one."""
+        twin = copy.copy(self)
+        twin._queries, twin._recent_ids = dict(self._queries), list(self._recent_ids)
+        twin.memory = self.memory.fork(twin._reencode if self._again is not None else None)
+        return twin
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of everything but the memory of chunks: constant once the stream is longer than the model's reach."""
+        tensors = [each for each in (self._recent, self._waiting) if each is not None]
+        for state in [*(self._lower or []), *(self._upper or [])]:
+            tensors += [state.inputs, *state.mixer]
+        return sum(each.nbytes for each in [*tensors, *self._queries.values()])
+
+    # -- inside -----------------------------------------------------------------------------------------------
+
+    def _read(self, ids: Tensor) -> None:
+        if not len(ids):
+            return
+        hidden, self._lower = self.model.lower(ids[None], self._lower)
+        start, self.seen = self.seen, self.seen + len(ids)
+        self._waiting = hidden if self._waiting is None else torch.cat((self._waiting, hidden), 1)
+        if self.model.encoder is None:
+            self._trim()
+            return
+        size = self.config.chunk
+        joined = hidden if self._recent is None else torch.cat((self._recent, hidden), 1)
+        first = start - (joined.shape[1] - len(ids))  # the stream's position of joined[:, 0]
+        self._recent_ids += ids.tolist()
+        begin = len(self.memory) * size
+        whole = (self.seen - begin) // size
+        if whole:
+            codes = self.model.encode(joined[:, begin - first :])
+            taken = torch.tensor(self._recent_ids[: whole * size]).view(whole, size)
+            del self._recent_ids[: whole * size]
+            self.memory.append(codes.landmarks[0], codes.keys[0], codes.values[0], taken)
+            if self._anchor % size == 0:
+                self._queries |= {begin + (at + 1) * size: codes.queries[0, at] for at in range(whole)}
+        if self._anchor % size and self.config.retrieval == "chunk":
+            self._ask_off_grid(joined, first, start)
+        # all that an open chunk needs, on the grid or off it
+        self._recent = joined[:, -min(joined.shape[1], 2 * size) :]
+        self._trim()
+
+    def _ask_off_grid(self, joined: Tensor, first: int, start: int) -> None:
+        """Queries at the positions of the shifted grid that were reached by this segment."""
+        size = self.config.chunk
+        passed = (start - self._anchor) // size + 1
+        ends = range(self._anchor + passed * size, self.seen + 1, size)
+        spans = [joined[:, end - size - first : end - first] for end in ends if end - size >= first]
+        if spans:
+            queries = self.model.encode(torch.cat(spans, 1)).queries[0]
+            self._queries |= dict(zip((e for e in ends if e - size >= first), queries, strict=True))
+
+    def _trim(self) -> None:
+        """Drop waiting tokens that no later logits can depend on."""
+        assert self._waiting is not None
+        if self._upper_reach is not None and self._waiting.shape[1] > 2 * self._upper_reach + _PIECE:
+            self._waiting = self._waiting[:, -(self._upper_reach + _PIECE) :]
+            self._upper = None  # zeros before what is left: out of reach of every token still to come
+        oldest = self.seen - (self._waiting.shape[1] if self._waiting is not None else 0) - self.config.chunk
+        self._queries = {at: query for at, query in self._queries.items() if at >= oldest}
+
+    def _flush(self) -> Tensor:
+        """Run the upper half over what waits; its normalised hidden states [T, D]."""
+        if self._waiting is None or not self._waiting.shape[1]:
+            return torch.empty(0, self.config.width, device=self.model.device)
+        hidden, self._waiting = self._waiting, None
+        if self.model.encoder is None:
+            return rms(hidden[0])
+        start, out = self.seen - hidden.shape[1], []
+        for piece in hidden.split(_PIECE, 1):
+            mixed, self._upper = self.model.upper(piece, self._choose(piece, start), self._upper)
+            out.append(mixed[0])
+            start += piece.shape[1]
+        return torch.cat(out)
+
+    def _choose(self, hidden: Tensor, start: int) -> Chosen | None:
+        """What tokens start … start + T - 1 read."""
+        config, size = self.config, self.config.chunk
+        end = start + hidden.shape[1]
+        device = hidden.device
+        if config.retrieval == "token":
+            assert self.model.encoder is not None
+            queries = self.model.encoder.token_queries(hidden)[0]
+            newest = limits(torch.arange(start, end, device=device) // size, config.near)
+            unit, lead = 1, 0
+        else:
+            begin = start - (start - self._anchor) % size
+            places = list(range(begin, end, size))
+            zero = torch.zeros(config.landmark_dim, device=device)
+            queries = torch.stack([self._queries.get(at, zero) for at in places])
+            newest = limits(torch.tensor([at // size for at in places], device=device), config.near)
+            known = torch.tensor([at in self._queries for at in places], device=device)
+            newest = newest.masked_fill(~known, -1)
+            unit, lead = size, start - begin
+        scores, found = self.memory.search(queries, newest.clamp_min(-1))
+        past = (newest + 1).clamp_min(0)
+        routing = weigh(scores, found, past, config, self.model.scale)
+        routing = with_neighbours(routing, config, (newest + 1)[:, None])
+        wanted, inverse = torch.unique(routing.indices, return_inverse=True)
+        if wanted[-1] < 0:
+            return None
+        keys, values = self.memory.fetch(wanted[wanted >= 0])
+        inverse = inverse - int((wanted < 0).any())
+        return Chosen(
+            keys.to(hidden.dtype), values.to(hidden.dtype), inverse[None], routing.weights[None], unit, lead
+        )
+
+    def _reencode(self, chunks: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of chunks [m] from their token ids, after as many tokens as can matter."""
+        size = self.config.chunk
+        assert self._again is not None
+        before = -(-self._again // size)
+        ids = self.memory.ids()
+        keys, values = [], []
+        for part in chunks.split(8):
+            start = (part - before).clamp_min(0)
+            rows = (start[:, None] + torch.arange(before + 1)).clamp_max(len(ids) - 1)
+            text = ids[rows].flatten(1).to(self.model.device, torch.long)
+            hidden, _ = self.model.lower(text)
+            codes = self.model.encode(hidden)
+            at = torch.arange(len(part), device=hidden.device)
+            place = (part - start).to(hidden.device)
+            keys.append(codes.keys[at, place])
+            values.append(codes.values[at, place])
+        return torch.cat(keys), torch.cat(values)
