@@ -1,0 +1,64 @@
+"""A policy on disk: weights in safetensors, its configuration and training in JSON, a card that a person reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from models.retriever.config import RetrieverConfig
+from models.retriever.network import PolicyNetwork
+
+WEIGHTS, CONFIG, CARD = "policy.safetensors", "config.json", "README.md"
+
+
+def save_policy(network: PolicyNetwork, folder: Path, about: Mapping[str, Any], card: str = "") -> Path:
+    """Write a policy; `about` says how it was trained and how it is to be used (`unit`, `embedder`, `stop_bias`).
+
+    Each file is written beside its place and renamed, the configuration last, so a reader never sees half a policy.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    save_file(state, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
+    os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
+    (folder / CARD).write_text(card or _card(network, about), encoding="utf-8")
+    body = {"network": asdict(network.config), "about": dict(about)}
+    (folder / f"{CONFIG}.part").write_text(json.dumps(body, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(folder / f"{CONFIG}.part", folder / CONFIG)
+    return folder
+
+
+def load_policy(folder: Path, device: torch.device | str = "cpu") -> tuple[PolicyNetwork, dict[str, Any]]:
+    """A saved policy, ready to choose, and what it says about itself; ValueError names what does not fit."""
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise ValueError(
+            f"policy: given {folder}; allowed: a folder with {CONFIG} and {WEIGHTS}, "
+            "as `dysra train-retriever` writes"
+        )
+    try:
+        body = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        fields = dict(body["network"])
+        fields["feature_names"] = tuple(fields.get("feature_names", ()))
+        network = PolicyNetwork(RetrieverConfig(**fields))
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except (json.JSONDecodeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"policy: {folder} cannot be read: {str(error).splitlines()[0]}") from None
+    network.to(device).eval()
+    return network, dict(body["about"])
+
+
+def _card(network: PolicyNetwork, about: Mapping[str, Any]) -> str:
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    rows = "\n".join(f"| {name} | {value} |" for name, value in about.items())
+    return (
+        "# Retriever policy\n\nChooses which sentences a reader is given for a question, one at a time, and when "
+        f"to stop (docs/policy.md). {weights:,} weights; its vectors come from the embedder named below, and its "
+        f"features from `pipeline/candidate_features.py`.\n\n| what | value |\n| --- | --- |\n{rows}\n"
+    )
