@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 
 # Ray turns token authentication on by itself for local clusters; an operator's own setting wins.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -13,6 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import typer
 
+from infra.console import run_command
 from pipeline.log import configure_logging
 
 FAMILIES = (
@@ -49,7 +51,7 @@ def build() -> typer.Typer:
 def main() -> None:
     """Entry point of the console script."""
     configure_logging(os.environ.get("DYSRA_LOG", "WARNING"))
-    build()()
+    sys.exit(run_command(build(), sys.argv[1:]))
 
 
 if __name__ == "__main__":

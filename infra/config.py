@@ -118,7 +118,7 @@ def load_config(path: Path | None = None, environ: Mapping[str, str] | None = No
 def _fields_of(section: str, fields: Any, path: Path | None) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise UsageError(f"{path}: section '{section}' must hold fields, not {fields!r}")
-    names = {field.name for field in dataclasses.fields(section_class(section))}
+    names = sorted(field.name for field in dataclasses.fields(section_class(section)))
     for name in fields:
         if name not in names:
             raise UsageError(

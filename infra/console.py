@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.errors import DysraError, UsageError
+from pipeline.errors import DysraError, StoppedEarly, UsageError
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="configuration file (TOML or YAML); see `dysra config`")
@@ -65,10 +65,9 @@ def verb(function: _VerbT) -> _VerbT:
         except ValueError as error:
             _fail(str(error), UsageError.exit_code)
         except KeyboardInterrupt:
-            _fail("interrupted", 5)
+            _fail("interrupted", StoppedEarly.exit_code)
         if _State.json_mode and figures is not None:
-            sys.stdout.write(orjson.dumps(figures, option=_JSON_OPTIONS, default=str).decode() + "\n")
-            sys.stdout.flush()
+            _write(figures)
 
     return wrapper  # type: ignore[return-value]
 
@@ -126,10 +125,31 @@ def _console() -> Console:
     return Console(stderr=_State.json_mode, highlight=False, soft_wrap=True, width=width)
 
 
+def run_command(app: typer.Typer, arguments: list[str]) -> int:
+    """Run the command line and return its exit code; with --json a wrong option is one JSON object too."""
+    _State.json_mode = "--json" in arguments
+    try:
+        code = app(arguments, standalone_mode=False)
+    except typer.Abort:
+        return StoppedEarly.exit_code
+    except Exception as error:
+        # typer brings a click of its own whose exceptions have no public name: what shows itself is one of them
+        if not hasattr(error, "show") or not hasattr(error, "format_message"):
+            raise
+        error.show()
+        if _State.json_mode:
+            _write({"error": error.format_message(), "exit_code": UsageError.exit_code})
+        return UsageError.exit_code
+    return code if isinstance(code, int) else 0
+
+
+def _write(body: Figures) -> None:
+    sys.stdout.write(orjson.dumps(body, option=_JSON_OPTIONS, default=str).decode() + "\n")
+    sys.stdout.flush()
+
+
 def _fail(message: str, exit_code: int, figures: Figures | None = None) -> None:
     sys.stderr.write(f"dysra: {message}\n")
     if _State.json_mode:
-        body = {"error": message, "exit_code": exit_code, **(figures or {})}
-        sys.stdout.write(orjson.dumps(body, option=_JSON_OPTIONS, default=str).decode() + "\n")
-        sys.stdout.flush()
+        _write({"error": message, "exit_code": exit_code, **(figures or {})})
     raise typer.Exit(exit_code)

@@ -57,6 +57,17 @@ class FeedConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
+def check_addresses(urls: Sequence[str]) -> list[str]:
+    """The addresses, each once; UsageError for what no feed can be fetched from."""
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UsageError(f"{url!r} is no feed address; http:// or https:// and a host are needed")
+    if not urls:
+        raise UsageError("no feed address is given; give at least one")
+    return list(dict.fromkeys(urls))
+
+
 class FeedPoller:
     """Polls `urls`; what was published before is known from the state folder, over restarts too.
 
@@ -75,13 +86,7 @@ class FeedPoller:
         self.config = config or FeedConfig()
         self.limits = limits or ArticleLimits()
         self.publisher = publisher
-        self.urls = list(dict.fromkeys(urls))
-        for url in self.urls:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise UsageError(f"{url!r} is no feed address; http:// or https:// and a host are needed")
-        if not self.urls:
-            raise UsageError("no feed address is given; give at least one")
+        self.urls = check_addresses(urls)
         self._state = FeedState(self.config.state / f"{publisher.topic}.sqlite", keep=self.config.keep_seen)
         self._say = on_event or (lambda _: None)
         self._log = get_logger(topic=publisher.topic)

@@ -11,7 +11,7 @@ from infra.config import load_config
 from infra.console import ConfigFile, Figures, JsonFlag, say, verb
 from pipeline.errors import UsageError
 
-_DEMO_WINDOW_ARTICLES = 12
+_DEMO_WINDOW_ARTICLES = 10
 
 
 def register(app: typer.Typer) -> None:

@@ -91,8 +91,8 @@ def run(
     from models.embed import warm_up
     from pipeline.kafka import topic_partitions
 
-    topic_partitions(settings.kafka, settings.kafka.topic)  # fails at once, before anything heavy starts
     notice = warm_up(settings.embedder)
+    topic_partitions(settings.kafka, settings.kafka.topic)  # fails at once, before anything heavy starts
     if notice:
         say(f"  {notice}")
     where = connect_ray(ray_address)

@@ -134,6 +134,7 @@ def ask(
     json_output: JsonFlag = False,
 ) -> Figures:
     """Ask a stream one question; the answer comes with its sources and its cost."""
+    from actors.api_models import AskBody
     from infra.client import SessionClient
 
     body = {
@@ -145,8 +146,9 @@ def ask(
         "token_budget": budget,
         "cross_stream": all_streams,
     }
+    asked = _checked(AskBody, body)
     with SessionClient(url or load_config(config).serve.url, key) as client:
-        answer = client.ask(stream, {name: value for name, value in body.items() if value is not None})
+        answer = client.ask(stream, asked)
     show_answer(answer)
     return answer
 
@@ -163,11 +165,13 @@ def summarize(
     json_output: JsonFlag = False,
 ) -> Figures:
     """What a stream's recent articles report most, quoted, each line with its source."""
+    from actors.api_models import SummaryBody
     from infra.client import SessionClient
 
     body = {"since": since, "until": until, "sentences": sentences}
+    asked = _checked(SummaryBody, body)
     with SessionClient(url or load_config(config).serve.url, key) as client:
-        summary = client.summarize(stream, {name: value for name, value in body.items() if value is not None})
+        summary = client.summarize(stream, asked)
     if not summary["sources"]:
         say("No article of this stream lies in the period.")
     else:
@@ -175,6 +179,20 @@ def summarize(
         _show_sources(summary["sources"])
     say(f"[dim]{summary['articles_considered']} articles looked at; {summary['method']}[/]")
     return summary
+
+
+def _checked(form: type[Any], body: dict[str, Any]) -> dict[str, Any]:
+    """What is sent: the fields that were given, checked as the service would check them."""
+    from pydantic import ValidationError
+
+    given = {name: value for name, value in body.items() if value is not None}
+    try:
+        form.model_validate(given)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        name = ".".join(map(str, wrong["loc"]))
+        raise UsageError(f"{name} is {wrong['input']!r}: {wrong['msg']}") from None
+    return given
 
 
 def show_answer(answer: dict[str, Any]) -> None:

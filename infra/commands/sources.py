@@ -119,8 +119,9 @@ def feed(
     json_output: JsonFlag = False,
 ) -> Figures:
     """Publish what is new in RSS and Atom feeds, until it is stopped (or --once)."""
-    from pipeline.feed import FeedConfig, FeedPoller
+    from pipeline.feed import FeedConfig, FeedPoller, check_addresses
 
+    check_addresses(urls)
     loaded = load_config(config).override("kafka", topic=topic, bootstrap_servers=bootstrap_servers)
     options = FeedConfig(interval_s=interval, stream=stream, state=state)
     with stop_on_signals() as stop, Publisher(loaded.kafka) as publisher:

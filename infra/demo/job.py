@@ -219,11 +219,11 @@ def _sessions(config: Config, material: Material, options: DemoOptions, client: 
     for stream in streams:
         _checked(client.post(f"/v1/streams/{stream}"))
     deadline = time.monotonic() + _READ_LIMIT_S
-    with progress("sessions that have read their window", len(streams)) as bar:
+    with progress("tokens read by the sessions") as bar:
         while True:
             infos = [_checked(client.get(f"/v1/streams/{stream}")) for stream in streams]
             done = [info for info in infos if info.get("state") == "resident" and info["lag"]["records"] == 0]
-            bar.update(len(done))
+            bar.update(sum(int(info.get("tokens_seen") or 0) for info in infos))
             if len(done) == len(streams):
                 break
             if time.monotonic() > deadline:

@@ -46,6 +46,8 @@ def show_answer(number: int, question: DemoQuestion, answer: dict[str, Any], rig
         more = f" and {len(answer['sources']) - 1} more" if len(answer["sources"]) > 1 else ""
         title = textwrap.shorten(source["title"], 70, placeholder="…")
         say(f"       [dim]{source['published'][:16]} {escape(source['source'])}: {escape(title)}{more}[/]")
+        if evidence := around(source["quote"], answer["text"]):
+            say(f"       [dim]“{escape(evidence)}”[/]")
     tokens = answer["tokens"]
     say(
         f"       [dim]{tokens['read']} tokens read, {tokens['generated']} written, "
@@ -53,11 +55,24 @@ def show_answer(number: int, question: DemoQuestion, answer: dict[str, Any], rig
     )
 
 
+def around(quote: str, answer: str, reach: int = 55) -> str:
+    """The words of a quote on both sides of the answer, "" where it does not hold the answer literally."""
+    needle = answer.strip(" .")
+    at = quote.casefold().find(needle.casefold()) if needle else -1
+    if at < 0:
+        return ""
+    begin = quote.rfind(" ", 0, at - reach) + 1 if at > reach else 0
+    end = quote.find(" ", min(len(quote), at + len(needle) + reach))
+    end = len(quote) if end < 0 else end
+    return f"{'…' if begin else ''}{quote[begin:end].strip()}{'…' if end < len(quote) else ''}"
+
+
 def show_summary(stream: str, summary: dict[str, Any]) -> None:
     """A stream's summary with its sources."""
     say(f"\n[bold]Summary of the stream “{escape(stream)}”[/]")
-    for line in textwrap.wrap(summary["text"], _WIDTH):
-        say(f"  {escape(line)}")
+    for sentence in summary["text"].splitlines():
+        for line in textwrap.wrap(sentence, _WIDTH, subsequent_indent="  "):
+            say(f"  {escape(line)}")
     for source in summary["sources"]:
         title = textwrap.shorten(source["title"], 70, placeholder="…")
         say(f"  [dim]- {source['published'][:16]} {escape(source['source'])}: {escape(title)}[/]")

@@ -1,5 +1,10 @@
 """The store: shards that keep articles, chunks and vectors, and search them. No Ray in here."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from pipeline.store.errors import (
     ChunkIdCollision,
     StaleEpoch,
@@ -30,8 +35,10 @@ from pipeline.store.records import (
     TopicLedger,
     Upsert,
 )
-from pipeline.store.shard import Shard
-from pipeline.store.snapshots import summarize_shard
+
+if TYPE_CHECKING:
+    from pipeline.store.shard import Shard
+    from pipeline.store.snapshots import summarize_shard
 
 __all__ = [
     "AppendResult",
@@ -63,3 +70,12 @@ __all__ = [
     "Upsert",
     "summarize_shard",
 ]
+
+_HOMES = {"Shard": "pipeline.store.shard", "summarize_shard": "pipeline.store.snapshots"}
+
+
+def __getattr__(name: str) -> Any:
+    # Shards bring faiss and tantivy: most processes only pass records on, and start a second sooner without.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
