@@ -42,6 +42,8 @@ app = typer.Typer(
 
 def build() -> typer.Typer:
     """The application with every family of verbs registered."""
+    if app.registered_commands:  # built before, in this process
+        return app
     for family in FAMILIES:
         if importlib.util.find_spec(f"infra.commands.{family}") is not None:
             importlib.import_module(f"infra.commands.{family}").register(app)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.cli import build
+from infra.cli import app, build
 from infra.console import run_command
 
 DEAD = ("--bootstrap-servers", "127.0.0.1:1")
@@ -55,6 +55,11 @@ WRONG = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _verbs() -> None:
+    build()
+
+
 @pytest.mark.parametrize(("arguments", "exit_code", "words"), WRONG, ids=lambda value: str(value)[:50])
 def test_wrong_use_is_told_with_its_exit_code(
     arguments: tuple[str, ...],
@@ -73,7 +78,7 @@ def test_wrong_use_is_told_with_its_exit_code(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DYSRA_KAFKA_CONNECT_TIMEOUT_S", "1")
     given = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
-    assert run_command(build(), [*given, "--json"]) == exit_code
+    assert run_command(app, [*given, "--json"]) == exit_code
     printed = capsys.readouterr()
     told = json.loads(printed.out.strip().splitlines()[-1])
     assert told["exit_code"] == exit_code
