@@ -8,6 +8,8 @@ export DYSRA_DATA ?= $(abspath $(SHARED_DATA))
 export RAY_AUTH_MODE ?= disabled
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
 export TOKENIZERS_PARALLELISM ?= false
+# the machine's own certificates, as pip uses them: a company's registry is trusted where the system trusts it
+export UV_SYSTEM_CERTS ?= 1
 
 ARTICLES ?= 1000
 NEWS ?=
