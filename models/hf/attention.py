@@ -49,6 +49,10 @@ def attention(
         layer.observe(query[0])
         places = torch.arange(layer.query_place, layer.query_place + num_tokens, device=query.device)
         query = layer.spec.rotary.turn(query, places)
+        own = getattr(layer, "attend", None)  # layers whose pairs carry weights (models/compared/kept.py)
+        if own is not None:
+            out = own(query, key, value, scaling or query.shape[-1] ** -0.5, softcap)
+            return out.transpose(1, 2).contiguous(), None
         attention_mask = causal_mask(num_tokens, num_keys, layer.spec.window, query.device)
     elif attention_mask is None:
         attention_mask = causal_mask(num_tokens, num_keys, sliding_window, query.device)
