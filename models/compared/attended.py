@@ -58,7 +58,9 @@ class QuestionBank(ScoredMethod):
     """Mean attention of questions recorded over other texts, as if asked `asked_after` tokens after the context."""
 
     source: ClassVar[str] = "our own; akin to arXiv 2510.00636"
-    asked_after: int = field(default=50, metadata={"help": "tokens between the context's end and the question"})
+    asked_after: int = field(
+        default=50, metadata={"help": "tokens between the context's end and the question"}
+    )
     bank: Mapping[int, Tensor] = field(
         default_factory=dict, metadata={"help": "queries [num_heads, w, d] by layer; prepare() records them"}
     )

@@ -21,7 +21,9 @@ class ExpectedAttention(ScoredMethod):
     """
 
     source: ClassVar[str] = "arXiv 2510.00636"
-    future: int = field(default=512, metadata={"help": "places after the context where the question may stand"})
+    future: int = field(
+        default=512, metadata={"help": "places after the context where the question may stand"}
+    )
     epsilon: float = field(
         default=0.02, metadata={"help": "added to every weight, divided by the context's length"}
     )
@@ -53,7 +55,9 @@ class ExpectedAttention(ScoredMethod):
         """The mean of the rotations of the next places, `[d, d]`."""
         rotary, n, d = layer.spec.rotary, layer.num_tokens, layer.spec.head_dim
         rotary.reserve(n + self.future)
-        cos, sin = (part.mean(0) for part in rotary.at(torch.arange(n, n + self.future, device=layer.keys.device)))
+        cos, sin = (
+            part.mean(0) for part in rotary.at(torch.arange(n, n + self.future, device=layer.keys.device))
+        )
         f = rotary.num_frequencies
         turn = torch.eye(d, device=layer.keys.device)
         at = torch.arange(f, device=layer.keys.device)

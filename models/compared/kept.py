@@ -161,7 +161,9 @@ class CompressedContext:
         indices = [layer.spec.index for layer in trace.layers]
         given = [layer.spec.index for layer in held]
         if indices != given:
-            raise ValueError(f"layers kept are {given}; the full-attention layers of {trace.model} are {indices}")
+            raise ValueError(
+                f"layers kept are {given}; the full-attention layers of {trace.model} are {indices}"
+            )
         self.model, self.num_tokens, self.held = trace.model, trace.num_tokens, list(held)
         self._sliding = trace.sliding
         self.full_bytes, self.sliding_bytes = trace.full_bytes, trace.sliding_bytes

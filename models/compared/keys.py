@@ -17,7 +17,9 @@ class KeyDifference(ScoredMethod):
     """KeyDiff: minus the cosine between a key and the mean of all normalised keys, keys at their places."""
 
     source: ClassVar[str] = "arXiv 2504.15364"
-    turned: bool = field(default=True, metadata={"help": "score keys at their places, or before rotary embedding"})
+    turned: bool = field(
+        default=True, metadata={"help": "score keys at their places, or before rotary embedding"}
+    )
 
     def score(self, layer: LayerTrace) -> Tensor:
         """See ScoredMethod.score."""

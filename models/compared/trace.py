@@ -165,7 +165,9 @@ def _watch_residual(backbone: HfBackbone, layer: _RecordingLayer) -> list[Any]:
     """Hooks that add up the cosine of the residual stream before attention and after it (before the MLP)."""
     block = backbone.model.get_decoder().layers[layer.spec.index]
     # the norm in front of the MLP sees the stream after attention; Gemma has one more norm than others
-    norm = getattr(block, "pre_feedforward_layernorm", None) or getattr(block, "post_attention_layernorm", None)
+    norm = getattr(block, "pre_feedforward_layernorm", None) or getattr(
+        block, "post_attention_layernorm", None
+    )
     if norm is None:
         return []
     before: list[Tensor] = []

@@ -30,13 +30,15 @@ class Truncation(Method):
 class WindowSinks(Method):
     """StreamingLLM: the first tokens (sinks) and the last ones, at places within the cache.
 
-    The paper counts positions inside the cache, not in the text; `places_in_cache=False` leaves keys where they were,
-    as kvpress does.
+    The paper counts positions inside the cache, not in the text; `places_in_cache=False` leaves keys where they
+    were, as kvpress does.
     """
 
     source: ClassVar[str] = "arXiv 2309.17453"
     sinks: int = field(default=4, metadata={"help": "first tokens that always stay"})
-    places_in_cache: bool = field(default=True, metadata={"help": "move the pairs together, as the paper does"})
+    places_in_cache: bool = field(
+        default=True, metadata={"help": "move the pairs together, as the paper does"}
+    )
 
     def compress(self, trace: Trace, budget_bytes: int) -> list[Kept]:
         """See Method.compress."""
