@@ -1,0 +1,142 @@
+"""rl/module.py and rl/ppo.py: RLlib sees the plain network's logits, and its PPO learns in miniature."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.retriever import Choosing, PolicyNetwork, save_policy
+from models.retriever.network import as_tensors
+from rl.env import EpisodeConfig, observation_space
+from rl.episodes import Readings
+from rl.reward import RewardConfig
+from tests.rl.toy import KnowingReader, material, network_config, tables
+
+TABLES = tables(24, width=4)
+
+
+@pytest.fixture(scope="module")
+def ray_columns() -> object:
+    """RLlib's column names; importing RLlib takes seconds."""
+    from ray.rllib.core.columns import Columns
+
+    return Columns
+
+
+def test_the_rlmodule_gives_the_plain_networks_logits_and_values(tmp_path: Path, ray_columns: object) -> None:
+    """Same weights, same observation: the same numbers, masked alike, with nothing taken from the batch."""
+    import gymnasium as gym
+
+    from rl.module import RetrieverModule
+
+    torch.manual_seed(1)
+    plain = PolicyNetwork(network_config()).eval()
+    save_policy(plain, tmp_path, {"unit": "sentence"})
+    from dataclasses import asdict
+
+    module = RetrieverModule(
+        observation_space=observation_space(TABLES),
+        action_space=gym.spaces.Discrete(TABLES.num_candidates + 1),
+        model_config={"network": asdict(network_config(dropout=0.3)), "policy": str(tmp_path)},
+    )
+    state = Choosing(TABLES, np.arange(8), 70)
+    state.choose(np.zeros(8, np.int64))
+    observed = as_tensors(state.observe())
+    batch = {"obs": dict(observed)}
+    logits, values = plain(observed)
+    with torch.no_grad():
+        given = module.forward_train(batch)["action_dist_inputs"]
+        torch.testing.assert_close(given, logits)
+        torch.testing.assert_close(module.compute_values(batch), values)
+    assert set(batch["obs"]) == set(observed)
+    assert (given[observed["legal"] < 0.5] < -1e8).all()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_rllib_ppo_learns_and_survives_the_killing_of_a_runner(local_ray: None, tmp_path: Path) -> None:
+    """On the toy the mean return rises over 0.75; a runner killed with -9 is replaced, a checkpoint comes back."""
+    import psutil
+
+    from rl.ppo import PpoConfig, PpoJob
+
+    wide = tables(64)
+    made = material(wide)
+    made.save(tmp_path / "material", {})
+    np.save(tmp_path / "rows.npy", np.arange(len(wide)))
+    readings = Readings(KnowingReader(wide))
+    width = wide.num_candidates
+    for row in range(len(wide)):
+        size = int(wide.present[row].sum())
+        readings.read([(row, tuple(at for at in range(size) if mask >> at & 1)) for mask in range(1 << size)])
+    readings.save(tmp_path / "readings.npz")
+    assert width == 6
+    config = PpoConfig(
+        episode=EpisodeConfig(
+            budget_low=60, budget_high=160, max_choices=4, reward=RewardConfig(gamma=0.001)
+        ),
+        num_env_runners=1, num_envs=16, train_batch=384, minibatch=128, lr=1e-3, entropy_weight=0.02,
+    )  # fmt: skip
+    job = PpoJob(
+        tmp_path / "material",
+        tmp_path / "rows.npy",
+        network_config(),
+        config,
+        readings=tmp_path / "readings.npz",
+    )
+    try:
+        first = job.step()
+        assert first["episode_return"] < 0.5
+        killed = _runner_pid()
+        os.kill(killed, signal.SIGKILL)
+        deadline = time.monotonic() + 300
+        record = first
+        while time.monotonic() < deadline:
+            record = job.step()
+            if math.isfinite(record["episode_return"]) and record["episode_return"] > 0.75:
+                break
+        assert record["episode_return"] > 0.75
+        assert _runner_pid() != killed
+        assert not psutil.pid_exists(killed)
+        assert 0 <= record["stop_rate"] <= 1
+        assert 0 < record["tokens"] <= 160
+        job.save(tmp_path / "checkpoint")
+        network = job.network()
+        observed = as_tensors(Choosing(wide, np.arange(8), 100).observe())
+        before, _ = network(observed)
+    finally:
+        job.close()
+    other = PpoJob(
+        tmp_path / "material",
+        tmp_path / "rows.npy",
+        network_config(),
+        config,
+        readings=tmp_path / "readings.npz",
+    )
+    try:
+        other.restore(tmp_path / "checkpoint")
+        after, _ = other.network()(observed)
+        torch.testing.assert_close(after, before)
+        assert math.isfinite(other.step()["loss"])
+    finally:
+        other.close()
+
+
+def _runner_pid() -> int:
+    """The process of the one env runner."""
+    from ray.util.state import list_actors
+
+    living = [
+        actor.pid
+        for actor in list_actors(filters=[("state", "=", "ALIVE")])
+        if "EnvRunner" in actor.class_name
+    ]
+    assert living, "no env runner lives"
+    return int(living[0])
