@@ -71,8 +71,10 @@ class SubqConfig:
     context_tokens: int = field(default=16_384, metadata={"help": "longest sequence of training"})
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "vocabulary", "width", "lower_blocks", "head_dim", "kv_heads", "feed_forward", "window",
-                  "taps", "state_dim", "encoder_heads", "landmark_dim", "top_k", "near", "probes", "context_tokens")  # fmt: skip
+        _at_least(
+            self, 1, "vocabulary", "width", "lower_blocks", "head_dim", "kv_heads", "feed_forward", "window",
+            "taps", "state_dim", "encoder_heads", "landmark_dim", "top_k", "near", "probes", "context_tokens",
+        )  # fmt: skip
         _at_least(self, 0, "upper_blocks", "top_k_log")
         if self.chunk < 2 or self.chunk & (self.chunk - 1):
             raise ValueError(f"chunk: given {self.chunk}; allowed: a power of two, 2 or more")
@@ -96,8 +98,8 @@ class SubqConfig:
             )
         if (self.retrieval == "none") != (self.upper_blocks == 0):
             raise ValueError(
-                f"retrieval: given {self.retrieval!r} with upper_blocks {self.upper_blocks}; allowed: 'none' with 0 "
-                "upper blocks, 'chunk' or 'token' with 1 or more"
+                f"retrieval: given {self.retrieval!r} with upper_blocks {self.upper_blocks}; allowed: 'none' "
+                "with 0 upper blocks, 'chunk' or 'token' with 1 or more"
             )
         if not 0 < self.scale <= self.scale_max:
             raise ValueError(

@@ -32,7 +32,7 @@ class LandmarkIndex(Protocol):
         ...
 
     def search(self, queries: Tensor, k: int, limits: Tensor) -> tuple[Tensor, Tensor]:
-        """queries [Q, R], limits [Q] -> (scores float32 [Q, k], chunks int64 [Q, k]), (-inf, -1) where fewer are."""
+        """queries [Q, R], limits [Q] -> (scores float32, chunks int64) [Q, k], (-inf, -1) where fewer are."""
         ...
 
     def landmarks(self) -> Tensor:
@@ -88,7 +88,7 @@ class FlatIndex:
 
 
 class GroupIndex(FlatIndex):
-    """Groups of 64 consecutive chunks bounded by least and greatest coordinates (as Quest bounds pages, 2406.10774).
+    """Groups of 64 consecutive chunks bounded by least and greatest coordinates (as Quest, arXiv 2406.10774).
 
     The bound never misses when all groups above the k-th score are opened; `probes` opens a fixed number.
     """

@@ -53,11 +53,12 @@ class Block(nn.Module):
 
 
 class Output(NamedTuple):
-    """hidden [B, T, D] (normalised, ready for `logits`), the chunks' codes, and what each query chose."""
+    """hidden [B, T, D] (normalised, ready for `logits`), the chunks' codes, what each query chose, the lower half's."""
 
     hidden: Tensor
     codes: ChunkCodes | None
     routing: Routing | None
+    lower: Tensor | None = None
 
 
 class SubqModel(nn.Module):
@@ -141,7 +142,7 @@ class SubqModel(nn.Module):
         forced: Forced | None = None,
         read: bool = True,
     ) -> Output:
-        """One pass over sequences ids [B, T]; the options are those of `router.route`. `read=False`: no retrieval."""
+        """One pass over sequences ids [B, T]; the options are those of `router.route`; read=False: no retrieval."""
         hidden, _ = self.lower(ids)
         if self.encoder is None:
             return Output(rms(hidden), None, None)
@@ -159,7 +160,7 @@ class SubqModel(nn.Module):
                 codes.keys.flatten(0, 1), codes.values.flatten(0, 1), routing.indices, routing.weights, unit
             )
         out, _ = self.upper(hidden, chosen)
-        return Output(out, codes, routing)
+        return Output(out, codes, routing, hidden)
 
     def num_parameters(self) -> tuple[int, int]:
         """All parameters, and those of the embedding among them."""

@@ -52,7 +52,7 @@ class ChunkReader(nn.Module):
 
 def read_chunks(q: Tensor, chosen: Chosen, scale: float, kernel: str = "auto") -> Tensor:
     """q [B, T, H, d] -> [B, T, H, d]; blocks whose slots are all empty get zeros."""
-    batch, length = q.shape[:2]
+    length = q.shape[1]
     units, slots = chosen.indices.shape[1:]
     if slots == 0 or chosen.keys.shape[0] == 0:
         return torch.zeros_like(q)
@@ -73,7 +73,7 @@ def read_chunks(q: Tensor, chosen: Chosen, scale: float, kernel: str = "auto") -
             chosen.values.reshape(1, -1, *chosen.values.shape[2:]),
             chosen.indices.reshape(1, -1, 1, slots).int(),
             chunk_size=chunk, block_q=chosen.unit, scale=scale,
-            chunk_weights=chosen.weights.reshape(1, -1, 1, slots).to(q.dtype),
+            chunk_weights=chosen.weights.reshape(1, -1, 1, slots),
             implementation=cast(Implementation, kernel),
         )  # fmt: skip
         out = cast(Tensor, flat).view_as(q)

@@ -20,7 +20,7 @@ class Routing(NamedTuple):
 
 
 class Forced(NamedTuple):
-    """Questions whose gold chunks are read whatever the scores: rows [F] of the batch's flat queries, gold [F, 2]."""
+    """Questions whose gold chunks are read whatever the scores: rows [F] of all flat queries, gold [F, 2]."""
 
     rows: Tensor
     gold: Tensor
@@ -43,7 +43,8 @@ def weigh(
     if config.top_k_log > 0:
         allowed = torch.round(config.top_k_log * past.clamp_min(2).double().log2()).clamp(1, config.top_k)
         counts = counts & (torch.arange(scores.shape[-1], device=scores.device) < allowed[..., None])
-    logits = torch.where(counts, scores * scale, torch.full_like(scores, -1e9))
+    # an empty slot's infinity must not meet the scale: its gradient would be no number
+    logits = (scores.masked_fill(~counts, 0.0) * scale).masked_fill(~counts, -1e9)
     return Routing(indices.masked_fill(~counts, -1), logits.softmax(-1) * counts)
 
 
@@ -60,7 +61,7 @@ def with_neighbours(routing: Routing, config: SubqConfig, last: Tensor | int) ->
 
 
 def shifted(queries: Tensor, units: int) -> Tensor:
-    """Queries of chunks [B, n, R] -> of the chunks that ask with them [B, units, R]: chunk c - 1 asks for chunk c."""
+    """Queries of chunks [B, n, R] -> of the chunks that use them [B, units, R]: c - 1 asks for c."""
     zero = queries.new_zeros(queries.shape[0], 1, queries.shape[2])
     return torch.cat((zero, queries), 1)[:, :units]
 
@@ -84,7 +85,7 @@ def route(
     others, except those in `hidden_from_others` (bool [B * n]): reading then meets hard distractors. `noise`
     [B, U, B * n] is added for the choice only, never to the weights (GCA's way of exploring).
     """
-    batch, units, _ = queries.shape
+    batch = queries.shape[0]
     num = landmarks.shape[1]
     flat = landmarks.flatten(0, 1)
     scores = torch.einsum("bur,nr->bun", queries, flat)

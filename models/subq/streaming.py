@@ -104,7 +104,7 @@ class SubqStream:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of everything but the memory of chunks: constant once the stream is longer than the model's reach."""
+        """Bytes of everything but the memory of chunks: constant once the stream exceeds the model's reach."""
         tensors = [each for each in (self._recent, self._waiting) if each is not None]
         for state in [*(self._lower or []), *(self._upper or [])]:
             tensors += [state.inputs, *state.mixer]

@@ -77,7 +77,7 @@ class MeansTree:
         return sum(each.nbytes for each in tables)
 
     def insert(self, rows: Tensor, start: int, end: int) -> None:
-        """File rows start … end - 1 under the leaves of a greedy descent; a full leaf's go to a short list beside."""
+        """File rows start … end - 1 under the leaves of a greedy descent; a full leaf's go to a list beside."""
         new = torch.arange(start, end, device=rows.device)
         leaves = self._descend(rows[start:end], 1)[:, 0]
         order = leaves.argsort(stable=True)

@@ -11,7 +11,7 @@ from models.subq.mixers.sliding import Projections, rotary, turn
 
 
 class FullAttention(nn.Module):
-    """Quadratic in the length. State: all keys (before rotary) and values [B, t, H, d]; it grows with the stream."""
+    """Quadratic in the length. State: all keys (before rotary) and values [B, t, H, d]; it grows."""
 
     def __init__(self, config: SubqConfig) -> None:
         super().__init__()

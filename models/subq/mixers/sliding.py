@@ -103,7 +103,7 @@ class SlidingWindow(nn.Module):
 
 
 def sliding_naive(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> Tensor:
-    """The definition, token by token: q, k, v [T, H, d] already turned, zeros before the first. Returns [T, H, d]."""
+    """The definition, token by token: q, k, v [T, H, d] already turned, zeros before. Returns [T, H, d]."""
     out = []
     for at in range(q.shape[0]):
         first = max(0, at + 1 - window)

@@ -52,9 +52,9 @@ class StateSpace(nn.Module):
 
 
 def state_space(x: Tensor, b: Tensor, c: Tensor, gate: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """x [B, T, H, d], b and c [B, T, n], gate [B, T, H] (logarithm of the decay), state [B, H, n, d] -> (out, state).
+    """x [B, T, H, d], b and c [B, T, n], gate [B, T, H] (logarithm of the decay), state [B, H, n, d].
 
-    Sums inside a chunk are one masked matrix product a head; computed in float32 (float64 for float64).
+    Returns (out, state). Inside a chunk one masked matrix product a head; in float32 (float64 for float64).
     """
     dtype, (batch, length, heads, dim) = x.dtype, x.shape
     wide = torch.float64 if dtype == torch.float64 else torch.float32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_segments_of_any_size_give_the_logits_of_one_pass(shape: str, cuts: list
     ids = torch.randint(0, 97, (length,), generator=torch.Generator().manual_seed(length))
     stream = SubqStream(model, EXACT)
     bounds = [0, *sorted({cut for cut in cuts if cut < length}), length]
-    parts = [stream.logits(ids[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [stream.logits(ids[a:b]) for a, b in pairwise(bounds)]
     torch.testing.assert_close(torch.cat(parts), one_pass(model, ids), atol=2e-4, rtol=2e-4)
 
 

@@ -1,0 +1,306 @@
+"""Training a sub-quadratic backbone from scratch: language modelling, needles, contrastive landmarks, one device.
+
+Imports only torch, numpy, tokenizers and safetensors beside `models` and `pipeline`, so that it runs on a bare GPU host.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infra.training.subq_data import SubqData, batches
+from infra.training.subq_optim import build_optimizers, learning_rate
+from models.subq import SubqConfig, SubqModel
+from models.subq.chunks import ChunkCodes
+from models.subq.losses import (
+    LandmarkBank,
+    LossTerms,
+    LossWeights,
+    Questions,
+    choice_terms,
+    info_nce,
+    language_terms,
+    negatives,
+)
+from models.subq.model import Output
+from models.subq.router import Forced
+from pipeline.prepare.needle_stream import NeedleBatch, NeedleStreamConfig
+
+STATE = "trainer.pt"
+CURVE = "curve.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SubqTrainConfig:
+    """Everything that a run depends on, beside its model and its data."""
+
+    lr: float = field(default=1.5e-3, metadata={"help": "largest learning rate"})
+    muon: bool = field(default=True, metadata={"help": "Muon for the matrices of blocks, AdamW for the rest"})
+    weight_decay: float = field(default=0.01, metadata={"help": "of both optimizers"})
+    warmup: int = field(default=80, metadata={"help": "steps until the learning rate is reached"})
+    decay_from: float = field(
+        default=0.5, metadata={"help": "share of the run after which the rate falls linearly"}
+    )
+    clip: float = field(default=1.0, metadata={"help": "largest norm of all gradients together"})
+    losses: LossWeights = field(default=LossWeights(), metadata={"help": "weight of every term"})
+    contrastive_until: tuple[float, float] = field(
+        default=(1.0, 1.0),
+        metadata={"help": "shares of the run between which the contrastive term fades to nothing"},
+    )
+    forced_until: float = field(
+        default=0.4, metadata={"help": "share of the run over which forcing fades to nothing"}
+    )
+    cross: float = field(default=0.5, metadata={"help": "share of sequences that may read others' chunks"})
+    bank: int = field(default=262_144, metadata={"help": "landmarks of earlier steps kept as negatives"})
+    limit_s: float = field(
+        default=0.0, metadata={"help": "seconds of training at most, all calls together (0: none)"}
+    )
+    compiled: bool = field(default=False, metadata={"help": "compile blocks and the encoder (CUDA)"})
+    workers: int = field(default=0, metadata={"help": "processes that make batches (0: this one)"})
+    save_every: int = field(default=100, metadata={"help": "steps between saved states"})
+    seed: int = field(default=0, metadata={"help": "weights, forcing, and which sequences read others"})
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.warmup < 1 or self.clip <= 0 or self.save_every < 1:
+            raise ValueError(
+                f"lr, warmup, clip, save_every: given {self.lr}, {self.warmup}, {self.clip}, {self.save_every}; "
+                "allowed: above 0"
+            )
+        for name in ("decay_from", "forced_until", "cross"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 0 to 1")
+        first, last = self.contrastive_until
+        if not 0.0 <= first <= last <= 1.0:
+            raise ValueError(
+                f"contrastive_until: given {(first, last)}; allowed: two shares, 0 to 1, in order"
+            )
+        if self.bank < 0 or self.workers < 0 or self.limit_s < 0:
+            raise ValueError(
+                f"bank {self.bank}, workers {self.workers}, limit_s {self.limit_s}; allowed: 0 or more"
+            )
+
+
+class SubqTrainer:
+    """One run. `state_dir` keeps its state and its curve; a trainer made over an old state goes on from there."""
+
+    def __init__(
+        self,
+        model: SubqConfig,
+        data: SubqData,
+        stream: NeedleStreamConfig,
+        config: SubqTrainConfig,
+        state_dir: Path,
+        device: str = "cpu",
+    ) -> None:
+        if stream.chunk != model.chunk:
+            raise ValueError(
+                f"chunk: given {stream.chunk} for the data and {model.chunk} for the model; give one"
+            )
+        if len(data.tokens) and int(data.tokens.max()) >= model.vocabulary:
+            raise ValueError(
+                f"vocabulary: given {model.vocabulary}, but the text holds id {int(data.tokens.max())}; give the "
+                "tokenizer's number of ids"
+            )
+        self.data, self.stream, self.config, self.state_dir = data, stream, config, state_dir
+        self.device = torch.device(device)
+        torch.manual_seed(config.seed)
+        self.model = SubqModel(model).to(self.device)
+        if config.compiled:
+            for block in [*self.model.lower_blocks, *self.model.upper_blocks, self.model.encoder]:
+                if block is not None:
+                    block.compile(dynamic=False)
+        self.optimizers = build_optimizers(self.model, config.lr, config.weight_decay, config.muon)
+        self.bank = LandmarkBank(config.bank, model.landmark_dim, self.device)
+        self.step, self.seconds = 0, 0.0
+        state_dir.mkdir(parents=True, exist_ok=True)
+        self._made_from = {
+            "model": model.to_dict(),
+            "stream": asdict(stream),
+            "train": {
+                k: v for k, v in asdict(config).items() if k not in ("workers", "save_every", "compiled")
+            },
+        }
+        if (state_dir / STATE).exists():
+            self._load()
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is over, by steps or by time, whichever is further."""
+        by_steps = self.step / self.stream.batches
+        return max(by_steps, self.seconds / self.config.limit_s) if self.config.limit_s else by_steps
+
+    def run(self, until_s: float = float("inf")) -> list[dict[str, float]]:
+        """Train to the end, or for `until_s` seconds of this call; saves its state. Returns this call's curve."""
+        began, before = time.monotonic(), self.seconds
+        curve: list[dict[str, float]] = []
+        with (self.state_dir / CURVE).open("a", encoding="utf-8") as lines:
+            for batch in self._batches():
+                if self.progress >= 1 or time.monotonic() - began >= until_s:
+                    break
+                row = self.train_step(batch)
+                self.seconds = before + time.monotonic() - began
+                curve.append(row | {"seconds": round(self.seconds, 3)})
+                lines.write(json.dumps(curve[-1]) + "\n")
+                lines.flush()
+                if self.step % self.config.save_every == 0:
+                    self.save()
+        self.save()
+        return curve
+
+    def train_step(self, batch: NeedleBatch) -> dict[str, float]:
+        """One update; what was measured in it."""
+        config, progress = self.config, self.progress
+        rate = learning_rate(config.lr, self.step, progress, config.warmup, config.decay_from)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            terms, row, codes = self._terms(batch, progress)
+        weights = self._weights(progress)
+        loss = terms.total(weights)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if codes is not None and self.step >= config.warmup:
+            # not before: early landmarks are noise and would only be easy negatives
+            self.bank.add(codes.landmarks.flatten(0, 1), torch.from_numpy(batch.anonymous).to(self.device))
+        self.step += 1
+        shown = {
+            "loss": loss.detach(),
+            "norm": norm,
+            **{k: v.detach() for k, v in terms._asdict().items()},
+            **row,
+        }
+        values = torch.stack([value.float().to(self.device) for value in shown.values()]).tolist()
+        return {"step": self.step, "lr": rate, **dict(zip(shown, values, strict=True))}
+
+    def _terms(
+        self, batch: NeedleBatch, progress: float
+    ) -> tuple[LossTerms, dict[str, Tensor], ChunkCodes | None]:
+        model, size = self.model, self.model.config.chunk
+        ids = torch.from_numpy(batch.ids).to(self.device)
+        anonymous = torch.from_numpy(batch.anonymous).to(self.device)
+        questions = questions_of(batch, self.device)
+        chance = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
+        cross = (torch.rand(len(ids), generator=chance) < self.config.cross).to(self.device)
+        share = max(0.0, 1 - progress / self.config.forced_until) if self.config.forced_until else 0.0
+        pick = (torch.rand(len(questions.asking), generator=chance) < share).to(self.device)
+        asking = questions.position if model.config.retrieval == "token" else questions.asking
+        forced = Forced(asking[pick], questions.gold[pick]) if share and len(asking) else None
+        out = model(ids, cross=cross, hidden_from_others=anonymous, forced=forced)
+        at = torch.from_numpy(batch.at).to(self.device)
+        logits = model.logits(out.hidden.flatten(0, 1).index_select(0, at))
+        targets = torch.from_numpy(batch.targets).to(self.device)
+        is_answer = torch.from_numpy(batch.is_answer).to(self.device)
+        text, answers, right = language_terms(logits, targets, is_answer)
+        chosen = choice_terms(out.routing, size, ids.numel())
+        contrastive = text.new_zeros(())
+        if out.codes is not None and len(asking):
+            with torch.autocast(self.device.type, enabled=False):
+                contrastive = self._contrastive(out, questions, anonymous)
+        row = _measured(out, questions, asking, at, right, is_answer, ids.numel())
+        terms = LossTerms(text, answers, contrastive, *(term.to(text.device) for term in chosen))
+        return terms, row | {"scale": model.scale}, out.codes
+
+    def _contrastive(self, out: Output, questions: Questions, anonymous: Tensor) -> Tensor:
+        assert out.codes is not None
+        model = self.model
+        landmarks = out.codes.landmarks
+        flat = landmarks.flatten(0, 1)
+        if model.config.retrieval == "token":
+            assert model.encoder is not None and out.lower is not None
+            queries = model.encoder.token_queries(out.lower).flatten(0, 1).index_select(0, questions.position)
+        else:  # the chunk before asks
+            queries = out.codes.queries.flatten(0, 1).index_select(0, questions.asking - 1)
+        wrong = negatives(questions, len(flat), landmarks.shape[1], model.config.near, anonymous)
+        held = self.bank.rows[: len(self.bank)]
+        return info_nce(
+            queries, flat, questions.gold, wrong, model.scale, held, self.bank.negative(questions)
+        ).mean()
+
+    def _weights(self, progress: float) -> LossWeights:
+        first, last = self.config.contrastive_until
+        fade = 1.0 if progress <= first else max(0.0, (last - progress) / max(last - first, 1e-9))
+        losses = self.config.losses
+        values = asdict(losses) | {"contrastive": losses.contrastive * fade}
+        return LossWeights(**values)
+
+    def _batches(self) -> Iterator[NeedleBatch]:
+        return batches(self.data, self.stream, self.step, self.config.workers)
+
+    def save(self) -> None:
+        """Write the state under another name, then put it in place: a kill leaves the old one or the new one."""
+        state = {
+            "made_from": json.dumps(self._made_from, sort_keys=True),
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "bank": self.bank.state_dict(),
+        }
+        temporary = self.state_dir / f".{STATE}.partial"
+        with temporary.open("wb") as stream:
+            torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, self.state_dir / STATE)
+
+    def _load(self) -> None:
+        state = torch.load(self.state_dir / STATE, map_location=self.device, weights_only=True)
+        if state["made_from"] != json.dumps(self._made_from, sort_keys=True):
+            raise ValueError(
+                f"{self.state_dir} holds the state of another run; give another folder, or remove it"
+            )
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.bank.load_state_dict(state["bank"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        curve = self.state_dir / CURVE
+        if curve.exists():  # steps after the saved state are done again
+            lines = curve.read_text(encoding="utf-8").splitlines()[: self.step]
+            curve.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def questions_of(batch: NeedleBatch, device: torch.device) -> Questions:
+    """The batch's questions as tensors."""
+    columns = torch.from_numpy(batch.questions).to(device).T
+    asking, gold_first, gold_last, first, last, anonymous, position, length = columns
+    gold = torch.stack((gold_first, gold_last), 1)
+    return Questions(asking, gold, first, last, anonymous.bool(), position, length)
+
+
+def _measured(
+    out: Output, questions: Questions, asking: Tensor, at: Tensor, right: Tensor, is_answer: Tensor, num: int
+) -> dict[str, Tensor]:
+    """Shares of answer tokens and whole answers that were right; of questions that read every gold chunk, and how much."""
+    with torch.no_grad():
+        told = (right & is_answer).sum() / is_answer.sum().clamp_min(1)
+        if not len(asking):
+            zero = told * 0
+            return {"tokens_right": told, "exact": zero, "recall": zero, "gold_weight": zero}
+        wrong = torch.zeros(num + 1, device=right.device)
+        wrong[at + 1] = (~right & is_answer).float()
+        before = wrong.cumsum(0)
+        end = (questions.position + questions.length).clamp_max(num)
+        exact = (before[end] - before[questions.position] == 0).float().mean()
+        if out.routing is None:
+            return {"tokens_right": told, "exact": exact, "recall": told * 0, "gold_weight": told * 0}
+        indices = out.routing.indices.flatten(0, 1)[asking]
+        weights = out.routing.weights.flatten(0, 1)[asking]
+        is_gold = indices[:, :, None] == questions.gold[:, None]
+        recall = is_gold.any(1).all(1).float().mean()
+        return {
+            "tokens_right": told, "exact": exact, "recall": recall,
+            "gold_weight": (weights * is_gold.any(2)).sum(1).mean(),
+        }  # fmt: skip

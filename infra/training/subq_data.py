@@ -1,0 +1,84 @@
+"""What a run reads: token files, the tokenizer, names; and batches made by several processes in one order."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.subq.tokenizer import SubqTokenizer
+from pipeline.prepare.needle_stream import NeedleBatch, NeedleStream, NeedleStreamConfig
+from pipeline.tasks.needle_grammar import NeedleGrammar
+
+Ids = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class SubqData:
+    """Token ids of a text, their tokenizer, words that owners are named with, other wordings if any."""
+
+    tokens: Ids
+    tokenizer: SubqTokenizer
+    names: tuple[str, ...]
+    grammar: NeedleGrammar | None = None
+
+    @classmethod
+    def load(cls, folder: Path, part: str) -> SubqData:
+        """`part` ("train" or "test") of a folder that `infra.training.subq_pack` wrote.
+
+        Parts are `<part>-<n>.bin.xz` (uint16). Names of training and test differ. Raises ValueError for what is missing.
+        """
+        files = sorted(folder.glob(f"{part}-*.bin.xz"))
+        if not files or not (folder / "names.json").is_file():
+            raise ValueError(
+                f"{folder} holds no {part}-*.bin.xz and names.json; write it by infra.training.subq_pack"
+            )
+        tokens = np.concatenate(
+            [np.frombuffer(lzma.decompress(path.read_bytes()), np.uint16) for path in files]
+        )
+        names = json.loads((folder / "names.json").read_text(encoding="utf-8"))[part]
+        return cls(tokens, SubqTokenizer.load(folder / "tokenizer.json"), tuple(names))
+
+    def stream(self, config: NeedleStreamConfig) -> NeedleStream:
+        """Batches over this text."""
+        return NeedleStream(self.tokens, self.tokenizer.encode_spans, config, self.names, self.grammar)
+
+
+def batches(
+    data: SubqData, config: NeedleStreamConfig, start: int, workers: int = 0
+) -> Iterator[NeedleBatch]:
+    """Batches start, start + 1, … of all phases; the same with any number of workers."""
+    if not workers:
+        stream = data.stream(config)
+        for number in range(start, config.batches):
+            yield stream.batch(number)
+        return
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(
+        range(start, config.batches),  # type: ignore[arg-type]
+        batch_size=1,
+        shuffle=False,
+        num_workers=workers,
+        prefetch_factor=4,
+        collate_fn=_Maker(data, config),
+    )
+    yield from loader
+
+
+class _Maker:
+    """Makes the batch of a number; each process opens its stream once."""
+
+    def __init__(self, data: SubqData, config: NeedleStreamConfig) -> None:
+        self._data, self._config = data, config
+        self._stream: NeedleStream | None = None
+
+    def __call__(self, numbers: list[int]) -> NeedleBatch:
+        if self._stream is None:
+            self._stream = self._data.stream(self._config)
+        return self._stream.batch(numbers[0])
