@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 COMPRESSORS = ("svd", "weighted_svd", "drop")
-SCORERS = ("key_difference", "key_norm", "attention_mass", "question_bank")
+SCORERS = ("key_difference", "key_norm", "attention_mass", "question_bank", "ranker")
 KEY_FRAMES = ("before_rotary", "within_block")
 KEEP_RULES = ("weakest", "oldest")
-_SAME_IN_ALL_LAYERS = {"read_block", "dtype", "per_layer"}
+_SAME_IN_ALL_LAYERS = {"read_block", "dtype", "per_layer", "ranker"}
 STORAGE = ("model", "float32", "bfloat16", "float16")
 
 
@@ -63,8 +63,12 @@ class CacheConfig:
         default="key_difference",
         metadata={
             "help": "what ranks the tokens of an evicted block: key_difference, "
-            "key_norm, attention_mass (of the newest text), question_bank (of recorded questions)"
+            "key_norm, attention_mass (of the newest text), question_bank (of recorded questions), ranker (learned)"
         },
+    )
+    ranker: str = field(
+        default="shipped",
+        metadata={"help": "for heavy_scorer ranker: shipped (for gemma-3-270m), or a ranker's folder"},
     )
     heavy_keep: str = field(
         default="weakest",
@@ -108,6 +112,8 @@ class CacheConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"cache.{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        if not self.ranker:
+            raise ValueError("cache.ranker is empty; give shipped or the folder of a trained ranker")
         if self.read_block < self.sinks:
             raise ValueError(
                 f"cache.read_block is {self.read_block} and cache.sinks {self.sinks}: the sinks must fit into "

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, gelu, normalize
 
 from models.cache.spec import LayerSpec
+from models.shipped import RANKER
 
 NUM_PLACE_FEATURES = 3
 FILE_NAME = "ranker.safetensors"
@@ -80,8 +82,7 @@ class LayerRanker(nn.Module):
         super().__init__()
         sizes = (num_features, hidden, hidden, 1)
         self.weights = nn.ParameterList(
-            nn.Parameter(torch.randn(num_heads, a, b) * (2 / a) ** 0.5)
-            for a, b in itertools.pairwise(sizes)
+            nn.Parameter(torch.randn(num_heads, a, b) * (2 / a) ** 0.5) for a, b in itertools.pairwise(sizes)
         )
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(num_heads, 1, size)) for size in sizes[1:])
         self.register_buffer("mean", torch.zeros(num_heads, 1, num_features))
@@ -171,6 +172,21 @@ class Ranker:
             layers[index].load_state_dict(state)
             layers[index].requires_grad_(False).eval()
         return cls(layers, metadata["weights_of"], json.loads(metadata["about"]))
+
+
+def find_ranker(name: str, identity: str) -> Ranker:
+    """The ranker that a configuration names, for the model `identity`; raises ValueError if they do not fit.
+
+    `shipped` is looked for beside the code and, where a job's upload leaves weights out, in the cache folder.
+    """
+    folder = Path(name)
+    if name == "shipped":
+        home = os.environ.get("DYSRA_CACHE") or Path.home() / ".cache" / "dysra"
+        places = [RANKER, Path(home) / "weights" / RANKER.name]
+        folder = next((place for place in places if (place / FILE_NAME).is_file()), RANKER)
+    found = Ranker.load(folder)
+    found.check(identity)
+    return found
 
 
 def base_identity(identity: str) -> str:

@@ -64,6 +64,24 @@ def question_bank(block: Evicted) -> Tensor:
     return _mean_attention(block, questions, places)
 
 
+def ranker(block: Evicted) -> Tensor:
+    """What a learned ranker expects later questions to look at (models/cache/ranker.py), places unknown."""
+    from models.cache.ranker import features
+
+    learned, rotary = block.spec.ranker, block.spec.rotary
+    if learned is None:
+        raise ValueError("the score ranker needs a trained ranker; make the cache by backbone.new_cache")
+    held = block.ring_keys.shape[1]
+    rotary.reserve(held)
+    turned = rotary.turn(block.ring_keys, torch.arange(held, device=block.keys.device))
+    means = [
+        torch.nn.functional.normalize(x, dim=-1).mean(1, keepdim=True) for x in (block.ring_keys, turned)
+    ]
+    n = block.keys.shape[1]
+    given = features(block.keys, block.values, means[0], turned[:, :n], means[1], None)
+    return learned.score(block.spec.index, given)
+
+
 def _mean_attention(block: Evicted, queries: Tensor, places: Tensor) -> Tensor:
     """Attention to the block's tokens `[H, n]`, mean over queries `[num_heads, w, d]` at `places [w]`."""
     spec, num_sinks = block.spec, block.sink_keys.shape[1]
@@ -84,4 +102,5 @@ BY_NAME: dict[str, Scorer] = {
     "key_norm": key_norm,
     "attention_mass": attention_mass,
     "question_bank": question_bank,
+    "ranker": ranker,
 }

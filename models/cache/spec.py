@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from models.rotary import RotaryTable
+
+if TYPE_CHECKING:
+    from models.cache.ranker import Ranker
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,3 +29,5 @@ class LayerSpec:
     dtype: torch.dtype
     # queries of recorded questions `[num_heads, n, d]`, before rotary embedding, for the score question_bank
     questions: Tensor | None = field(default=None, compare=False)
+    # the learned ranker of the model, for the score ranker
+    ranker: Ranker | None = field(default=None, compare=False)

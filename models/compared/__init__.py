@@ -21,7 +21,15 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "key_norm": ("keys", "KeyNorm", {}),
     "h2o": ("attended", "H2O", {}),
     "pyramidkv": ("snapkv", "PyramidKV", {}),
+    "razor": ("razor", "Razor", {}),
+    "squeeze": ("squeeze", "Squeeze", {}),
+    "kv_compress": ("kv_compress", "KVCompress", {}),
+    "shared_attention": ("shared_attention", "SharedAttention", {}),
     "question_bank": ("attended", "QuestionBank", {}),
+    "ranker": ("learned", "LearnedRanker", {}),
+    "ours_latents": ("ours", "Ours", {"raw_share": 0.5}),
+    "ours_question_bank": ("ours", "Ours", {"scorer": "question_bank"}),
+    "ours_ranker": ("ours", "Ours", {"scorer": "ranker"}),
 }
 """Name: module under models/compared, class, settings other than its defaults."""
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.backbone import Sampling
 from models.cache.config import CacheConfig
+from models.cache.ranker import find_ranker
 from models.cache.rotating import CacheView, RotatingCompressiveCache
 from models.hf.config import HfConfig
 from models.hf.generation import Sampler, StopTexts
@@ -75,6 +76,9 @@ class HfBackbone:
             if self._bank is None:
                 self._bank = record(self)
             specs = [replace(spec, questions=self._bank.get(spec.index)) for spec in specs]
+        if any(layer.heavy and layer.heavy_scorer == "ranker" for layer in layers):
+            learned = find_ranker(config.ranker, self.identity)
+            specs = [replace(spec, ranker=learned) for spec in specs]
         return RotatingCompressiveCache(config, specs, self.identity)
 
     @torch.no_grad()
