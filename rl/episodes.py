@@ -39,11 +39,28 @@ class Outcome:
         return 0.0 if self.margin > give_up_margin else self.f1
 
 
+class PlainReader(Protocol):
+    """Gives (f1, loss, margin) for every request, in order."""
+
+    def outcomes(self, requests: Sequence[Request]) -> list[tuple[float, float, float]]: ...
+
+
 class Reader(Protocol):
     """Reads many choices at once."""
 
     def read(self, requests: Sequence[Request]) -> list[Outcome]:
         """An outcome for every request, in order."""
+
+
+class OutcomeReader:
+    """A reader of plain figures (`pipeline.tasks.reading.MaterialReader`) as one of outcomes."""
+
+    def __init__(self, reader: PlainReader) -> None:
+        self._reader = reader
+
+    def read(self, requests: Sequence[Request]) -> list[Outcome]:
+        """The outcomes, in order."""
+        return [Outcome(*found) for found in self._reader.outcomes(requests)]
 
 
 class Readings:

@@ -15,26 +15,31 @@ from typing import Any
 
 import numpy as np
 
+from infra.evaluation.attention_rag import AttentionRag
+from infra.evaluation.hybrid_pool import HybridPool
+from infra.evaluation.qa_choosing import ChoiceSettings, ChoosingMethod, long_units
 from infra.evaluation.qa_sources import QaSource, open_source
 from pipeline.errors import UsageError
 from pipeline.session.prompts import GIVEN_UP, PromptForm, Sentence, parse_answer, reader_prompt
 from pipeline.tasks.contexts import (
     Candidate,
     as_sentences,
-    candidates,
     oracle_sentences,
     rank_sentences,
     tells,
     whole,
     within_budget,
 )
+from pipeline.tasks.material import cut
 from pipeline.tasks.qa import Question
 from pipeline.tasks.scores import Reading, score_readings
 
-METHODS = ("none", "random", "bm25", "dense", "hybrid", "oracle", "gold", "full")
-UNITS = ("sentence", "passage")
+SIMPLE = ("none", "random", "bm25", "dense", "hybrid", "oracle", "gold", "full")
+STAGED = ("policy", "supervised", "router", "cascade")
+METHODS = (*SIMPLE, *STAGED, "attention_rag", "longrag")
+UNITS = ("sentence", "span", "passage")
 RETRIEVED = 20
-Encode = Callable[[list[str]], "np.ndarray[Any, Any]"]
+Encode = Callable[[Sequence[str]], "np.ndarray[Any, Any]"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +53,21 @@ class QaConfig:
     )
     model: str = field(default="gemma-3-270m", metadata={"help": "the reader, as backbone.model"})
     adapter: str | None = field(default=None, metadata={"help": "LoRA adapter of the reader"})
-    embedder: str = field(default="minilm", metadata={"help": "for dense and hybrid"})
-    unit: str = field(default="sentence", metadata={"help": "what is chosen: sentence or passage"})
+    embedder: str = field(default="minilm", metadata={"help": "for all methods that compare meanings"})
+    policy: Path | None = field(
+        default=None,
+        metadata={"help": "folder of the policy, supervised or router; default: the shipped policy"},
+    )
+    stop_bias: float = field(
+        default=0.0, metadata={"help": "added to the policy's STOP: above 0 it reads less"}
+    )
+    passages: int = field(default=10, metadata={"help": "texts that staged methods cut into candidates"})
+    reach: int = field(
+        default=100,
+        metadata={"help": "BM25's best texts that staged methods rank by meaning too; 0: the corpus"},
+    )
+    span: int = field(default=32, metadata={"help": "tokens of a span"})
+    unit: str = field(default="sentence", metadata={"help": "what is chosen: sentence, span or passage"})
     budget: int = field(default=128, metadata={"help": "tokens of text a question, titles included"})
     split: str = field(default="test", metadata={"help": "test (no gold title of it was trained on) or all"})
     limit: int = field(default=0, metadata={"help": "questions, at most (0: all)"})
@@ -62,6 +80,9 @@ class QaConfig:
                 raise ValueError(f"{name}: given {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         if self.budget < 8:
             raise ValueError(f"budget: given {self.budget}; allowed: 8 tokens or more")
+        for name, least in (("passages", 1), ("reach", 0), ("span", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: given {getattr(self, name)}; allowed: {least} or more")
         if self.limit < 0:
             raise ValueError(f"limit: given {self.limit}; allowed: 0 (all) or more")
 
@@ -77,13 +98,13 @@ def run(config: QaConfig, on_progress: Callable[[int], None] | None = None) -> d
 
     backbone = HfBackbone.load(HfConfig(model=config.model, adapter=config.adapter, device=config.device))
     form: PromptForm = "adapted" if config.adapter else "base"
-    encode = _embedder(config.embedder) if config.method in ("dense", "hybrid") else None
 
     def count(text: str) -> int:
         return len(backbone.encode(text))
 
     began = time.monotonic()
-    contexts = [_context(question, source, config, count, encode) for question in questions]
+    choose, compressor = _chooser(source, config, count, backbone, form)
+    contexts = [choose(question) for question in questions]
     kept = [
         (question, found) for question, found in zip(questions, contexts, strict=True) if found is not None
     ]
@@ -121,7 +142,8 @@ def run(config: QaConfig, on_progress: Callable[[int], None] | None = None) -> d
         "split": config.split,
         "n": len(kept),
         "scores": scores,
-        "cost": _cost(backbone, prompts, read_tokens, said, chosen_s, read_s),
+        "cost": _cost(backbone, prompts, read_tokens, said, chosen_s, read_s)
+        | ({"compressor_tokens": round(compressor() / len(questions), 1)} if compressor() else {}),
         "seed": config.seed,
         "model": backbone.identity,
     }
@@ -133,6 +155,29 @@ def _picked(questions: Sequence[Question], config: QaConfig) -> list[Question]:
         raise UsageError(f"{config.data} holds no question of the test split; give --split all")
     random.Random(config.seed).shuffle(found)
     return found[: config.limit or None]
+
+
+def _chooser(
+    source: QaSource, config: QaConfig, count: Callable[[str], int], backbone: Any, form: PromptForm
+) -> tuple[Callable[[Question], tuple[Sentence, ...] | None], Callable[[], int]]:
+    """What gives each question its context, and the tokens that it has read itself to choose."""
+    if config.method == "attention_rag":
+        rag = AttentionRag(backbone, form, config.budget, count)
+        return lambda question: rag.context(question, source.pool(question, config.passages)), (
+            lambda: rag.prefill_tokens
+        )
+    if config.method in STAGED or config.method == "longrag":
+        encode = _kept(config.embedder)
+        if config.method == "longrag":
+            pool = HybridPool(source, encode, config.reach)
+            return lambda question: long_units(question, source, pool, config.budget, count), lambda: 0
+        settings = ChoiceSettings(
+            method=config.method, unit=config.unit, budget=config.budget, span_tokens=config.span,
+            passages=config.passages, reach=config.reach, stop_bias=config.stop_bias, policy=config.policy,
+        )  # fmt: skip
+        return ChoosingMethod(source, settings, encode, count).context, lambda: 0
+    plain = _embedder(config.embedder) if config.method in ("dense", "hybrid") else None
+    return lambda question: _context(question, source, config, count, plain), lambda: 0
 
 
 def _context(
@@ -154,11 +199,7 @@ def _context(
         random.Random(f"{config.seed}:{question.question_id}").shuffle(texts)
         return whole(sorted(texts, key=lambda text: text.date))
     pool = source.pool(question, RETRIEVED)
-    units = (
-        candidates(pool)
-        if config.unit == "sentence"
-        else [Candidate(text, text.text, (at, 0)) for at, text in enumerate(pool)]
-    )
+    units = cut(pool, config.unit, count, config.span)
     if not units:
         return ()
     chosen = within_budget(_ranked(question, units, source, config, encode), config.budget, count)
@@ -184,11 +225,21 @@ def _ranked(
     return sorted(units, key=lambda unit: -place[unit.place])
 
 
+def _kept(spec: str) -> Encode:
+    """The embedder with its vectors kept on disk: staged methods embed many texts."""
+    from infra.evaluation.vector_cache import VectorCache
+    from models.embed import load_embedder
+    from models.embed.artifacts import cache_folder
+
+    cache = VectorCache(cache_folder("") / "vectors", load_embedder(spec))
+    return lambda texts: np.asarray(cache.encode(texts), np.float32)
+
+
 def _embedder(spec: str) -> Encode:
     from models.embed import load_embedder
 
     embedder = load_embedder(spec)
-    return lambda texts: np.asarray(embedder.encode(texts))
+    return lambda texts: np.asarray(embedder.encode(list(texts)))
 
 
 def _read(

@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from models.retriever.config import RetrieverConfig
 from models.retriever.network import PolicyNetwork
 
+SHIPPED = Path(__file__).parents[1] / "weights" / "retriever"
+"""The policy that comes with the project; absent where none has beaten the simple methods yet."""
 WEIGHTS, CONFIG, CARD = "policy.safetensors", "config.json", "README.md"
 
 

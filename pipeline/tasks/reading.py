@@ -1,0 +1,108 @@
+"""Choices read by a language model: the answer's F1, the gold answer's loss, and how near it came to giving up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from models.reader_decoding import greedy_answers
+from models.reader_scoring import answer_losses
+from pipeline.session.prompts import GIVEN_UP, PromptForm, parse_answer, target_text
+from pipeline.tasks.material import Material
+from pipeline.tasks.scores import answer_f1
+
+STOP = "\n"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Voice:
+    """A model with its text: what reading needs, whatever loaded it.
+
+    `encode` gives ids without special tokens, `begin` are those that open a prompt.
+    """
+
+    model: Any
+    encode: Callable[[str], list[int]]
+    decode: Callable[[Iterable[int]], str]
+    begin: tuple[int, ...]
+    device: str = "cpu"
+    form: PromptForm = "adapted"
+    tokens_per_batch: int = 2048
+    max_new_tokens: int = 12
+
+
+def voice_of(backbone: Any, adapted: bool) -> Voice:
+    """The voice of a loaded `HfBackbone`."""
+    on_gpu = backbone.device.type == "cuda"
+    return Voice(
+        model=backbone.model,
+        encode=backbone.encode,
+        decode=backbone.decode,
+        begin=tuple(backbone.bos),
+        device=str(backbone.device),
+        form="adapted" if adapted else "base",
+        tokens_per_batch=65536 if on_gpu else 2048,
+    )
+
+
+class MaterialReader:
+    """Reads choices over one material: `(row, picks)` to (f1, loss, margin), all that are given at once.
+
+    F1 is of the answer that the reader gives when it must answer; `margin` tells by how much it would rather give
+    up (docs/reader.md). A question without an answer is read rightly by giving up: its F1 is 1 then, else 0, its
+    loss that of giving up, its margin -inf, so that nothing is taken off again.
+    """
+
+    def __init__(self, material: Material, voice: Voice, want_loss: bool = True) -> None:
+        self.material, self.voice, self._want_loss = material, voice, want_loss
+        self._give_up = voice.encode(GIVEN_UP)[0]
+        self.num_read = self.num_tokens = 0
+
+    def outcomes(self, requests: Sequence[tuple[int, tuple[int, ...]]]) -> list[tuple[float, float, float]]:
+        """(f1, loss, margin) of each request, in order."""
+        if not requests:
+            return []
+        voice = self.voice
+        prompts = [
+            [*voice.begin, *voice.encode(self.material.prompt(row, picks, voice.form))]
+            for row, picks in requests
+        ]
+        said = greedy_answers(
+            voice.model,
+            prompts,
+            stop_id=voice.encode(STOP)[0],
+            give_up_id=self._give_up,
+            may_give_up=False,
+            max_new_tokens=voice.max_new_tokens,
+            tokens_per_batch=voice.tokens_per_batch,
+            device=voice.device,
+        )
+        losses = self._losses(requests, prompts) if self._want_loss else [0.0] * len(requests)
+        found = []
+        for (row, _), answer, loss in zip(requests, said, losses, strict=True):
+            golds = self.material.questions[row].answers
+            if golds:
+                text = parse_answer(voice.decode(answer.ids)).text
+                found.append((answer_f1(text, golds), loss, answer.margin))
+            else:
+                found.append((float(answer.margin > 0), loss, -math.inf))
+        self.num_read += len(requests)
+        self.num_tokens += sum(map(len, prompts))
+        return found
+
+    def _losses(
+        self, requests: Sequence[tuple[int, tuple[int, ...]]], prompts: Sequence[list[int]]
+    ) -> list[float]:
+        """The loss of the first gold answer with its line end (of giving up, where there is none)."""
+        targets = []
+        for row, _ in requests:
+            golds = self.material.questions[row].answers
+            targets.append(self.voice.encode(target_text(golds[0] if golds else None) + STOP))
+        return answer_losses(
+            self.voice.model,
+            list(zip(prompts, targets, strict=True)),
+            tokens_per_batch=self.voice.tokens_per_batch,
+            device=self.voice.device,
+        )
