@@ -11,4 +11,4 @@ READER_LORA = Path(__file__).parent / "weights" / "reader-lora"
 """LoRA adapter of Gemma-3-270M that reads chosen sentences and answers; under Gemma's terms."""
 
 RANKER = Path(__file__).parent / "weights" / "ranker"
-"""Learned ranker of Gemma-3-270M's keys (models/cache/ranker.py); trained on its attention, so under Gemma's terms."""
+"""Learned ranker of Gemma-3-270M's keys (models/cache/ranker.py); under Gemma's terms."""

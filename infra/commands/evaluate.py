@@ -25,10 +25,13 @@ def evaluate(
         str,
         typer.Option(
             "--method",
-            help="qa: none, random, bm25, dense, hybrid, oracle, gold, full; retrieval: bm25, dense, hybrid",
+            help="qa: none, random, bm25, dense, hybrid, oracle, gold, full; retrieval: bm25, dense, hybrid; needle, "
+            "lm and qa: how a cache is compressed (docs/cache-methods.md), full_cache, snapkv, ranker, ours_ranker, …",
         ),
     ],
-    data: Annotated[Path, typer.Option("--data", help="file of questions, named as in the data folder")],
+    data: Annotated[
+        Path, typer.Option("--data", help="qa, retrieval: a file of the data folder; needle, lm: JSON lines")
+    ],
     corpus: Annotated[
         Path | None, typer.Option("--corpus", help="texts; default: where the data folder has them")
     ] = None,
@@ -53,10 +56,19 @@ def evaluate(
     policy: Annotated[
         Path | None, typer.Option("--policy", help="a trained retrieval policy, for methods that use one")
     ] = None,
+    keep: Annotated[
+        float,
+        typer.Option(
+            "--keep", help="cache methods: share of the full layers' bytes, as 0.5, 0.25, 0.1, 0.05"
+        ),
+    ] = 0.1,
+    passages: Annotated[
+        int, typer.Option("--passages", help="cache methods on qa: passages of a context")
+    ] = 10,
     config: ConfigFile = None,
     json_output: JsonFlag = False,
 ) -> Figures:
-    """Judge a method on a task: scores, and what reading cost. See docs/reader.md for what each figure means."""
+    """Judge a method on a task: scores, and what reading cost. Figures: docs/reader.md, docs/cache-methods.md."""
     if task not in TASKS:
         raise UsageError(f"--task {task!r} is unknown; allowed: {', '.join(TASKS)}")
     if not data.exists():
@@ -64,5 +76,6 @@ def evaluate(
     cell = Cell(
         task=task, method=method, data=data, corpus=corpus, model=model, adapter=adapter, embedder=embedder,
         unit=unit, budget=budget, split=split, limit=limit, seed=seed, device=device, policy=policy,
+        keep=keep, passages=passages,
     )  # fmt: skip
     return TASKS[task](cell)

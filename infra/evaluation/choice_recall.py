@@ -9,8 +9,7 @@ import numpy as np
 
 from models.retriever.choosing import sufficient
 from models.retriever.selecting import Chosen, fill
-from models.retriever.table import GOLD, TableBatch
-from pipeline.candidate_features import FEATURES
+from models.retriever.table import FEATURES, GOLD, TableBatch
 
 SIMPLE = {"bm25": "bm25", "dense": "dense", "hybrid": "fused"}
 """Methods that a single feature ranks: name to feature."""

@@ -8,13 +8,19 @@ from typing import Any
 
 from infra.console import progress, say
 from infra.evaluation.cell import Cell
+from models.compared import METHODS as CACHE_METHODS
+from pipeline.errors import UsageError
 
 Task = Callable[[Cell], dict[str, Any]]
 
 
 def qa(cell: Cell) -> dict[str, Any]:
     """Questions over what a method chooses to read."""
+    from infra.evaluation.qa import METHODS as READING
     from infra.evaluation.qa import QaConfig, run
+
+    if cell.method in CACHE_METHODS and cell.method not in READING:
+        return cache(cell)
 
     adapter = cell.reader_adapter("shipped")
     names = (
@@ -50,6 +56,37 @@ def qa(cell: Cell) -> dict[str, Any]:
     return figures
 
 
+def cache(cell: Cell) -> dict[str, Any]:
+    """A context compressed by a method of models/compared, then asked or continued: needle, qa, lm."""
+    if cell.method not in CACHE_METHODS:
+        raise UsageError(
+            f"--method {cell.method!r} is unknown for {cell.task}; allowed: {', '.join(CACHE_METHODS)}"
+        )
+    from infra.evaluation.cache_tasks import CacheCell, run
+
+    adapter = cell.reader_adapter("none")
+    names = (
+        "task",
+        "method",
+        "data",
+        "keep",
+        "corpus",
+        "passages",
+        "split",
+        "model",
+        "device",
+        "limit",
+        "seed",
+    )
+    config = CacheCell(adapter=adapter, **{name: getattr(cell, name) for name in names})
+    say(f"{cell.data.name}: [bold]{cell.method}[/] keeps {100 * cell.keep:g}% of the full layers' bytes")
+    with progress("questions asked") as steps:
+        figures = run(config, steps.update)
+    shown = ", ".join(f"{name} {value}" for name, value in figures["scores"].items())
+    say(f"  {figures['n']} cases, {figures['cost']['kv_bytes']:,} bytes each: {shown}")
+    return figures
+
+
 def retrieval(cell: Cell) -> dict[str, Any]:
     """Gold passages found by a way of searching."""
     from infra.evaluation import retrieval
@@ -79,4 +116,4 @@ def retrieval(cell: Cell) -> dict[str, Any]:
     }
 
 
-TASKS: dict[str, Task] = {"qa": qa, "retrieval": retrieval}
+TASKS: dict[str, Task] = {"qa": qa, "retrieval": retrieval, "needle": cache, "lm": cache}

@@ -10,6 +10,7 @@ recording is not complete yet, call again.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import time
@@ -182,6 +183,7 @@ def main() -> int:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="share of the contexts (0.2 for a quick look)"
     )
+    parser.add_argument("--contexts", type=int, default=0, help="the first so many contexts only (0: all)")
     parser.add_argument("--seconds", type=float, default=3600.0, help="stop recording after this long")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
@@ -191,7 +193,10 @@ def main() -> int:
     folder = given.traces or given.out / "traces"
     loaded = HfConfig(model=given.model, adapter="none", device=given.device, threads=given.threads)
     backbone = HfBackbone.load(loaded)
-    if not record_all(backbone, given.data, folder, seed=given.seed, scale=given.scale, until=until):
+    if not record_all(
+        backbone, given.data, folder, seed=given.seed, scale=given.scale, until=until,
+        at_most=given.contexts,
+    ):  # fmt: skip
         say("recording is not complete; call again with the same --traces")
         return UNFINISHED
     paths = sorted(folder.glob("*.safetensors"))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "full": ("full", "Full", {}),
+    "full_cache": ("full", "Full", {}),
     "truncation": ("window", "Truncation", {}),
     "window_sinks": ("window", "WindowSinks", {}),
     "snapkv": ("snapkv", "SnapKV", {}),
@@ -30,6 +31,9 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ours_latents": ("ours", "Ours", {"raw_share": 0.5}),
     "ours_question_bank": ("ours", "Ours", {"scorer": "question_bank"}),
     "ours_ranker": ("ours", "Ours", {"scorer": "ranker"}),
+    "ours_latents_streaming": ("ours", "Ours", {"raw_share": 0.5, "streaming": True}),
+    "ours_question_bank_streaming": ("ours", "Ours", {"scorer": "question_bank", "streaming": True}),
+    "ours_ranker_streaming": ("ours", "Ours", {"scorer": "ranker", "streaming": True}),
 }
 """Name: module under models/compared, class, settings other than its defaults."""
 

@@ -58,8 +58,8 @@ class KVCompress(Method):
             held -= block_bytes[at]
         if held > budget_bytes:
             raise ValueError(
-                f"the budget of {budget_bytes} bytes is less than the {held} bytes of the blocks that KV-Compress must "
-                f"keep ({self.protected} protected tokens a head, blocks of {self.block_size}, metadata); raise it"
+                f"the budget of {budget_bytes} bytes is less than the {held} bytes of the blocks that KV-Compress "
+                f"must keep ({self.protected} protected tokens a head, blocks of {self.block_size}, metadata)"
             )
         kept = []
         for at, layer in enumerate(trace.layers):

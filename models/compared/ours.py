@@ -1,15 +1,15 @@
 """Our rotating compressive cache at the same bytes, with budgets derived from them.
 
 Three forms: latents only; heavy hitters by the question bank; heavy hitters by the learned ranker. By default the
-context is read exactly and its pairs then enter the cache, as for every other method; `read_streaming` reads through
-the cache from the first token, as a session does, with never more than the budget held.
+context is read exactly and its pairs then enter the cache, as for every other method; with `streaming` it is read
+through the cache from the first token, as a session does, with never more than the budget held.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
@@ -17,10 +17,9 @@ from models.cache.config import CacheConfig
 from models.cache.full_layer import RotatingLayer
 from models.cache.layers import ViewLayer
 from models.cache.ranker import Ranker, find_ranker
-from models.cache.rotating import RotatingCompressiveCache
 from models.cache.spec import LayerSpec
 from models.compared.base import Method
-from models.compared.trace import LayerTrace, Trace
+from models.compared.trace import LayerTrace, Trace, read_exactly
 
 if TYPE_CHECKING:
     from models.hf.backbone import HfBackbone
@@ -52,12 +51,13 @@ class Rotating:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ours(Method):
-    """See the module's text. `raw_share` of the bytes is the ring of last tokens; the rest is latents or hitters."""
+    """See the module's text. `raw_share` of the bytes is the ring of last tokens, the rest latents or hitters."""
 
     sinks: int = field(default=4, metadata={"help": "first tokens kept raw for ever"})
     scorer: str = field(default="", metadata={"help": "heavy hitters by this score; empty: latents only"})
     raw_share: float = field(default=0.25, metadata={"help": "share of the bytes for the ring (0 to 1)"})
     compressor: str = field(default="svd", metadata={"help": "how latents are made: svd or weighted_svd"})
+    streaming: bool = field(default=False, metadata={"help": "read through the cache from the first token"})
     ranker: str = field(default="shipped", metadata={"help": "for scorer ranker: shipped, or a folder"})
     bank: Mapping[int, Tensor] = field(default_factory=dict, metadata={"help": "prepare() records it"})
     known: Ranker | None = field(default=None, metadata={"help": "prepare() loads it"})
@@ -82,10 +82,11 @@ class Ours(Method):
         each = _shares(trace, budget_bytes)
         return [self._layer(layer, share) for layer, share in zip(trace.layers, each, strict=True)]
 
-    def read_streaming(
-        self, backbone: HfBackbone, ids: Sequence[int], budget_bytes: int
-    ) -> RotatingCompressiveCache:
-        """A cache within `budget_bytes` in the full layers that has read `ids` as a session would."""
+    def read(self, backbone: HfBackbone, ids: Sequence[int], keep: float) -> Any:
+        """See Method.read; with `streaming` a RotatingCompressiveCache that has read `ids` as a session would."""
+        if not self.streaming:
+            return self.memory(read_exactly(backbone, ids), _budget(backbone.specs, len(ids), keep))
+        budget_bytes = _budget(backbone.specs, len(ids), keep)
         full = [spec for spec in backbone.specs if spec.window is None]
         configs = [self.config(spec, len(ids), budget_bytes // len(full)) for spec in full]
         if any(config != configs[0] for config in configs):
@@ -130,8 +131,8 @@ class Ours(Method):
         left = budget_bytes - _STATS_BYTES - (self.sinks + ring) * pair
         if left < 0:
             raise ValueError(
-                f"the budget of {budget_bytes} bytes for layer {spec.index} is less than its {self.sinks} sinks and "
-                f"the smallest ring of {ring} need: {(self.sinks + ring) * pair + _STATS_BYTES} bytes"
+                f"the budget of {budget_bytes} bytes for layer {spec.index} is less than its {self.sinks} sinks "
+                f"and the smallest ring of {ring} need: {(self.sinks + ring) * pair + _STATS_BYTES} bytes"
             )
         plain = {"sinks": self.sinks, "ring": ring, "read_block": read, "evict_block": block}
         if self.scorer:
@@ -176,6 +177,15 @@ class Ours(Method):
 
     def _moments_bytes(self, spec: LayerSpec) -> int:
         return 2 * spec.num_kv_heads * spec.head_dim**2 * 4 + 4096 if self.compressor == "weighted_svd" else 0
+
+
+def _budget(specs: Sequence[LayerSpec], num_tokens: int, keep: float) -> int:
+    if not 0.0 < keep <= 1.0:
+        raise ValueError(f"keep: given {keep}; allowed: above 0, at most 1")
+    full = sum(
+        2 * spec.num_kv_heads * spec.head_dim * spec.dtype.itemsize for spec in specs if spec.window is None
+    )
+    return int(keep * full * num_tokens)
 
 
 def _shares(trace: Trace, budget_bytes: int) -> list[int]:

@@ -32,8 +32,8 @@ class Razor(Method):
 
     The dropped tokens' mean key (at its place) and mean value become one pair that weighs as many tokens as were
     dropped: its logit gets log N_d. `weighted=False` leaves that out, as the authors' own deployment code
-    does; `compensate=False` leaves out the pair. The paper's window is max(4000, n / 5): under 4,000 tokens it drops
-    nothing at all, so here the budget decides.
+    does; `compensate=False` leaves out the pair. The paper's window is max(4000, n / 5): under 4,000 tokens it
+    drops nothing at all, so here the budget decides.
     """
 
     source: ClassVar[str] = "arXiv 2407.15891"

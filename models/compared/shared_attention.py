@@ -1,4 +1,4 @@
-"""Shared Attention: a span of layers reads by one layer's attention weights, and stores no keys (arXiv 2407.12866)."""
+"""Shared Attention: layers read by the attention weights of an earlier one and store no keys (arXiv 2407.12866)."""
 
 from __future__ import annotations
 

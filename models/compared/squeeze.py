@@ -46,8 +46,8 @@ class Squeeze(Method):
         counts = self.counts([layer.likeness for layer in trace.layers], each, trace.num_tokens)
         if min(counts) <= self.sinks:
             raise ValueError(
-                f"a squeezed layer would hold {min(counts)} tokens, not more than its {self.sinks} sinks; raise the "
-                f"budget of {budget_bytes} bytes or share ({self.share})"
+                f"a squeezed layer would hold {min(counts)} tokens, not more than its {self.sinks} sinks; raise "
+                f"the budget of {budget_bytes} bytes or share ({self.share})"
             )
         if self.inner == "window_sinks":
             return [
