@@ -1,6 +1,6 @@
 """Training a sub-quadratic backbone from scratch: language modelling, needles, contrastive landmarks, one device.
 
-Imports only torch, numpy, tokenizers and safetensors beside `models` and `pipeline`, so that it runs on a bare GPU host.
+Imports only torch, numpy, tokenizers and safetensors beside `models` and `pipeline`: it runs on a bare GPU host.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -283,7 +282,7 @@ def questions_of(batch: NeedleBatch, device: torch.device) -> Questions:
 def _measured(
     out: Output, questions: Questions, asking: Tensor, at: Tensor, right: Tensor, is_answer: Tensor, num: int
 ) -> dict[str, Tensor]:
-    """Shares of answer tokens and whole answers that were right; of questions that read every gold chunk, and how much."""
+    """Shares of answer tokens and answers that were right, of questions that read every gold chunk; its weight."""
     with torch.no_grad():
         told = (right & is_answer).sum() / is_answer.sum().clamp_min(1)
         if not len(asking):

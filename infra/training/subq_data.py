@@ -31,7 +31,7 @@ class SubqData:
     def load(cls, folder: Path, part: str) -> SubqData:
         """`part` ("train" or "test") of a folder that `infra.training.subq_pack` wrote.
 
-        Parts are `<part>-<n>.bin.xz` (uint16). Names of training and test differ. Raises ValueError for what is missing.
+        Parts are `<part>-<n>.bin.xz` (uint16). Names of training and test differ. ValueError for what is missing.
         """
         files = sorted(folder.glob(f"{part}-*.bin.xz"))
         if not files or not (folder / "names.json").is_file():

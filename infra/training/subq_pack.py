@@ -3,9 +3,9 @@
     python -m infra.training.subq_pack --out build/subq-data
 
 Reads the folder that DYSRA_DATA names. Trained weights are shipped, so the training text is of open licence only:
-Gutenberg books, Wikipedia passages, and newswire of our own. The test text is disjoint: other books, other passages,
-scientific articles under CC BY. Out: tokenizer.json, names.json, train-<n>.bin.xz, test-<n>.bin.xz (uint16 ids, each file
-under 16 MiB), manifest.json. The same arguments give the same files.
+Gutenberg books, Wikipedia passages, and newswire of our own. The test text is disjoint: other books, other
+passages, scientific articles under CC BY. Out: tokenizer.json, names.json, train-<n>.bin.xz, test-<n>.bin.xz
+(uint16 ids, each file under 16 MiB), manifest.json. The same arguments give the same files.
 """
 
 from __future__ import annotations

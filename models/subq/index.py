@@ -39,6 +39,10 @@ class LandmarkIndex(Protocol):
         """All landmarks [n, R]."""
         ...
 
+    def scored_a_query(self) -> int:
+        """Vectors that a search compares its query with."""
+        ...
+
 
 def build_index(kind: str, dim: int, probes: int, dtype: torch.dtype, device: torch.device) -> LandmarkIndex:
     """An empty index of that kind (see SubqConfig.index)."""
@@ -86,6 +90,10 @@ class FlatIndex:
         """See LandmarkIndex."""
         return self._rows[: self._count]
 
+    def scored_a_query(self) -> int:
+        """See LandmarkIndex."""
+        return self._count
+
 
 class GroupIndex(FlatIndex):
     """Groups of 64 consecutive chunks bounded by least and greatest coordinates (as Quest, arXiv 2406.10774).
@@ -129,6 +137,11 @@ class GroupIndex(FlatIndex):
             newest = torch.cat((members.flatten(1), newest), 1)
         return best_of(queries, rows, newest, k, limits)
 
+    def scored_a_query(self) -> int:
+        """See LandmarkIndex: two bounds a group, then what is in the opened groups or in none."""
+        groups = len(self._low)
+        return 2 * groups + min(self._probes, groups) * GROUP + len(self) - groups * GROUP
+
 
 class TreeIndex(FlatIndex):
     """k-means lists (levels=1), or a tree of means whose search opens `probes` nodes a level: O(log n) a query.
@@ -171,3 +184,7 @@ class TreeIndex(FlatIndex):
             return super().search(queries, k, limits)
         members = self._tree.candidates(queries, max(self._probes, 1))
         return best_of(queries, self.landmarks(), members, k, limits)
+
+    def scored_a_query(self) -> int:
+        """See LandmarkIndex."""
+        return len(self) if self._tree is None else self._tree.scored_a_query(max(self._probes, 1))

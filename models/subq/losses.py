@@ -96,8 +96,8 @@ def info_nce(
 ) -> Tensor:
     """Loss [Q] of telling the gold chunk from all others: queries [Q, R], landmarks [N, R], gold [Q, 2].
 
-    A straddled key has two gold chunks: each is a positive of its own, and no negative of the other's. What counts as
-    wrong: negative [Q, N] and, over the bank's detached landmarks [M, R], bank_negative [Q, M].
+    A straddled key has two gold chunks: each is a positive of its own, and no negative of the other's. What
+    counts as wrong: negative [Q, N] and, over the bank's detached landmarks [M, R], bank_negative [Q, M].
     """
     scores = queries @ landmarks.T * scale
     positive = scores.gather(1, gold)

@@ -53,7 +53,7 @@ class Block(nn.Module):
 
 
 class Output(NamedTuple):
-    """hidden [B, T, D] (normalised, ready for `logits`), the chunks' codes, what each query chose, the lower half's."""
+    """hidden [B, T, D] (normalised, for `logits`), the chunks' codes, what each query chose, the lower half's."""
 
     hidden: Tensor
     codes: ChunkCodes | None

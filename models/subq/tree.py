@@ -95,6 +95,14 @@ class MeansTree:
         members = self._members[leaves.clamp_min(0)].masked_fill((leaves < 0)[..., None], -1)
         return torch.cat((members.flatten(1), self._extra.expand(len(queries), -1)), 1)
 
+    def scored_a_query(self, probes: int) -> int:
+        """Means and members that a search looks at, empty places counted."""
+        total, beam = len(self._extra), 1
+        for means, count in zip(self._means, self._count, strict=True):
+            total += beam * int(count.max())
+            beam = min(probes, beam * int(count.max()), len(means))
+        return total + beam * self._members.shape[1]
+
     def _descend(self, queries: Tensor, beam: int) -> Tensor:
         """Nodes of the last level [Q, beam], best first (-1: fewer)."""
         queries = queries.to(self._dtype).float()

@@ -248,10 +248,11 @@ class NeedleStream:
                 row.answers[chunk * size + 1 : last] = True
                 if not needle.name:
                     row.anonymous[chunk - 1 : chunk + 1] = True
+                gold = (begin + key[0]) // size, (begin + key[1] - 1) // size
+                told_in = begin // size, (end - 1) // size
                 row.questions.append(
-                    (chunk, (begin + key[0]) // size, (begin + key[1] - 1) // size, begin // size, (end - 1) // size,
-                     int(not needle.name), chunk * size, len(answer))
-                )  # fmt: skip
+                    (chunk, *gold, *told_in, int(not needle.name), chunk * size, len(answer))
+                )
             return
 
 

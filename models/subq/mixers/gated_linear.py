@@ -16,7 +16,7 @@ _CHUNK = 16  # pairs inside a chunk are kept as differences of logarithms: 16 x 
 class GatedLinear(nn.Module):
     """S_t = diag(exp g_t) S_(t-1) + k_t v_t', o_t = S_t' q_t, g_t <= 0 from the input.
 
-    State: S [B, H, d, d] in float32. On CUDA fla-core's `chunk_gla` runs where it is installed, else the form below.
+    State: S [B, H, d, d] in float32. On CUDA fla-core's `chunk_gla` runs where it is, else the form below.
     """
 
     def __init__(self, config: SubqConfig) -> None:

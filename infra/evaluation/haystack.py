@@ -1,0 +1,152 @@
+"""A long text, encoded once: landmarks to search, keys and values to read, and patches where needles change it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.subq import SubqModel
+from models.subq.router import NEVER
+
+Ids = np.ndarray[Any, np.dtype[Any]]
+Written = Sequence[tuple[int, tuple[int, ...]]]
+_LONGEST_NEEDLE = 128  # tokens
+_SEGMENT = 65_536
+
+
+class Patches(NamedTuple):
+    """What the needles of R trials change: chunks [R, E], landmarks [R, E, D], keys, values [R, E, C, 2, g, d]."""
+
+    chunks: Tensor
+    landmarks: Tensor
+    kv: Tensor
+
+
+class Haystack:
+    """ids: token ids, a whole number of chunks. Landmarks float16 [n, D], keys and values in the model's dtype."""
+
+    def __init__(self, model: SubqModel, ids: Ids, segment: int = _SEGMENT) -> None:
+        config = model.config
+        if len(ids) % config.chunk or not len(ids):
+            raise ValueError(
+                f"ids: given {len(ids)} tokens; allowed: a whole number of chunks of {config.chunk}"
+            )
+        self.model, self.ids, self.device = model, ids, model.device
+        self.num_chunks = len(ids) // config.chunk
+        dtype = model.embedding.weight.dtype
+        self.landmarks = torch.empty(
+            self.num_chunks, config.landmark_dim, dtype=torch.float16, device=self.device
+        )
+        self.kv = torch.empty(
+            self.num_chunks,
+            config.chunk,
+            2,
+            config.kv_heads,
+            config.head_dim,
+            dtype=dtype,
+            device=self.device,
+        )
+        reach = config.reach(upper=False) or 0
+        self._before = -(-reach // config.chunk)
+        # a needle may begin at any token of its chunk
+        self.patch_chunks = -(-(reach + _LONGEST_NEEDLE + config.chunk) // config.chunk)
+        self._encode(segment)
+
+    @property
+    def kv_bytes_a_chunk(self) -> int:
+        """Bytes of one chunk's keys and values."""
+        return self.kv[0].nbytes
+
+    @torch.no_grad()
+    def _encode(self, segment: int) -> None:
+        """The lower half over segments, its state carried from one to the next."""
+        size, states = self.model.config.chunk, None
+        segment = max(size, segment // size * size)
+        for start in range(0, len(self.ids), segment):
+            piece = torch.from_numpy(self.ids[start : start + segment].astype(np.int64)).to(self.device)
+            hidden, states = self.model.lower(piece[None], states)
+            codes = self.model.encode(hidden)
+            at = slice(start // size, start // size + codes.landmarks.shape[1])
+            self.landmarks[at] = codes.landmarks[0].to(torch.float16)
+            self.kv[at] = torch.stack((codes.keys[0], codes.values[0]), 2).to(self.kv.dtype)
+
+    @torch.no_grad()
+    def patched(self, trials: Sequence[Written]) -> Patches:
+        """Chunks that the needles of each trial change, encoded with them. All trials have equally many needles."""
+        size, span = self.model.config.chunk, self.patch_chunks
+        wide = self._before + span
+        texts, starts = [], []
+        for needles in trials:
+            for at, needle in needles:
+                if len(needle) > _LONGEST_NEEDLE:
+                    raise ValueError(f"a needle has {len(needle)} tokens; allowed: {_LONGEST_NEEDLE} at most")
+                first = at // size
+                begin = max(0, first - self._before)
+                text = np.zeros(wide * size, np.int64)
+                known = self.ids[begin * size : (begin + wide) * size]
+                text[: len(known)] = known
+                text[at - begin * size : at - begin * size + len(needle)] = needle
+                texts.append(text)
+                starts.append((first, first - begin))
+        landmarks, kv = [], []
+        for at in range(0, len(texts), 16):
+            hidden, _ = self.model.lower(torch.from_numpy(np.stack(texts[at : at + 16])).to(self.device))
+            codes = self.model.encode(hidden)
+            both = torch.stack((codes.keys, codes.values), 3)
+            for row, (_, skip) in enumerate(starts[at : at + 16]):
+                landmarks.append(codes.landmarks[row, skip : skip + span].to(torch.float16))
+                kv.append(both[row, skip : skip + span].to(self.kv.dtype))
+        count = len(trials)
+        chunks = torch.tensor([first for first, _ in starts], device=self.device)[:, None]
+        chunks = chunks + torch.arange(span, device=self.device)
+        return Patches(
+            chunks.view(count, -1),
+            torch.stack(landmarks).view(count, -1, self.landmarks.shape[1]),
+            torch.stack(kv).view(count, -1, *self.kv.shape[1:]),
+        )
+
+    def search(
+        self, queries: Tensor, first: int, chunks: int, newest: Tensor, k: int, patches: Patches | None
+    ) -> tuple[Tensor, Tensor]:
+        """The k best of chunks first … first + chunks - 1 for queries [R, U, D]: (scores, chunks) [R, U, k].
+
+        newest [U]: last chunk that is offered, counted from `first`. Patched landmarks stand in for the text's own.
+        """
+        rows = self.landmarks[first : first + chunks]
+        place = torch.arange(chunks, device=self.device)
+        offered = place <= newest[:, None]
+        best, found = [], []
+        for at in range(len(queries)):
+            scores = _products(queries[at], rows).masked_fill(~offered, NEVER)
+            if patches is not None:
+                inside = patches.chunks[at] - first
+                real = (inside >= 0) & (inside < chunks)
+                new = _products(queries[at], patches.landmarks[at])
+                new = new.masked_fill(~(real & (inside <= newest[:, None])), NEVER)
+                scores[:, inside[real]] = new[:, real]
+            values, indices = scores.topk(min(k, chunks), -1)
+            best.append(values)
+            found.append((indices + first).masked_fill(values == NEVER, -1))
+        return torch.stack(best), torch.stack(found)
+
+    def gather(self, indices: Tensor, patches: Patches | None) -> tuple[Tensor, Tensor]:
+        """Keys and values [R * U * k, C, g, d] of chunks [R, U, k] (-1: anything)."""
+        kv = self.kv[indices.flatten().clamp_min(0)].view(*indices.shape, *self.kv.shape[1:])
+        if patches is not None:
+            for at in range(len(indices)):
+                same = indices[at, :, :, None] == patches.chunks[at]  # [U, k, E]
+                changed, which = same.any(-1), same.int().argmax(-1)
+                kv[at][changed] = patches.kv[at][which[changed]]
+        flat = kv.flatten(0, 2)
+        return flat[:, :, 0], flat[:, :, 1]
+
+
+def _products(queries: Tensor, rows: Tensor) -> Tensor:
+    """Dot products in float32 of queries rounded to the rows' float16."""
+    if rows.is_cuda:
+        return torch.mm(queries.to(rows.dtype), rows.T, out_dtype=torch.float32)
+    return queries.to(rows.dtype).float() @ rows.float().T

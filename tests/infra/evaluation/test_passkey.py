@@ -1,0 +1,95 @@
+"""Keys in long text: patched trials equal a text that holds the needle, and the figures say what was found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from infra.evaluation.haystack import Haystack
+from infra.evaluation.passkey import Cell, PasskeyTest, table
+from models.subq import SubqModel
+from tests.infra.training.subq_case import MODEL, FewWordings, small_data
+
+
+def _model(**changes: object) -> SubqModel:
+    torch.manual_seed(0)
+    return SubqModel(replace(MODEL, **changes)).eval().requires_grad_(False)  # type: ignore[arg-type]
+
+
+def _test(model: SubqModel, chunks: int = 100) -> PasskeyTest:
+    data = small_data()
+    hay = Haystack(model, data.tokens[: chunks * 32].astype(np.int64), segment=512)
+    return PasskeyTest(model, hay, data.tokenizer.encode_spans, data.names, FewWordings())
+
+
+def test_haystack_in_segments_is_the_text_in_one() -> None:
+    """Wherever segments are cut, landmarks, keys and values are those of one pass."""
+    model, ids = _model(), small_data().tokens[:3_200].astype(np.int64)
+    one, cut = Haystack(model, ids), Haystack(model, ids, segment=224)
+    torch.testing.assert_close(cut.kv, one.kv, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(cut.landmarks, one.landmarks, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("place", [0, 37, 1_000, 3_000])
+def test_patches_are_what_the_needle_changes(place: int) -> None:
+    """Encoding the neighbourhood again gives what encoding the whole text with the needle gives."""
+    model, ids = _model(lower_blocks=2), small_data().tokens[:4_096].astype(np.int64)
+    hay = Haystack(model, ids)
+    needle = tuple(range(300, 340))
+    patches = hay.patched([[(place, needle)]])
+    written = ids.copy()
+    written[place : place + len(needle)] = needle
+    expected = Haystack(model, written)
+    inside = patches.chunks[0]
+    torch.testing.assert_close(patches.kv[0], expected.kv[inside], atol=1e-4, rtol=1e-3)
+    outside = np.setdiff1d(np.arange(128), inside.numpy())
+    torch.testing.assert_close(expected.kv[outside], hay.kv[outside], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"retrieval": "token"}, {"neighbours": True}])
+def test_patched_trial_asks_as_the_whole_text_would(changes: dict[str, object]) -> None:
+    """Chosen chunks and answers of a patched trial are those of one pass over the text with needles and question."""
+    model = _model(**changes)
+    test = _test(model)
+    rng = __import__("random").Random(3)
+    trial = test._trial(test._needles(Cell(name="x", distractors=1), rng), [5, 40], 0, 100, rng)
+    found = test._ask(test.hay, 0, 100, [trial], test.hay.patched([trial.needles]))
+    ids = test.hay.ids.copy()
+    for at, needle in trial.needles:
+        ids[at : at + len(needle)] = needle
+    ids[-len(trial.tail) :] = trial.tail
+    out = model(torch.from_numpy(ids)[None])
+    unit = 99 * 32 if model.config.retrieval == "token" else 99
+    read = set(out.routing.indices[0, unit].tolist())
+    begin = 99 * 32
+    told = model.logits(out.hidden[0, begin : begin + len(trial.answer)]).argmax(-1).tolist()
+    assert found[0]["recall"] == float(set(trial.gold) <= read)
+    assert found[0]["any"] == float(bool(set(trial.gold) & read))
+    assert found[0]["exact"] == float(told == list(trial.answer))
+
+
+def test_table_has_a_row_for_every_cell_that_fits() -> None:
+    """Cells whose needles do not fit a length are left out; the rest state exact match, recall and bytes."""
+    test = _test(_model())
+    rows = table(test, (1_024, 3_200), [Cell(name="one"), Cell(name="five", distractors=9)], trials=3)
+    assert [(row["length"], row["cell"]) for row in rows] == [(1_024, "one"), (3_200, "one"), (3_200, "five")]
+    for row in rows:
+        assert (
+            row["n"] == 3 and 0 <= row["exact"] <= 100 and row["landmark_bytes"] == row["length"] // 32 * 64
+        )
+    stream = test.stream_row([Cell(name="one")], 3_200, keys=4, seed=0)
+    assert stream["what"] == "stream" and stream["n"] == 4
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    """Lengths, mixers and distractors that make no trial are named."""
+    test = _test(_model())
+    with pytest.raises(ValueError, match="length: given 6400; allowed: 3200 at most"):
+        test.row(Cell(name="one"), 6_400, 1, 0)
+    with pytest.raises(ValueError, match="distractors: given 2 with named False"):
+        Cell(name="x", named=False, distractors=2)
+    with pytest.raises(ValueError, match="trials need lower mixers of sliding windows"):
+        _test(_model(lower_mixers=("state_space",))).row(Cell(name="one"), 1_024, 1, 0)
