@@ -25,8 +25,8 @@ def evaluate(
         str,
         typer.Option(
             "--method",
-            help="qa: none, random, bm25, dense, hybrid, oracle, gold, full; retrieval: bm25, dense, hybrid; needle, "
-            "lm and qa: how a cache is compressed (docs/cache-methods.md), full_cache, snapkv, ranker, ours_ranker, …",
+            help="qa: none, random, bm25, dense, hybrid, oracle, gold, full; retrieval: bm25, dense, hybrid; "
+            "needle, lm and qa: a way to compress the cache (docs/cache-methods.md): snapkv, ours_ranker, …",
         ),
     ],
     data: Annotated[

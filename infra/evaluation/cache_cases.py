@@ -1,7 +1,7 @@
 """What the cache cells ask: contexts that a method compresses, and the questions or texts that come after.
 
-`needle`: JSON lines {context, question, answers}. `qa`: a file of the data folder; a context holds the gold passages
-of a few questions and distractors. `lm`: JSON lines {text}; the last tokens are judged after the others.
+`needle`: JSON lines {context, question, answers}. `qa`: a file of the data folder; a context holds the gold
+passages of a few questions and distractors. `lm`: JSON lines {text}; the last tokens are judged after the others.
 """
 
 from __future__ import annotations

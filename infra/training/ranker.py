@@ -68,11 +68,11 @@ class RankerTraining:
 
 
 def record_all(
-    backbone: HfBackbone, data: Path, folder: Path, *, seed: int, scale: float, until: float
+    backbone: HfBackbone, data: Path, folder: Path, *, seed: int, scale: float, until: float, at_most: int = 0
 ) -> bool:
     """Record what is missing in `folder`; False where the clock passed `until` before the end."""
     folder.mkdir(parents=True, exist_ok=True)
-    for context in contexts(data, seed, scale):
+    for context in itertools.islice(contexts(data, seed, scale), at_most or None):
         path = folder / f"{context.name}.safetensors"
         if path.exists():
             continue
