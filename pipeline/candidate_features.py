@@ -15,28 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from models.retriever.table import MAX_CANDIDATES, CandidateTable
+from models.retriever.table import FEATURES, MAX_CANDIDATES, CandidateTable
 from pipeline.session.chooser import bm25, words
 
 Encode = Callable[[Sequence[str]], "npt.NDArray[Any]"]
 
-FEATURES = (
-    "dense",  # cosine of the embedder
-    "dense_shifted",  # minus the mean over the question's candidates, times 4
-    "dense_rank",  # 1 / (1 + place)
-    "bm25",  # over the best of the question's candidates
-    "bm25_rank",
-    "fused",  # reciprocal rank fusion of both and of the text's place, 1 at best
-    "passage",  # 1 / (1 + place of the text in the search)
-    "place",  # 1 / (1 + place in the text)
-    "opens",  # first of its text
-    "tokens",  # log2 / 8
-    "overlap",  # weighted share of the question's words
-    "title_overlap",
-    "number_asked",  # the question wants a number or a date, and the candidate has one
-    "name_asked",  # the question wants a name, and the candidate has one that the question lacks
-    "neighbour",  # bm25 of the sentence before or after, over the best
-)
 NUM_WORDS = 1 << 15
 MAX_WORDS = 48
 _NUMBER = re.compile(r"\d")
@@ -166,3 +149,15 @@ def _weights(units: Sequence[Unit]) -> Callable[[str], float]:
             count[word] = count.get(word, 0) + 1
     total = len(units)
     return lambda word: math.log(1 + (total - count.get(word, 0) + 0.5) / (count.get(word, 0) + 0.5))
+
+
+__all__ = [
+    "FEATURES",
+    "Encode",
+    "Unit",
+    "candidate_table",
+    "embedded_text",
+    "features",
+    "hashed_words",
+    "preselect",
+]

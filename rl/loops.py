@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from models.retriever.network import PolicyNetwork, entropy, log_probabilities
 from models.retriever.table import TableBatch
-from rl.env import EpisodeConfig
 from rl.episodes import Readings
-from rl.health import AlarmConfig, CollapseAlarm
+from rl.health import AlarmConfig, CollapseAlarm, Health
+from rl.paying import EpisodeConfig
 from rl.reference import advantages, discounted_returns, ppo_loss, reinforce_loss
 from rl.rollout import Rollout, Static, collect
 
@@ -110,8 +110,6 @@ class PolicyLoop:
         """Iterations until the number, the time or an alarm ends it; their records, and the alarm's reasons."""
         watch, records = CollapseAlarm(alarm), []
         began = time.monotonic()
-        from rl.health import Health
-
         names = set(Health.__dataclass_fields__)
         for _ in range(iterations):
             if time.monotonic() - began > limit_s:

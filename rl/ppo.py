@@ -21,9 +21,10 @@ from models.retriever.network import PolicyNetwork
 from models.retriever.table import TableBatch
 from pipeline.tasks.material import Material
 from rl.actor_client import ActorReader
-from rl.env import ChoosingEnv, EpisodeConfig, observation_space
+from rl.env import ChoosingEnv, observation_space
 from rl.episodes import Readings
 from rl.health import AlarmConfig, CollapseAlarm, Health
+from rl.paying import EpisodeConfig
 from rl.reward import RewardConfig
 
 MODULE = "default_policy"

@@ -12,9 +12,9 @@ from torch import Tensor
 from models.retriever.choosing import Choosing
 from models.retriever.network import PolicyNetwork, as_tensors, entropy, log_probabilities
 from models.retriever.table import TableBatch
-from rl.env import EpisodeConfig, draw_budgets, pay
 from rl.episodes import Readings, Request
 from rl.health import Health, value_fit
+from rl.paying import EpisodeConfig, draw_budgets, pay
 from rl.reward import step_reward
 
 

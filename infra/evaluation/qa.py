@@ -21,6 +21,7 @@ from infra.evaluation.qa_choosing import ChoiceSettings, ChoosingMethod, long_un
 from infra.evaluation.qa_sources import QaSource, open_source
 from pipeline.errors import UsageError
 from pipeline.session.prompts import GIVEN_UP, PromptForm, Sentence, parse_answer, reader_prompt
+from pipeline.tasks.choices import cut
 from pipeline.tasks.contexts import (
     Candidate,
     as_sentences,
@@ -30,7 +31,6 @@ from pipeline.tasks.contexts import (
     whole,
     within_budget,
 )
-from pipeline.tasks.material import cut
 from pipeline.tasks.qa import Question
 from pipeline.tasks.scores import Reading, score_readings
 

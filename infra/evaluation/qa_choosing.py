@@ -21,8 +21,8 @@ from models.retriever.table import TableBatch
 from pipeline.candidate_features import FEATURES, Encode
 from pipeline.errors import UsageError
 from pipeline.session.prompts import Sentence, article_head
+from pipeline.tasks.choices import cut, material_of
 from pipeline.tasks.contexts import CountTokens
-from pipeline.tasks.material import cut, material_of
 from pipeline.tasks.qa import Question, SourceText
 
 LEARNED = ("policy", "supervised", "router")

@@ -27,8 +27,9 @@ from models.embed import EmbedderConfig, load_embedder
 from models.embed.artifacts import cache_folder
 from models.retriever.table import CandidateTable, TableBatch
 from pipeline.candidate_features import Encode
+from pipeline.tasks.choices import UNITS, cut, material_of
 from pipeline.tasks.contexts import CountTokens
-from pipeline.tasks.material import UNITS, ChoiceQuestion, Material, cut, material_of
+from pipeline.tasks.material import ChoiceQuestion, Material
 from pipeline.tasks.qa import Question, read_questions, test_title_keys, title_key
 
 

@@ -22,6 +22,25 @@ MAX_CANDIDATES = 64
 GOLD, HOLDS = 2, 1
 """Labels: the candidate is what tells; it holds an answer string, but under another text."""
 
+FEATURES = (
+    "dense",  # cosine of the embedder
+    "dense_shifted",  # minus the mean over the question's candidates, times 4
+    "dense_rank",  # 1 / (1 + place)
+    "bm25",  # over the best of the question's candidates
+    "bm25_rank",
+    "fused",  # reciprocal rank fusion of both and of the text's place, 1 at best
+    "passage",  # 1 / (1 + place of the text in the search)
+    "place",  # 1 / (1 + place in the text)
+    "opens",  # first of its text
+    "tokens",  # log2 / 8
+    "overlap",  # weighted share of the question's words
+    "title_overlap",
+    "number_asked",  # the question wants a number or a date, and the candidate has one
+    "name_asked",  # the question wants a name, and the candidate has one that the question lacks
+    "neighbour",  # bm25 of the sentence before or after, over the best
+)
+"""What describes a candidate beside its vector, in this order; `pipeline/candidate_features.py` makes them."""
+
 
 @dataclass(frozen=True, slots=True)
 class CandidateTable:

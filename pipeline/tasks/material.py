@@ -1,5 +1,7 @@
 """Questions with their candidates, tables and texts: what a policy is trained and judged on, in one folder.
 
+Made by `pipeline/tasks/choices.py`; reading it needs nothing but numpy, so a GPU host can.
+
 arrays.npz        the tables (`models.retriever.table.TableBatch`), vectors in float16 or int8
 questions.jsonl   one question a line: id, dataset, split, question, answers, its candidates' texts
 manifest.json     how it was made
@@ -7,24 +9,18 @@ manifest.json     how it was made
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
-from models.retriever.table import GOLD, HOLDS, MAX_CANDIDATES, CandidateTable, TableBatch
-from pipeline.candidate_features import Encode, Unit, candidate_table, preselect
+from models.retriever.table import TableBatch
 from pipeline.errors import BadData, UsageError
-from pipeline.session.prompts import PromptForm, Sentence, article_head, reader_prompt
-from pipeline.tasks.contexts import Candidate, CountTokens, candidates
-from pipeline.tasks.qa import Question, SourceText
-from pipeline.tasks.scores import holds_answer
-
-UNITS = ("sentence", "span", "passage")
+from pipeline.session.prompts import PromptForm, Sentence, reader_prompt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,16 +94,12 @@ class Material:
         for name in ("tokens", "groups", "heads"):
             arrays[name] = arrays[name].astype(np.int32 if not int8 else np.uint16)
         np.savez_compressed(folder / "arrays.npz", **arrays)  # type: ignore[arg-type]
-        lines = (
-            orjson.dumps(
-                {name: getattr(question, name) for name in ChoiceQuestion.__slots__},
-            )
-            for question in self.questions
-        )
-        (folder / "questions.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-        (folder / "manifest.json").write_bytes(
-            orjson.dumps({"questions": len(self), **made_from}, option=orjson.OPT_INDENT_2, default=str)
-        )
+        with (folder / "questions.jsonl").open("w", encoding="utf-8") as file:
+            for question in self.questions:
+                row = {name: getattr(question, name) for name in ChoiceQuestion.__slots__}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        made = {"questions": len(self), **made_from}
+        (folder / "manifest.json").write_text(json.dumps(made, indent=2, default=str), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Material:
@@ -127,8 +119,9 @@ class Material:
         arrays["features"] = arrays["features"].astype(np.float32)
         try:
             questions = tuple(
-                _question(orjson.loads(line))
-                for line in (folder / "questions.jsonl").read_bytes().splitlines()
+                _question(json.loads(line))
+                for line in (folder / "questions.jsonl").read_bytes().split(b"\n")
+                if line
             )
             return cls(questions, TableBatch(**arrays))
         except (KeyError, TypeError, ValueError) as error:
@@ -149,102 +142,6 @@ class Material:
         return cls(tuple(question for part in parts for question in part.questions), tables)
 
 
-def spans(texts: Sequence[SourceText], num_tokens: int, count_tokens: CountTokens) -> list[Candidate]:
-    """Runs of whole words of at most `num_tokens` tokens, one after another; a longer word is a span of its own."""
-    if num_tokens < 1:
-        raise ValueError(f"span: given {num_tokens}; allowed: 1 token or more")
-    found = []
-    for at, source in enumerate(texts):
-        held: list[str] = []
-        left, place = num_tokens, 0
-        for word in source.text.split():
-            cost = count_tokens(f" {word}")
-            if held and cost > left:
-                found.append(Candidate(source, " ".join(held), (at, place)))
-                held, left, place = [], num_tokens, place + 1
-            held.append(word)
-            left -= cost
-        if held:
-            found.append(Candidate(source, " ".join(held), (at, place)))
-    return found
-
-
-def cut(
-    texts: Sequence[SourceText], unit: str, count_tokens: CountTokens, span_tokens: int = 32
-) -> list[Candidate]:
-    """The candidates of the texts, in units of a sentence, a span of tokens, or a whole passage."""
-    if unit == "sentence":
-        return candidates(texts)
-    if unit == "span":
-        return spans(texts, span_tokens, count_tokens)
-    if unit == "passage":
-        return [Candidate(text, text.text, (at, 0)) for at, text in enumerate(texts)]
-    raise ValueError(f"unit: given {unit!r}; allowed: {', '.join(UNITS)}")
-
-
-def material_of(
-    question: Question,
-    choices: Sequence[Candidate],
-    encode: Encode,
-    count_tokens: CountTokens,
-    *,
-    most: int = MAX_CANDIDATES,
-    label: Callable[[Candidate], int] | None = None,
-    with_words: bool = False,
-) -> tuple[ChoiceQuestion, CandidateTable, list[Candidate]]:
-    """A question's choice: its texts, its table, and the candidates in the table's order.
-
-    `label` tells GOLD, HOLDS or 0; default: by the question's golds, support and answers.
-    """
-    told = label or (lambda choice: label_of(question, choice))
-    units = [_unit(choice, count_tokens, told(choice)) for choice in choices]
-    kept = preselect(question.text, units, most)
-    units, choices = [units[at] for at in kept], [choices[at] for at in kept]
-    table = candidate_table(
-        question.text, units, encode, needs_all=needs_all(question), with_words=with_words
-    )
-    made = ChoiceQuestion(
-        question_id=question.question_id,
-        dataset=question.dataset,
-        split=question.split,
-        text=question.text,
-        answers=question.answers if question.answerable else (),
-        kind=question.kind,
-        sentences=tuple((choice.source.title, choice.source.date, choice.text) for choice in choices),
-        places=tuple(choice.place for choice in choices),
-    )
-    return made, table, list(choices)
-
-
-def needs_all(question: Question) -> bool:
-    """Whether one sentence does not tell: the file names several that are needed together."""
-    return len(question.support) > 1
-
-
-def label_of(question: Question, choice: Candidate) -> int:
-    """GOLD for what tells, by the file's support or in a gold text; HOLDS for an answer string elsewhere."""
-    if not question.answerable:
-        return 0
-    if question.support:
-        wanted = {sentence.strip() for title, sentence in question.support if title == choice.source.title}
-        return GOLD if any(w and (w in choice.text or choice.text in w) for w in wanted) else 0
-    if not holds_answer(choice.text, question.answers):
-        return 0
-    return GOLD if choice.source.text_id in question.gold_ids else HOLDS
-
-
-def _unit(choice: Candidate, count_tokens: CountTokens, label: int) -> Unit:
-    return Unit(
-        text=choice.text,
-        title=choice.source.title,
-        rank=choice.place[0],
-        place=choice.place[1],
-        num_tokens=max(1, count_tokens(f" {choice.text}")),
-        head_tokens=count_tokens(article_head(choice.source.title, choice.source.date)) + 2,
-        label=label,
-    )
-
-
 def _question(row: dict[str, Any]) -> ChoiceQuestion:
     made = ChoiceQuestion(**row)
     return replace(
@@ -262,6 +159,3 @@ def _padded(name: str, array: npt.NDArray[Any], width: int, num_words: int) -> n
     elif name not in ("query", "needs_all"):
         grow[1] = (0, width - array.shape[1])
     return np.pad(array, grow)
-
-
-__all__ = ["GOLD", "HOLDS", "UNITS", "ChoiceQuestion", "Material", "cut", "label_of", "material_of", "spans"]

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.retriever import Choosing
-from rl.env import ChoosingEnv, EpisodeConfig
+from rl.env import ChoosingEnv
 from rl.episodes import Readings
+from rl.paying import EpisodeConfig
 from rl.reward import RewardConfig
 from tests.rl.toy import KnowingReader, tables
 
@@ -70,7 +71,7 @@ def test_the_head_of_a_text_is_paid_once() -> None:
 
 
 def test_rewards_are_those_of_the_configured_form() -> None:
-    """Terminal: quality less the price of the tokens, at the end. Stepwise: tokens at once, alpha / loss at the end."""
+    """Terminal: quality less the tokens' price, at the end. Stepwise: tokens at once, alpha / loss at the end."""
     row = 3
     gold = int(TABLES.labels[row].argmax())
     one = TABLES.take([row])

@@ -1,4 +1,4 @@
-"""rl/loops.py: both loops learn what chance does not reach, go on exactly from a checkpoint, and raise the alarm."""
+"""rl/loops.py: both loops learn what chance does not reach, go on exactly from a checkpoint, raise the alarm."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from models.retriever import PolicyNetwork, select
-from rl.env import EpisodeConfig
 from rl.episodes import Readings
 from rl.health import AlarmConfig, CollapseAlarm, Health, value_fit
 from rl.loops import LoopConfig, PolicyLoop
+from rl.paying import EpisodeConfig
 from rl.reward import RewardConfig
 from rl.rollout import Static, collect
 from tests.rl.toy import KnowingReader, network_config, tables

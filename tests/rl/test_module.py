@@ -14,8 +14,9 @@ import torch
 
 from models.retriever import Choosing, PolicyNetwork, save_policy
 from models.retriever.network import as_tensors
-from rl.env import EpisodeConfig, observation_space
+from rl.env import observation_space
 from rl.episodes import Readings
+from rl.paying import EpisodeConfig
 from rl.reward import RewardConfig
 from tests.rl.toy import KnowingReader, material, network_config, tables
 
