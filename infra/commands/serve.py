@@ -86,8 +86,8 @@ def serve(
 
     settings = ServeSettings.from_config(effective)
     serve_app.check_ready(settings)
-    with stop_on_signals() as stopped:
-        where = connect_ray(ray_address)
+    where = connect_ray(ray_address)
+    with stop_on_signals() as stopped:  # after Ray, which sets a handler of its own
         model = effective.backbone.model
         say(f"Starting {config_serve.replicas} replica(s) on the {where} Ray, model {model} …")
         began = time.monotonic()

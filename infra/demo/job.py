@@ -67,6 +67,7 @@ def run_demo(config: Config, material: Material, options: DemoOptions) -> Figure
         say("[bold]2. Ray[/] starts, embedded in this process")
         connect_ray()
         cleanup.callback(_stop_ray)
+        cleanup.enter_context(_ended_by_signal())  # again: Ray sets a handler of its own
         figures |= _ingest(config, material, options, tracker)
         client = _serve(config, cleanup)
         figures |= _sessions(config, material, options, client)
