@@ -137,12 +137,12 @@ class SubqTrainer:
         return max(by_steps, self.seconds / self.config.limit_s) if self.config.limit_s else by_steps
 
     def run(self, until_s: float = float("inf")) -> list[dict[str, float]]:
-        """Train to the end, or for `until_s` seconds of this call; saves its state. Returns this call's curve."""
+        """Train to the end, or for `until_s` seconds, at least one step; saves its state. Returns this call's curve."""
         began, before = time.monotonic(), self.seconds
         curve: list[dict[str, float]] = []
         with (self.state_dir / CURVE).open("a", encoding="utf-8") as lines:
             for batch in self._batches():
-                if self.progress >= 1 or time.monotonic() - began >= until_s:
+                if self.progress >= 1 or (curve and time.monotonic() - began >= until_s):
                     break
                 row = self.train_step(batch)
                 self.seconds = before + time.monotonic() - began

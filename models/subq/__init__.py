@@ -6,7 +6,9 @@ chunks that a landmark search finds. `SubqModel` is the model, `SubqStream` read
 
 from __future__ import annotations
 
+from models.subq.backbone import SubqBackbone
 from models.subq.config import SubqConfig
 from models.subq.model import SubqModel
+from models.subq.streaming import SubqStream
 
-__all__ = ["SubqConfig", "SubqModel"]
+__all__ = ["SubqBackbone", "SubqConfig", "SubqModel", "SubqStream"]

@@ -51,7 +51,7 @@ def test_patches_are_what_the_needle_changes(place: int) -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"retrieval": "token"}, {"neighbours": True}])
 def test_patched_trial_asks_as_the_whole_text_would(changes: dict[str, object]) -> None:
-    """Chosen chunks and answers of a patched trial are those of one pass over the text with needles and question."""
+    """Chosen chunks and answers of a patched trial are those of one pass over the text that holds it all."""
     model = _model(**changes)
     test = _test(model)
     rng = __import__("random").Random(3)

@@ -1,4 +1,4 @@
-"""Training a sub-quadratic backbone in miniature: it learns, and a killed run goes on as if nothing had happened."""
+"""Training a sub-quadratic backbone in miniature: a killed run goes on as if nothing had happened."""
 
 from __future__ import annotations
 

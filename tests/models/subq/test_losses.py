@@ -24,7 +24,8 @@ from models.subq.router import Routing
 def _questions(**changes: torch.Tensor) -> Questions:
     values = {
         "asking": torch.tensor([8, 18]), "gold": torch.tensor([[2, 3], [14, 14]]),
-        "first": torch.tensor([1, 14]), "last": torch.tensor([3, 14]), "anonymous": torch.tensor([False, True]), "position": torch.tensor([64, 144]),
+        "first": torch.tensor([1, 14]), "last": torch.tensor([3, 14]), "anonymous": torch.tensor([False, True]),
+        "position": torch.tensor([64, 144]),
         "length": torch.tensor([6, 6]),
     }  # fmt: skip
     return Questions(**(values | changes))

@@ -57,7 +57,7 @@ def test_questions_stand_where_the_batch_says(number: int) -> None:
 
 
 def test_targets_are_the_next_tokens_and_keys_are_none() -> None:
-    """Every target is the token after its position; a needle's own random key is never one, its answer always is."""
+    """Every target is the token after its position; a needle's own key is never one, its answer always is."""
     stream = _stream(anonymous=0.0, word_keys=0.0, asked=1.0)
     batch = stream.batch(1)
     flat = batch.ids.reshape(-1)

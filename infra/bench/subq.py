@@ -1,0 +1,176 @@
+"""What a sub-quadratic sequence costs by length: search by every index, reading, bytes, and the fit over lengths.
+
+Landmarks are clustered unit vectors; each query is near one of them, so recall says what an index misses. The
+time of a sequence is reading all its tokens (measured on one segment; it does not depend on what came before) plus
+one search a chunk, each over the landmarks so far; the cost in vectors scored is exact and has no noise.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from infra.bench.measure import environment
+from models.subq import SubqConfig, SubqModel
+from models.subq.index import LandmarkIndex, build_index
+
+KINDS = ("flat", "groups", "ivf", "tree")
+TOKENS = (16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
+PROBES = {"flat": 1, "groups": 128, "ivf": 16, "tree": 8}
+_QUERIES = 64
+
+
+def run(
+    *,
+    tokens: Sequence[int] = TOKENS,
+    kinds: Sequence[str] = KINDS,
+    device: str = "",
+    dim: int = 256,
+    model: SubqConfig | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Rows for every length and index; ratios state the growth from the shortest to the longest length."""
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    config = model or SubqConfig()
+    per_token = _read_seconds(config, place)
+    rows: list[dict[str, Any]] = []
+    landmarks = _clustered(max(tokens) // config.chunk, dim, place)
+    for kind in kinds:
+        for length in tokens:
+            row = _row(kind, length, landmarks[: length // config.chunk], config, per_token)
+            rows.append(row)
+            if report is not None:
+                report(row)
+    return {
+        "bench": "subq",
+        **environment(),
+        "read_us_a_token": round(per_token * 1e6, 3),
+        "rows": rows,
+        "ratios": ratios(rows),
+    }
+
+
+def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """How each index grows: its exponent over length (1: linear), and how well a·n·log n fits a sequence's cost."""
+    found: dict[str, float] = {}
+    for kind in dict.fromkeys(row["index"] for row in rows):
+        own = [row for row in rows if row["index"] == kind]
+        if len(own) < 3:
+            continue
+        lengths = np.array([row["tokens"] for row in own], float)
+        cost = np.array([row["scored_a_sequence"] for row in own], float)
+        found[f"{kind}_exponent_of_scored"] = round(float(np.polyfit(np.log(lengths), np.log(cost), 1)[0]), 3)
+        found[f"{kind}_misfit_n_log_n"] = round(misfit(lengths * np.log2(lengths), cost), 3)
+        found[f"{kind}_misfit_n_squared"] = round(misfit(lengths**2, cost), 3)
+        seconds = np.array([row["sequence_s"] for row in own], float)
+        found[f"{kind}_exponent_of_time"] = round(
+            float(np.polyfit(np.log(lengths), np.log(seconds), 1)[0]), 3
+        )
+    return found
+
+
+def misfit(shape: np.ndarray[Any, Any], cost: np.ndarray[Any, Any]) -> float:
+    """Root mean square of log(cost / (a · shape)), the best a: 0 fits perfectly, 0.69 is off by 2."""
+    logs = np.log(cost) - np.log(shape)
+    return float(np.sqrt(np.mean((logs - logs.mean()) ** 2)))
+
+
+def _row(
+    kind: str, length: int, landmarks: torch.Tensor, config: SubqConfig, per_token: float
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    index = build_index(kind, landmarks.shape[1], PROBES[kind], landmarks.dtype, landmarks.device)
+    scored = 0.0
+    done = 0
+    # the cost of a sequence is summed over its life, with the index as it stood
+    for end in _milestones(len(landmarks)):
+        index.add(landmarks[done:end])
+        scored += (end - done) * index.scored_a_query()
+        done = end
+    _wait(landmarks)
+    built = time.perf_counter() - began
+    generator = torch.Generator(device=landmarks.device).manual_seed(1)
+    gold = torch.randint(0, len(landmarks), (_QUERIES,), generator=generator, device=landmarks.device)
+    noise = torch.randn(_QUERIES, landmarks.shape[1], generator=generator, device=landmarks.device)
+    queries = F.normalize(landmarks[gold].float() + 0.02 * noise, dim=-1)
+    limits = torch.full((_QUERIES,), len(landmarks) - 1, device=landmarks.device)
+    _, found = index.search(queries, config.top_k, limits)
+    milliseconds = _search_ms(index, queries, config.top_k, limits)
+    chunks = len(landmarks)
+    return {
+        "index": kind,
+        "tokens": length,
+        "landmarks": chunks,
+        "recall": round(float((found == gold[:, None]).any(1).float().mean()), 4),
+        "search_ms": milliseconds,
+        "scored_a_query": index.scored_a_query(),
+        "scored_a_sequence": scored,
+        "build_s": round(built, 3),
+        "sequence_s": round(length * per_token + built + 1e-3 * milliseconds * chunks * scored
+                            / max(chunks * index.scored_a_query(), 1), 3),
+        "index_bytes": index.nbytes,
+        "kv_bytes": chunks * config.chunk * 2 * config.kv_heads * config.head_dim * 2,
+    }  # fmt: skip
+
+
+def _milestones(chunks: int) -> list[int]:
+    """Sixteen steps of growth between doublings."""
+    found, at = [], 64
+    while at < chunks:
+        found.append(at)
+        at += max(64, at // 16)
+    return [*found, chunks]
+
+
+def _search_ms(index: LandmarkIndex, queries: torch.Tensor, k: int, limits: torch.Tensor) -> float:
+    """Median over single queries."""
+    times = []
+    for at in range(min(20, len(queries))):
+        _wait(queries)
+        began = time.perf_counter()
+        index.search(queries[at : at + 1], k, limits[:1])
+        _wait(queries)
+        times.append(1e3 * (time.perf_counter() - began))
+    return round(statistics.median(times[3:]), 4)
+
+
+def _read_seconds(config: SubqConfig, device: torch.device) -> float:
+    """Seconds a token of the lower half and the chunk encoder."""
+    torch.manual_seed(0)
+    on_gpu = device.type == "cuda"
+    model = (
+        SubqModel(config).eval().requires_grad_(False).to(device, torch.bfloat16 if on_gpu else torch.float32)
+    )
+    ids = torch.randint(0, config.vocabulary, (1, 65_536 if on_gpu else 2_048), device=device)
+    times = []
+    for _ in range(4):
+        _wait(ids)
+        began = time.perf_counter()
+        model.encode(model.lower(ids)[0])
+        _wait(ids)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:]) / ids.shape[1]
+
+
+def _clustered(num: int, dim: int, device: torch.device) -> torch.Tensor:
+    """Unit vectors about centres whose number grows with the square root of theirs, as topics of a text do."""
+    make = torch.Generator(device=device).manual_seed(0)
+    centres = torch.randn(max(8, math.isqrt(num)), dim, generator=make, device=device)
+    owner = torch.randint(0, len(centres), (num,), generator=make, device=device)
+    parts = []
+    for piece in owner.split(65_536):
+        noise = torch.randn(len(piece), dim, generator=make, device=device)
+        parts.append(F.normalize(centres[piece] + 0.8 * noise, dim=-1).half())
+    return torch.cat(parts)
+
+
+def _wait(tensor: torch.Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize()

@@ -1,0 +1,270 @@
+"""Train and judge a sub-quadratic backbone on a bare GPU host, in calls of a few minutes.
+
+    python3 -m infra.training.subq_gpu tests   --data DATA --work WORK --out OUT
+    python3 -m infra.training.subq_gpu train   --data DATA --work WORK --out OUT --minutes 5 --seed 0
+    python3 -m infra.training.subq_gpu needles --data DATA --work WORK --out OUT --seed 0 --lengths 16k,1M,16M
+    python3 -m infra.training.subq_gpu bench   --data DATA --work WORK --out OUT
+
+DATA is what `infra.training.subq_pack` wrote. WORK keeps the run's state and the finished model between calls: a
+call of `train` that ends early (--call-seconds) is simply made again. Every stage writes JSON into OUT as it goes,
+`train` the model in files under 16 MiB. --tiny takes a model that a CPU can train for a try. Needs torch, numpy,
+tokenizers and safetensors; uses fla where it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from infra.evaluation.haystack import Haystack
+from infra.evaluation.passkey import CELLS, Cell, PasskeyTest, table
+from infra.training.subq import CURVE, SubqTrainConfig, SubqTrainer
+from infra.training.subq_checks import checks
+from infra.training.subq_data import SubqData
+from models.subq.baselines import BASELINES, baseline
+from models.subq.checkpoint import load_checkpoint, save_checkpoint
+from models.subq.config import SubqConfig
+from pipeline.prepare.needle_stream import NeedleStreamConfig
+
+UNITS = {"k": 1 << 10, "M": 1 << 20}
+Recipe = tuple[SubqConfig, NeedleStreamConfig, SubqTrainConfig]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    given = _parser().parse_args(arguments)
+    given.out.mkdir(parents=True, exist_ok=True)
+    given.work.mkdir(parents=True, exist_ok=True)
+    if given.device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
+    {"tests": run_tests, "train": run_train, "needles": run_needles, "bench": run_bench}[given.stage](given)
+
+
+def recipe(vocabulary: int, given: argparse.Namespace) -> Recipe:
+    """Five minutes on one H100 or H200: the figures are those of docs/subq.md. Or the tiny form of it."""
+    tiny, on_gpu = given.tiny, given.device.startswith("cuda")
+    model = SubqConfig(vocabulary=vocabulary, kernel="plain", neighbours=given.neighbours)
+    stream = NeedleStreamConfig(seed=given.seed)
+    train = SubqTrainConfig(
+        limit_s=60.0 * given.minutes,
+        compiled=on_gpu and not given.eager,
+        workers=8 if on_gpu else 0,
+        seed=given.seed,
+    )
+    if tiny:
+        model = replace(
+            model, width=64, lower_blocks=1, upper_blocks=1, head_dim=16, feed_forward=128, window=32, chunk=32,
+            encoder_heads=4, landmark_dim=32, top_k=2, near=2, context_tokens=512,
+        )  # fmt: skip
+        stream = replace(
+            stream, tokens=1_024, targets=256, phases=((512, 100_000),), longer=0.0, longest=512, chunk=32, far=3,
+            per_4096=40,
+        )  # fmt: skip
+        train = replace(train, lr=4e-3, warmup=10, bank=1_024, save_every=20)
+    model = baseline(given.method, model)
+    if given.method == "gca":  # what the paper trains with: the loss on tokens alone
+        train = replace(
+            train, losses=replace(train.losses, contrastive=0.0), forced_until=0.0, cross=0.0, bank=0
+        )
+    if given.fade:
+        train = replace(train, contrastive_until=(0.5, 0.8))
+    return model, stream, train
+
+
+def run_train(given: argparse.Namespace) -> None:
+    """Train for the rest of this call, or to the end; at the end write the model."""
+    data = SubqData.load(given.data, "train")
+    model, stream, config = recipe(data.tokenizer.vocabulary, given)
+    began = time.monotonic()
+    artifacts = given.work / "inductor.bin"
+    if config.compiled and artifacts.exists():
+        torch.compiler.load_cache_artifacts(artifacts.read_bytes())
+    trainer = SubqTrainer(model, data, stream, config, _state(given), given.device)
+    _say(f"{trainer.model.num_parameters()} parameters, at step {trainer.step}", began)
+    curve = trainer.run(given.call_seconds - (time.monotonic() - began) - 20)
+    if config.compiled and not artifacts.exists():
+        saved = torch.compiler.save_cache_artifacts()
+        if saved is not None:
+            artifacts.write_bytes(saved[0])
+    last = {k: round(v, 4) for k, v in curve[-1].items()} if curve else {}
+    _say(
+        f"step {trainer.step}, {trainer.seconds:.0f} s of training, {100 * trainer.progress:.0f}%: {last}",
+        began,
+    )
+    lines = (_state(given) / CURVE).read_text(encoding="utf-8").splitlines()
+    record: dict[str, Any] = {
+        "stage": "train", "method": given.method, "seed": given.seed, "done": trainer.progress >= 1,
+        "steps": trainer.step, "seconds": trainer.seconds, "tokens": trainer.step * stream.tokens,
+        "device": _device(given), "parameters": trainer.model.num_parameters(), "made_from": trainer._made_from,
+        "peak_bytes": torch.cuda.max_memory_allocated() if given.device.startswith("cuda") else 0,
+        "curve": _thinned([json.loads(line) for line in lines]),
+    }  # fmt: skip
+    _write(given.out / f"train-{_name(given)}.json", record)
+    if record["done"]:
+        about = {key: record[key] for key in ("method", "seed", "steps", "seconds", "tokens", "device")}
+        for folder in (given.out / _name(given), given.work / _name(given)):
+            save_checkpoint(trainer.model, folder, tokenizer=data.tokenizer, about=about)
+    else:
+        _say("not finished: call again", began)
+
+
+@torch.no_grad()
+def run_needles(given: argparse.Namespace) -> None:
+    """The table of exact match and recall by length; language-model loss with and without retrieval."""
+    began = time.monotonic()
+    on_gpu = given.device.startswith("cuda")
+    folder = given.checkpoint or given.work / _name(given)
+    model, described = load_checkpoint(folder, given.device, torch.bfloat16 if on_gpu else torch.float32)
+    model.log_scale.data = model.log_scale.data.float()
+    data = SubqData.load(given.data, "test")
+    lengths = [length_of(text) for text in given.lengths.split(",")]
+    size = model.config.chunk
+    # beyond its own length the text repeats, shifted inside the chunks each time
+    text = np.resize(data.tokens[: len(data.tokens) // size * size - 13], max(lengths) // size * size)
+    record: dict[str, Any] = {
+        "stage": "needles", "model": described["about"], "device": _device(given), "text_tokens": len(data.tokens),
+        "rows": [],
+    }  # fmt: skip
+    target = given.out / f"needles-{_name(given)}.json"
+
+    def keep(row: dict[str, Any]) -> None:
+        record["rows"].append(row)
+        _write(target, record)
+        _say(json.dumps(row), began)
+
+    record["language"] = language_loss(model, data.tokens, given.device)
+    if model.encoder is None:
+        _write(target, record)
+        return
+    hay = Haystack(model, text)
+    record["encode_seconds"] = round(time.monotonic() - began, 2)
+    test = PasskeyTest(model, hay, data.tokenizer.encode_spans, data.names)
+    cells = [cell for cell in CELLS if not given.cells or cell.name in given.cells.split(",")]
+    if model.config.reach(upper=False) is not None:
+        for length in lengths:
+            few = given.trials if length <= 1 << 20 else min(given.trials, 32)
+            table(test, [length], cells, few, given.seed, keep)
+    for length in lengths:
+        if given.keys and length // size > 2 * given.keys + test.tail + 16:
+            keep(
+                test.stream_row(
+                    [Cell(name="known-5"), Cell(name="known-16", digits=16)], length, given.keys, given.seed
+                )
+            )
+    _write(target, record)
+
+
+def language_loss(model: Any, tokens: np.ndarray[Any, Any], device: str, rows: int = 4) -> dict[str, float]:
+    """Nats a token on unseen text of the trained length, with retrieval and without, after a quarter of context."""
+    length = min(model.config.context_tokens, len(tokens) // (2 * rows))
+    found: dict[str, float] = {}
+    for name, read in (("with_retrieval", True), ("without", False)):
+        losses = []
+        for row in range(rows):
+            start = row * (len(tokens) // rows)
+            ids = torch.from_numpy(tokens[start : start + length + 1].astype(np.int64)).to(device)
+            hidden = model(ids[None, :-1], read=read).hidden[0, length // 4 :]
+            logits = model.logits(hidden).float()
+            losses.append(float(torch.nn.functional.cross_entropy(logits, ids[1 + length // 4 :])))
+        found[name] = round(float(np.mean(losses)), 4)
+    return found
+
+
+def run_tests(given: argparse.Namespace) -> None:
+    """Agreement of dtypes, kernels, mixers and streaming on this device; times of the kernels beside."""
+    began = time.monotonic()
+    record: dict[str, Any] = {"stage": "tests", "device": _device(given), "rows": []}
+    for row in checks(given.device, given.tiny):
+        record["rows"].append(row)
+        _say(json.dumps(row), began)
+        _write(given.out / "tests.json", record)
+    record["failed"] = [row["check"] for row in record["rows"] if not row["ok"]]
+    _write(given.out / "tests.json", record)
+    if record["failed"]:
+        raise SystemExit(f"failed: {', '.join(record['failed'])}")
+
+
+def run_bench(given: argparse.Namespace) -> None:
+    """`dysra bench subq` without the command line."""
+    from infra.bench import page, subq
+
+    result = subq.run(tokens=[length_of(text) for text in given.lengths.split(",")], device=given.device)
+    _write(given.out / "bench-subq.json", result)
+    (given.out / "bench-subq.md").write_text(page(result), encoding="utf-8")
+    _say(json.dumps(result["ratios"]), time.monotonic())
+
+
+def length_of(text: str) -> int:
+    """Tokens of "16k", "1M" or a plain number."""
+    try:
+        return int(text[:-1]) * UNITS[text[-1]] if text[-1] in UNITS else int(text)
+    except (ValueError, IndexError) as error:
+        raise SystemExit(f"length {text!r} is not a number; allowed: 16384, 16k, 1M") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=("tests", "train", "needles", "bench"))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--eager", action="store_true", help="do not compile")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=5.0, help="training time of a run")
+    parser.add_argument("--call-seconds", type=float, default=560.0, help="a call ends before this")
+    parser.add_argument("--method", default="subq", choices=BASELINES)
+    parser.add_argument("--neighbours", action="store_true", help="read chunk j + 1 beside j")
+    parser.add_argument("--fade", action="store_true", help="anneal the contrastive loss away")
+    parser.add_argument("--checkpoint", type=Path, help="needles: instead of what train left in WORK")
+    parser.add_argument("--lengths", default="16k,64k,256k,1M,4M,16M")
+    parser.add_argument("--trials", type=int, default=100, help="a cell up to 1M tokens; 32 above")
+    parser.add_argument("--keys", type=int, default=128, help="keys in one stream (0: no stream rows)")
+    parser.add_argument("--cells", default="", help="some cells of the table, by name")
+    return parser
+
+
+def _name(given: argparse.Namespace) -> str:
+    options = ("-neighbours" if given.neighbours else "") + ("-fade" if given.fade else "")
+    return f"{given.method}{options}-{given.seed}"
+
+
+def _state(given: argparse.Namespace) -> Path:
+    path: Path = given.work / f"state-{_name(given)}"
+    return path
+
+
+def _device(given: argparse.Namespace) -> str:
+    return torch.cuda.get_device_name() if given.device.startswith("cuda") else "cpu"
+
+
+def _thinned(curve: list[dict[str, float]], most: int = 200) -> list[dict[str, float]]:
+    """At most `most` points, each the mean of its steps."""
+    size = max(1, -(-len(curve) // most))
+    groups = [curve[at : at + size] for at in range(0, len(curve), size)]
+    return [
+        {key: round(float(np.mean([step[key] for step in group])), 5) for key in group[0]} for group in groups
+    ]
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def _say(what: str, began: float) -> None:
+    print(f"[{time.monotonic() - began:6.1f} s] {what}", flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Every stage of the script for GPU hosts, in miniature on the CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from infra.training.subq_data import SubqData
+from infra.training.subq_gpu import length_of, main
+from infra.training.subq_pack import owner_words, pieces, write_tokens
+from models.subq.checkpoint import load_checkpoint
+from tests.infra.training.subq_case import small_data
+
+TINY = ["--device", "cpu", "--tiny"]
+
+
+def _data(folder: Path) -> Path:
+    """Token files as `subq_pack` writes them."""
+    folder.mkdir(parents=True)
+    data = small_data()
+    for part in ("train", "test"):
+        write_tokens(data.tokens, folder, part)
+    data.tokenizer.save(folder / "tokenizer.json")
+    half = len(data.names) // 2
+    (folder / "names.json").write_text(json.dumps({"train": data.names[:half], "test": data.names[half:]}))
+    return folder
+
+
+def test_training_in_two_calls_leaves_a_model_that_the_table_is_made_of(tmp_path: Path) -> None:
+    """A call that ends early is made again; the last writes the model, which `needles` then judges."""
+    data, work, out = _data(tmp_path / "data"), tmp_path / "work", tmp_path / "out"
+    common = ["--data", str(data), "--work", str(work), "--out", str(out), *TINY]
+    train = ["train", *common, "--minutes", "0.02", "--seed", "3"]
+    main([*train, "--call-seconds", "0"])
+    first = json.loads((out / "train-subq-3.json").read_text())
+    assert not first["done"] and first["steps"] == 1 and not (out / "subq-3").exists()
+    main(train)
+    record = json.loads((out / "train-subq-3.json").read_text())
+    assert record["done"] and record["steps"] > first["steps"]
+    assert max(path.stat().st_size for path in (out / "subq-3").iterdir()) < 16 << 20
+    model, described = load_checkpoint(out / "subq-3")
+    assert model.config.chunk == 32 and described["about"]["seed"] == 3
+    main(["needles", *common, "--seed", "3", "--lengths", "1k,8k", "--trials", "2", "--keys", "4",
+          "--cells", "single-5,known-5"])  # fmt: skip
+    judged = json.loads((out / "needles-subq-3.json").read_text())
+    assert {(row["cell"], row["length"]) for row in judged["rows"]} >= {
+        ("single-5", 1_024),
+        ("known-5", 8_192),
+    }
+    assert judged["language"]["with_retrieval"] > 0 and any(row["what"] == "stream" for row in judged["rows"])
+
+
+def test_checks_hold_on_this_device(tmp_path: Path) -> None:
+    """Dtypes, streaming, memories, kernels and mixers agree, as the same stage will say of a GPU."""
+    main(["tests", "--data", str(tmp_path), "--work", str(tmp_path), "--out", str(tmp_path), *TINY])
+    record = json.loads((tmp_path / "tests.json").read_text())
+    assert record["failed"] == [] and len(record["rows"]) == 9
+
+
+def test_packed_text_is_read_back(tmp_path: Path) -> None:
+    """Token files give the ids that were written, names of training and test differ, missing files are named."""
+    folder = _data(tmp_path / "data")
+    assert SubqData.load(folder, "train").tokens.tolist() == small_data().tokens.tolist()
+    words = owner_words(["alder birch cedar dogwood elder furze gorse hazel " * 30], seed=0)
+    assert not set(words["train"]) & set(words["test"]) and len(words["train"]) == 7
+    assert list(pieces(["a" * 90_000, "b"])) == ["a" * 40_000, "a" * 40_000, "a" * 10_000 + "\n\nb"]
+    with pytest.raises(ValueError, match=r"holds no valid-\*.bin.xz"):
+        SubqData.load(folder, "valid")
+
+
+def test_lengths_are_read_as_people_write_them() -> None:
+    """k and M are powers of two; what is no length ends with an error that names it."""
+    assert [length_of(text) for text in ("16k", "1M", "4096")] == [16_384, 1 << 20, 4_096]
+    with pytest.raises(SystemExit, match="length 'long' is not a number"):
+        length_of("long")
