@@ -26,6 +26,7 @@ FAMILIES = (
     "serve",
     "operate",
     "evaluate",
+    "train",
     "bench",
     "demo",
 )

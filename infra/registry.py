@@ -20,6 +20,7 @@ MODEL = "retriever"
 CHAMPION, CHALLENGER = "champion", "challenger"
 POINTER = "champion.json"
 _PREVIOUS = "dysra.previous_champion"
+_BIAS = "stop_bias"
 
 
 class Registry:
@@ -86,9 +87,10 @@ class Registry:
         found = download_artifacts(artifact_uri=source, dst_path=str(target), tracking_uri=self.uri)
         return Path(found)
 
-    def promote(self, version: int) -> int | None:
+    def promote(self, version: int, stop_bias: float = 0.0) -> int | None:
         """Make a version the champion; returns the one before it. Sessions find it by the pointer file."""
         before = self.version_of(CHAMPION)
+        self._client.set_model_version_tag(MODEL, str(version), _BIAS, str(stop_bias))
         self._publish(version)
         self._client.set_registered_model_alias(MODEL, CHAMPION, str(version))
         if self.version_of(CHALLENGER) == version:
@@ -111,6 +113,12 @@ class Registry:
         return current, int(told)
 
     @property
+    def stop_bias(self) -> float:
+        """The bias of STOP that the champion serves with."""
+        champion = self.version_of(CHAMPION)
+        return 0.0 if champion is None else self._bias(champion)
+
+    @property
     def pointer(self) -> Path:
         """The file that names the champion's folder; what sessions poll."""
         return self._state / "policy" / POINTER
@@ -126,10 +134,18 @@ class Registry:
             shutil.copytree(self.fetch(version, part / "fetched"), part / "policy")
             os.replace(part / "policy", folder)
             shutil.rmtree(part, ignore_errors=True)
-        body = {"version": version, "folder": str(folder.absolute()), "since": time.time()}
+        body = {
+            "version": version,
+            "folder": str(folder.absolute()),
+            "stop_bias": self._bias(version),
+            "since": time.time(),
+        }
         new = self.pointer.with_suffix(".part")
         new.write_text(json.dumps(body) + "\n", encoding="utf-8")
         os.replace(new, self.pointer)
+
+    def _bias(self, version: int) -> float:
+        return float(self._client.get_model_version(MODEL, str(version)).tags.get(_BIAS, "0"))
 
     def _aliases(self) -> dict[str, Any]:
         return dict(self._client.get_registered_model(MODEL).aliases or {})

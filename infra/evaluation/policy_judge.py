@@ -92,17 +92,17 @@ def paired(
 def stop_bias_for(
     network: PolicyNetwork, material: Material, budget: int, tokens: float, device: str = "cpu"
 ) -> float:
-    """The bias of STOP at which the policy reads about `tokens` a question on average, found on this material.
+    """The bias of STOP at which the policy reads at most `tokens` a question on average, and nearly as many.
 
     Choose it on training questions: on test questions it would be fitted to them.
     """
     low, high = -12.0, 12.0
-    for _ in range(10):
-        middle = (low + high) / 2
+    for _ in range(9):
+        middle = round((low + high) / 2, 3)
         found = select(network, material.tables, budget, stop_bias=middle, device=device)
         mean = float(np.mean([choice.tokens for choice in found]))
         low, high = (middle, high) if mean > tokens else (low, middle)
-    return round((low + high) / 2, 3)
+    return round(high, 3)
 
 
 def gap_closed(ours: float, simple: float, oracle: float) -> float | None:

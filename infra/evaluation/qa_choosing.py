@@ -55,10 +55,12 @@ class ChoosingMethod:
         self._network: PolicyNetwork | None = None
         self._candidates = 64
         self._words = False
+        self._bias = settings.stop_bias
         if settings.method in LEARNED:
             self._network, about = open_policy(settings.policy)
             self._candidates = int(about.get("candidates", 64))
             self._words = self._network.config.encoder != "vectors"
+            self._bias = settings.stop_bias + float(about.get("stop_bias", 0.0))
             trained = about.get("unit", settings.unit)
             if trained != settings.unit:
                 raise UsageError(
@@ -82,7 +84,7 @@ class ChoosingMethod:
         elif settings.method == "router":
             chosen = fill(tables, router_scores(self._network, tables), settings.budget)[0]
         else:
-            chosen = select(self._network, tables, settings.budget, stop_bias=settings.stop_bias)[0]
+            chosen = select(self._network, tables, settings.budget, stop_bias=self._bias)[0]
         return made.chosen(chosen.picks or self._cheapest(tables))
 
     def _cheapest(self, tables: TableBatch) -> tuple[int, ...]:

@@ -1,0 +1,136 @@
+"""The learned policy as a session's chooser; it follows promotions by itself and falls back to hybrid ranking.
+
+The pointer file (`champion.json`, written by `dysra models promote`) names the champion's folder. It is looked at
+no more than every few seconds; a session keeps everything it has when the policy changes.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.candidate_features import FEATURES, Unit, candidate_table, preselect
+from pipeline.log import get_logger
+from pipeline.session.chooser import Chooser, Embed, reading_order
+from pipeline.session.sentences import Candidate
+
+POLL_S = 5.0
+
+
+class PolicyChooser:
+    """Chooses by the champion where there is one and its vectors can be made, else by `otherwise`.
+
+    `folder` is a fixed policy's folder, or the pointer file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        embed: Embed,
+        otherwise: Chooser,
+        *,
+        poll_s: float = POLL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source, self._embed, self._otherwise = folder, embed, otherwise
+        self._poll_s, self._clock = poll_s, clock
+        self._stop_bias = self._next_bias = 0.0
+        self._lock = threading.Lock()
+        self._looked = float("-inf")
+        self._folder: Path | None = None
+        self._network: Any = None
+        self._most = 64
+
+    @property
+    def serving(self) -> Path | None:
+        """The folder of the policy that chooses now; None while `otherwise` does."""
+        return self._folder
+
+    def choose(self, question: str, candidates: Sequence[Candidate], budget: int) -> list[Candidate]:
+        """The sentences to read, in reading order, of at most `budget` tokens with their heads."""
+        network = self._current()
+        if network is None or not candidates:
+            return self._otherwise.choose(question, candidates, budget)
+        from models.retriever.selecting import select
+        from models.retriever.table import TableBatch
+
+        units = [_unit(candidate) for candidate in candidates]
+        kept = preselect(question, units, self._most)
+        vectors: list[Any] = []
+
+        def encode(texts: Sequence[str]) -> Any:
+            made = self._embed(texts)
+            if made is None:
+                raise LookupError
+            vectors.append(made)
+            return made
+
+        try:
+            table = candidate_table(question, [units[at] for at in kept], encode)
+        except LookupError:
+            return self._otherwise.choose(question, candidates, budget)
+        if table.vectors.shape[1] != network.config.dim:
+            get_logger().warning(
+                "policy_of_another_embedder", given=table.vectors.shape[1], wanted=network.config.dim
+            )
+            return self._otherwise.choose(question, candidates, budget)
+        chosen = select(network, TableBatch.stack([table]), budget, stop_bias=self._stop_bias)[0]
+        return reading_order([candidates[kept[pick]] for pick in chosen.picks])
+
+    def _current(self) -> Any:
+        with self._lock:
+            now = self._clock()
+            if now - self._looked < self._poll_s:
+                return self._network
+            self._looked = now
+            folder = self._named()
+            if folder != self._folder:
+                self._load(folder)
+            return self._network
+
+    def _named(self) -> Path | None:
+        """The folder to serve; the one at hand where the pointer cannot be read right now."""
+        if self._source.is_dir():
+            return self._source
+        try:
+            told = json.loads(self._source.read_text(encoding="utf-8"))
+            folder, self._next_bias = Path(told["folder"]), float(told.get("stop_bias", 0.0))
+            return folder
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            return self._folder
+
+    def _load(self, folder: Path | None) -> None:
+        from models.retriever.storage import load_policy
+
+        if folder is None:
+            self._folder = self._network = None
+            return
+        try:
+            network, about = load_policy(folder)
+        except (OSError, ValueError) as error:
+            get_logger().warning("policy_not_loaded", folder=str(folder), reason=str(error))
+            return
+        if network.config.num_features != len(FEATURES) or network.config.encoder != "vectors":
+            get_logger().warning("policy_of_another_version", folder=str(folder))
+            return
+        self._network, self._folder = network, folder
+        self._stop_bias = self._next_bias if self._source.is_file() else float(about.get("stop_bias", 0.0))
+        self._most = min(64, int(about.get("candidates", 64)))
+        get_logger().info("policy_serves", folder=str(folder))
+
+
+def _unit(candidate: Candidate) -> Unit:
+    return Unit(
+        text=candidate.text,
+        title=candidate.title,
+        rank=candidate.rank,
+        place=candidate.position % 10_000,
+        num_tokens=max(1, candidate.num_tokens),
+        head_tokens=candidate.head_tokens,
+    )

@@ -1,0 +1,92 @@
+"""pipeline/session/policy_chooser.py: the champion chooses, is followed, and never stands in the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.retriever import PolicyNetwork, RetrieverConfig, save_policy
+from pipeline.candidate_features import FEATURES
+from pipeline.session.chooser import HybridChooser
+from pipeline.session.policy_chooser import PolicyChooser
+from pipeline.session.sentences import Candidate
+
+DIM = 8
+
+
+def candidate(at: int, article: str) -> Candidate:
+    """A sentence of an article."""
+    return Candidate(
+        article_id=article, version_ms=0, published_ms=1_700_000_000_000 + at, title=f"Title {article}", source="s",
+        stream="s", url=None, text=f"Sentence {at} about harbour {at % 3}.", position=at, rank=at // 3,
+        num_tokens=9, head_tokens=6,
+    )  # fmt: skip
+
+
+CANDIDATES = [candidate(at, f"a{at // 3}") for at in range(12)]
+
+
+def embed(texts: Sequence[str]) -> np.ndarray:
+    """Unit vectors that depend on the text alone."""
+    rows = [np.random.default_rng(len(text) * 31 + ord(text[-2])).normal(size=DIM) for text in texts]
+    return np.array([row / np.linalg.norm(row) for row in rows], np.float32)
+
+
+def policy(folder: Path, seed: int, dim: int = DIM) -> Path:
+    """A policy of random weights that likes one feature."""
+    torch.manual_seed(seed)
+    network = PolicyNetwork(
+        RetrieverConfig(dim=dim, num_features=len(FEATURES), feature_names=FEATURES, width=16, heads=2)
+    )
+    with torch.no_grad():
+        network.prior.weight[0, seed % len(FEATURES)] = 30.0
+        network.stop[-1].bias.fill_(-20.0)
+    return save_policy(network, folder, {"candidates": 10})
+
+
+def test_the_policy_chooses_within_the_budget_in_reading_order(tmp_path: Path) -> None:
+    """Heads count once an article; nothing twice; oldest article first."""
+    chooser = PolicyChooser(policy(tmp_path / "p", 1), embed, HybridChooser())
+    chosen = chooser.choose("Which harbour is it?", CANDIDATES, 60)
+    assert chosen
+    assert len(set(chosen)) == len(chosen)
+    heads = {c.article_id: c.head_tokens for c in chosen}
+    assert sum(c.num_tokens for c in chosen) + sum(heads.values()) <= 60
+    assert chosen == sorted(chosen, key=lambda c: (c.published_ms, c.article_id, c.position))
+
+
+def test_a_promotion_is_followed_and_a_broken_pointer_is_not(tmp_path: Path) -> None:
+    """The next look after the pause serves the new champion; a half-written pointer changes nothing."""
+    now = [0.0]
+    pointer = tmp_path / "champion.json"
+    chooser = PolicyChooser(pointer, embed, HybridChooser(), poll_s=5.0, clock=lambda: now[0])
+    chooser.choose("q?", CANDIDATES, 60)
+    assert chooser.serving is None
+    for number, pause in ((1, 6.0), (2, 6.0)):
+        folder = policy(tmp_path / f"v{number}", number)
+        pointer.write_text(json.dumps({"folder": str(folder)}))
+        chooser.choose("q?", CANDIDATES, 60)
+        assert chooser.serving != folder
+        now[0] += pause
+        chooser.choose("q?", CANDIDATES, 60)
+        assert chooser.serving == folder
+    pointer.write_text('{"folder": ')
+    now[0] += 6.0
+    chooser.choose("q?", CANDIDATES, 60)
+    assert chooser.serving == tmp_path / "v2"
+
+
+@pytest.mark.parametrize("fault", ["no vectors", "other embedder", "broken folder"])
+def test_what_cannot_choose_leaves_it_to_hybrid_ranking(tmp_path: Path, fault: str) -> None:
+    """A question is answered as if there were no policy, never with an error."""
+    folder = policy(tmp_path / "p", 1, dim=DIM + (fault == "other embedder"))
+    if fault == "broken folder":
+        (folder / "policy.safetensors").write_bytes(b"broken")
+    plain = HybridChooser()
+    chooser = PolicyChooser(folder, (lambda texts: None) if fault == "no vectors" else embed, plain)
+    assert chooser.choose("Which harbour?", CANDIDATES, 60) == plain.choose("Which harbour?", CANDIDATES, 60)
