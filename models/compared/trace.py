@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from models.hf.backbone import HfBackbone
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LayerTrace:
     """One full-attention layer: `keys, values [H, n, d]`, `queries [num_heads, n, d]`.
 
@@ -70,7 +70,7 @@ class LayerTrace:
         return self.spec.rotary.turn(self.keys.float(), places)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Trace:
     """A context as read by `model`: its full-attention layers, and the sliding ones as they stand after it."""
 
