@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
+from tokenizers import Tokenizer
 
 from infra.console import say
 from pipeline.errors import BadData, UsageError
@@ -51,6 +52,21 @@ def read_texts(path: Path) -> list[str]:
     return found
 
 
+def counter(model: str) -> CountTokens:
+    """Counts the tokens of gemma-3-270m or of a model's folder; the weights are not loaded."""
+    from models.hf import gemma_gguf
+
+    folder = gemma_gguf.prepared() if model == gemma_gguf.NAME else Path(model)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UsageError(
+            f"--model {model}: no {path}; give {gemma_gguf.NAME} or a folder with tokenizer.json"
+        )
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
     parser = argparse.ArgumentParser(
@@ -76,10 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )  # fmt: skip
     except ValueError as error:
         parser.error(str(error))
-    from models.hf import HfBackbone, HfConfig
-
-    backbone = HfBackbone.load(HfConfig(model=given.model, adapter="none", device="cpu"))
-    number = write(given.out, given.texts, config, lambda text: len(backbone.encode(text)))
+    number = write(given.out, given.texts, config, counter(given.model))
     say(f"{given.out}: {number} cases of {given.length} tokens")
     return 0
 
