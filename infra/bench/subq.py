@@ -165,7 +165,7 @@ def _clustered(num: int, dim: int, device: torch.device) -> torch.Tensor:
     centres = torch.randn(max(8, math.isqrt(num)), dim, generator=make, device=device)
     owner = torch.randint(0, len(centres), (num,), generator=make, device=device)
     parts = []
-    for piece in owner.split(65_536):
+    for piece in owner.split(65_536):  # type: ignore[no-untyped-call]
         noise = torch.randn(len(piece), dim, generator=make, device=device)
         parts.append(F.normalize(centres[piece] + 0.8 * noise, dim=-1).half())
     return torch.cat(parts)

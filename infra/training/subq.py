@@ -137,7 +137,7 @@ class SubqTrainer:
         return max(by_steps, self.seconds / self.config.limit_s) if self.config.limit_s else by_steps
 
     def run(self, until_s: float = float("inf")) -> list[dict[str, float]]:
-        """Train to the end, or for `until_s` seconds, at least one step; saves its state. Returns this call's curve."""
+        """Train to the end, or for `until_s` seconds, at least one step; save the state. Returns the curve."""
         began, before = time.monotonic(), self.seconds
         curve: list[dict[str, float]] = []
         with (self.state_dir / CURVE).open("a", encoding="utf-8") as lines:
@@ -165,7 +165,7 @@ class SubqTrainer:
             terms, row, codes = self._terms(batch, progress)
         weights = self._weights(progress)
         loss = terms.total(weights)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         for optimizer in self.optimizers:
             optimizer.step()

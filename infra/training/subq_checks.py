@@ -132,7 +132,7 @@ def _kernel(device: str, tiny: bool) -> tuple[float, float, dict[str, Any]]:
 
 
 def _gated(device: str, tiny: bool) -> tuple[float, float, dict[str, Any]]:
-    """The operator that the mixer runs here (fla's on CUDA, where it is) against our chunked form, with gradients."""
+    """What the mixer runs here (fla's operator on CUDA, where it is) against our chunked form, with gradients."""
     torch.manual_seed(0)
     shape = (1, 100, 2, 32) if tiny else (2, 1_024, 8, 64)
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32

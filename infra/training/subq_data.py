@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def batches(
         return
     from torch.utils.data import DataLoader
 
-    loader = DataLoader(
+    loader: Iterable[NeedleBatch] = DataLoader(
         range(start, config.batches),  # type: ignore[arg-type]
         batch_size=1,
         shuffle=False,

@@ -12,7 +12,8 @@ def build_optimizers(
     model: SubqModel, lr: float, weight_decay: float, muon: bool
 ) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024, step sizes matched to AdamW's) for the matrices inside, AdamW for all else."""
-    inside, rest = [], []
+    inside: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim == 2 and not any(
             part in name for part in ("embedding", "conv", "places", "pool.", "gate")
@@ -25,7 +26,7 @@ def build_optimizers(
     if inside:
         found.append(
             torch.optim.Muon(
-                [nn.Parameter(p) if not isinstance(p, nn.Parameter) else p for p in inside],
+                inside,
                 lr=lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw",
             )
         )  # fmt: skip

@@ -155,7 +155,8 @@ class SubqConfig:
             raise ValueError(
                 f"unknown fields {sorted(set(values) - known)}; allowed: {', '.join(sorted(known))}"
             )
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
 
 def _at_least(config: SubqConfig, least: int, *names: str) -> None:

@@ -117,7 +117,7 @@ class GroupIndex(FlatIndex):
         super().add(landmarks)
         whole = len(self) // GROUP
         if whole > len(self._low):
-            groups = self.landmarks()[len(self._low) * GROUP : whole * GROUP].unflatten(0, (-1, GROUP))
+            groups = self.landmarks()[len(self._low) * GROUP : whole * GROUP].unflatten(0, (-1, GROUP))  # type: ignore[no-untyped-call]
             self._low.add(groups.amin(1))
             self._high.add(groups.amax(1))
 

@@ -180,7 +180,7 @@ class ChunkMemory:
         if not len(self):
             c = self.model
             return torch.empty(0, c.chunk, 2, c.kv_heads, c.head_dim, dtype=self._dtype, device=self.device)
-        parts = [self.fetch(part) for part in torch.arange(len(self)).split(SEGMENT)]
+        parts = [self.fetch(part) for part in torch.arange(len(self)).split(SEGMENT)]  # type: ignore[no-untyped-call]
         return torch.cat([torch.stack(part, 2) for part in parts])
 
     def _settle(self) -> None:

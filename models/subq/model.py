@@ -107,7 +107,7 @@ class SubqModel(nn.Module):
             raise ValueError("this model has no upper blocks, so it encodes no chunks")
         size = self.config.chunk
         whole = hidden.shape[1] // size
-        codes: ChunkCodes = self.encoder(hidden[:, : whole * size].unflatten(1, (whole, size)))
+        codes: ChunkCodes = self.encoder(hidden[:, : whole * size].unflatten(1, (whole, size)))  # type: ignore[no-untyped-call]
         return codes
 
     def upper(

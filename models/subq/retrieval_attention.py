@@ -105,11 +105,12 @@ def _plain(q: Tensor, chosen: Chosen, scale: float) -> Tensor:
         for each in (chosen.keys, chosen.values)
     )
     weights = (chosen.weights * (chosen.indices >= 0)).view(rows, 1, 1, slots, 1)
-    scores = (q @ keys.transpose(-1, -2)).unflatten(-1, (slots, chunk))
+    scores = (q @ keys.transpose(-1, -2)).unflatten(-1, (slots, chunk))  # type: ignore[no-untyped-call]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     shares = (scores.to(wide) * scale).softmax(-1) * weights.to(wide)
     out = (shares.flatten(-2).to(q.dtype) @ values).view(rows, groups, heads // groups, unit, dim)
-    return out.permute(0, 3, 1, 2, 4).reshape(batch, padded, heads, dim)
+    mixed: Tensor = out.permute(0, 3, 1, 2, 4).reshape(batch, padded, heads, dim)
+    return mixed
 
 
 def read_chunks_naive(q: Tensor, chosen: Chosen, scale: float) -> Tensor:

@@ -23,9 +23,9 @@ def stream_to_bytes(stream: SubqStream, model: str) -> bytes:
             tensors[f"{half}.{at}.inputs"] = state.inputs
             for part, tensor in enumerate(state.mixer):
                 tensors[f"{half}.{at}.mixer.{part}"] = tensor
-    for name, tensor in (("recent", stream._recent), ("waiting", stream._waiting)):
-        if tensor is not None:
-            tensors[name] = tensor
+    for name, held in (("recent", stream._recent), ("waiting", stream._waiting)):
+        if held is not None:
+            tensors[name] = held
     for at, query in stream._queries.items():
         tensors[f"query.{at}"] = query
     if stream.model.encoder is not None and len(stream.memory):
@@ -63,7 +63,7 @@ def stream_from_bytes(data: bytes, model: SubqModel, identity: str, memory: Memo
 
 
 def _states(tensors: dict[str, Tensor], half: str) -> list[BlockState] | None:
-    states = []
+    states: list[BlockState] = []
     while f"{half}.{len(states)}.inputs" in tensors:
         at = f"{half}.{len(states)}"
         parts = sum(name.startswith(f"{at}.mixer.") for name in tensors)

@@ -53,7 +53,7 @@ class SubqStream:
     @torch.no_grad()
     def read(self, ids: Tensor) -> None:
         """Read token ids [T]; nothing is computed that no later token needs."""
-        for piece in ids.to(self.model.device).split(_PIECE):
+        for piece in ids.to(self.model.device).split(_PIECE):  # type: ignore[no-untyped-call]
             self._read(piece)
             if self._upper_reach is None:  # nothing may be left out
                 self._flush()
@@ -64,7 +64,7 @@ class SubqStream:
         wanted = len(ids) if keep is None else keep
         out = []
         left = len(ids)
-        for piece in ids.to(self.model.device).split(_PIECE):
+        for piece in ids.to(self.model.device).split(_PIECE):  # type: ignore[no-untyped-call]
             self._read(piece)
             left -= len(piece)
             inside = min(len(piece), max(0, wanted - left))
@@ -167,7 +167,7 @@ class SubqStream:
         if self.model.encoder is None:
             return rms(hidden[0])
         start, out = self.seen - hidden.shape[1], []
-        for piece in hidden.split(_PIECE, 1):
+        for piece in hidden.split(_PIECE, 1):  # type: ignore[no-untyped-call]
             mixed, self._upper = self.model.upper(piece, self._choose(piece, start), self._upper)
             out.append(mixed[0])
             start += piece.shape[1]
@@ -212,7 +212,7 @@ class SubqStream:
         before = -(-self._again // size)
         ids = self.memory.ids()
         keys, values = [], []
-        for part in chunks.split(8):
+        for part in chunks.split(8):  # type: ignore[no-untyped-call]
             start = (part - before).clamp_min(0)
             rows = (start[:, None] + torch.arange(before + 1)).clamp_max(len(ids) - 1)
             text = ids[rows].flatten(1).to(self.model.device, torch.long)

@@ -47,7 +47,10 @@ class MeansTree:
         nodes = [torch.arange(rows.shape[0], device=rows.device)]
         while True:
             fan = FAN if lists is None else lists
-            parts, means, first, count = [], [], [], []
+            parts: list[Tensor] = []
+            means: list[Tensor] = []
+            first: list[int] = []
+            count: list[int] = []
             for node in nodes:
                 owner, centre = _means(rows, node, min(fan, max(1, len(node) // 2)), generator)
                 first.append(len(parts))
@@ -131,5 +134,5 @@ def _means(rows: Tensor, node: Tensor, fan: int, generator: torch.Generator) -> 
         sums = torch.zeros_like(centre).index_add_(0, owner, sample)
         # a mean that nothing belongs to stays where it was
         centre = torch.where(sums.norm(dim=1, keepdim=True) > 0, F.normalize(sums, dim=1), centre)
-    owner = torch.cat([(part.float() @ centre.T).argmax(1) for part in rows[node].split(65_536)])
+    owner = torch.cat([(part.float() @ centre.T).argmax(1) for part in rows[node].split(65_536)])  # type: ignore[no-untyped-call]
     return owner, centre

@@ -185,8 +185,8 @@ class NeedleStream:
         config = self.config
         start = rng.randrange(len(self._text) - length)
         tokens = self._text[start : start + length + 1].astype(np.int64)
-        marks = [np.zeros(length + 1, bool) for _ in range(3)]
-        row = _Sequence(tokens, *marks, np.zeros(length // config.chunk, bool), [])
+        busy, silent, answers = (np.zeros(length + 1, bool) for _ in range(3))
+        row = _Sequence(tokens, busy, silent, answers, np.zeros(length // config.chunk, bool), [])
         most = max(3, config.per_4096 * length // 4096)
         taken: list[Needle] = []
         if rng.random() < config.anonymous:

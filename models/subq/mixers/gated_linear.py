@@ -35,7 +35,7 @@ class GatedLinear(nn.Module):
         """See `build_mixer`."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.dim)).unbind(2)
         gate = F.logsigmoid(self.gate_out(self.gate_in(x)).float()) / 16.0
-        gate = gate.unflatten(-1, (self.heads, self.dim))
+        gate = gate.unflatten(-1, (self.heads, self.dim))  # type: ignore[no-untyped-call]
         q = q * self.dim**-0.5
         out, last = gated_linear(q, k, v, gate, None if state is None else state[0])
         out = F.rms_norm(out, (self.dim,)).to(x.dtype).flatten(2)
@@ -62,7 +62,7 @@ def gated_linear_chunked(
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     pad = -length % _CHUNK
     q, k, v, gate = (
-        F.pad(each.to(wide), (0, 0, 0, 0, 0, pad)).unflatten(1, (-1, _CHUNK)).permute(1, 0, 3, 2, 4)
+        F.pad(each.to(wide), (0, 0, 0, 0, 0, pad)).unflatten(1, (-1, _CHUNK)).permute(1, 0, 3, 2, 4)  # type: ignore[no-untyped-call]
         for each in (q, k, v, gate)
     )  # [n, B, H, C, d]
     kept = gate.cumsum(-2)  # logarithm of what is left of the chunk's start, at every token

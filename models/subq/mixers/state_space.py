@@ -39,7 +39,7 @@ class StateSpace(nn.Module):
         value, opened, b, c, step = self.inner(x).split(
             (width, width, self.state_dim, self.state_dim, self.heads), -1
         )
-        value = F.silu(value).unflatten(-1, (self.heads, self.dim))
+        value = F.silu(value).unflatten(-1, (self.heads, self.dim))  # type: ignore[no-untyped-call]
         step = F.softplus(step.float() + self.step_bias)
         gate = -self.decay.exp() * step
         b, c = F.silu(b), F.silu(c)
@@ -61,14 +61,14 @@ def state_space(x: Tensor, b: Tensor, c: Tensor, gate: Tensor, state: Tensor | N
     size = min(_CHUNK, length)
     pad = -length % size
     x = (
-        F.pad(x.to(wide), (0, 0, 0, 0, 0, pad)).unflatten(1, (-1, size)).permute(1, 0, 3, 2, 4)
+        F.pad(x.to(wide), (0, 0, 0, 0, 0, pad)).unflatten(1, (-1, size)).permute(1, 0, 3, 2, 4)  # type: ignore[no-untyped-call]
     )  # [n, B, H, C, d]
     b, c = (
-        F.pad(each.to(wide), (0, 0, 0, pad)).unflatten(1, (-1, size)).transpose(0, 1)[:, :, None]
+        F.pad(each.to(wide), (0, 0, 0, pad)).unflatten(1, (-1, size)).transpose(0, 1)[:, :, None]  # type: ignore[no-untyped-call]
         for each in (b, c)
     )
     kept = (
-        F.pad(gate.to(wide), (0, 0, 0, pad)).unflatten(1, (-1, size)).permute(1, 0, 3, 2).cumsum(-1)
+        F.pad(gate.to(wide), (0, 0, 0, pad)).unflatten(1, (-1, size)).permute(1, 0, 3, 2).cumsum(-1)  # type: ignore[no-untyped-call]
     )  # [n, B, H, C]
     causal = torch.ones(size, size, dtype=torch.bool, device=x.device).tril()
     decay = (kept[..., :, None] - kept[..., None, :]).masked_fill(~causal, float("-inf")).exp()
