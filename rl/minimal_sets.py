@@ -29,6 +29,13 @@ class MinimalSets:
         """Share of rows with a set."""
         return float(self.wanted.any(1).mean()) if len(self.wanted) else 0.0
 
+    def or_labels(self, tables: TableBatch) -> npt.NDArray[np.bool_]:
+        """The sets, and by relevance labels what to choose for rows without one. [N, K]"""
+        best = tables.labels.max(1, keepdims=True)
+        labelled = (tables.labels == best) & (best > 0) & tables.present
+        wanted: npt.NDArray[np.bool_] = np.where(self.wanted.any(1, keepdims=True), self.wanted, labelled)
+        return wanted
+
 
 def mine(
     tables: TableBatch,

@@ -254,8 +254,8 @@ def _warm(
         ]
         sets = mine(tables, Readings(_Part(reader.readings, rows)), starts, keep_gold=True)
         reader.keep()
-        wanted = sets.wanted
-        tables = replace(tables, needs_all=wanted.sum(1) > 1)
+        wanted = sets.or_labels(tables)
+        tables = replace(tables, needs_all=tables.needs_all | (sets.wanted.sum(1) > 1))
         mined = {"sets_found": round(100 * sets.found, 2), "rounds": sets.rounds}
     share = 1.0 if config.algorithm == "supervised" else 0.3
     records = train_supervised(
