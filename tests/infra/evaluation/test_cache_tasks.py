@@ -1,0 +1,174 @@
+"""The cache cells in miniature: cases read, methods judged, figures in their keys, wrong use told."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from infra.bench import cache_methods
+from infra.commands import evaluate as command
+from infra.evaluation.cache_cases import Case, needle_cases, qa_cases
+from infra.evaluation.cache_tasks import CacheCell, judge_case, run, summary
+from models.compared import method
+from models.compared.trace import read_exactly
+from pipeline.errors import BadData, UsageError
+from tests.models import tiny
+
+COST = {"tokens_read", "prefill_tokens", "kv_bytes", "ms_per_token", "queries_per_s", "peak_bytes", "flops"}
+TEXT = "the old mill by the river turns at dawn. " * 6
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's folder; its tokenizer has no line end, so lines run together."""
+    return tiny.save(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """A file of JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def needles(tmp_path: Path) -> Path:
+    """Two questions over one context, one over another."""
+    rows = [{"context": TEXT, "question": "what turns", "answers": ["mill"]}] * 2
+    return lines(
+        tmp_path / "needles.jsonl", [*rows, {"context": TEXT[9:], "question": "when", "answers": ["42"]}]
+    )
+
+
+def test_needle_cell_has_the_keys_that_evaluate_prints(needles: Path, reader: Path) -> None:
+    """Scores, costs, seed and model; bytes are those of the budget."""
+    figures = run(
+        CacheCell(task="needle", method="snapkv", data=needles, keep=0.5, model=str(reader), device="cpu")
+    )
+    assert {"task", "method", "n", "scores", "cost", "seed", "model"} <= set(figures)
+    assert set(figures["cost"]) >= COST and figures["n"] == 3
+    assert set(figures["scores"]) >= {"exact", "digits", "nats"}
+    full = run(
+        CacheCell(task="needle", method="full", data=needles, keep=0.1, model=str(reader), device="cpu")
+    )
+    assert 0.4 < figures["cost"]["kv_bytes"] / full["cost"]["kv_bytes"] <= 0.5
+    assert figures["cost"]["sliding_bytes"] == full["cost"]["sliding_bytes"] > 0
+
+
+def test_judging_agrees_with_decoding_and_scoring() -> None:
+    """Exact means that greedy decoding writes the answer; nats are those of the whole answer."""
+    backbone = tiny.backbone()
+    trace = read_exactly(backbone, [*backbone.bos, *backbone.encode(TEXT)])
+    memory = method("window_sinks").memory(trace, trace.full_bytes // 2)
+    said = backbone.decode(backbone.generate(backbone.encode("q"), memory.as_cache(), max_new_tokens=4))
+    for answer in (said[1:], "zebra 7"):
+        case = Case("1", TEXT, "q", (answer,))
+        gold = backbone.encode(f" {answer}")
+        written = list(backbone.generate(backbone.encode("q"), memory.as_cache(), max_new_tokens=len(gold)))
+        judged = judge_case(backbone, memory, case, generate=False)
+        assert judged.exact == float(written == gold)
+        assert judged.nats == pytest.approx(
+            -backbone.score(backbone.encode("q"), gold, memory.as_cache()), rel=1e-4
+        )
+
+
+def test_nats_of_lm_are_the_models_own_when_nothing_is_lost(tmp_path: Path, reader: Path) -> None:
+    """The last tokens after the others, against a plain forward pass."""
+    text = (TEXT * 3)[:600]
+    data = lines(tmp_path / "lm.jsonl", [{"text": text}])
+    figures = run(CacheCell(task="lm", method="full_cache", data=data, model=str(reader), device="cpu"))
+    backbone = tiny.backbone()
+    ids = [*backbone.bos, *backbone.encode(text)]
+    logits = backbone.model(torch.tensor([ids]), use_cache=False).logits[0].float().log_softmax(-1)
+    nats = [-float(logits[at - 1, ids[at]]) for at in range(len(ids) - 255, len(ids))]
+    assert figures["scores"]["nats"] == pytest.approx(math.fsum(nats) / 255, rel=1e-3)
+
+
+def test_qa_questions_share_contexts_and_never_see_a_training_title(tmp_path: Path) -> None:
+    """Gold passages of a few questions and distractors; the same seed gives the same cases."""
+    (tmp_path / "qa").mkdir()
+    (tmp_path / "corpus").mkdir()
+    passages = [
+        {"id": f"p{n}", "title": f"Town {n}", "text": f"Town {n} has a bridge of {n} arches."}
+        for n in range(30)
+    ]
+    lines(tmp_path / "corpus" / "passages_wiki.jsonl", passages)
+    questions = [
+        {"id": f"q{n}", "question": f"How many arches in Town {n}?", "answers": [str(n)], "answerable": True,
+         "gold_passage_ids": [f"p{n}"], "title": f"Town {n}"}
+        for n in range(10)
+    ]  # fmt: skip
+    data = lines(tmp_path / "qa" / "squad2.jsonl", questions)
+    cases = qa_cases(data, "base", passages=6, split="all", seed=1)
+    assert cases == qa_cases(data, "base", passages=6, split="all", seed=1)
+    assert len(cases) == 10 and len({case.context for case in cases}) == 3
+    for case in cases:
+        number = case.case_id[1:]
+        assert f"Town {number}: Town {number} has" in case.context
+        assert case.context.count("\nTown ") + case.context.startswith("Town ") == 6
+        assert case.asked.endswith("Answer:") and f"Town {number}?" in case.asked
+    with pytest.raises(UsageError, match="--passages: given 0"):
+        qa_cases(data, "base", passages=0)
+
+
+def test_broken_cases_name_their_line(tmp_path: Path) -> None:
+    """What the line has, what it wants."""
+    bad = lines(tmp_path / "x.jsonl", [{"context": "a", "question": "b", "answers": ["c"]}, {"context": "a"}])
+    with pytest.raises(BadData, match="line 2: given the keys context; a case wants"):
+        needle_cases(bad, "base")
+
+
+def test_summary_counts_in_percent_and_per_token() -> None:
+    """By hand."""
+    from infra.evaluation.cache_tasks import Judged
+
+    rows = [Judged(1.0, 1.0, 3.0, 2), Judged(0.0, 0.5, 5.0, 2)]
+    assert summary("needle", rows)["exact"] == 50.0
+    assert summary("needle", rows)["digits"] == 75.0
+    assert summary("needle", rows)["nats"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--task", "needle", "--method", "bm25"], "allowed: full,"),
+        (["--task", "needle", "--method", "snapkv", "--keep", "1.5"], "keep: given 1.5"),
+        (["--task", "needle", "--method", "snapkv", "--keep", "0.001"], "pins 4"),
+        (["--task", "needle", "--method", "ours_ranker"], "ranker"),
+    ],
+)
+def test_wrong_use_ends_with_2(needles: Path, reader: Path, arguments: list[str], told: str) -> None:
+    """An unknown method, an impossible share, a budget under the sinks, a ranker that does not fit the model."""
+    app = typer.Typer()
+    command.register(app)
+    options = ["--data", str(needles), "--model", str(reader), "--device", "cpu"]
+    result = CliRunner().invoke(app, [*arguments, *options])
+    assert result.exit_code == 2, result.output
+    assert told in " ".join(result.output.split())
+
+
+def test_bench_goes_on_where_it_stopped_and_reports_drops(
+    needles: Path, reader: Path, tmp_path: Path
+) -> None:
+    """A row a question, method and budget, none twice; a method that cannot says so in its row."""
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "table"
+    call = ["run", "--task", "needle", "--data", str(needles), "--rows", str(rows), "--model", str(reader)]
+    call += ["--device", "cpu", "--keep", "0.5,0.001", "--methods", "full,key_norm"]
+    assert cache_methods.main([*call, "--seconds", "0"]) == 5
+    assert cache_methods.main(call) == 0
+    once = rows.read_text()
+    assert cache_methods.main(call) == 0
+    assert rows.read_text() == once
+    assert len(once.splitlines()) == 3 * (1 + 2)
+    cache_methods.main(["report", "--rows", str(rows), "--out", str(out)])
+    result = json.loads((tmp_path / "table.json").read_text())
+    errors = [line for line in result["rows"] if "error" in line]
+    assert [line["keep"] for line in errors] == [0.001]
+    assert set(result["ratios"]) == {"quality_drop_at_50_key_norm", "quality_drop_at_50_key_norm_needle"}
+    assert "| key_norm | 0.5 | 3 |" in (tmp_path / "table.md").read_text()
