@@ -45,9 +45,9 @@ UNFINISHED = 5
 class RankerTraining:
     """How the networks are fitted."""
 
-    steps: int = field(default=3000, metadata={"help": "steps a layer"})
+    steps: int = field(default=600, metadata={"help": "steps a layer; the best of twelve looks is kept"})
     learning_rate: float = field(default=1e-3, metadata={"help": "of AdamW, falling to 0 along a cosine"})
-    weight_decay: float = field(default=0.01, metadata={"help": "of AdamW"})
+    weight_decay: float = field(default=0.1, metadata={"help": "of AdamW"})
     drawn: int = field(default=384, metadata={"help": "tokens drawn by mass a step, whose ranks are lowered"})
     others: int = field(default=768, metadata={"help": "tokens drawn evenly a step, to estimate ranks"})
     place_dropout: float = field(
@@ -122,7 +122,7 @@ def _train_layer(
     every = max(1, config.steps // 12)
     for step in range(config.steps + 1):
         if step % every == 0 or step == config.steps:
-            kept = {f"kept_{round(100 * share)}": _kept(layer, dev, share) for share in SHARES}
+            kept = _kept(layer, dev)
             curve.append({"step": step, **kept})
             mean = sum(kept.values()) / len(kept)
             if mean > best[0]:
@@ -147,7 +147,7 @@ def _train_layer(
     return layer.requires_grad_(False).eval(), {
         "curve": curve,
         "best": chosen,
-        "no_place": _without_place(layer, dev),
+        "no_place": _kept(layer, _without_place(dev)),
     }
 
 
@@ -156,17 +156,22 @@ def _take(x: Tensor, which: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _kept(layer: LayerRanker, pairs: Sequence[tuple[Tensor, Tensor]], share: float) -> float:
-    return round(sum(kept_mass(layer(given), mass, share) for given, mass in pairs) / len(pairs), 4)
+def _kept(layer: LayerRanker, pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Mean share of the mass that each budget keeps."""
+    scored = [(layer(given), mass) for given, mass in pairs]
+    return {
+        f"kept_{round(100 * share)}": round(sum(kept_mass(*pair, share) for pair in scored) / len(scored), 4)
+        for share in SHARES
+    }
 
 
-def _without_place(layer: LayerRanker, pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+def _without_place(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
     hidden = []
     for given, mass in pairs:
         blind = given.clone()
         blind[..., -NUM_PLACE_FEATURES:] = float("nan")
         hidden.append((blind, mass))
-    return {f"kept_{round(100 * share)}": _kept(layer, hidden, share) for share in SHARES}
+    return hidden
 
 
 def main() -> int:
@@ -185,7 +190,7 @@ def main() -> int:
     )
     parser.add_argument("--contexts", type=int, default=0, help="the first so many contexts only (0: all)")
     parser.add_argument("--seconds", type=float, default=3600.0, help="stop recording after this long")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     until = time.monotonic() + given.seconds
