@@ -49,6 +49,21 @@ def test_patches_are_what_the_needle_changes(place: int) -> None:
     torch.testing.assert_close(expected.kv[outside], hay.kv[outside], atol=1e-4, rtol=1e-3)
 
 
+def test_search_sees_the_patched_landmarks_and_not_those_they_replace() -> None:
+    """What a needle says is found at its chunk; what stood there before is not; what is too new is not."""
+    hay = Haystack(_model(), small_data().tokens[:4_096].astype(np.int64))
+    patches = hay.patched([[(1_000, tuple(range(300, 340)))]])
+    chunk, first = int(patches.chunks[0, 0]), 10
+    new, old = patches.landmarks[0, 0].float(), hay.landmarks[chunk].float()
+    newest = torch.tensor([100, 100, chunk - first - 1])
+    scores, found = hay.search(torch.stack((new, old, new))[None], first, 110, newest, 1, patches)
+    assert int(found[0, 0]) == chunk and float(scores[0, 0]) == pytest.approx(1, abs=1e-2)
+    assert float(scores[0, 1]) < 1 - 1e-4 or int(found[0, 1]) != chunk
+    assert int(found[0, 2]) != chunk
+    keys, _ = hay.gather(found[:, :1], patches)
+    torch.testing.assert_close(keys[0], patches.kv[0, 0, :, 0])
+
+
 @pytest.mark.parametrize("changes", [{}, {"retrieval": "token"}, {"neighbours": True}])
 def test_patched_trial_asks_as_the_whole_text_would(changes: dict[str, object]) -> None:
     """Chosen chunks and answers of a patched trial are those of one pass over the text that holds it all."""

@@ -17,7 +17,7 @@ from infra.training.subq import CURVE, STATE, SubqTrainConfig, SubqTrainer
 from infra.training.subq_data import batches
 from tests.infra.training.subq_case import MODEL, STREAM, small_data
 
-CONFIG = SubqTrainConfig(lr=3e-3, warmup=2, bank=256, save_every=2)
+CONFIG = SubqTrainConfig(lr=3e-3, warmup=1, bank=256, save_every=2)
 TERMS = ("loss", "language", "answers", "contrastive", "norm")
 
 
