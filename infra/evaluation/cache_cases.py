@@ -10,12 +10,14 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from infra.evaluation.qa_sources import QaSource, open_source
 from pipeline.errors import BadData, UsageError
 from pipeline.session.prompts import PromptForm, article_head, one_line, reader_prompt
 from pipeline.tasks.qa import Question, SourceText, read_lines
+
+if TYPE_CHECKING:
+    from infra.evaluation.qa_sources import QaSource
 
 QUESTIONS_PER_CONTEXT = 4
 
@@ -31,7 +33,7 @@ class Case:
 
 
 def needle_cases(path: Path, form: PromptForm, limit: int = 0) -> list[Case]:
-    """The questions of a file of contexts, in order; raises BadData that names the line at fault."""
+    """The cases of a file of contexts, in order; raises BadData that names the line at fault."""
     found = []
     for number, row in enumerate(read_lines(path), 1):
         found.append(_case(row, path, number, form))
@@ -71,6 +73,8 @@ def qa_cases(
     Questions that follow one another share a context. Unanswerable questions and those whose gold text the
     corpus lacks are left out.
     """
+    from infra.evaluation.qa_sources import open_source  # with its lexical index, which a packed file spares
+
     if passages < 1:
         raise UsageError(f"--passages: given {passages}; allowed: 1 or more")
     source = open_source(path, corpus)
@@ -90,6 +94,20 @@ def qa_cases(
             before, after = _around(question.text, form)
             found.append(Case(question.question_id, before + lines, after, question.answers))
     return found
+
+
+def is_case_file(path: Path) -> bool:
+    """Whether a file holds cases with their contexts, rather than questions of the data folder."""
+    return "context" in next(iter(read_lines(path)), {}) and path.name.split(".")[0] != "hotpotqa"
+
+
+def qa_rows(cases: Sequence[Case], form: PromptForm) -> Iterator[dict[str, Any]]:
+    """The cases as lines of {id, context, question, answers}: `needle_cases` gives them back."""
+    for case in cases:
+        question = case.asked.removeprefix("Question: ").removesuffix("\nAnswer:")
+        before, _ = _around(question, form)
+        context = case.context.removeprefix(before)
+        yield {"id": case.case_id, "context": context, "question": question, "answers": list(case.answers)}
 
 
 def _groups(questions: Sequence[Question], source: QaSource, passages: int) -> Iterator[list[Question]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from infra.evaluation.cache_cases import Case, lm_texts, needle_cases, qa_cases
+from infra.evaluation.cache_cases import Case, is_case_file, lm_texts, needle_cases, qa_cases
 from models.compared import METHODS, method
 from models.compared.base import Method, budget_of
 from models.compared.full import Full
@@ -138,7 +138,7 @@ def _work(cell: CacheCell, backbone: HfBackbone) -> list[tuple[list[int], list[A
 def read_cases(cell: CacheCell) -> list[Case]:
     """The cases of a needle or qa cell."""
     form: PromptForm = "adapted" if cell.adapter else "base"
-    if cell.task == "needle":
+    if cell.task == "needle" or is_case_file(cell.data):
         return needle_cases(cell.data, form, cell.limit)
     return qa_cases(
         cell.data, form, corpus=cell.corpus, passages=cell.passages, split=cell.split, limit=cell.limit,
