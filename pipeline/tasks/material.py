@@ -10,10 +10,11 @@ manifest.json     how it was made
 from __future__ import annotations
 
 import json
+import lzma
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -82,7 +83,7 @@ class Material:
         return Material(tuple(self.questions[at] for at in rows), self.tables.take(rows))
 
     def save(self, folder: Path, made_from: dict[str, Any], *, int8: bool = False) -> None:
-        """Write the folder; with `int8` vectors take half the bytes, each row with a scale of its own."""
+        """Write the folder; with `int8` vectors take half the bytes, each with a scale of its own, texts less."""
         folder.mkdir(parents=True, exist_ok=True)
         arrays = self.tables.arrays()
         if int8:
@@ -94,7 +95,9 @@ class Material:
         for name in ("tokens", "groups", "heads"):
             arrays[name] = arrays[name].astype(np.int32 if not int8 else np.uint16)
         np.savez_compressed(folder / "arrays.npz", **arrays)  # type: ignore[arg-type]
-        with (folder / "questions.jsonl").open("w", encoding="utf-8") as file:
+        names = ("questions.jsonl.xz", "questions.jsonl")
+        (folder / names[int8]).unlink(missing_ok=True)  # the other form, of an earlier save
+        with _text(folder / names[not int8], "wt") as file:
             for question in self.questions:
                 row = {name: getattr(question, name) for name in ChoiceQuestion.__slots__}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -104,7 +107,10 @@ class Material:
     @classmethod
     def load(cls, folder: Path) -> Material:
         """Read a folder; raises UsageError where it is none, BadData where its parts do not fit."""
-        if not (folder / "arrays.npz").is_file() or not (folder / "questions.jsonl").is_file():
+        found = [
+            folder / name for name in ("questions.jsonl", "questions.jsonl.xz") if (folder / name).is_file()
+        ]
+        if not (folder / "arrays.npz").is_file() or not found:
             raise UsageError(
                 f"{folder} is no folder of material (arrays.npz, questions.jsonl); "
                 "make one: python -m infra.training.policy_data --help"
@@ -117,12 +123,10 @@ class Material:
         for name in ("tokens", "groups", "heads"):
             arrays[name] = arrays[name].astype(np.int64)
         arrays["features"] = arrays["features"].astype(np.float32)
+        with _text(found[0], "rt") as file:
+            whole = file.read()
         try:
-            questions = tuple(
-                _question(json.loads(line))
-                for line in (folder / "questions.jsonl").read_bytes().split(b"\n")
-                if line
-            )
+            questions = tuple(_question(json.loads(line)) for line in whole.split("\n") if line)
             return cls(questions, TableBatch(**arrays))
         except (KeyError, TypeError, ValueError) as error:
             raise BadData(f"{folder}: its arrays and questions do not fit: {error}") from None
@@ -140,6 +144,12 @@ class Material:
                 stacked.setdefault(name, []).append(_padded(name, array, width, num_words))
         tables = TableBatch(**{name: np.concatenate(arrays) for name, arrays in stacked.items()})
         return cls(tuple(question for part in parts for question in part.questions), tables)
+
+
+def _text(path: Path, mode: Literal["rt", "wt"]) -> TextIO:
+    if path.suffix == ".xz":
+        return lzma.open(path, mode, encoding="utf-8", preset=6 if mode == "wt" else None)
+    return path.open(mode.removesuffix("t"), encoding="utf-8")  # type: ignore[return-value]
 
 
 def _question(row: dict[str, Any]) -> ChoiceQuestion:
