@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def answer_losses(
     model.eval()
     rows = ReadingRows.of(pairs)
     place = torch.device(device)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     order = np.argsort(rows.lengths, kind="stable")
     out = np.zeros(len(rows))
     start = 0

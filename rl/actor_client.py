@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from rl.episodes import Outcome, Request
 
@@ -27,7 +28,8 @@ class ActorReader:
             try:
                 handle = ray.get_actor(self.name, namespace=self.namespace)
                 rows = [(row, tuple(picks)) for row, picks in requests]
-                return [Outcome(*found) for found in ray.get(handle.read.remote(rows), timeout=left)]
+                told: list[Any] = ray.get(handle.read.remote(rows), timeout=left)
+                return [Outcome(*found) for found in told]
             except GetTimeoutError:
                 break
             except (ValueError, RayActorError) as error:

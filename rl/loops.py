@@ -161,7 +161,7 @@ class PolicyLoop:
         paid = totals[rollout.episode] - returns if config.discount == 1.0 else 0.0
         total, entropies, norm = 0.0, 0.0, 0.0
         self.optimizer.zero_grad(set_to_none=True)
-        for rows in torch.arange(len(returns)).split(config.minibatch):
+        for rows in torch.split(torch.arange(len(returns)), config.minibatch):
             share = len(rows) / len(returns)
             logits, values = self.network(rollout.observed(self.static, rows))
             chosen = _of(log_probabilities(logits), rollout.actions[rows])
@@ -187,7 +187,7 @@ class PolicyLoop:
         losses, norms, moved = [], [], []
         for _ in range(config.epochs):
             order = torch.randperm(len(returns), generator=self.generator)
-            for rows in order.split(config.minibatch):
+            for rows in torch.split(order, config.minibatch):
                 logits, values = self.network(rollout.observed(self.static, rows))
                 chosen = _of(log_probabilities(logits), rollout.actions[rows])
                 loss = ppo_loss(

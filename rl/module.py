@@ -24,11 +24,12 @@ class RetrieverModule(TorchRLModule, ValueFunctionAPI):  # type: ignore[misc]
 
     def setup(self) -> None:
         """Make the network; a saved policy's weights must fit the configuration."""
-        fields = dict(self.model_config["network"])
+        told: Any = self.model_config
+        fields = dict(told["network"])
         fields["feature_names"] = tuple(fields.get("feature_names", ()))
         fields["dropout"] = 0.0  # learner and sampler see the same policy
         self.network = PolicyNetwork(RetrieverConfig(**fields))
-        begin = self.model_config.get("policy")
+        begin = told.get("policy")
         if begin:
             from models.retriever.storage import load_policy
 

@@ -197,7 +197,7 @@ def build(
 
     model = {"network": asdict(network), "policy": str(begin_with.absolute()) if begin_with else ""}
     built = (
-        PPOConfig()
+        PPOConfig()  # type: ignore[no-untyped-call]
         .environment(
             make_env,
             env_config=dict(env),
@@ -263,7 +263,9 @@ def _health_callback() -> Any:
     class ChoiceCallback(RLlibCallback):  # type: ignore[misc]
         """Health of episodes."""
 
-        def on_episode_end(self, *, episode: Any, metrics_logger: Any, **kwargs: Any) -> None:
+        def on_episode_end(  # type: ignore[override]
+            self, *, episode: Any, metrics_logger: Any, **kwargs: Any
+        ) -> None:
             """Note what was chosen."""
             last, actions = episode.get_observations(-1), np.asarray(episode.get_actions())
             chosen = float(last["choice"][:, 0].sum())

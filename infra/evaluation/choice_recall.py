@@ -17,6 +17,7 @@ SIMPLE = {"bm25": "bm25", "dense": "dense", "hybrid": "fused"}
 
 def simple_choices(tables: TableBatch, method: str, budget: int, seed: int = 0) -> list[Chosen]:
     """What bm25, dense, hybrid, random or the oracle (gold first) chooses within the budget."""
+    scores: np.ndarray[Any, Any]
     if method == "random":
         scores = np.random.default_rng(seed).random(tables.present.shape)
     elif method == "oracle":

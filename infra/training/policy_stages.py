@@ -119,11 +119,11 @@ def train_one(
                 sets = mine(tables, Readings(here), starts(material, rows), keep_gold=True)
                 wanted, record["sets_found"] = sets.or_labels(tables), sets.found
                 taught = replace(tables, needs_all=tables.needs_all | (sets.wanted.sum(1) > 1))
-            curve = train_supervised(
+            records = train_supervised(
                 network, taught, SupervisedConfig(steps=warm_steps, seed=seed, limit_s=0.5 * seconds),
                 wanted=wanted, device=device,
             )  # fmt: skip
-            record["warm_loss"] = float(np.mean([each["loss"] for each in curve[-50:]]))
+            record["warm_loss"] = float(np.mean([each["loss"] for each in records[-50:]]))
         if algorithm in LEARNING:
             loop = PolicyLoop(
                 network, tables, Readings(here),

@@ -63,7 +63,9 @@ def main() -> None:
         results["sets"][dataset] = _recalls(material, rows, networks)
     readings = _readings(material, given) if given.read else None
     try:
-        for dataset in results["sets"] if readings is not None else ():
+        for dataset in results["sets"]:
+            if readings is None:
+                break
             rows = material.rows("test", dataset, answerable=True)[: given.read]
             results["reader"][dataset] = _answers(
                 material, rows, networks[0], readings, given, until, results
@@ -198,8 +200,8 @@ def page(results: dict[str, Any]) -> str:
         lines += ["| read | tokens | tells | F1 | made to answer |", "| --- | --- | --- | --- | --- |"]
         for name, figures in found.items():
             if name != "paired":
-                cells = (figures[key] for key in ("tokens", "gold", "f1", "forced_f1"))
-                lines.append(f"| {name} | " + " | ".join(map(str, cells)) + " |")
+                row = " | ".join(str(figures[key]) for key in ("tokens", "gold", "f1", "forced_f1"))
+                lines.append(f"| {name} | {row} |")
         if "paired" in found:
             told = found["paired"]
             lines += [

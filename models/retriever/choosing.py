@@ -95,7 +95,7 @@ class Choosing:
             self.chosen[picks, taken[picks]] = True
             self.paid[picks, self.tables.groups[self.rows[picks], taken[picks]]] = True
             self.read += added
-            for at in picks:
+            for at in picks.tolist():
                 self.order[at].append(int(taken[at]))
         self.ended |= live & (taken == width)
         self.ended |= ~self.legal()[:, :width].any(1)

@@ -66,7 +66,8 @@ class SiameseEncoder(nn.Module):
         else:
             mixed, _ = self.mix(embedded)
         pooled = (mixed * known[..., None]).sum(1) / known.sum(1, keepdim=True)
-        return out + pooled.reshape(*words.shape[:-1], -1)
+        mixed_in: Tensor = out + pooled.reshape(*words.shape[:-1], -1)
+        return mixed_in
 
 
 class PolicyNetwork(nn.Module):

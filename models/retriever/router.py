@@ -82,5 +82,5 @@ def router_scores(
 def _scores(network: PolicyNetwork, tables: TableBatch, rows: Ints, device: str) -> Tensor:
     """Scores as if nothing were chosen and every candidate fitted."""
     state = Choosing(tables, rows, budget=1 << 20)
-    logits, _ = network(as_tensors(state.observe(), device))
+    logits: Tensor = network(as_tensors(state.observe(), device))[0]
     return logits[:, :-1]

@@ -148,7 +148,8 @@ class Material:
 
 def _text(path: Path, mode: Literal["rt", "wt"]) -> TextIO:
     if path.suffix == ".xz":
-        return lzma.open(path, mode, encoding="utf-8", preset=6 if mode == "wt" else None)
+        packed = lzma.open(path, mode, encoding="utf-8", preset=6 if mode == "wt" else None)  # noqa: SIM115
+        return packed  # type: ignore[return-value]
     return path.open(mode.removesuffix("t"), encoding="utf-8")  # type: ignore[return-value]
 
 
