@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import ray
 from numpy.typing import NDArray
 
 from actors.metrics import metric
@@ -19,6 +20,7 @@ from models.embed import Embedder, EmbedderConfig, Vectors, load_embedder
 from pipeline.log import get_logger
 
 NUM_WAITING_CALLS = 64
+CONCURRENCY = {"questions": 32, "control": 4}
 _WINDOW_BATCHES = 8
 _REQUEST_LIMIT_S = 600.0
 _FAILURES_TO_RESTART = 3
@@ -114,7 +116,11 @@ class MicroBatcher:
 
 
 class EmbedderActor:
-    """A Ray shell around MicroBatcher (`max_concurrency` calls wait in it at once)."""
+    """A Ray shell around MicroBatcher.
+
+    At most NUM_WAITING_CALLS calls with articles wait in it at once; questions and looks at it have places of their
+    own (CONCURRENCY), so a topic that is being caught up with holds up neither.
+    """
 
     def __init__(self, config: EmbedderConfig) -> None:
         log_in_actor()
@@ -129,6 +135,7 @@ class EmbedderActor:
         except (ValueError, RuntimeError, OSError) as error:
             self._failure = error  # raised by every call, as itself, instead of killing the actor
 
+    @ray.method(concurrency_group="control")
     def describe(self) -> dict[str, Any]:
         """identity, dim, max_tokens, model, precision and pid."""
         embedder, _ = self._ready()
@@ -141,8 +148,27 @@ class EmbedderActor:
             "pid": os.getpid(),
         }
 
-    def encode(self, texts: Sequence[str], urgent: bool = False) -> NDArray[Any]:
-        """float16 [N, D] for articles, float32 for (urgent) questions."""
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float16]:
+        """float16 [N, D] for articles."""
+        return self._encode(texts, urgent=False).astype(np.float16)
+
+    @ray.method(concurrency_group="questions")
+    def encode_questions(self, texts: Sequence[str]) -> Vectors:
+        """float32 [N, D], ahead of all articles that wait."""
+        return self._encode(texts, urgent=True)
+
+    @ray.method(concurrency_group="control")
+    def stats(self) -> dict[str, float]:
+        """Seconds spent embedding, texts and batches since the start."""
+        _, batcher = self._ready()
+        return {"busy_s": batcher.busy_s, "texts": batcher.num_texts, "batches": batcher.num_batches}
+
+    @ray.method(concurrency_group="control")
+    def ping(self) -> int:
+        """The process id, for health checks."""
+        return os.getpid()
+
+    def _encode(self, texts: Sequence[str], *, urgent: bool) -> Vectors:
         _, batcher = self._ready()
         try:
             vectors = batcher.encode(texts, urgent=urgent)
@@ -151,16 +177,7 @@ class EmbedderActor:
             raise
         self._failures = 0
         metric("embed_batch_chunks").observe(len(texts))
-        return vectors if urgent else vectors.astype(np.float16)
-
-    def stats(self) -> dict[str, float]:
-        """Seconds spent embedding, texts and batches since the start."""
-        _, batcher = self._ready()
-        return {"busy_s": batcher.busy_s, "texts": batcher.num_texts, "batches": batcher.num_batches}
-
-    def ping(self) -> int:
-        """The process id, for health checks."""
-        return os.getpid()
+        return vectors
 
     def _fail(self, error: RuntimeError) -> None:
         """End the process after failures in a row (a lost CUDA context stays lost); Ray starts a new one."""

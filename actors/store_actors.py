@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from actors.embedder import CONCURRENCY as EMBEDDER_CONCURRENCY
 from actors.embedder import NUM_WAITING_CALLS, EmbedderActor
 from actors.ingest_config import IngestConfig
 from actors.remote import Outage, call, end_actor, find_actor, named_actor, store_name
@@ -96,6 +97,7 @@ def start_embedders(name: str, config: EmbedderConfig, ingest: IngestConfig, *, 
             num_cpus=_ACTOR_CPUS,
             num_gpus=gpus,
             max_concurrency=NUM_WAITING_CALLS,
+            concurrency_groups=EMBEDDER_CONCURRENCY,
             max_restarts=-1,
         )
         for index in range(ingest.num_embedders)

@@ -98,7 +98,7 @@ class StoreSearch(ABC):
         request = self._request(texts, k, mode, streams, sources, since_ms, as_of_ms)
         if request.mode != "bm25":
             try:
-                reply = self._embedder().encode.remote(list(texts), True)
+                reply = self._embedder().encode_questions.remote(list(texts))
                 vectors = await asyncio.wait_for(awaited(reply), _EMBED_QUESTION_S)
                 request = replace(request, vectors=np.asarray(vectors, dtype=np.float32))
             except (RayError, TimeoutError, DependencyUnreachable):
@@ -129,7 +129,7 @@ class StoreSearch(ABC):
     def embed_questions(self, texts: Sequence[str]) -> Vectors:
         """Vectors float32 [Q, D] of questions, ahead of the articles that wait to be embedded."""
         try:
-            vectors = call(self._embedder().encode.remote(list(texts), True), _EMBED_QUESTION_S)
+            vectors = call(self._embedder().encode_questions.remote(list(texts)), _EMBED_QUESTION_S)
         except Outage as error:
             raise DependencyUnreachable(
                 f"the embedder of {self.name} does not answer ({first_line(error)}); look at `dysra status`"
