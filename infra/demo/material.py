@@ -10,9 +10,11 @@ import orjson
 
 from pipeline.article import Article, ArticleLimits, Deletion, parse_article, parse_record
 from pipeline.errors import BadData, UsageError
+from pipeline.prepare.cloze import cloze_triples
+from pipeline.tasks.qa import SourceText
 
 NEWSWIRE_SEED = 7
-_HEADLINES = 24
+_QUESTIONS = 24
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +84,7 @@ def newswire_material(num_articles: int, num_questions: int, seed: int = NEWSWIR
 
 
 def file_material(path: Path, limit: int, questions_file: Path | None = None) -> Material:
-    """The first `limit` articles of a news file in time order, with questions of a file or from headlines."""
+    """The first `limit` articles of a news file in time order, with questions of a file or made of the articles."""
     from pipeline.news_file import lines_in_time_order, parse_line, survey
 
     limits = ArticleLimits()
@@ -100,7 +102,7 @@ def file_material(path: Path, limit: int, questions_file: Path | None = None) ->
     articles = [record for record in records if isinstance(record, Article)]
     if not articles:
         raise BadData(f"{path} holds no dated article; each line needs id, published, source, title and text")
-    questions = _read_questions(questions_file, articles) if questions_file else _headlines(articles)
+    questions = _read_questions(questions_file, articles) if questions_file else _quiz(articles)
     return Material(
         records=tuple(records),
         deletion_streams=deletion_streams,
@@ -109,19 +111,30 @@ def file_material(path: Path, limit: int, questions_file: Path | None = None) ->
     )
 
 
-def _headlines(articles: list[Article]) -> tuple[DemoQuestion, ...]:
-    """Headlines of articles spread over the period, asked back: right if the article itself is cited."""
-    step = max(1, len(articles) // _HEADLINES)
-    chosen = articles[::step][:_HEADLINES]
-    return tuple(
-        DemoQuestion(
-            kind="headline",
-            question=f"What is reported about this: {a.title}?",
-            stream=a.stream,
-            article_id=a.id,
-        )
-        for a in chosen
-    )
+def _quiz(articles: list[Article]) -> tuple[DemoQuestion, ...]:
+    """Questions about a file that brings none, over the whole period: sentences with a blank to fill, headlines.
+
+    A blanked name or number stands in another sentence of its article too; a headline is right if the article
+    itself is cited.
+    """
+    step = max(1, len(articles) // _QUESTIONS)
+    quiz = []
+    for number, article in enumerate(articles[::step][:_QUESTIONS]):
+        text = SourceText(text_id=article.id, title=article.title, text=article.text)
+        blank = next(iter(cloze_triples([text], NEWSWIRE_SEED)), None) if number % 3 else None
+        if blank is not None:
+            made = DemoQuestion(
+                kind="blank", question=blank.question, stream=article.stream, answers=tuple(blank.answers)
+            )
+        else:
+            made = DemoQuestion(
+                kind="headline",
+                question=f"What is reported about this: {article.title}?",
+                stream=article.stream,
+                article_id=article.id,
+            )
+        quiz.append(made)
+    return tuple(quiz)
 
 
 def _read_questions(path: Path, articles: list[Article]) -> tuple[DemoQuestion, ...]:
