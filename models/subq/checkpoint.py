@@ -18,6 +18,8 @@ from models.subq.tokenizer import SubqTokenizer
 
 STORAGES = ("float32", "bfloat16", "int8")
 PART_BYTES = 15 << 20  # with its header a file stays under 16 MiB
+_EXACT = ("log_scale", "decay", "step_bias")
+"""Logarithms that stay in float32 whatever the model's dtype."""
 _CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
 
 
@@ -31,7 +33,7 @@ def save_checkpoint(
 ) -> list[Path]:
     """Write the model; config.json comes last, so that a folder with one is whole. Returns the files.
 
-    int8: matrices in 8 bits with a scale a row, everything else in bfloat16. `about` is kept as it is.
+    int8: matrices in 8 bits with a scale a row. Vectors stay float32. `about` is kept as it is.
     """
     if storage not in STORAGES:
         raise ValueError(f"storage: given {storage!r}; allowed: {', '.join(STORAGES)}")
@@ -85,8 +87,13 @@ def load_checkpoint(
     for name in sorted(described["files"]):
         if name.endswith(".safetensors"):
             read |= load_file(folder / name)
-    model.load_state_dict(_joined(read, model.state_dict()))
-    return model.to(device, dtype).eval(), described
+    state = _joined(read, model.state_dict())
+    model.load_state_dict(state)
+    model = model.to(device, dtype).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith(_EXACT):
+            parameter.data = state[name].to(device)
+    return model, described
 
 
 def load_tokenizer(folder: Path) -> SubqTokenizer:
@@ -98,7 +105,9 @@ def _stored(tensor: Tensor, storage: str) -> dict[str, Tensor]:
     """What is written for a tensor, by suffix."""
     if storage == "float32":
         return {"": tensor.float()}
-    if storage == "bfloat16" or tensor.ndim != 2:
+    if tensor.ndim < 2:  # a few numbers, some of them logarithms: not worth rounding
+        return {"": tensor.float()}
+    if storage == "bfloat16" or tensor.ndim > 2:
         return {"": tensor.bfloat16()}
     scales = tensor.float().abs().amax(1, keepdim=True).clamp_min(1e-12) / 127.0
     return {"": torch.round(tensor.float() / scales).to(torch.int8), "|scales": scales}

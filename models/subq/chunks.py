@@ -70,7 +70,8 @@ class ChunkEncoder(nn.Module):
         """hidden [B, T, D] -> one query a token [B, T, R]; only where config.retrieval is 'token'."""
         if self.token_value is None:
             raise ValueError(f"retrieval is {self.config.retrieval!r}; token queries need retrieval 'token'")
-        return self._unit(self.token_value(rms(hidden)), 1)
+        # training calls this where autocast is off, with hidden states that it left in 16 bits
+        return self._unit(self.token_value(rms(hidden).to(self.token_value.weight.dtype)), 1)
 
     def _pooled(self, x: Tensor, shares: Tensor, side: int) -> Tensor:
         heads = self.config.encoder_heads

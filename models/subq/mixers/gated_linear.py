@@ -42,6 +42,7 @@ class GatedLinear(nn.Module):
         return self.out(out * F.silu(self.open(x))), (last,)
 
 
+@torch.compiler.disable  # a loop over chunks, or fla's own kernels: nothing that a compiler should unroll
 def gated_linear(
     q: Tensor, k: Tensor, v: Tensor, gate: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:

@@ -74,14 +74,24 @@ def state_space(x: Tensor, b: Tensor, c: Tensor, gate: Tensor, state: Tensor | N
     decay = (kept[..., :, None] - kept[..., None, :]).masked_fill(~causal, float("-inf")).exp()
     inside = (c @ b.transpose(-1, -2) * decay) @ x
     to_end = (b * (kept[..., -1:] - kept).exp()[..., None]).transpose(-1, -2) @ x  # [n, B, H, n, d]
-    whole = kept[..., -1].exp()[..., None, None]
     state = x.new_zeros(batch, heads, b.shape[-1], dim) if state is None else state.to(wide)
-    before = []
-    for at in range(x.shape[0]):
-        before.append(state)
-        state = state * whole[at] + to_end[at]
-    out = inside + (c * kept.exp()[..., None]) @ torch.stack(before)
-    return out.permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :length].to(dtype), state
+    states = _carried(to_end, kept[..., -1], state)
+    out = inside + (c * kept.exp()[..., None]) @ states[:-1]
+    return out.permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :length].to(dtype), states[-1]
+
+
+def _carried(added: Tensor, decay: Tensor, state: Tensor) -> Tensor:
+    """States before every chunk, and after the last: added [n, B, H, N, d], decay [n, B, H] (logarithms).
+
+    One product with the decays between all pairs of chunks, so that a compiler sees no loop.
+    """
+    added = torch.cat((state[None], added))
+    # in double: differences of long sums
+    passed = F.pad(decay.double().cumsum(0), (0, 0, 0, 0, 1, 0))  # [n + 1, B, H]
+    between = (passed[:, None] - passed[None]).permute(2, 3, 0, 1)
+    causal = torch.ones(len(added), len(added), dtype=torch.bool, device=added.device).tril()
+    factors = between.masked_fill(~causal, float("-inf")).exp().to(added.dtype)  # [B, H, n + 1, n + 1]
+    return torch.einsum("bhij,jbhnd->ibhnd", factors, added)
 
 
 def state_space_naive(

@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from infra.training.subq import CURVE, STATE, SubqTrainConfig, SubqTrainer
 from infra.training.subq_data import batches
+from models.subq.losses import LossWeights
 from tests.infra.training.subq_case import MODEL, STREAM, small_data
 
 CONFIG = SubqTrainConfig(lr=3e-3, warmup=1, bank=256, save_every=2)
@@ -73,6 +75,13 @@ def test_run_that_was_killed_goes_on_with_the_same_curve(tmp_path: Path) -> None
     _same(_curve(tmp_path / "killed"), whole)
 
 
+def test_batches_are_the_same_with_any_number_of_processes() -> None:
+    """Several processes make the batches of one, in the same order, from wherever a run goes on."""
+    alone = [batch.ids.sum() for batch in batches(small_data(), STREAM, 1)]
+    assert [batch.ids.sum() for batch in batches(small_data(), STREAM, 1, workers=2)] == alone
+    assert len(set(map(int, alone))) == 5
+
+
 def test_state_of_another_run_is_refused(tmp_path: Path) -> None:
     """A folder that holds another run's state is not trained on, nor overwritten."""
     SubqTrainer(MODEL, small_data(), STREAM, CONFIG, tmp_path).save()
@@ -98,6 +107,30 @@ def test_every_way_of_retrieval_is_trained(tmp_path: Path, changes: dict[str, ob
     changed = [name for name, value in trainer.model.named_parameters() if not value.equal(before[name])]
     assert set(changed) == set(before)
     assert all(value == value for row in rows for value in row.values())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"retrieval": "token"},
+        {"lower_mixers": ("gated_linear",), "upper_mixers": ("state_space",)},
+        {"lower_mixers": ("full",), "upper_blocks": 0, "retrieval": "none"},
+    ],
+)
+def test_sixteen_bits_train_as_thirty_two(tmp_path: Path, changes: dict[str, object]) -> None:
+    """Under autocast (as on a GPU) every term is that of float32 but for rounding; gradients are numbers."""
+    trainer = SubqTrainer(replace(MODEL, **changes), small_data(), STREAM, CONFIG, tmp_path)  # type: ignore[arg-type]
+    batch = small_data().stream(STREAM).batch(0)
+    expected, _, _ = trainer._terms(batch, 0.9)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _, _ = trainer._terms(batch, 0.9)
+    found.total(LossWeights()).backward()
+    for name in ("language", "answers", "contrastive"):
+        assert float(getattr(found, name)) == pytest.approx(
+            float(getattr(expected, name)), rel=0.05, abs=0.05
+        )
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in trainer.model.parameters())
 
 
 def test_model_and_data_that_do_not_fit_are_refused(tmp_path: Path) -> None:
