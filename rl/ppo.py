@@ -190,13 +190,24 @@ def build(
     begin_with: Path | None,
 ) -> Any:
     """RLlib's algorithm, built."""
+    return configured(tables, env, network, config, begin_with).build_algo()
+
+
+def configured(
+    tables: TableBatch,
+    env: Mapping[str, Any],
+    network: RetrieverConfig,
+    config: PpoConfig,
+    begin_with: Path | None,
+) -> Any:
+    """RLlib's configuration of the job."""
     from ray.rllib.algorithms.ppo import PPOConfig
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
     from rl.module import RetrieverModule
 
     model = {"network": asdict(network), "policy": str(begin_with.absolute()) if begin_with else ""}
-    built = (
+    return (
         PPOConfig()  # type: ignore[no-untyped-call]
         .environment(
             make_env,
@@ -236,7 +247,6 @@ def build(
         .callbacks(_health_callback())
         .debugging(seed=config.seed, log_level="ERROR")
     )
-    return built.build_algo()
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, float]:
