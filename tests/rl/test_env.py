@@ -23,6 +23,16 @@ def legal_actions(observed: dict[str, np.ndarray], chance: np.random.Generator) 
     return drawn.argmax(1)
 
 
+def spelled_out(state: Choosing) -> list[int]:
+    """What each choice costs, counted from the tables: every sentence, and every text's head once."""
+    found = []
+    for row, chosen in zip(state.rows, state.chosen, strict=True):
+        picks = np.flatnonzero(chosen)
+        heads = {int(TABLES.groups[row, at]): int(TABLES.heads[row, at]) for at in picks}
+        found.append(int(TABLES.tokens[row, picks].sum()) + sum(heads.values()))
+    return found
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 10_000),
@@ -44,6 +54,7 @@ def test_budget_is_kept_and_nothing_is_chosen_twice(seed: int, budget: int, most
         observed, rewards, terminated, truncated, info = env.step(legal_actions(observed, chance))
         assert reader.calls <= calls + 1
         assert (info["tokens"] <= budget).all()
+        assert (info["tokens"] == spelled_out(env._state)).all()
         assert (info["choices"] <= most).all()
         assert not truncated.any()
         assert np.isfinite(rewards).all()
