@@ -10,7 +10,6 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -58,7 +57,7 @@ class MassLayer(ViewLayer):  # type: ignore[no-untyped-call]
         """See MemoryLayer.observe; the step's own keys are in the view already."""
         spec, steps = self.spec, queries.shape[1]
         places = torch.arange(self.query_place, self.query_place + steps, device=queries.device)
-        turned = spec.rotary.turn(queries.float(), places).unflatten(0, (spec.num_kv_heads, -1))
+        turned = spec.rotary.turn(queries.float(), places).reshape(spec.num_kv_heads, -1, *queries.shape[1:])
         scores = turned @ self._keys[0, :, None, : self._length].float().transpose(-1, -2) * spec.scaling
         # keys are in order: the last `steps` are the step's own
         late = (
@@ -108,7 +107,7 @@ def _mass_view(trace: Trace, backbone: HfBackbone, room: int) -> CacheView:
         MassLayer(view, trace.num_tokens) if spec_of[at].window is None else view
         for at, view in enumerate(exact)
     ]
-    return CacheView(cast("list[ViewLayer]", layers))
+    return CacheView(layers)
 
 
 # -- material ---------------------------------------------------------------------------------------------------

@@ -122,6 +122,6 @@ def attention_weights(
     for start in range(0, len(places), _QUERY_BLOCK):
         block = places[start : start + _QUERY_BLOCK]
         turned = spec.rotary.turn(queries[:, start : start + _QUERY_BLOCK].float(), block)
-        grouped = turned.unflatten(0, (spec.num_kv_heads, -1))
+        grouped = turned.reshape(spec.num_kv_heads, -1, *turned.shape[1:])
         scores = grouped @ keys[:, None].transpose(-1, -2) * spec.scaling
         yield scores.masked_fill(at > block[:, None], float("-inf")).softmax(-1), block

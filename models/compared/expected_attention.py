@@ -37,19 +37,20 @@ class ExpectedAttention(ScoredMethod):
         turn = self._mean_turn(layer)
         keys = layer.turned_keys()
         groups = spec.num_heads // spec.num_kv_heads
-        direction = (mean @ turn.T).unflatten(0, (spec.num_kv_heads, groups))
+        direction = (mean @ turn.T).reshape(spec.num_kv_heads, groups, -1)
         logits = torch.einsum("hnd,hgd->hgn", keys, direction) * spec.scaling
         if self.covariance:
             centred = queries - mean[:, None]
             moment = turn @ (centred.transpose(1, 2) @ centred / queries.shape[1]) @ turn.T
-            by_head = moment.unflatten(0, (spec.num_kv_heads, groups))
+            by_head = moment.reshape(spec.num_kv_heads, groups, *moment.shape[1:])
             for group in range(groups):
                 spread = ((keys @ by_head[:, group]) * keys).sum(-1)
                 logits[:, group] += 0.5 * spec.scaling**2 * spread
         weights = logits.clone()
         weights[..., : self.sinks] = float("-inf")  # the sinks stay anyway and would take most of the mass
         expected = weights.softmax(-1).mean(1) if n > self.sinks else torch.zeros_like(logits[:, 0])
-        return (expected + self.epsilon / n) * layer.values.float().norm(dim=-1)
+        scores: Tensor = (expected + self.epsilon / n) * layer.values.float().norm(dim=-1)
+        return scores
 
     def _mean_turn(self, layer: LayerTrace) -> Tensor:
         """The mean of the rotations of the next places, `[d, d]`."""

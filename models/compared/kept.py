@@ -138,18 +138,20 @@ class KeptLayer(ViewLayer):  # type: ignore[no-untyped-call]
             self.weights = weights
         heads, groups = key.shape[1], query.shape[1] // key.shape[1]
         # weights [H, groups, T, n] times values [H, 1, n, d]: values are not copied
-        out = (weights.flatten(1, 2) @ value[0]).unflatten(1, (groups, num_tokens))
+        out: Tensor = weights.flatten(1, 2) @ value[0]
         return out.reshape(1, heads * groups, num_tokens, -1)
 
     def _weights(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
         heads, num_tokens = key.shape[1], query.shape[2]
-        grouped = query[0].unflatten(0, (heads, -1)).flatten(1, 2)
-        scores = (grouped @ key[0].transpose(-1, -2)).unflatten(1, (-1, num_tokens)).float() * scaling
+        grouped = query[0].reshape(heads, -1, query.shape[-1])
+        scores: Tensor = (grouped @ key[0].transpose(-1, -2)).float() * scaling
+        scores = scores.reshape(heads, -1, num_tokens, key.shape[2])
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         if self._bias is not None:
             scores[..., : self._held] += self._bias[:, None, None]
-        return scores.softmax(-1).to(query.dtype)
+        shares: Tensor = scores.softmax(-1).to(query.dtype)
+        return shares
 
 
 class CompressedContext:
@@ -175,7 +177,8 @@ class CompressedContext:
 
     def view(self, room: int) -> CacheView:
         """What one question reads; see RotatingCompressiveCache.view."""
-        views = {layer.spec.index: layer.frozen(room) for layer in (*self.held, *self._sliding)}
+        views = {layer.spec.index: layer.frozen(room) for layer in self.held}
+        views |= {layer.spec.index: layer.frozen(room) for layer in self._sliding}
         for view, layer in zip((views[held.spec.index] for held in self.held), self.held, strict=True):
             leader = getattr(layer, "leader", None)
             if isinstance(view, KeptLayer) and leader is not None:

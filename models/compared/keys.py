@@ -25,7 +25,8 @@ class KeyDifference(ScoredMethod):
         """See ScoredMethod.score."""
         keys = layer.turned_keys() if self.turned else layer.keys.float()
         anchor = normalize(keys, dim=-1).mean(1, keepdim=True)
-        return -cosine_similarity(keys, anchor, dim=-1)
+        likeness: Tensor = cosine_similarity(keys, anchor, dim=-1)
+        return -likeness
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -43,7 +43,7 @@ class KVCompress(Method):
             held += heads * -(-n // self.block_size) * block_bytes[at]
             full = n // self.block_size
             # a block's metric is its last one; infinite where it holds a protected token
-            last = ordered[at].values[:, : full * self.block_size].unflatten(1, (full, -1))[..., -1]
+            last = ordered[at].values[:, self.block_size - 1 : full * self.block_size : self.block_size]
             evictable += [
                 (float(last[head, block]), at, head)
                 for head in range(heads)

@@ -134,13 +134,13 @@ class Ours(Method):
                 f"the budget of {budget_bytes} bytes for layer {spec.index} is less than its {self.sinks} sinks "
                 f"and the smallest ring of {ring} need: {(self.sinks + ring) * pair + _STATS_BYTES} bytes"
             )
-        plain = {"sinks": self.sinks, "ring": ring, "read_block": read, "evict_block": block}
+        plain: dict[str, Any] = {"sinks": self.sinks, "ring": ring, "read_block": read, "evict_block": block}
         if self.scorer:
             return self._with_heavy(plain, spec, int(left), pair, block)
         return self._with_latents(plain, spec, int(left), num_tokens, number)
 
     def _with_heavy(
-        self, plain: dict[str, int], spec: LayerSpec, left: int, pair: int, block: int
+        self, plain: dict[str, Any], spec: LayerSpec, left: int, pair: int, block: int
     ) -> CacheConfig:
         window = 32 * spec.num_heads * spec.head_dim * 4 if self.scorer == "attention_mass" else 0
         heavy = max(0, left - window) // (pair + _SLOT_BYTES * spec.num_kv_heads)
@@ -152,7 +152,7 @@ class Ours(Method):
         )
 
     def _with_latents(
-        self, plain: dict[str, int], spec: LayerSpec, left: int, num_tokens: int, number: int
+        self, plain: dict[str, Any], spec: LayerSpec, left: int, num_tokens: int, number: int
     ) -> CacheConfig:
         """All evicted blocks at the largest rank that fits; if rank 1 does not, as many blocks as do."""
         block = 256 if num_tokens > 2048 else 128

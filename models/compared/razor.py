@@ -84,7 +84,8 @@ class Razor(Method):
 
     def _layer(self, layer: LayerTrace, count: int) -> Kept:
         assert self.whole is not None
-        keys, values, places, weights, overhead = [], [], [], [], 0
+        rows: tuple[list[Tensor], ...] = ([], [], [], [])
+        overhead = 0
         turned = layer.turned_keys()
         n, device = layer.num_tokens, layer.keys.device
         for head in range(layer.keys.shape[0]):
@@ -107,8 +108,9 @@ class Razor(Method):
                 mass = math.log(int(dropped.sum())) if self.weighted else 0.0
                 weight = torch.cat((weight.new_full((1,), mass), weight))
                 overhead += _COUNT_BYTES
-            for row, new in zip((keys, values, places, weights), (key, value, place, weight), strict=True):
+            for row, new in zip(rows, (key, value, place, weight), strict=True):
                 row.append(new)
+        keys, values, places, weights = rows
         return Kept(
             spec=layer.spec,
             keys=keys,
@@ -149,7 +151,7 @@ def head_scores(
                         ..., 0
                     ]
                     total[kind] += (taken * held).sum(1)
-        best: Tensor = (total / len(places)).unflatten(1, (layer.spec.num_kv_heads, -1)).amax(2)
+        best: Tensor = (total / len(places)).reshape(2, layer.spec.num_kv_heads, -1).amax(2)
         for head in range(layer.spec.num_kv_heads):
             found[layer.spec.index, head] = (float(best[0, head]), float(best[1, head]))
     return found

@@ -96,14 +96,14 @@ class _RecordingLayer(StoredLayer):  # type: ignore[no-untyped-call]
     def __init__(self, spec: LayerSpec, capacity: int) -> None:
         super().__init__(spec)
         like: dict[str, Any] = {"dtype": spec.dtype, "device": spec.device}
-        self.keys = torch.empty(spec.num_kv_heads, capacity, spec.head_dim, **like)
-        self.values = torch.empty_like(self.keys)
+        self.all_keys = torch.empty(spec.num_kv_heads, capacity, spec.head_dim, **like)
+        self.all_values = torch.empty_like(self.all_keys)
         self.queries = torch.empty(spec.num_heads, capacity, spec.head_dim, **like)
         self.cosine_sum = 0.0
 
     def tensors(self) -> dict[str, Tensor]:
         """See StoredLayer.tensors."""
-        return {"keys": self.keys, "values": self.values, "queries": self.queries}
+        return {"keys": self.all_keys, "values": self.all_values, "queries": self.queries}
 
     def counters(self) -> dict[str, int]:
         """See StoredLayer.counters."""
@@ -123,12 +123,12 @@ class _RecordingLayer(StoredLayer):  # type: ignore[no-untyped-call]
     def visible(self) -> tuple[Tensor, Tensor, Tensor, int]:
         """See StoredLayer.visible."""
         places = torch.arange(self.seen, device=self.spec.device)[None]
-        return self.keys[:, : self.seen], self.values[:, : self.seen], places, self.seen
+        return self.all_keys[:, : self.seen], self.all_values[:, : self.seen], places, self.seen
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """See StoredLayer.append."""
         end = self.seen + keys.shape[1]
-        self.keys[:, self.seen : end], self.values[:, self.seen : end] = keys, values
+        self.all_keys[:, self.seen : end], self.all_values[:, self.seen : end] = keys, values
         self.seen = end
 
     def observe(self, queries: Tensor) -> None:
@@ -154,7 +154,7 @@ def read_exactly(backbone: HfBackbone, ids: Sequence[int]) -> Trace:
         for hook in hooks:
             hook.remove()
     traces = tuple(
-        LayerTrace(layer.spec, layer.keys, layer.values, layer.queries, layer.cosine_sum / len(ids))
+        LayerTrace(layer.spec, layer.all_keys, layer.all_values, layer.queries, layer.cosine_sum / len(ids))
         for layer in recording
     )
     sliding = tuple(layer for layer in layers if isinstance(layer, SlidingLayer))

@@ -98,7 +98,8 @@ def main(source: Path, target: Path) -> None:
     """See the module's text."""
     given = json.loads(source.read_text())
     torch.set_num_threads(given["threads"])
-    model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32)
+    model.eval()
     first = model.config.layer_types.index("full_attention")
     rows = []
     for context in given["contexts"]:
