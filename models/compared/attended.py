@@ -67,11 +67,9 @@ class QuestionBank(ScoredMethod):
 
     def prepare(self, backbone: HfBackbone) -> Self:
         """See Method.prepare: records the model's own bank unless one was given."""
-        from models.hf.question_bank import record
-
         if self.bank and self.model in ("", backbone.identity):
             return replace(self, model=backbone.identity)
-        return replace(self, bank=record(backbone), model=backbone.identity)
+        return replace(self, bank=backbone.question_bank(), model=backbone.identity)
 
     def score(self, layer: LayerTrace) -> Tensor:
         """See ScoredMethod.score."""

@@ -68,11 +68,9 @@ class Ours(Method):
 
     def prepare(self, backbone: HfBackbone) -> Self:
         """See Method.prepare."""
-        from models.hf.question_bank import record
-
         ready = replace(self, model=backbone.identity)
         if self.scorer == "question_bank" and not self.bank:
-            ready = replace(ready, bank=record(backbone))
+            ready = replace(ready, bank=backbone.question_bank())
         if self.scorer == "ranker" and self.known is None:
             ready = replace(ready, known=find_ranker(self.ranker, backbone.identity))
         return ready

@@ -73,13 +73,18 @@ class HfBackbone:
         specs = self.specs
         layers = [config.for_layer(spec.index) for spec in specs if spec.window is None]
         if any(layer.heavy and layer.heavy_scorer == "question_bank" for layer in layers):
-            if self._bank is None:
-                self._bank = record(self)
-            specs = [replace(spec, questions=self._bank.get(spec.index)) for spec in specs]
+            bank = self.question_bank()
+            specs = [replace(spec, questions=bank.get(spec.index)) for spec in specs]
         if any(layer.heavy and layer.heavy_scorer == "ranker" for layer in layers):
             learned = find_ranker(config.ranker, self.identity)
             specs = [replace(spec, ranker=learned) for spec in specs]
         return RotatingCompressiveCache(config, specs, self.identity)
+
+    def question_bank(self) -> dict[int, Tensor]:
+        """Queries of recorded questions by full-attention layer, recorded at the first call."""
+        if self._bank is None:
+            self._bank = record(self)
+        return self._bank
 
     @torch.no_grad()
     def read(self, ids: Sequence[int], cache: RotatingCompressiveCache) -> None:
