@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from infra.training.subq_data import SubqData, batches
+from infra.training.subq_measures import measured, questions_of
 from infra.training.subq_optim import build_optimizers, learning_rate
 from models.subq import SubqConfig, SubqModel
 from models.subq.chunks import ChunkCodes
@@ -207,7 +208,7 @@ class SubqTrainer:
         if out.codes is not None and len(asking):
             with torch.autocast(self.device.type, enabled=False):
                 contrastive = self._contrastive(out, questions, anonymous)
-        row = _measured(out, questions, asking, at, right, is_answer, ids.numel())
+        row = measured(out, questions, asking, at, right, is_answer, ids.numel())
         terms = LossTerms(text, answers, contrastive, *(term.to(text.device) for term in chosen))
         return terms, row | {"scale": model.scale}, out.codes
 
@@ -269,37 +270,3 @@ class SubqTrainer:
         if curve.exists():  # steps after the saved state are done again
             lines = curve.read_text(encoding="utf-8").splitlines()[: self.step]
             curve.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def questions_of(batch: NeedleBatch, device: torch.device) -> Questions:
-    """The batch's questions as tensors."""
-    columns = torch.from_numpy(batch.questions).to(device).T
-    asking, gold_first, gold_last, first, last, anonymous, position, length = columns
-    gold = torch.stack((gold_first, gold_last), 1)
-    return Questions(asking, gold, first, last, anonymous.bool(), position, length)
-
-
-def _measured(
-    out: Output, questions: Questions, asking: Tensor, at: Tensor, right: Tensor, is_answer: Tensor, num: int
-) -> dict[str, Tensor]:
-    """Shares of answer tokens and answers that were right, of questions that read every gold chunk; its weight."""
-    with torch.no_grad():
-        told = (right & is_answer).sum() / is_answer.sum().clamp_min(1)
-        if not len(asking):
-            zero = told * 0
-            return {"tokens_right": told, "exact": zero, "recall": zero, "gold_weight": zero}
-        wrong = torch.zeros(num + 1, device=right.device)
-        wrong[at + 1] = (~right & is_answer).float()
-        before = wrong.cumsum(0)
-        end = (questions.position + questions.length).clamp_max(num)
-        exact = (before[end] - before[questions.position] == 0).float().mean()
-        if out.routing is None:
-            return {"tokens_right": told, "exact": exact, "recall": told * 0, "gold_weight": told * 0}
-        indices = out.routing.indices.flatten(0, 1)[asking]
-        weights = out.routing.weights.flatten(0, 1)[asking]
-        is_gold = indices[:, :, None] == questions.gold[:, None]
-        recall = is_gold.any(1).all(1).float().mean()
-        return {
-            "tokens_right": told, "exact": exact, "recall": recall,
-            "gold_weight": (weights * is_gold.any(2)).sum(1).mean(),
-        }  # fmt: skip

@@ -54,6 +54,7 @@ def recipe(vocabulary: int, given: argparse.Namespace) -> Recipe:
     model = SubqConfig(vocabulary=vocabulary, kernel="plain", neighbours=given.neighbours)
     stream = NeedleStreamConfig(seed=given.seed)
     train = SubqTrainConfig(
+        save_every=1_000,  # a state is half a gigabyte; the end of a call saves too
         limit_s=60.0 * given.minutes,
         compiled=on_gpu and not given.eager,
         workers=8 if on_gpu else 0,
