@@ -37,4 +37,5 @@ class KeyNorm(ScoredMethod):
 
     def score(self, layer: LayerTrace) -> Tensor:
         """See ScoredMethod.score."""
-        return -layer.keys.float().norm(dim=-1)
+        length: Tensor = layer.keys.float().norm(dim=-1)
+        return -length
