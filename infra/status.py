@@ -149,7 +149,8 @@ def _sessions(url: str, key: str | None) -> Part:
 
 def _models(config: Config, url: str, key: str | None) -> Part:
     reader = _get(url, "/v1/models", key)["reader"]
-    return {"summary": f"reader {reader}, embedder {config.embedder.model}", "reader": reader}
+    name = reader.get("model") if isinstance(reader, dict) else reader
+    return {"summary": f"reader {name}, embedder {config.embedder.model}", "reader": reader}
 
 
 def _get(url: str, path: str, key: str | None) -> dict[str, Any]:
