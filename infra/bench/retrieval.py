@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.bench.measure import commit
+from infra.evaluation.recall import COMPARED
 from infra.evaluation.retrieval import METHODS, run_sets
 from models.embed import load_embedder
 from pipeline.errors import UsageError
@@ -38,11 +39,12 @@ def run(
         num_questions=num_questions,
         num_passages=num_passages,
     )
-    rows, ratios = [], {}
+    rows, ratios, gains = [], {}, []
     for name, result in zip(SETS, results, strict=True):
         for method, scores in result["scores"].items():
             rows.append({"set": name, "n": result["n"], "method": method, **scores, **result["cost"][method]})
-        for figure in ("recall@5", "recall@20", "mrr"):
+        gains += [{"set": name, "figure": figure, **gain} for figure, gain in result["gains"].items()]
+        for figure in COMPARED:
             best = max(result["scores"][method][figure] for method in ("bm25", "dense"))
             ratios[f"{name} {figure}: hybrid / better single"] = round(
                 result["scores"]["hybrid"][figure] / best, 4
@@ -61,5 +63,6 @@ def run(
         "bm25_weight": search.bm25_weight,
         "bm25_fade": search.bm25_fade,
         "rows": rows,
+        "gains": gains,
         "ratios": ratios,
     }

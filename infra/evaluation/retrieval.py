@@ -25,6 +25,7 @@ import xxhash
 import zstandard
 from numpy.typing import NDArray
 
+from infra.evaluation.recall import CUTS, Each, figures_of_each, gains_over_better, means
 from infra.evaluation.vector_cache import VectorCache
 from models.embed import Embedder
 from models.embed.artifacts import cache_folder
@@ -37,7 +38,6 @@ from pipeline.store.records import Mode
 
 Half = Literal["tuning", "report", "all"]
 METHODS: tuple[Mode, ...] = ("bm25", "dense", "hybrid")
-_CUTS = (1, 5, 20)
 _BATCH = 256
 _PUBLISHED = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -112,11 +112,14 @@ def run_sets(
         for path, questions in zip(sets, asked, strict=True):
             bench.embed(questions)
             scores, cost = {}, {}
+            each: dict[str, Each] = {}
             for method in chosen:
                 begin = time.perf_counter()
                 ranked = bench.rank(questions, method, search)
                 seconds = time.perf_counter() - begin
-                scores[method] = measure(ranked, questions)
+                golds = [question.gold for question in questions]
+                each[method] = figures_of_each(ranked, golds)
+                scores[method] = means(each[method])
                 cost[method] = {"ms_per_question": round(1000 * seconds / max(1, len(questions)), 3)}
             results.append(
                 {
@@ -129,6 +132,7 @@ def run_sets(
                     "embedder": embedder.identity,
                     "seed": seed,
                     "scores": scores,
+                    "gains": gains_over_better(each, "hybrid", ("bm25", "dense")),
                     "cost": cost,
                 }
             )
@@ -201,7 +205,7 @@ class RetrievalBench:
         """For each question the passages' ids, best first, each once."""
         config = config or SearchConfig()
         ranked: list[list[str]] = []
-        for request, candidates in self.candidates(questions, mode, max(config.depth, _CUTS[-1])):
+        for request, candidates in self.candidates(questions, mode, max(config.depth, CUTS[-1])):
             for passages in merge_candidates([candidates], request, config):
                 ranked.append(list(dict.fromkeys(passage.article_id for passage in passages)))
         return ranked
@@ -215,17 +219,6 @@ class RetrievalBench:
         self.shard.close()
         if self._own_root:
             shutil.rmtree(self._root, ignore_errors=True)
-
-
-def measure(ranked: Sequence[Sequence[str]], questions: Sequence[Question]) -> dict[str, float]:
-    """recall@1, @5, @20 and MRR (of the first 20), means over the questions."""
-    totals = dict.fromkeys([*(f"recall@{cut}" for cut in _CUTS), "mrr"], 0.0)
-    for names, question in zip(ranked, questions, strict=True):
-        for cut in _CUTS:
-            totals[f"recall@{cut}"] += len(question.gold.intersection(names[:cut])) / len(question.gold)
-        first = next((rank for rank, name in enumerate(names[: _CUTS[-1]], 1) if name in question.gold), 0)
-        totals["mrr"] += 1 / first if first else 0.0
-    return {name: round(total / max(1, len(questions)), 4) for name, total in totals.items()}
 
 
 def load_questions(path: Path) -> list[Question]:

@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from infra.evaluation import retrieval
-from infra.evaluation.retrieval import Question, measure, run
+from infra.evaluation.retrieval import run
 from infra.evaluation.vector_cache import VectorCache
 from pipeline.errors import BadData
 
@@ -95,22 +95,6 @@ def test_the_halves_share_no_question(files: tuple[Path, Path]) -> None:
     few = [retrieval.sample_questions(questions, "all", 3, 7) for _ in range(2)]
     assert few[0] == few[1]
     assert len(few[0]) == 3
-
-
-def test_recall_is_the_share_of_gold_and_mrr_the_first_one() -> None:
-    """Computed by hand for one, two and no gold passages found."""
-    questions = [
-        Question("1", "", frozenset("ab")),
-        Question("2", "", frozenset("c")),
-        Question("3", "", frozenset("d")),
-    ]
-    ranked = [["x", "a", "y", "z", "w", "b"], ["c"], [*(str(n) for n in range(20)), "d"]]
-    assert measure(ranked, questions) == {
-        "recall@1": round((0 + 1 + 0) / 3, 4),
-        "recall@5": round((0.5 + 1 + 0) / 3, 4),
-        "recall@20": round((1 + 1 + 0) / 3, 4),
-        "mrr": round((0.5 + 1 + 0) / 3, 4),
-    }
 
 
 def test_a_text_is_embedded_once(tmp_path: Path) -> None:
