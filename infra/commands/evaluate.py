@@ -25,8 +25,9 @@ def evaluate(
         str,
         typer.Option(
             "--method",
-            help="qa: none, random, bm25, dense, hybrid, oracle, gold, full; retrieval: bm25, dense, hybrid; "
-            "needle, lm and qa: a way to compress the cache (docs/cache-methods.md): snapkv, ours_ranker, …",
+            help="qa: none, random, bm25, dense, hybrid, cascade, policy, router, longrag, oracle, full, … "
+            "(docs/policy.md); retrieval: bm25, dense, hybrid; needle, lm and qa: a way to compress the cache "
+            "(docs/cache-methods.md): snapkv, ours_ranker, …",
         ),
     ],
     data: Annotated[
@@ -47,7 +48,7 @@ def evaluate(
     embedder: Annotated[
         str, typer.Option("--embedder", help="for dense and hybrid: minilm, static or a folder")
     ] = "minilm",
-    unit: Annotated[str, typer.Option("--unit", help="what is chosen: sentence or passage")] = "sentence",
+    unit: Annotated[str, typer.Option("--unit", help="what is chosen: sentence, span or passage")] = "sentence",
     budget: Annotated[int, typer.Option("--budget", help="tokens of text a question")] = 128,
     split: Annotated[str, typer.Option("--split", help="test (kept out of training) or all")] = "test",
     limit: Annotated[int, typer.Option("--limit", help="questions, at most (0: all)")] = 0,
