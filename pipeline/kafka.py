@@ -290,7 +290,14 @@ def _probe(config: KafkaConfig) -> str:
         return f"{server} does not answer"
     except OSError as error:
         return f"{server}: {error.strerror or error}"
-    return f"{server} takes connections, so look at its log and at security_protocol ({config.security_protocol})"
+    suspects = [f"security_protocol ({config.security_protocol})"]
+    if "SSL" in config.security_protocol:
+        suspects.append(f"its certificate (ssl_cafile {config.ssl_cafile or 'of the system'})")
+    if config.security_protocol.startswith("SASL"):
+        suspects.append(
+            f"authentication ({config.sasl_mechanism}, user {config.sasl_username!r}, sasl_password)"
+        )
+    return f"{server} takes connections, so look at its log and at {', '.join(suspects)}"
 
 
 def _num_partitions(client: KafkaAdminClient, name: str) -> int:
