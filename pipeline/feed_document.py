@@ -18,7 +18,7 @@ import httpx
 
 from pipeline.html_text import html_to_text
 
-_AGENT = "dysra (news memory; conditional requests; https://pypi.org/project/dysra)"
+_AGENT = "dysra (news memory; asks with conditional requests)"
 _ACCEPT = "application/rss+xml, application/atom+xml, application/xml;q=0.9, text/xml;q=0.9, */*;q=0.1"
 _MAX_ID_CHARS = 400
 
