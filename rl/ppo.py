@@ -28,6 +28,7 @@ from rl.paying import EpisodeConfig
 from rl.reward import RewardConfig
 
 MODULE = "default_policy"
+ENVIRONMENT = "dysra-choosing"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,14 +204,16 @@ def configured(
     """RLlib's configuration of the job."""
     from ray.rllib.algorithms.ppo import PPOConfig
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+    from ray.tune.registry import register_env
 
     from rl.module import RetrieverModule
 
+    register_env(ENVIRONMENT, make_env)  # by name: the algorithm takes no function, and runners look it up
     model = {"network": asdict(network), "policy": str(begin_with.absolute()) if begin_with else ""}
     return (
         PPOConfig()  # type: ignore[no-untyped-call]
         .environment(
-            make_env,
+            ENVIRONMENT,
             env_config=dict(env),
             observation_space=observation_space(tables),
             action_space=gym.spaces.Discrete(tables.num_candidates + 1),

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,7 +128,7 @@ def test_rllib_ppo_learns_and_survives_the_killing_of_a_runner(local_ray: None, 
     try:
         first = job.step()
         assert first["episode_return"] < 0.5
-        killed = _runner_pid()
+        killed = _runner_pid(job)
         os.kill(killed, signal.SIGKILL)
         deadline = time.monotonic() + 300
         record = first
@@ -136,7 +137,7 @@ def test_rllib_ppo_learns_and_survives_the_killing_of_a_runner(local_ray: None, 
             if math.isfinite(record["episode_return"]) and record["episode_return"] > 0.75:
                 break
         assert record["episode_return"] > 0.75
-        assert _runner_pid() != killed
+        assert _runner_pid(job) != killed
         assert not psutil.pid_exists(killed)
         assert 0 <= record["stop_rate"] <= 1
         assert 0 < record["tokens"] <= 160
@@ -175,14 +176,8 @@ def recorded(folder: Path) -> TableBatch:
     return wide
 
 
-def _runner_pid() -> int:
+def _runner_pid(job: Any) -> int:
     """The process of the one env runner."""
-    from ray.util.state import list_actors
-
-    living = [
-        actor.pid
-        for actor in list_actors(filters=[("state", "=", "ALIVE")])
-        if "EnvRunner" in actor.class_name
-    ]
-    assert living, "no env runner lives"
-    return int(living[0])
+    group = job.algorithm.env_runner_group
+    (pid,) = group.foreach_env_runner(lambda runner: os.getpid(), local_env_runner=False)
+    return int(pid)
