@@ -60,13 +60,14 @@ def run(
     A method that cannot work at a budget gets a row with its error instead of scores. `shard` (at, of) takes every
     of-th context.
     """
-    done = {(row["task"], row["case"], row["method"], row["keep"]) for row in read_rows(rows)}
+    done = {(row["task"], row["data"], row["case"], row["method"], row["keep"]) for row in read_rows(rows)}
     ready = {name: method(name, **(settings or {}).get(name, {})).prepare(backbone) for name in methods}
     cells = [(name, 1.0 if name == FULL else keep) for name in methods for keep in keeps]
     cells = list(dict.fromkeys(cells))
     for at, (text, cases) in enumerate(grouped(read_cases(cell)).items()):
         missing = {
-            pair: [case for case in cases if (cell.task, case.case_id, *pair) not in done] for pair in cells
+            pair: [case for case in cases if (cell.task, cell.data.name, case.case_id, *pair) not in done]
+            for pair in cells
         }
         if at % shard[1] != shard[0] or not any(missing.values()):
             continue
