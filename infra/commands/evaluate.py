@@ -48,7 +48,9 @@ def evaluate(
     embedder: Annotated[
         str, typer.Option("--embedder", help="for dense and hybrid: minilm, static or a folder")
     ] = "minilm",
-    unit: Annotated[str, typer.Option("--unit", help="what is chosen: sentence, span or passage")] = "sentence",
+    unit: Annotated[
+        str, typer.Option("--unit", help="what is chosen: sentence, span or passage")
+    ] = "sentence",
     budget: Annotated[int, typer.Option("--budget", help="tokens of text a question")] = 128,
     split: Annotated[str, typer.Option("--split", help="test (kept out of training) or all")] = "test",
     limit: Annotated[int, typer.Option("--limit", help="questions, at most (0: all)")] = 0,
