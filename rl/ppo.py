@@ -123,7 +123,6 @@ class PpoJob:
             "seed": config.seed,
         }
         self.algorithm = build(tables, self._env, network, config, begin_with)
-        self._watch = CollapseAlarm()
 
     def step(self) -> dict[str, float]:
         """One iteration; its health and losses."""
