@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -83,3 +85,30 @@ def value_fit(values: npt.NDArray[np.float64], returns: npt.NDArray[np.float64])
     spread = float(returns.var())
     explained = 1.0 - float(errors.var()) / spread if spread > 1e-12 else 0.0
     return float(np.sqrt(np.mean(errors**2))), explained
+
+
+def run_watched(
+    step: Callable[[], dict[str, float]],
+    iterations: int,
+    *,
+    limit_s: float = math.inf,
+    alarm: AlarmConfig | None = None,
+    on_step: Callable[[dict[str, float]], None] | None = None,
+) -> tuple[list[dict[str, float]], list[str]]:
+    """Call `step` until the number, the time or an alarm ends it; the records, and the alarm's reasons.
+
+    A record whose `episode_return` is not finite ended no episode: the alarm does not look at it.
+    """
+    watch, records = CollapseAlarm(alarm), []
+    began = time.monotonic()
+    for _ in range(iterations):
+        if time.monotonic() - began > limit_s:
+            break
+        record = step()
+        records.append(record)
+        if on_step is not None:
+            on_step(record)
+        known = {name: record.get(name, 0.0) for name in Health.__dataclass_fields__}
+        if math.isfinite(known["episode_return"]) and (reasons := watch.check(Health(**known))):
+            return records, reasons
+    return records, []

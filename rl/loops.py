@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from models.retriever.network import PolicyNetwork, entropy, log_probabilities
 from models.retriever.table import TableBatch
 from rl.episodes import Readings
-from rl.health import AlarmConfig, CollapseAlarm, Health
+from rl.health import AlarmConfig, run_watched
 from rl.paying import EpisodeConfig
 from rl.reference import advantages, discounted_returns, ppo_loss, reinforce_loss
 from rl.rollout import Rollout, Static, collect
@@ -108,20 +107,7 @@ class PolicyLoop:
         on_step: Callable[[dict[str, float]], None] | None = None,
     ) -> tuple[list[dict[str, float]], list[str]]:
         """Iterations until the number, the time or an alarm ends it; their records, and the alarm's reasons."""
-        watch, records = CollapseAlarm(alarm), []
-        began = time.monotonic()
-        names = set(Health.__dataclass_fields__)
-        for _ in range(iterations):
-            if time.monotonic() - began > limit_s:
-                break
-            record = self.step()
-            records.append(record)
-            if on_step is not None:
-                on_step(record)
-            reasons = watch.check(Health(**{name: record[name] for name in names}))
-            if reasons:
-                return records, reasons
-        return records, []
+        return run_watched(self.step, iterations, limit_s=limit_s, alarm=alarm, on_step=on_step)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, whole or not at all."""

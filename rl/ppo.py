@@ -7,7 +7,6 @@ again from nothing. Each runner keeps the readings that it has seen; the reader'
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from pipeline.tasks.material import Material
 from rl.actor_client import ActorReader
 from rl.env import ChoosingEnv, observation_space
 from rl.episodes import Readings
-from rl.health import AlarmConfig, CollapseAlarm, Health
+from rl.health import AlarmConfig, run_watched
 from rl.paying import EpisodeConfig
 from rl.reward import RewardConfig
 
@@ -139,21 +138,14 @@ class PpoJob:
         checkpoint: Path | None = None,
     ) -> tuple[list[dict[str, float]], list[str]]:
         """Iterations until the number, the time or an alarm ends it; a checkpoint after each, where wanted."""
-        watch, records = CollapseAlarm(alarm), []
-        began = time.monotonic()
-        for _ in range(iterations):
-            if time.monotonic() - began > limit_s:
-                break
+
+        def step() -> dict[str, float]:
             record = self.step()
-            records.append(record)
             if checkpoint is not None:
                 self.save(checkpoint)
-            if on_step is not None:
-                on_step(record)
-            known = {name: record.get(name, 0.0) for name in Health.__dataclass_fields__}
-            if math.isfinite(known["episode_return"]) and (reasons := watch.check(Health(**known))):
-                return records, reasons
-        return records, []
+            return record
+
+        return run_watched(step, iterations, limit_s=limit_s, alarm=alarm, on_step=on_step)
 
     def save(self, folder: Path) -> None:
         """Write RLlib's checkpoint."""
