@@ -36,6 +36,9 @@ class Cell:
     digits: int | None = field(default=5, metadata={"help": "length of the key; None: two words"})
     distractors: int = field(default=0, metadata={"help": "needles of the same kind and words, other owners"})
     named: bool = field(default=True, metadata={"help": "whether somebody owns the key"})
+    real: bool = field(
+        default=False, metadata={"help": "sentences, questions and answers of real questions instead"}
+    )
 
     def __post_init__(self) -> None:
         if self.distractors < 0 or (self.distractors and not self.named):
@@ -45,16 +48,23 @@ class Cell:
             )
 
 
+WORDINGS = {
+    "known": "train", "heldout-kinds": "held_out_kinds", "heldout-forms": "held_out_forms", "heldout": "held_out",
+}  # fmt: skip
 CELLS = (
     Cell(name="single-5", named=False),
     Cell(name="single-16", digits=16, named=False),
-    Cell(name="known-5", distractors=4),
-    Cell(name="known-10", digits=10, distractors=4),
-    Cell(name="known-16", digits=16, distractors=4),
-    Cell(name="heldout-kinds-5", split="held_out_kinds", distractors=4),
-    Cell(name="heldout-forms-5", split="held_out_forms", distractors=4),
-    Cell(name="heldout-5", split="held_out", distractors=4),
-)
+    *(
+        Cell(
+            name=f"{wording}-{digits}" + ("" if others else "-alone"), split=split, digits=digits, distractors=others
+        )
+        for wording, split in WORDINGS.items()
+        for digits in (5, 10, 16)
+        for others in (4, 0)
+    ),
+    Cell(name="real", real=True, distractors=4),
+)  # fmt: skip
+"""Keys nobody owns; keys of an owner among four others' of the same kind and words, and alone; real questions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +87,10 @@ class PasskeyTest:
         encode: EncodeSpans,
         names: Sequence[str],
         grammar: NeedleGrammar | None = None,
+        real: Sequence[Needle] = (),
     ) -> None:
         self.model, self.hay, self._encode, self._names = model, hay, encode, tuple(names)
+        self._real = tuple(real)
         self._grammar = grammar or NeedleGrammar()
         size = model.config.chunk
         reach = [model.config.reach(upper=side) or 4_096 for side in (False, True)]
@@ -146,6 +158,10 @@ class PasskeyTest:
 
     def _needles(self, cell: Cell, rng: random.Random) -> list[Needle]:
         """The asked needle, then its distractors, the first of which shares a word of the owner's name."""
+        if cell.real:
+            if len(self._real) <= cell.distractors:
+                raise ValueError(f"cell {cell.name!r} needs real questions; given {len(self._real)}")
+            return rng.sample(self._real, 1 + cell.distractors)
         needle = self._grammar.sample(rng, cell.split, cell.digits, named=cell.named)  # type: ignore[arg-type]
         others = self._grammar.distractors(rng, needle, cell.distractors) if cell.distractors else []
         if not cell.named or not self._names:

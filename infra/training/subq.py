@@ -63,6 +63,10 @@ class SubqTrainConfig:
     limit_s: float = field(
         default=0.0, metadata={"help": "seconds of training at most, all calls together (0: none)"}
     )
+    joined: bool = field(
+        default=False,
+        metadata={"help": "run the blocks over a batch as one sequence: one shape to compile for all lengths"},
+    )
     compiled: bool = field(default=False, metadata={"help": "compile blocks and the encoder (CUDA)"})
     workers: int = field(default=0, metadata={"help": "processes that make batches (0: this one)"})
     save_every: int = field(default=100, metadata={"help": "steps between saved states"})
@@ -197,7 +201,7 @@ class SubqTrainer:
         pick = (torch.rand(len(questions.asking), generator=chance) < share).to(self.device)
         asking = questions.position if model.config.retrieval == "token" else questions.asking
         forced = Forced(asking[pick], questions.gold[pick]) if share and len(asking) else None
-        out = model(ids, cross=cross, hidden_from_others=anonymous, forced=forced)
+        out = model(ids, cross=cross, hidden_from_others=anonymous, forced=forced, joined=self.config.joined)
         at = torch.from_numpy(batch.at).to(self.device)
         logits = model.logits(out.hidden.flatten(0, 1).index_select(0, at))
         targets = torch.from_numpy(batch.targets).to(self.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,20 @@ import numpy as np
 
 from models.subq.tokenizer import SubqTokenizer
 from pipeline.prepare.needle_stream import NeedleBatch, NeedleStream, NeedleStreamConfig
-from pipeline.tasks.needle_grammar import NeedleGrammar
+from pipeline.tasks.needle_grammar import REAL, Needle, NeedleGrammar
 
 Ids = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class SubqData:
-    """Token ids of a text, their tokenizer, words that owners are named with, other wordings if any."""
+    """Token ids of a text, their tokenizer, words that owners are named with, other wordings and real questions if any."""
 
     tokens: Ids
     tokenizer: SubqTokenizer
     names: tuple[str, ...]
     grammar: NeedleGrammar | None = None
+    real: tuple[Needle, ...] = ()
 
     @classmethod
     def load(cls, folder: Path, part: str) -> SubqData:
@@ -42,26 +43,35 @@ class SubqData:
             [np.frombuffer(lzma.decompress(path.read_bytes()), np.uint16) for path in files]
         )
         names = json.loads((folder / "names.json").read_text(encoding="utf-8"))[part]
-        return cls(tokens, SubqTokenizer.load(folder / "tokenizer.json"), tuple(names))
+        real: list[list[str]] = []
+        if (folder / "real.json.xz").is_file():
+            real = json.loads(lzma.decompress((folder / "real.json.xz").read_bytes()))[part]
+        needles = tuple(Needle(told, asked, answer, REAL, "real", name) for told, asked, answer, name in real)
+        return cls(tokens, SubqTokenizer.load(folder / "tokenizer.json"), tuple(names), real=needles)
 
     def stream(self, config: NeedleStreamConfig) -> NeedleStream:
         """Batches over this text."""
-        return NeedleStream(self.tokens, self.tokenizer.encode_spans, config, self.names, self.grammar)
+        return NeedleStream(self.tokens, self.tokenizer.encode_spans, config, self.names, self.grammar, self.real)
 
 
 def batches(
-    data: SubqData, config: NeedleStreamConfig, start: int, workers: int = 0
+    data: SubqData,
+    config: NeedleStreamConfig,
+    start: int,
+    workers: int = 0,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[NeedleBatch]:
-    """Batches start, start + 1, … of all phases; the same with any number of workers."""
+    """Batches start, start + 1, … of all phases, or those of `numbers`; the same with any number of workers."""
+    wanted = range(start, config.batches) if numbers is None else list(numbers)
     if not workers:
         stream = data.stream(config)
-        for number in range(start, config.batches):
+        for number in wanted:
             yield stream.batch(number)
         return
     from torch.utils.data import DataLoader
 
     loader: Iterable[NeedleBatch] = DataLoader(
-        range(start, config.batches),  # type: ignore[arg-type]
+        wanted,  # type: ignore[arg-type]
         batch_size=1,
         shuffle=False,
         num_workers=workers,

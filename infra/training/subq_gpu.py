@@ -33,6 +33,7 @@ from models.subq.baselines import BASELINES, baseline
 from models.subq.checkpoint import load_checkpoint, save_checkpoint
 from models.subq.config import SubqConfig
 from pipeline.prepare.needle_stream import NeedleStreamConfig
+from pipeline.tasks.needle_composition import ComposedGrammar
 
 UNITS = {"k": 1 << 10, "M": 1 << 20}
 Recipe = tuple[SubqConfig, NeedleStreamConfig, SubqTrainConfig]
@@ -52,10 +53,11 @@ def recipe(vocabulary: int, given: argparse.Namespace) -> Recipe:
     """Five minutes on one H100 or H200: the figures are those of docs/subq.md. Or the tiny form of it."""
     tiny, on_gpu = given.tiny, given.device.startswith("cuda")
     model = SubqConfig(vocabulary=vocabulary, kernel="plain", neighbours=given.neighbours)
-    stream = NeedleStreamConfig(seed=given.seed)
+    stream = NeedleStreamConfig(seed=given.seed, real=0.15)
     train = SubqTrainConfig(
         save_every=1_000,  # a state is half a gigabyte; the end of a call saves too
         limit_s=60.0 * given.minutes,
+        joined=True,
         compiled=on_gpu and not given.eager,
         workers=8 if on_gpu else 0,
         seed=given.seed,
@@ -82,7 +84,7 @@ def recipe(vocabulary: int, given: argparse.Namespace) -> Recipe:
 
 def run_train(given: argparse.Namespace) -> None:
     """Train for the rest of this call, or to the end; at the end write the model."""
-    data = SubqData.load(given.data, "train")
+    data = replace(SubqData.load(given.data, "train"), grammar=ComposedGrammar())
     model, stream, config = recipe(data.tokenizer.vocabulary, given)
     began = time.monotonic()
     artifacts = given.work / "inductor.bin"
@@ -146,8 +148,9 @@ def run_needles(given: argparse.Namespace) -> None:
         return
     hay = Haystack(model, text)
     record["encode_seconds"] = round(time.monotonic() - began, 2)
-    test = PasskeyTest(model, hay, data.tokenizer.encode_spans, data.names)
-    cells = [cell for cell in CELLS if not given.cells or cell.name in given.cells.split(",")]
+    test = PasskeyTest(model, hay, data.tokenizer.encode_spans, data.names, real=data.real)
+    wanted = given.cells.split(",") if given.cells else [cell.name for cell in CELLS if data.real or not cell.real]
+    cells = [cell for cell in CELLS if cell.name in wanted]
     if model.config.reach(upper=False) is not None:
         for length in lengths:
             few = given.trials if length <= 1 << 20 else min(given.trials, 32)

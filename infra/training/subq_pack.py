@@ -5,7 +5,7 @@
 Reads the folder that DYSRA_DATA names. Trained weights are shipped, so the training text is of open licence only:
 Gutenberg books, Wikipedia passages, and newswire of our own. The test text is disjoint: other books, other
 passages, scientific articles under CC BY. Out: tokenizer.json, names.json, train-<n>.bin.xz, test-<n>.bin.xz
-(uint16 ids, each file under 16 MiB), manifest.json. The same arguments give the same files.
+(uint16 ids, each file under 16 MiB), real.json.xz (needles of real questions, split by title), manifest.json. The same arguments give the same files.
 """
 
 from __future__ import annotations
@@ -27,10 +27,15 @@ import numpy as np
 import zstandard
 
 from models.subq.tokenizer import SubqTokenizer
+from pipeline.prepare.real_needles import real_needles
+from pipeline.tasks.contexts import WordWeights
+from pipeline.tasks.qa import assign_splits, read_passages, read_questions, test_title_keys, title_key
 from pipeline.newswire.simulate import generate
 
 PART_TOKENS = 7_000_000  # 14 MB even where nothing can be compressed
 PIECE_CHARS = 40_000
+QUESTION_SETS = ("squad2", "nq_open")
+MOST_TOKENS = 110  # of a real sentence: trials write needles of up to 128
 SOURCES = {
     "train": (("pretrain/gutenberg", 0.0, 0.6), ("corpus/passages_wiki", 0.0, 0.75)),
     "test": (
@@ -77,7 +82,14 @@ def pack(
     tokenizer = SubqTokenizer.train(texts["train"][::4], vocabulary)
     tokenizer.save(out / "tokenizer.json")
     (out / "names.json").write_text(json.dumps(owner_words(texts["train"], seed)), encoding="utf-8")
+    real = {
+        part: [row for row in rows if len(tokenizer.encode(row[0])) <= MOST_TOKENS]
+        for part, rows in real_questions(data).items()
+    }
+    packed = lzma.compress(json.dumps(real).encode(), preset=6)
+    (out / "real.json.xz").write_bytes(packed)
     manifest: dict[str, Any] = {
+        "real": {part: len(rows) for part, rows in real.items()},
         "sources": SOURCES, "share": share, "newswire_articles": newswire_articles, "seed": seed,
         "vocabulary": tokenizer.vocabulary, "tokenizer": tokenizer.identity,
     }  # fmt: skip
@@ -86,6 +98,22 @@ def pack(
         manifest[part] = write_tokens(np.concatenate(ids), out, part)
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return manifest
+
+
+def real_questions(data: Path) -> dict[str, list[tuple[str, str, str, str]]]:
+    """(sentence, question, answer, question id) by part; no title of a test needle stands in training."""
+    passages = read_passages(data / "corpus/passages_wiki.jsonl.zst")
+    asked = [q for name in QUESTION_SETS for q in read_questions(data / f"qa/{name}.jsonl.zst")]
+    split = assign_splits(asked, passages)
+    held_back = test_title_keys(split)
+    weights = WordWeights(text.text for text in passages.values())
+    parts: dict[str, list[tuple[str, str, str, str]]] = {}
+    for part in ("train", "test"):
+        needles = real_needles([q for q in split if q.split == part], passages, weights)
+        if part == "train":
+            needles = [n for n in needles if title_key(n.sentence.split(":")[0]) not in held_back]
+        parts[part] = [(n.sentence, n.question, n.answer, n.name) for n in needles]
+    return parts
 
 
 def documents(path: Path) -> Iterator[str]:

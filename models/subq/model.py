@@ -141,26 +141,38 @@ class SubqModel(nn.Module):
         hidden_from_others: Tensor | None = None,
         forced: Forced | None = None,
         read: bool = True,
+        joined: bool = False,
     ) -> Output:
-        """One pass over sequences ids [B, T]; the options are those of `router.route`; read=False: no retrieval."""
-        hidden, _ = self.lower(ids)
+        """One pass over sequences ids [B, T]; the options are those of `router.route`; read=False: no retrieval.
+
+        joined: the blocks run over all sequences as one (whole chunks each), so that every batch of as many tokens has
+        one shape to compile; what a mixer carries over a border is the sequence before. Choosing keeps them apart.
+        """
+        rows, length = ids.shape
+        if joined and length % self.config.chunk:
+            raise ValueError(
+                f"ids of {length} tokens a sequence; joined needs whole chunks of {self.config.chunk}"
+            )
+        apart = (rows, -1) if not joined else (1, -1)
+        hidden, _ = self.lower(ids.reshape(apart))
         if self.encoder is None:
-            return Output(rms(hidden), None, None)
+            return Output(rms(hidden).view(rows, length, -1), None, None)
         codes = self.encode(hidden)
+        if joined:
+            codes = ChunkCodes(*(each.view(rows, -1, *each.shape[2:]) for each in codes))
         unit = 1 if self.config.retrieval == "token" else self.config.chunk
         routing = chosen = None
         if read and codes.landmarks.shape[1]:
             with torch.autocast(ids.device.type, enabled=False):
-                queries, chunks = self.queries(hidden, codes)
+                queries, chunks = self.queries(hidden.view(rows, length, -1), codes)
                 routing = route(
                     queries, codes.landmarks, chunks, self.config, self.scale,
                     cross=cross, hidden_from_others=hidden_from_others, forced=forced,
                 )  # fmt: skip
-            chosen = Chosen(
-                codes.keys.flatten(0, 1), codes.values.flatten(0, 1), routing.indices, routing.weights, unit
-            )
+            indices, weights = (each.reshape(*apart, each.shape[-1]) for each in routing)
+            chosen = Chosen(codes.keys.flatten(0, 1), codes.values.flatten(0, 1), indices, weights, unit)
         out, _ = self.upper(hidden, chosen)
-        return Output(out, codes, routing, hidden)
+        return Output(out.view(rows, length, -1), codes, routing, hidden.view(rows, length, -1))
 
     def num_parameters(self) -> tuple[int, int]:
         """All parameters, and those of the embedding among them."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.tasks.needle_grammar import Needle, NeedleGrammar
+from pipeline.tasks.needle_grammar import REAL, Needle, NeedleGrammar
 
 Ids = np.ndarray[Any, np.dtype[Any]]
 EncodeSpans = Callable[[str], tuple[list[int], list[tuple[int, int]]]]
@@ -49,6 +49,9 @@ class NeedleStreamConfig:
     digits: tuple[int, ...] = field(
         default=(5, 10, 16, 0), metadata={"help": "lengths of keys, drawn evenly; 0: any from 4 to 16"}
     )
+    real: float = field(
+        default=0.0, metadata={"help": "share of needles made of real questions, where the data holds some"}
+    )
     kinds_alike: float = field(default=0.5, metadata={"help": "share of needles of the kind of another one"})
     split: str = field(
         default="train", metadata={"help": "wordings drawn from (pipeline.tasks.needle_grammar)"}
@@ -75,7 +78,7 @@ class NeedleStreamConfig:
             raise ValueError(
                 f"digits: given {self.digits}; allowed: lengths of 2 to 32, or 0 for any from 4 to 16"
             )
-        for name in ("longer", "asked", "alike", "anonymous", "word_keys", "kinds_alike"):
+        for name in ("longer", "asked", "alike", "anonymous", "word_keys", "kinds_alike", "real"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 0 to 1")
 
@@ -128,6 +131,7 @@ class NeedleStream:
         config: NeedleStreamConfig,
         names: Sequence[str] = (),
         grammar: NeedleGrammar | None = None,
+        real: Sequence[Needle] = (),
     ) -> None:
         longest = max(length for length, _ in config.phases)
         if len(text) < 2 * longest:
@@ -135,7 +139,7 @@ class NeedleStream:
                 f"the text holds {len(text)} tokens; allowed: at least two sequences ({2 * longest})"
             )
         self._text, self._encode, self.config, self._names = text, encode, config, tuple(names)
-        self._grammar = grammar or NeedleGrammar()
+        self._grammar, self._real = grammar or NeedleGrammar(), tuple(real)
 
     def batch(self, number: int) -> NeedleBatch:
         """Batch `number`, always the same."""
@@ -192,7 +196,10 @@ class NeedleStream:
         if rng.random() < config.anonymous:
             self._write(row, self._grammar.sample(rng, config.split, self._digits(rng), named=False), rng)  # type: ignore[arg-type]
         for _ in range(rng.randint(2, most)):
-            needle = self._named(rng, taken)
+            if self._real and rng.random() < config.real:
+                needle = rng.choice(self._real)
+            else:
+                needle = self._named(rng, [other for other in taken if other.kind != REAL])
             if all((needle.kind, needle.name) != (other.kind, other.name) for other in taken):
                 taken.append(needle)
                 self._write(row, needle, rng)
@@ -222,6 +229,8 @@ class NeedleStream:
         """Put a needle and perhaps its question into the sequence; nothing happens when there is no room."""
         config, size = self.config, self.config.chunk
         length = len(row.tokens) - 1
+        # the same real sentence may stand in another sequence, as an ownerless key may: neither is a wrong choice
+        shared = not needle.name or needle.kind == REAL
         told, key = needle_ids(self._encode, needle, rng)
         asked, answer = question_ids(self._encode, needle)
         latest = length - size * (config.far + 2) - len(told)
@@ -241,17 +250,17 @@ class NeedleStream:
             row.busy[begin:end] = row.busy[first:last] = True
             row.tokens[begin:end] = told
             row.silent[begin + key[0] : begin + key[1]] = True
-            if not needle.name:
+            if shared:
                 row.anonymous[begin // size : (end - 1) // size + 1] = True
             if not needle.name or rng.random() < config.asked:
                 row.tokens[first:last] = [*asked, *answer]
                 row.answers[chunk * size + 1 : last] = True
-                if not needle.name:
+                if shared:
                     row.anonymous[chunk - 1 : chunk + 1] = True
                 gold = (begin + key[0]) // size, (begin + key[1] - 1) // size
                 told_in = begin // size, (end - 1) // size
                 row.questions.append(
-                    (chunk, *gold, *told_in, int(not needle.name), chunk * size, len(answer))
+                    (chunk, *gold, *told_in, int(shared), chunk * size, len(answer))
                 )
             return
 

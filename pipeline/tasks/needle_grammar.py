@@ -23,6 +23,8 @@ SPLITS: dict[str, tuple[str, str]] = {
 }
 """Which part of the kinds and which of the forms a split draws from."""
 MAX_DIGITS = 32
+REAL = "real"
+"""The kind of a needle that was made of a real question instead (pipeline.prepare.real_needles)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class NeedleGrammar:
             )
         noun = kind or rng.choice(kinds)
         told, asked = rng.choice(self.sentence_forms(split)), rng.choice(self.question_forms(split))
-        return _fill(told, asked, noun, rng.choice(NAMES) if named else "", _value(rng, digits))
+        return _fill(told, asked, noun, rng.choice(NAMES) if named else "", sample_value(rng, digits))
 
     def distractor(self, rng: random.Random, needle: Needle) -> Needle:
         """Another owner's secret of the same kind, in the same words and of the same length."""
@@ -96,7 +98,7 @@ class NeedleGrammar:
         name = rng.choice([other for other in NAMES if other != needle.name])
         value = needle.answer
         while value == needle.answer:
-            value = _value(rng, digits)
+            value = sample_value(rng, digits)
         return _fill(told, asked, needle.kind, name, value)
 
     def distractors(self, rng: random.Random, needle: Needle, count: int) -> list[Needle]:
@@ -146,7 +148,8 @@ def _fill(told: Form, asked: Form, noun: str, name: str, value: str) -> Needle:
     return Needle(text(told), text(asked), value, noun, f"s{told.number}/q{asked.number}", name)
 
 
-def _value(rng: random.Random, digits: int | None) -> str:
+def sample_value(rng: random.Random, digits: int | None) -> str:
+    """A secret: a number of `digits` digits, or two words."""
     if digits is None:
         return " ".join(rng.sample(WORDS, 2))
     return str(rng.randint(10 ** (digits - 1), 10**digits - 1))
