@@ -137,6 +137,26 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
         numbers = torch.arange(self._latent_blocks, device=self.spec.device)
         return self._oldest - self._shift + numbers * self.config.evict_block
 
+    def positions(self) -> Tensor:
+        """See StoredLayer.positions."""
+        config, device = self.config, self.spec.device
+        heads = self.spec.num_kv_heads
+        parts = [torch.arange(min(self.seen, config.sinks), device=device).expand(heads, -1)]
+        if self.heavy:
+            parts.append(self.heavy.positions[:, : self._heavies])
+        parts.append(self._latent_positions().flatten(1))
+        first = config.sinks + self.blocks * config.evict_block
+        parts.append(torch.arange(first, first + self._in_ring, device=device).expand(heads, -1))
+        return torch.cat(parts, dim=1)
+
+    def _latent_positions(self) -> Tensor:
+        """Stream positions `[H, blocks, n]` of the held latents, oldest block first."""
+        if self.latents is None:
+            return torch.zeros(self.spec.num_kv_heads, 0, 0, dtype=torch.int64, device=self.spec.device)
+        numbers = torch.arange(self.blocks - self._latent_blocks, self.blocks, device=self.spec.device)
+        starts = self.config.sinks + numbers * self.config.evict_block
+        return starts[:, None] + self.latents.offsets[:, self.latents.order(self.blocks)]
+
     # -- writing ----------------------------------------------------------------------------------------------
 
     def make_room(self, num_tokens: int) -> None:
@@ -152,6 +172,25 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
             self.sinks.write(self.seen, keys[:, :pinned], values[:, :pinned])
         self.ring.write(self.seen + pinned - self.config.sinks, keys[:, pinned:], values[:, pinned:])
         self.seen += keys.shape[1]
+
+    def erase(self, first: int, end: int) -> dict[str, int]:
+        """See StoredLayer.erase; heavy hitters are counted once a KV head."""
+        config = self.config
+        pinned = (max(first, 0), min(end, config.sinks, self.seen))
+        self.sinks.erase(*pinned)
+        begin = config.sinks + self.blocks * config.evict_block
+        raw = (max(first, begin), min(end, self.seen))
+        if raw[1] > raw[0]:
+            self.ring.erase(raw[0] - config.sinks, raw[1] - config.sinks)
+        counts = {"sinks": max(0, pinned[1] - pinned[0]), "ring": max(0, raw[1] - raw[0])}
+        if self.latents:
+            positions = self._latent_positions()
+            hidden = (positions >= first) & (positions < end)
+            self.latents.erase(self.latents.order(self.blocks), hidden)
+            counts["latents"] = int(hidden.sum(dim=(1, 2)).max())
+        if self.heavy:
+            counts["heavy"] = self.heavy.erase(self._heavies, first, end)
+        return counts
 
     def observe(self, queries: Tensor) -> None:
         """See MemoryLayer.observe."""
@@ -193,6 +232,10 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
         sink_keys = self.sinks.keys.float()
         block = Evicted(self.spec, keys, values, ring_keys, sink_keys, queries, places)
         scores = BY_NAME[config.heavy_scorer](block)
+        if self.dropped:
+            begin = first + config.sinks
+            places = torch.arange(begin, begin + config.evict_block, device=keys.device)
+            scores = scores.masked_fill(self.hidden(places), float("-inf"))
         ranked = scores.argsort(dim=1, descending=True, stable=True)
         chosen = ranked[:, : config.heavy_per_block].sort(dim=1).values
         others = ranked[:, config.heavy_per_block :].sort(dim=1).values

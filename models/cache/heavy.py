@@ -38,6 +38,15 @@ class HeavyStore:
         self.positions.scatter_(1, slots, positions)
         self.scores.scatter_(1, slots, scores)
 
+    def erase(self, filled: int, first: int, end: int) -> int:
+        """Zero the pairs of stream positions `first … end - 1`; the next ones take their slots. How many."""
+        positions = self.positions[:, :filled]
+        hidden = (positions >= first) & (positions < end)
+        for pairs in (self.keys, self.values):
+            pairs[:, :filled] *= ~hidden[..., None]
+        self.scores[:, :filled].masked_fill_(hidden, float("-inf"))
+        return int(hidden.sum())
+
     def places(self, filled: int, sinks: int, shift: int) -> Tensor:
         """Where the first `filled` pairs stand, `[H, filled]`: their own place, or behind the sinks by age."""
         positions = self.positions[:, :filled]

@@ -55,6 +55,12 @@ class LatentRing:
         self.value_rows[:, slot], self.value_basis[:, slot] = value
         self.offsets[:, slot] = offsets.to(torch.int32)
 
+    def erase(self, order: Tensor, hidden: Tensor) -> None:
+        """Zero the rows of the slots in `order` where `hidden [H, blocks, n]`; the bases stay as they are."""
+        kept = ~hidden[..., None]
+        for rows in (self.key_rows, self.value_rows):
+            rows[:, order] = rows[:, order] * kept
+
     def order(self, blocks: int) -> Tensor:
         """The slots that are filled after `blocks` evictions, oldest block first."""
         first = max(0, blocks - self.num_blocks)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers.cache_utils import CacheLayerMixin
 
 from models.cache.ring import PairRing
@@ -31,6 +32,8 @@ class MemoryLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.is_sliding = spec.window is not None
         self.query_place = 0
         self.watch: Callable[[Tensor], None] | None = None  # for measuring: sees all queries
+        # which of the pairs that `update` returned may be looked at `[1 or H, n]`; None for all of them
+        self.allowed: Tensor | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing is lazy: all memory is taken when the cache is made."""
@@ -53,6 +56,8 @@ class StoredLayer(MemoryLayer):  # type: ignore[no-untyped-call]
     """A layer with memory of its own, which grows older by `update` and can be frozen."""
 
     seen = 0
+    dropped: tuple[tuple[int, int], ...] = ()
+    """Spans `(first, end)` of stream positions that nothing may look at any more."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -78,6 +83,29 @@ class StoredLayer(MemoryLayer):  # type: ignore[no-untyped-call]
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Store the step's pairs `[H, T, d]`."""
 
+    @abstractmethod
+    def positions(self) -> Tensor:
+        """Stream positions `[1 or H, n]` of the pairs that `visible` returns, in its order."""
+
+    @abstractmethod
+    def erase(self, first: int, end: int) -> dict[str, int]:
+        """Zero what is held of the stream positions `first … end - 1`; how many tokens of each part."""
+
+    def hidden(self, positions: Tensor) -> Tensor:
+        """Which of the stream positions lie in a dropped span, as booleans of their shape."""
+        out = torch.zeros_like(positions, dtype=torch.bool)
+        for first, end in self.dropped:
+            out |= (positions >= first) & (positions < end)
+        return out
+
+    def holds(self, first: int, end: int) -> bool:
+        """Whether anything of the stream positions `first … end - 1` is held."""
+        positions = self.positions()
+        return bool(((positions >= first) & (positions < end)).any())
+
+    def _seen_by_all(self) -> Tensor | None:
+        return ~self.hidden(self.positions()) if self.dropped else None
+
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -85,6 +113,10 @@ class StoredLayer(MemoryLayer):  # type: ignore[no-untyped-call]
         new_keys, new_values = key_states[0], value_states[0]
         self.make_room(new_keys.shape[1])
         keys, values, places, self.query_place = self.visible()
+        allowed = self._seen_by_all()
+        self.allowed = (
+            None if allowed is None else functional.pad(allowed, (0, new_keys.shape[1]), value=True)
+        )
         end = self.query_place + new_keys.shape[1]
         self.spec.rotary.reserve(end)
         steps = torch.arange(self.query_place, end, device=places.device)
@@ -101,6 +133,7 @@ class StoredLayer(MemoryLayer):  # type: ignore[no-untyped-call]
         keys, values, places, next_place = self.visible()
         view = ViewLayer(self.spec, keys.shape[1] + room, next_place)  # reserves the places that we turn to
         view.fill(self.spec.rotary.turn(keys.to(self.spec.dtype), places), values.to(self.spec.dtype))
+        view.show_only(self._seen_by_all())
         return view
 
     def reset(self) -> None:
@@ -108,6 +141,7 @@ class StoredLayer(MemoryLayer):  # type: ignore[no-untyped-call]
         for tensor in self.tensors().values():
             tensor.zero_()
         self.set_counters(dict.fromkeys(self.counters(), 0))
+        self.dropped = ()
 
 
 class SlidingLayer(StoredLayer):  # type: ignore[no-untyped-call]
@@ -148,6 +182,15 @@ class SlidingLayer(StoredLayer):  # type: ignore[no-untyped-call]
         self.ring.write(self.seen, keys, values)
         self.seen += keys.shape[1]
 
+    def positions(self) -> Tensor:
+        """See StoredLayer.positions."""
+        return torch.arange(self.seen - self.get_seq_length(), self.seen, device=self.spec.device)[None]
+
+    def erase(self, first: int, end: int) -> dict[str, int]:
+        """See StoredLayer.erase."""
+        self.ring.erase(max(first, self.seen - self.get_seq_length()), min(end, self.seen))
+        return {}
+
 
 class ViewLayer(MemoryLayer):  # type: ignore[no-untyped-call]
     """A snapshot of a layer, turned once, with a tail that grows: for answers, which must not change the cache.
@@ -161,6 +204,7 @@ class ViewLayer(MemoryLayer):  # type: ignore[no-untyped-call]
         self._keys = torch.empty(shape, dtype=spec.dtype, device=spec.device)
         self._values = torch.empty(shape, dtype=spec.dtype, device=spec.device)
         self._length, self._next_place = 0, next_place
+        self._shown: Tensor | None = None
         spec.rotary.reserve(next_place + capacity)
 
     def fill(self, keys: Tensor, values: Tensor) -> None:
@@ -170,6 +214,12 @@ class ViewLayer(MemoryLayer):  # type: ignore[no-untyped-call]
         self._keys[0, :, self._length : end] = keys
         self._values[0, :, self._length : end] = values
         self._length = end
+
+    def show_only(self, allowed: Tensor | None) -> None:
+        """Let nobody look at the pairs held so far where `allowed [1 or H, n]` is False."""
+        if allowed is not None:
+            free = self._keys.shape[2] - self._length
+            self._shown = functional.pad(allowed, (0, free), value=True)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -181,6 +231,7 @@ class ViewLayer(MemoryLayer):  # type: ignore[no-untyped-call]
         first = 0 if self.spec.window is None else max(0, self._length - self.spec.window + 1)
         self.fill(self.spec.rotary.turn(key_states[0], places), value_states[0])
         self._next_place += num_tokens
+        self.allowed = None if self._shown is None else self._shown[:, first : self._length]
         return self._keys[:, :, first : self._length], self._values[:, :, first : self._length]
 
     def rewind(self, num_tokens: int) -> None:

@@ -47,3 +47,9 @@ class PairRing:
             torch.cat((self.keys[:, slot:], self.keys[:, :wrapped]), dim=1),
             torch.cat((self.values[:, slot:], self.values[:, :wrapped]), dim=1),
         )
+
+    def erase(self, first: int, end: int) -> None:
+        """Zero the pairs of counts `first … end - 1`, which must still be held."""
+        if end > first:
+            nothing = torch.zeros_like(self.keys[:, : end - first])
+            self.write(first, nothing, nothing)

@@ -142,28 +142,85 @@ class RotatingCompressiveCache(Cache):
         self._pending.zero_()
         self._num_pending = 0
 
+    # -- withdrawing ------------------------------------------------------------------------------------------
+
+    @property
+    def tokens_held(self) -> int:
+        """Tokens that are held at most, raw or as latents; heavy hitters may be older."""
+        most = []
+        for layer in self.stored:
+            if isinstance(layer, RotatingLayer):
+                c = layer.config
+                most.append(c.sinks + c.ring + (c.latent_blocks * c.evict_block if c.has_latents else 0))
+            else:
+                most.append(layer.spec.window or 0)
+        return max(most) + self.config.read_block
+
+    def drop(self, first: int, end: int) -> dict[str, int]:
+        """Let nothing look at the tokens `first … end - 1` of the stream any more; returns how many each part held.
+
+        Their pairs are zeroed in sinks, ring, sliding windows and heavy hitters, and their rows in the latents. Two
+        traces stay until the cache is read anew from text: the bases of latent blocks that they share
+        with others, and what they did to the pairs of tokens read after them. Tokens still in `pending`
+        were never computed and leave without a trace; later positions then move down (`tokens_seen` falls).
+        """
+        computed, seen = self.tokens_computed, self.tokens_seen
+        parts: dict[str, int] = {}
+        held = (max(0, first), min(end, computed))
+        if held[1] > held[0]:
+            for layer in self.stored:
+                for part, count in layer.erase(*held).items():
+                    parts[part] = max(count, parts.get(part, 0))
+            self._set_dropped([*self.dropped, held])
+        waiting = (max(first, computed) - computed, min(end, seen) - computed)
+        if waiting[1] > waiting[0]:
+            rest = self.pending
+            del rest[slice(*waiting)]
+            self._pending.zero_()
+            self._pending[: len(rest)] = torch.tensor(rest, dtype=torch.int64)
+            self._num_pending = len(rest)
+            parts["pending"] = waiting[1] - waiting[0]
+        return {part: count for part, count in parts.items() if count}
+
+    @property
+    def dropped(self) -> list[tuple[int, int]]:
+        """The spans of stream positions that were dropped and of which places are still taken."""
+        return list(self.stored[0].dropped)
+
+    def _set_dropped(self, spans: Sequence[tuple[int, int]]) -> None:
+        kept = tuple(span for span in spans if any(layer.holds(*span) for layer in self.stored))
+        for layer in self.stored:
+            layer.dropped = kept
+
+    def replace_by(self, other: RotatingCompressiveCache) -> None:
+        """Take over the content of a cache of the same shape, in this one's memory."""
+        mine = self.tensors()
+        for name, tensor in other.tensors().items():
+            mine[name].copy_(tensor)
+        self.set_counters(copy.deepcopy(other.counters()))
+
     # -- copies -----------------------------------------------------------------------------------------------
 
     def fork(self) -> RotatingCompressiveCache:
         """An independent cache with the same content."""
         twin = RotatingCompressiveCache(self.config, self._specs, self.model)
-        mine = self.tensors()
-        for name, tensor in twin.tensors().items():
-            tensor.copy_(mine[name])
-        twin.set_counters(copy.deepcopy(self.counters()))
+        twin.replace_by(self)
         return twin
 
-    def counters(self) -> dict[str, list[dict[str, int]] | int]:
+    def counters(self) -> dict[str, Any]:
         """The whole numbers that belong to the memory."""
-        return {"pending": self._num_pending, "layers": [layer.counters() for layer in self.stored]}
+        return {
+            "pending": self._num_pending,
+            "layers": [layer.counters() for layer in self.stored],
+            "dropped": [list(span) for span in self.dropped],
+        }
 
-    def set_counters(self, counters: dict[str, list[dict[str, int]] | int]) -> None:
+    def set_counters(self, counters: dict[str, Any]) -> None:
         """Take over the numbers of a snapshot or of another cache."""
-        pending, layers = counters["pending"], counters["layers"]
-        assert isinstance(pending, int) and isinstance(layers, list)
-        self._num_pending = pending
-        for layer, given in zip(self.stored, layers, strict=True):
+        self._num_pending = int(counters["pending"])
+        for layer, given in zip(self.stored, counters["layers"], strict=True):
             layer.set_counters(given)
+            layer.dropped = tuple((int(first), int(end)) for first, end in counters["dropped"])
 
     def to_bytes(self) -> bytes:
         """A snapshot (safetensors); equal content gives equal bytes."""

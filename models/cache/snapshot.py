@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from models.cache.rotating import RotatingCompressiveCache
     from models.hf.backbone import HfBackbone
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 knew no dropped spans; it is read as having none."""
 _FIELD = "dysra_cache"
 
 
@@ -43,9 +44,8 @@ def unpack(data: bytes, backbone: HfBackbone, config: CacheConfig | None) -> Rot
         tensors = load(data)
         about = json.loads(_metadata(data)[_FIELD])
         checksum = about.pop("checksum")
-        if about["format"] != FORMAT:
-            raise ValueError(f"the snapshot has format {about['format']}; this version reads format {FORMAT}")
         intact = checksum == _checksum(about, tensors)
+        _migrate(about)
     except (
         SafetensorError,
         KeyError,
@@ -67,7 +67,7 @@ def unpack(data: bytes, backbone: HfBackbone, config: CacheConfig | None) -> Rot
             f"the snapshot was made in {about['dtype']}, this backbone computes in {backbone.dtype}; "
             f"load it with that dtype, or read the stream again"
         )
-    stored = CacheConfig(**about["config"])
+    stored = _config(about["config"])
     if config is not None and stored != config:
         raise ValueError(f"the snapshot has other budgets than configured: {_difference(stored, config)}")
     cache = backbone.new_cache(stored)
@@ -79,6 +79,29 @@ def unpack(data: bytes, backbone: HfBackbone, config: CacheConfig | None) -> Rot
         tensor.copy_(tensors[name])
     cache.set_counters(about["counters"])
     return cache
+
+
+def _migrate(about: dict[str, Any]) -> None:
+    """Bring the description of an older format to this one; ValueError for a newer one."""
+    found = about["format"]
+    if not isinstance(found, int) or not 1 <= found <= FORMAT:
+        raise ValueError(
+            f"the snapshot has format {found}; this version reads formats 1 to {FORMAT}: "
+            "use the version that wrote it, or read the stream again"
+        )
+    if found == 1:
+        about["counters"]["dropped"] = []
+
+
+def _config(fields: dict[str, Any]) -> CacheConfig:
+    """Budgets as they were stored; fields that are newer than the snapshot have their defaults."""
+    unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(CacheConfig)})
+    if unknown:
+        raise ValueError(
+            f"the snapshot's configuration has a field {unknown[0]!r} that this version does not know: "
+            "use the version that wrote it, or read the stream again"
+        )
+    return CacheConfig(**fields)
 
 
 def _metadata(data: bytes) -> dict[str, str]:

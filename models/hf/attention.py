@@ -46,6 +46,9 @@ def attention(
     if memory is not None:
         layer = memory.layers[module.layer_idx]
         assert isinstance(layer, MemoryLayer)
+        rows = getattr(layer, "attend_rows", None)  # batches of unequal memories (models/hf/batch.py)
+        if rows is not None:
+            return rows(query, scaling or query.shape[-1] ** -0.5, softcap).transpose(1, 2).contiguous(), None
         layer.observe(query[0])
         places = torch.arange(layer.query_place, layer.query_place + num_tokens, device=query.device)
         query = layer.spec.rotary.turn(query, places)
@@ -54,6 +57,9 @@ def attention(
             out = own(query, key, value, scaling or query.shape[-1] ** -0.5, softcap)
             return out.transpose(1, 2).contiguous(), None
         attention_mask = causal_mask(num_tokens, num_keys, layer.spec.window, query.device)
+        if layer.allowed is not None:
+            allowed = layer.allowed[None, :, None]
+            attention_mask = allowed if attention_mask is None else attention_mask & allowed
     elif attention_mask is None:
         attention_mask = causal_mask(num_tokens, num_keys, sliding_window, query.device)
     out = attend(query, key, value, attention_mask, scaling or query.shape[-1] ** -0.5, softcap)
@@ -75,6 +81,8 @@ def attend(
         keys, values = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         scores = torch.tanh(query @ keys.transpose(-1, -2) * (scaling / softcap)) * softcap
         if mask is not None:
+            if mask.ndim == 4 and mask.shape[1] > 1:
+                mask = mask.repeat_interleave(groups, 1)
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ values
     # heads that share a key head become further queries of it: keys and values are not copied
