@@ -131,6 +131,46 @@ def start_run(config: TrackingConfig, name: str, state: Path) -> Tracker:
     return Tracker(client, run_id, url)
 
 
+def attach(config: TrackingConfig, run_id: str, state: Path) -> Tracker:
+    """A tracker that writes into a run that another process started; a disabled one where there is no run."""
+    if not config.enabled or not run_id:
+        return Tracker(None, "", "")
+    from mlflow.tracking import MlflowClient
+
+    uri = config.uri or default_uri(state)
+    return Tracker(MlflowClient(tracking_uri=uri), run_id, uri)
+
+
+@contextmanager
+def track_child(
+    config: TrackingConfig, parent: Tracker, name: str, state: Path, params: Mapping[str, Any] | None = None
+) -> Iterator[Tracker]:
+    """A run under `parent` (one round of a job, say), found again by its name when the parent was resumed."""
+    if not config.enabled or not parent.run_id:
+        yield Tracker(None, "", "")
+        return
+    from mlflow.tracking import MlflowClient
+
+    uri = config.uri or default_uri(state)
+    client = MlflowClient(tracking_uri=uri)
+    experiment_id = client.get_run(parent.run_id).info.experiment_id
+    wanted = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and attributes.run_name = '{name}'"
+    found = client.search_runs([experiment_id], filter_string=wanted, max_results=1)
+    if found:
+        run_id = str(found[0].info.run_id)
+    else:
+        tags = {"mlflow.parentRunId": parent.run_id}
+        run_id = str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
+    child = Tracker(client, run_id, uri)
+    child.params(params or {})
+    try:
+        yield child
+    except BaseException:
+        child.finish("FAILED")
+        raise
+    child.finish()
+
+
 def default_uri(state: Path) -> str:
     """The SQLite database that is used when no tracking server is configured."""
     state.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,9 @@ class SubqData:
 
     def stream(self, config: NeedleStreamConfig) -> NeedleStream:
         """Batches over this text."""
-        return NeedleStream(self.tokens, self.tokenizer.encode_spans, config, self.names, self.grammar, self.real)
+        return NeedleStream(
+            self.tokens, self.tokenizer.encode_spans, config, self.names, self.grammar, self.real
+        )
 
 
 def batches(
