@@ -6,6 +6,8 @@ faiss on a GPU ignores id selectors without a word, so there the search fetches 
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import faiss
@@ -17,16 +19,25 @@ from pipeline.store.segment import top_rows
 from pipeline.store.vector_index import FaissIndex, Hits, MatrixIndex, VectorIndex, nothing
 
 _MAX_GPU_FETCH = 2_048
+_BLOCK = 64
+_MAX_SCORES = 1 << 30
+_LEAST_SHARE = 0.5
+_SPARE = 16
 
 
 class DeviceMatrix(MatrixIndex):
-    """A matrix of float16 on a GPU (of float32 on a torch device that is a CPU)."""
+    """A matrix of float16 on a GPU (of float32 on a torch device that is a CPU).
+
+    Its scores are rounded to float16 on a GPU: callers fetch a few more than they need and score them exactly.
+    """
 
     def __init__(self, dim: int, capacity: int, device: str) -> None:
         self._device = require_device(device)
         dtype = torch.float32 if self._device.type == "cpu" else torch.float16
         self._matrix = torch.zeros((max(1, capacity), dim), dtype=dtype, device=self._device)
         self._size = 0
+        self._hidden: tuple[NDArray[np.bool_], torch.Tensor, int] | None = None
+        self._asked: tuple[NDArray[np.float32], torch.Tensor] | None = None
 
     def add(self, vectors: NDArray[np.float16]) -> None:
         """Append rows; the room doubles when it is full."""
@@ -46,23 +57,46 @@ class DeviceMatrix(MatrixIndex):
     def search(self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None) -> Hits:
         """As promised by VectorIndex; `allowed` may be shorter than the matrix, and hides the rest."""
         n = self._size if allowed is None else len(allowed)
-        return self.search_first(queries, k, n, allowed)
+        return self.begin(queries, k, n, allowed)()
 
     def search_first(
         self, queries: NDArray[np.float32], k: int, num_rows: int, allowed: NDArray[np.bool_] | None
     ) -> Hits:
         """`search` among the first `num_rows` rows."""
+        return self.begin(queries, k, num_rows, allowed)()
+
+    def begin(
+        self, queries: NDArray[np.float32], k: int, num_rows: int, allowed: NDArray[np.bool_] | None
+    ) -> Callable[[], Hits]:
+        """Put the search on the device's queue; the call that is returned waits for what it found.
+
+        Where most rows are allowed the best of all are fetched, a few more than asked, and filtered: a mask over
+        every score would cost as much as the product. What that leaves short is searched again with the mask.
+        """
+        hidden, available = self._mask(allowed, num_rows)
+        k = min(k, available)
+        if k == 0:
+            return lambda: nothing(len(queries))
         with torch.inference_mode():
-            matrix = self._matrix[:num_rows]
-            questions = torch.from_numpy(np.ascontiguousarray(queries)).to(self._device, matrix.dtype)
-            scores = (questions @ matrix.T).float()
-            if allowed is not None:
-                hidden = torch.from_numpy(~allowed).to(self._device)
-                scores.masked_fill_(hidden, -math.inf)
-            best, rows = scores.topk(min(k, num_rows), dim=1)
-            found, places = best.cpu().numpy(), rows.cpu().numpy()
-        places[np.isneginf(found)] = -1
-        return found, places
+            matrix, questions = self._matrix[:num_rows], self._questions(queries)
+            share = available / num_rows
+            if hidden is None or share < _LEAST_SHARE:
+                best, rows = _search(matrix, questions, k, hidden)
+                return lambda: _to_host(best, rows)
+            fetch = min(num_rows, math.ceil(k / share) + _SPARE)
+            fetched, places = _search(matrix, questions, fetch, None)
+            fetched = fetched.masked_fill(hidden[places], -math.inf)
+            best, order = fetched.topk(k, dim=1)
+            rows = places.gather(1, order)
+
+        def finish() -> Hits:
+            found = _to_host(best, rows)
+            if not np.isneginf(found[0]).any():
+                return found
+            with torch.inference_mode():
+                return _to_host(*_search(matrix, questions, k, hidden))
+
+        return finish
 
     def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """The vectors at `rows`."""
@@ -72,6 +106,68 @@ class DeviceMatrix(MatrixIndex):
     def memory_bytes(self) -> int:
         """Bytes of the matrix."""
         return self._matrix.numel() * self._matrix.element_size()
+
+    def _mask(self, allowed: NDArray[np.bool_] | None, num_rows: int) -> tuple[torch.Tensor | None, int]:
+        """Hidden rows on the device and how many are allowed; a mask that is asked with again stays there."""
+        if allowed is None:
+            return None, num_rows
+        known = self._hidden
+        if known is None or known[0] is not allowed:
+            hidden = torch.from_numpy(~allowed).to(self._device)
+            known = self._hidden = (allowed, hidden, int(allowed.sum()))
+        return known[1], known[2]
+
+    def _questions(self, queries: NDArray[np.float32]) -> torch.Tensor:
+        known = self._asked
+        if known is None or known[0] is not queries:
+            given = torch.from_numpy(np.ascontiguousarray(queries)).to(self._device, self._matrix.dtype)
+            known = self._asked = (queries, given)
+        return known[1]
+
+
+def _search(
+    matrix: torch.Tensor, questions: torch.Tensor, k: int, hidden: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and rows [Q, k] of the largest products; -inf where fewer are not hidden."""
+    at_once = max(1, _MAX_SCORES // len(matrix))
+    parts = []
+    for part in questions.split(at_once):
+        scores = part @ matrix.T
+        if hidden is not None:
+            scores.masked_fill_(hidden, -math.inf)
+        parts.append(largest(scores, k))
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([best for best, _ in parts]), torch.cat([rows for _, rows in parts])
+
+
+def largest(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest of each row [Q, n] and where they are, largest first.
+
+    In two steps where rows are long: the k largest lie in the k blocks whose maxima are largest, so all else is
+    read once, where torch.topk reads it several times.
+    """
+    n = scores.shape[1]
+    num_blocks = n // _BLOCK
+    if num_blocks < 8 * k:
+        best, rows = scores.topk(k, dim=1)
+        return best, rows
+    whole = num_blocks * _BLOCK
+    peaks = scores[:, :whole].unflatten(1, (num_blocks, _BLOCK)).amax(2)
+    blocks = peaks.topk(k, dim=1, sorted=False).indices
+    inside = torch.arange(_BLOCK, device=scores.device)
+    places = (blocks[:, :, None] * _BLOCK + inside).flatten(1)
+    if whole < n:
+        tail = torch.arange(whole, n, device=scores.device).expand(len(scores), -1)
+        places = torch.cat((places, tail), dim=1)
+    best, at = scores.gather(1, places).topk(k, dim=1)
+    return best, places.gather(1, at)
+
+
+def _to_host(best: torch.Tensor, rows: torch.Tensor) -> Hits:
+    found, places = best.float().cpu().numpy(), rows.cpu().numpy()
+    places[np.isneginf(found)] = -1
+    return found, places
 
 
 class FaissGpuIndex(VectorIndex):
@@ -89,6 +185,7 @@ class FaissGpuIndex(VectorIndex):
         self._exhaustive = index
         self._probes = min(probes, self._index.nlist, _MAX_GPU_FETCH)
         self._bytes = index.memory_bytes
+        self._turn = threading.Lock()  # its searches share one scratch memory
 
     def search(self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None) -> Hits:
         """As promised by VectorIndex; what the GPU cannot fetch any more is searched on the host."""
@@ -96,12 +193,13 @@ class FaissGpuIndex(VectorIndex):
         k = min(k, available)
         if k == 0:
             return nothing(len(queries))
-        fetch = k if allowed is None else int(k * self._index.ntotal / available) + 16
+        fetch = k if allowed is None else int(k * self._index.ntotal / available) + _SPARE
         self._index.nprobe = self._probes
         while fetch <= _MAX_GPU_FETCH:
-            scores, rows = self._index.search(
-                np.ascontiguousarray(queries, dtype=np.float32), min(fetch, self._index.ntotal)
-            )
+            with self._turn:
+                scores, rows = self._index.search(
+                    np.ascontiguousarray(queries, dtype=np.float32), min(fetch, self._index.ntotal)
+                )
             hidden = rows < 0
             if allowed is not None:
                 hidden |= ~allowed[np.maximum(rows, 0)]

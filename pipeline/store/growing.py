@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.article import Article
 from pipeline.store.records import Chunk
-from pipeline.store.segment import COLUMNS, ArticleRow, Names, Segment
+from pipeline.store.segment import COLUMNS, ArticleRow, Hits, Names, Segment
 from pipeline.store.vector_index import growing_matrix
 
 _FAR = 2**63 - 1
@@ -60,11 +62,11 @@ class GrowingSegment(Segment):
         self.num_rows, self.num_articles = end, at + 1
         return at
 
-    def search(
+    def begin(
         self, queries: NDArray[np.float32], k: int, num_rows: int, allowed: NDArray[np.bool_] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    ) -> Callable[[], Hits]:
         """As promised by Segment."""
-        return self._index.search_first(queries, k, num_rows, allowed)
+        return self._index.begin(queries, k, num_rows, allowed)
 
     def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """As promised by Segment."""

@@ -210,7 +210,7 @@ class SearchRequest:
     since_ms: int | None = None
     as_of_ms: int | None = None
     depth: int = 0
-    """Candidates that each shard returns for each list; 0 takes max(k, 100)."""
+    """Candidates that each shard returns for each list in hybrid mode; 0 takes max(k, 100)."""
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -233,8 +233,8 @@ class SearchRequest:
 
     @property
     def list_depth(self) -> int:
-        """Candidates of each list."""
-        return max(self.k, self.depth or 100)
+        """Candidates of each list; one list alone is not fused, so its best k are enough."""
+        return max(self.k, self.depth or 100) if self.mode == "hybrid" else self.k
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ is missing or damaged is made again when the segment is opened.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from pipeline.store.codec import from_us
 from pipeline.store.errors import StoreCorrupt
 from pipeline.store.files import describe, matches, read_json, require, sync_file, sync_folder, write_json
 from pipeline.store.records import Chunk, StoreConfig
-from pipeline.store.segment import ArticleRow, Names, Segment
+from pipeline.store.segment import ArticleRow, Fields, Hits, Names, Segment
 from pipeline.store.vector_index import FaissIndex, device_index
 
 TRUTH = ("chunks.parquet", "articles.parquet")
+_MANY_ROWS = 16
 _DERIVED = ("chunks.arrow", "articles.arrow", "index.faiss")
 
 
@@ -91,11 +93,11 @@ class SealedSegment(Segment):
         self.oldest_ms = int(published_ms.min()) if self.num_articles else 2**63 - 1
         self.newest_ms = int(published_ms.max()) if self.num_articles else -(2**63 - 1)
 
-    def search(
+    def begin(
         self, queries: NDArray[np.float32], k: int, num_rows: int, allowed: NDArray[np.bool_] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    ) -> Callable[[], Hits]:
         """As promised by Segment."""
-        return self._index.search(queries, min(k, num_rows), allowed)
+        return self._index.begin(queries, k, num_rows, allowed)
 
     def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """As promised by Segment."""
@@ -134,6 +136,19 @@ class SealedSegment(Segment):
         at = self._articles
         values: list[Any] = [at[name][row].as_py() for name in ("id", "title", "source", "stream", "url")]
         return values[0], values[1], values[2], values[3], values[4]
+
+    def passage_fields(self, rows: list[int]) -> list[Fields]:
+        """As promised by Segment; many rows are taken column by column."""
+        if len(rows) < _MANY_ROWS:
+            return super().passage_fields(rows)
+        at = pa.array(rows, pa.int64())
+        articles = pa.array(self.article[rows], pa.int64())
+        columns = [self._chunks[name].take(at).to_pylist() for name in ("ordinal", "text", "num_tokens")]
+        columns += [
+            self._articles[name].take(articles).to_pylist()
+            for name in ("id", "title", "source", "stream", "url")
+        ]
+        return list(zip(*columns, strict=True))
 
     def signature(self, row: int) -> bytes:
         """As promised by Segment."""

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.store.core import SegmentView, ShardCore
 from pipeline.store.records import Candidates, Passage, SearchRequest
+from pipeline.store.segment import Fields
 
 _MARGIN = 16
 Place = tuple[int, int]
 """A row: the number of its segment in the view, and the row in it."""
+
+
+@dataclass(slots=True)
+class _Found:
+    """Of one question: the places of each list, best first, and the scores of every place in them."""
+
+    dense: list[Place] = field(default_factory=list)
+    bm25: list[Place] = field(default_factory=list)
+    dense_scores: dict[Place, float] = field(default_factory=dict)
+    bm25_scores: dict[Place, float] = field(default_factory=dict)
 
 
 def candidates(core: ShardCore, request: SearchRequest) -> Candidates:
@@ -30,41 +45,42 @@ def candidates(core: ShardCore, request: SearchRequest) -> Candidates:
         raise ValueError(
             f"questions have vectors of width {request.vectors.shape[1]}; this store holds {core.identity.dim}"
         )
-    dense, bm25 = [], []
-    found = _nearest(views, request) if request.mode != "bm25" else None
-    for number in range(request.num_questions):
-        near = found[number] if found is not None else []
-        words = _by_words(core, views, request, number) if request.mode != "dense" else {}
-        dense_list, bm25_list = _lists(core, views, request, number, near, words)
-        dense.append(dense_list)
-        bm25.append(bm25_list)
-    num_chunks = core.lexical.num_docs
-    return Candidates(dense=dense, bm25=bm25, generation=core.checkpoint.generation, num_chunks=num_chunks)
+    near = nearest(views, request) if request.mode != "bm25" else None
+    words = [
+        _by_words(core, views, request, number) if request.mode != "dense" else {}
+        for number in range(request.num_questions)
+    ]
+    found = _scored(views, request, near, words)
+    if request.mode == "hybrid":
+        for number, one in enumerate(found):
+            _complete(core, views, request, number, one)
+    for one in found:
+        _cut(views, one, request.list_depth)
+    return _answer(core, views, found)
 
 
-def _nearest(views: list[SegmentView], request: SearchRequest) -> list[list[Place]]:
-    """For each question the nearest rows over all segments, a few more than asked for."""
+def nearest(views: list[SegmentView], request: SearchRequest) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each question the nearest rows over all segments, a few more than asked for.
+
+    Returns segment numbers and rows [Q, f]; row -1 where fewer are visible.
+    """
     queries = np.ascontiguousarray(request.vectors, dtype=np.float32)
     fetch = request.list_depth + _MARGIN
+    begun = [view.segment.begin(queries, fetch, view.num_rows, view.allowed) for view in views]
     scores, numbers, rows = [], [], []
-    for number, view in enumerate(views):
-        part, found = view.segment.search(queries, fetch, view.num_rows, view.allowed)
+    for number, finish in enumerate(begun):
+        part, found = finish()
         scores.append(part)
         rows.append(found)
         numbers.append(np.full(found.shape, number, dtype=np.int64))
     if not scores:
-        return [[] for _ in queries]
+        return np.zeros((len(queries), 0), dtype=np.int64), np.zeros((len(queries), 0), dtype=np.int64)
+    if len(scores) == 1:
+        return numbers[0], rows[0].astype(np.int64, copy=False)
     all_scores, all_rows = np.concatenate(scores, axis=1), np.concatenate(rows, axis=1)
-    all_numbers = np.concatenate(numbers, axis=1)
     best = np.argsort(-all_scores, axis=1, kind="stable")[:, :fetch]
-    return [
-        [
-            (int(all_numbers[question, at]), int(all_rows[question, at]))
-            for at in best[question]
-            if all_rows[question, at] >= 0
-        ]
-        for question in range(len(queries))
-    ]
+    all_numbers = np.concatenate(numbers, axis=1)
+    return np.take_along_axis(all_numbers, best, 1), np.take_along_axis(all_rows, best, 1)
 
 
 def _by_words(
@@ -88,41 +104,77 @@ def _by_words(
     return {found[at]: hits[at].score for at in sorted(found)}
 
 
-def _lists(
-    core: ShardCore,
+def _scored(
     views: list[SegmentView],
     request: SearchRequest,
-    question: int,
-    near: list[Place],
-    words: dict[Place, float],
-) -> tuple[list[Passage], list[Passage]]:
-    union = list(dict.fromkeys([*near, *words]))
-    exact: dict[Place, float] = {}
-    if request.mode != "bm25" and request.vectors is not None:
-        exact = _exact_scores(views, union, request.vectors[question])
-    bm25 = dict(words)
-    if request.mode == "hybrid" and request.texts is not None:
-        ids = {_chunk_id(views, place): place for place in near if place not in words}
-        rest = core.lexical.scores(request.texts[question], list(ids))
-        bm25.update({place: rest.get(chunk_id, 0.0) for chunk_id, place in ids.items()})
-    depth = request.list_depth
-    dense_places = sorted(near, key=lambda p: (-exact[p], _chunk_id(views, p)))[:depth]
-    bm25_places = sorted(words, key=lambda p: (-words[p], _chunk_id(views, p)))[:depth]
-    passages: dict[Place, Passage] = {}
-    for place in dict.fromkeys([*dense_places, *bm25_places]):
-        passages[place] = _passage(views, place, exact.get(place), bm25.get(place))
-    return [passages[place] for place in dense_places], [passages[place] for place in bm25_places]
+    near: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
+    words: list[dict[Place, float]],
+) -> list[_Found]:
+    """What either search found, with exact products where questions have vectors."""
+    found = [_Found(bm25=list(one), bm25_scores=dict(one)) for one in words]
+    if near is None or request.vectors is None:
+        return found
+    questions: dict[int, list[int]] = defaultdict(list)
+    rows: dict[int, list[int]] = defaultdict(list)
+    for question, one in enumerate(found):
+        pairs = zip(near[0][question].tolist(), near[1][question].tolist(), strict=True)
+        one.dense = [(number, row) for number, row in pairs if row >= 0]
+        for number, row in dict.fromkeys([*one.dense, *one.bm25]):
+            questions[number].append(question)
+            rows[number].append(row)
+    queries = request.vectors.astype(np.float32)
+    for number, wanted in rows.items():
+        vectors = views[number].segment.vectors(np.array(wanted, dtype=np.int64))
+        scores = np.einsum("nd,nd->n", vectors, queries[questions[number]]).tolist()
+        for question, row, score in zip(questions[number], wanted, scores, strict=True):
+            found[question].dense_scores[number, row] = score
+    return found
 
 
-def _exact_scores(
-    views: list[SegmentView], places: list[Place], query: NDArray[np.float32]
-) -> dict[Place, float]:
-    scores: dict[Place, float] = {}
-    for number in {number for number, _ in places}:
-        rows = np.array([row for at, row in places if at == number], dtype=np.int64)
-        values = np.einsum("nd,d->n", views[number].segment.vectors(rows), query.astype(np.float32))
-        scores.update({(number, int(row)): float(value) for row, value in zip(rows, values, strict=True)})
-    return scores
+def _complete(
+    core: ShardCore, views: list[SegmentView], request: SearchRequest, number: int, found: _Found
+) -> None:
+    """Give what only the vectors found its BM25 score too."""
+    assert request.texts is not None
+    ids = {_chunk_id(views, place): place for place in found.dense if place not in found.bm25_scores}
+    rest = core.lexical.scores(request.texts[number], list(ids))
+    found.bm25_scores.update({place: rest.get(chunk_id, 0.0) for chunk_id, place in ids.items()})
+
+
+def _cut(views: list[SegmentView], found: _Found, depth: int) -> None:
+    """Put both lists in order, ties by chunk id, and cut them."""
+    for places, scores in ((found.dense, found.dense_scores), (found.bm25, found.bm25_scores)):
+        places.sort(key=lambda p: (-scores[p], _chunk_id(views, p)))
+        del places[depth:]
+
+
+def _answer(core: ShardCore, views: list[SegmentView], found: list[_Found]) -> Candidates:
+    fields = _fields(views, (place for one in found for place in (*one.dense, *one.bm25)))
+    dense, bm25 = [], []
+    for one in found:
+        passages = {
+            place: _passage(
+                views, place, fields[place], one.dense_scores.get(place), one.bm25_scores.get(place)
+            )
+            for place in dict.fromkeys([*one.dense, *one.bm25])
+        }
+        dense.append([passages[place] for place in one.dense])
+        bm25.append([passages[place] for place in one.bm25])
+    return Candidates(
+        dense=dense, bm25=bm25, generation=core.checkpoint.generation, num_chunks=core.lexical.num_docs
+    )
+
+
+def _fields(views: list[SegmentView], places: Iterable[Place]) -> dict[Place, Fields]:
+    """What passages show of each place, read segment by segment."""
+    rows: dict[int, list[int]] = defaultdict(list)
+    for number, row in dict.fromkeys(places):
+        rows[number].append(row)
+    fields: dict[Place, Fields] = {}
+    for number, wanted in rows.items():
+        values = views[number].segment.passage_fields(wanted)
+        fields.update(zip(((number, row) for row in wanted), values, strict=True))
+    return fields
 
 
 def _chunk_id(views: list[SegmentView], place: Place) -> int:
@@ -130,16 +182,19 @@ def _chunk_id(views: list[SegmentView], place: Place) -> int:
 
 
 def _passage(
-    views: list[SegmentView], place: Place, dense_score: float | None, bm25_score: float | None
+    views: list[SegmentView],
+    place: Place,
+    fields: Fields,
+    dense_score: float | None,
+    bm25_score: float | None,
 ) -> Passage:
     segment, row = views[place[0]].segment, place[1]
-    chunk = segment.chunk(row)
-    article_id, title, source, stream, url = segment.heading(int(segment.article[row]))
+    ordinal, text, num_tokens, article_id, title, source, stream, url = fields
     return Passage(
         chunk_id=int(segment.chunk_id[row]),
         article_id=article_id,
-        ordinal=chunk.ordinal,
-        text=chunk.text,
+        ordinal=ordinal,
+        text=text,
         title=title,
         source=source,
         stream=stream,
@@ -149,5 +204,5 @@ def _passage(
         score=dense_score if dense_score is not None else (bm25_score or 0.0),
         dense_score=dense_score,
         bm25_score=bm25_score,
-        num_tokens=chunk.num_tokens,
+        num_tokens=num_tokens,
     )

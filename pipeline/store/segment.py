@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,11 @@ COLUMNS = {
     "source": np.int32,
     "article": np.int32,
 }
+
+
+Hits = tuple[NDArray[np.float32], NDArray[np.int64]]
+Fields = tuple[int, str, int, str, str, str, str, str | None]
+"""Of a chunk: ordinal, text and tokens; of its article: id, title, source, stream and URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,7 @@ class Segment(ABC):
     dead_articles: NDArray[np.bool_]
     streams: Names
     sources: Names
+    _alive: tuple[int, int, NDArray[np.bool_]] | None = None
 
     def kill(self, row: int) -> None:
         """Let the article at `row` and its chunks die."""
@@ -90,7 +97,7 @@ class Segment(ABC):
     def allowed(self, request: SearchRequest) -> NDArray[np.bool_] | None:
         """Which rows a request may see now; None stands for all, without the cost of a mask."""
         n = self.num_rows
-        mask: NDArray[np.bool_] | None = ~self.dead[:n] if self.num_dead else None
+        mask: NDArray[np.bool_] | None = self._living(n) if self.num_dead else None
         for names, codes, chosen in (
             (self.streams, self.stream, request.streams),
             (self.sources, self.source, request.sources),
@@ -105,11 +112,25 @@ class Segment(ABC):
             mask = _both(mask, self.version_ms[:n] <= request.as_of_ms)
         return mask
 
+    def _living(self, n: int) -> NDArray[np.bool_]:
+        """The rows that live; the same array until something is added or dies, so that an index may keep it."""
+        known = self._alive
+        if known is None or known[:2] != (n, self.num_dead):
+            known = self._alive = (n, self.num_dead, ~self.dead[:n])
+        return known[2]
+
     @abstractmethod
+    def begin(
+        self, queries: NDArray[np.float32], k: int, num_rows: int, allowed: NDArray[np.bool_] | None
+    ) -> Callable[[], Hits]:
+        """Start a search; the call that is returned gives scores and rows [Q, k'] of the best allowed rows below
+        `num_rows`, where row -1 fills what is missing."""
+
     def search(
         self, queries: NDArray[np.float32], k: int, num_rows: int, allowed: NDArray[np.bool_] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Scores and rows [Q, k'] of the best allowed rows below `num_rows`; row -1 fills what is missing."""
+    ) -> Hits:
+        """`begin`, and wait."""
+        return self.begin(queries, k, num_rows, allowed)()
 
     @abstractmethod
     def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -126,6 +147,14 @@ class Segment(ABC):
     @abstractmethod
     def heading(self, row: int) -> tuple[str, str, str, str, str | None]:
         """Id, title, source, stream and URL of the article at an article row."""
+
+    def passage_fields(self, rows: list[int]) -> list[Fields]:
+        """What passages show of the chunks at `rows`, in that order."""
+        found: list[Fields] = []
+        for row in rows:
+            chunk, heading = self.chunk(row), self.heading(int(self.article[row]))
+            found.append((chunk.ordinal, chunk.text, chunk.num_tokens, *heading))
+        return found
 
     @abstractmethod
     def signature(self, row: int) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ class VectorIndex(ABC):
     def search(self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None) -> Hits:
         """Scores and rows [Q, <= k], best first; row -1 (score -inf) where fewer than k are allowed."""
 
+    def begin(
+        self, queries: NDArray[np.float32], k: int, num_rows: int, allowed: NDArray[np.bool_] | None
+    ) -> Callable[[], Hits]:
+        """`search` of at most `num_rows` rows in two halves, so that a device works on all segments at once."""
+        hits = self.search(queries, min(k, num_rows), allowed)
+        return lambda: hits
+
     @property
     @abstractmethod
     def memory_bytes(self) -> int:
@@ -47,6 +55,13 @@ class MatrixIndex(VectorIndex):
         self, queries: NDArray[np.float32], k: int, num_rows: int, allowed: NDArray[np.bool_] | None
     ) -> Hits:
         """`search` among the first `num_rows` rows."""
+
+    def begin(
+        self, queries: NDArray[np.float32], k: int, num_rows: int, allowed: NDArray[np.bool_] | None
+    ) -> Callable[[], Hits]:
+        """As promised by VectorIndex."""
+        hits = self.search_first(queries, k, num_rows, allowed)
+        return lambda: hits
 
     @abstractmethod
     def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -104,6 +119,7 @@ class FaissIndex(VectorIndex):
         self._lists = getattr(index, "nlist", 0)
         self.probes = probes
         self.exact = not self._lists
+        self._chosen: tuple[NDArray[np.bool_], Any, int] | None = None
 
     @classmethod
     def build(cls, vectors: NDArray[np.float16], *, ivf: bool, probes: int) -> FaissIndex:
@@ -135,22 +151,29 @@ class FaissIndex(VectorIndex):
 
     def search(self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None) -> Hits:
         """As promised by VectorIndex; an IVF reads all its lists rather than return too few."""
-        available = self._index.ntotal if allowed is None else int(allowed.sum())
+        selector, available = self._selector(allowed)
         k = min(k, available)
         if k == 0:
             return nothing(len(queries))
-        hits = self._search(queries, k, allowed, self.probes)
+        hits = self._search(queries, k, selector, self.probes)
         if self._lists and (hits[1] < 0).any():
-            hits = self._search(queries, k, allowed, self._lists)
+            hits = self._search(queries, k, selector, self._lists)
         return hits
 
-    def _search(
-        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None, probes: int
-    ) -> Hits:
+    def _selector(self, allowed: NDArray[np.bool_] | None) -> tuple[Any, int]:
+        """faiss' selector of the allowed rows, and how many they are; the last one made is kept."""
+        if allowed is None:
+            return None, self._index.ntotal
+        known = self._chosen
+        if known is None or known[0] is not allowed:
+            library: Any = faiss
+            bitmap = library.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+            known = self._chosen = (allowed, bitmap, int(allowed.sum()))
+        return known[1], known[2]
+
+    def _search(self, queries: NDArray[np.float32], k: int, selector: Any, probes: int) -> Hits:
         library: Any = faiss  # its stubs lack what its wrappers accept
-        selector = params = None
-        if allowed is not None:
-            selector = library.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        params = None
         if self._lists:
             params = library.SearchParametersIVF(sel=selector, nprobe=min(probes, self._lists))
         elif selector is not None:
