@@ -125,6 +125,17 @@ class _RecordingLayer(StoredLayer):  # type: ignore[no-untyped-call]
         places = torch.arange(self.seen, device=self.spec.device)[None]
         return self.all_keys[:, : self.seen], self.all_values[:, : self.seen], places, self.seen
 
+    def positions(self) -> Tensor:
+        """See StoredLayer.positions."""
+        return torch.arange(self.seen, device=self.spec.device)[None]
+
+    def erase(self, first: int, end: int) -> dict[str, int]:
+        """See StoredLayer.erase."""
+        span = slice(max(0, first), max(0, min(end, self.seen)))
+        for tensor in self.tensors().values():
+            tensor[:, span] = 0
+        return {"raw": max(0, span.stop - span.start)}
+
     def append(self, keys: Tensor, values: Tensor) -> None:
         """See StoredLayer.append."""
         end = self.seen + keys.shape[1]
