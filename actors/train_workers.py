@@ -1,7 +1,7 @@
 """A training function on workers of Ray Train: started, restarted when one dies, and heard.
 
-The function keeps its state itself, in a folder that all workers reach, and goes on from it when it is called again:
-so a worker that was killed costs the steps since the last state, and so does the whole job.
+The function keeps its state itself, in a folder that all workers reach, and goes on from it when it is called
+again: so a worker that was killed costs the steps since the last state, and so does the whole job.
 """
 
 from __future__ import annotations

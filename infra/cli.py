@@ -27,6 +27,7 @@ FAMILIES = (
     "operate",
     "evaluate",
     "train",
+    "backbone",
     "bench",
     "demo",
 )

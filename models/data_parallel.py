@@ -1,7 +1,7 @@
 """A few processes that train one model on parts of the same batches: what they tell each other.
 
-Gradients are summed as one flat buffer after the backward pass, so the loop may call the model as it likes. With one
-process every call is a no-op, and the arithmetic is that of one process going through all parts itself.
+Gradients are summed as one flat buffer after the backward pass, so the loop may call the model as it likes. With
+one process every call is a no-op, and the arithmetic is that of one process going through all parts itself.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Group:
         return cls(0, 1, device)
 
     def mine(self, count: int) -> range:
-        """Which of `count` parts of a step this process computes; raises ValueError where they cannot be shared evenly."""
+        """Which of `count` parts of a step this process computes; ValueError where they cannot be shared evenly."""
         if count % self.size:
             raise ValueError(
-                f"accumulate: given {count} parts a step for {self.size} workers; allowed: a multiple of the workers, "
-                "so that each computes as many"
+                f"accumulate: given {count} parts a step for {self.size} workers; allowed: a multiple of the "
+                "workers, so that each computes as many"
             )
         return range(self.rank, count, self.size)
 

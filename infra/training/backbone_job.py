@@ -1,7 +1,7 @@
 """`dysra train-backbone`: what is trained, on how many workers, and what is written when it is done.
 
-A job is plain values, so that it travels to any worker; `work` is what each worker does. Without Ray (a bare host, a
-test) `work` runs as it is in one process.
+A job is plain values, so that it travels to any worker; `work` is what each worker does. Without Ray (a bare host,
+a test) `work` runs as it is in one process.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ KINDS = ("subq", "reader", "landmark")
 MODEL = "model"
 SAYS = {
     "subq": "A sub-quadratic language model trained from scratch (docs/subq.md).",
-    "reader": "Adaptation of a decoder that answers from few chosen sentences (docs/reader.md).",
-    "landmark": "A landmark head over a decoder's hidden states: questions and texts that tell lie close together.",
+    "reader": "Adaptation of a decoder to read few chosen sentences (docs/reader.md). Of Gemma: under its terms.",
+    "landmark": "A landmark head over a decoder's hidden states: questions lie close to the texts that tell.",
 }
 
 

@@ -1,9 +1,9 @@
 """The loop of `dysra train-backbone`: any learner, one or many workers, saved and gone on with exactly.
 
-A step is `accumulate` parts (micro-batches) whatever the number of workers; each worker computes its share and the
-gradients are summed, so two workers do the steps of one. Part number n of a run depends on n alone: the place in the
-data is the step that is kept with the state, and a run that was killed does the steps that the undisturbed one would
-have done.
+A step is `accumulate` parts (micro-batches) whatever the number of workers; each worker computes its share and
+the gradients are summed, so two workers do the steps of one. Part number n of a run depends on n alone: the place
+in the data is the step that is kept with the state, and a run that was killed does the steps that the undisturbed
+one would have done.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def write_card(
     if command:
         lines += ["", "Made by", "", f"    {command}"]
     if curve:
-        names = [name for name in _columns(curve)]
+        names = _columns(curve)
         lines += ["", "Curve (means over equal parts of the run):", "", f"| {' | '.join(names)} |"]
         lines.append(f"| {' | '.join('---' for _ in names)} |")
         for group in _groups(list(curve), points):

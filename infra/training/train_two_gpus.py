@@ -2,16 +2,15 @@
 
     python3 -m infra.training.train_two_gpus --data DATA --out OUT --steps 120
 
-DATA is what `infra.training.subq_pack` wrote. Two runs of the subq recipe (`--accumulate` parts a step, so both do the
-same arithmetic), by Ray Train where Ray can be imported, else by torch.multiprocessing (`--launcher`). Writes
-OUT/two_gpus.json: differences of loss and gradient norm by step, tokens a second, efficiency. --device cpu tries it
-with gloo and a tiny model. Imports only torch, numpy, tokenizers, safetensors and, for its launcher, Ray.
+DATA is what `infra.training.subq_pack` wrote. Two runs of the subq recipe (`--accumulate` parts a step, so both do
+the same arithmetic), by Ray Train where Ray can be imported, else by torch.multiprocessing (`--launcher`). Writes
+OUT/two_gpus.json: differences of loss and gradient norm by step, tokens a second, efficiency. --device cpu tries
+it with gloo and a tiny model. Imports only torch, numpy, tokenizers, safetensors and, for its launcher, Ray.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import shutil
@@ -37,21 +36,32 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     given = _parser().parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     on_gpu = given.device == "cuda"
-    launcher = given.launcher or ("ray" if importlib.util.find_spec("ray") else "spawn")
+    launcher, why = given.launcher or "ray", ""
     runs: dict[int, list[dict[str, float]]] = {}
     seconds: dict[str, float] = {}
     for size in (1, given.workers):
         work_folder = given.work / f"workers-{size}"
         shutil.rmtree(work_folder, ignore_errors=True)
         began = time.monotonic()
-        _launch(launcher, _job(given, work_folder), size, on_gpu)
+        try:
+            _launch(launcher, _job(given, work_folder), size, on_gpu)
+        except (
+            Exception
+        ) as error:  # a bare host's Ray may lack anything: the figures matter more than the launcher
+            if given.launcher or launcher == "spawn":
+                raise
+            launcher, why = "spawn", f"{type(error).__name__}: {str(error)[-300:]}"
+            _say(f"Ray does not start ({why}); torch.multiprocessing instead")
+            shutil.rmtree(work_folder, ignore_errors=True)
+            _launch(launcher, _job(given, work_folder), size, on_gpu)
         seconds[f"whole_{size}"] = round(time.monotonic() - began, 1)
         runs[size] = read_curve(work_folder)
         _say(f"{size} worker(s): {len(runs[size])} steps in {seconds[f'whole_{size}']} s, {runs[size][-1]}")
     figures = compare(runs[1], runs[given.workers], given.workers, given.skip)
     figures |= {
-        "launcher": launcher, "device": _device(given.device), "workers": given.workers, "steps": given.steps,
-        "accumulate": given.accumulate, "eager": given.eager, "torch": torch.__version__, "seconds": seconds,
+        "launcher": launcher, "ray_failed": why, "device": _device(given.device), "workers": given.workers,
+        "steps": given.steps, "accumulate": given.accumulate, "eager": given.eager, "torch": torch.__version__,
+        "seconds": seconds,
         "curves": {str(size): rows for size, rows in runs.items()},
     }  # fmt: skip
     (given.out / "two_gpus.json").write_text(json.dumps(figures))
@@ -104,10 +114,11 @@ def _launch(launcher: str, job: BackboneJob, size: int, gpu: bool) -> None:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
             ray.init(
                 num_cpus=max(8, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False,
                 logging_level="ERROR", object_store_memory=256 << 20,
-                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}},
+                runtime_env={"env_vars": {"PYTHONPATH": path}},
             )  # fmt: skip
         workers = WorkersConfig(num_workers=size, gpu=gpu, max_failures=0)
         train_on_workers(work, {"job": job}, workers, job.out, f"workers-{size}")
@@ -163,7 +174,9 @@ def _parser() -> argparse.ArgumentParser:
         "--loaders", type=int, default=8, help="processes a worker that make batches; 0: none"
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--launcher", choices=("ray", "spawn"), help="default: ray where it is installed")
+    parser.add_argument(
+        "--launcher", choices=("ray", "spawn"), help="default: ray, or spawn where Ray does not start"
+    )
     parser.add_argument("--tiny", action="store_true", help="a model that a CPU can train")
     parser.add_argument("--muon", action="store_true", help="Muon on a CPU too")
     parser.add_argument("--eager", action="store_true", help="nothing is compiled")

@@ -1,7 +1,7 @@
-"""The sub-quadratic backbone as a learner of the data-parallel loop: the terms of `infra.training.subq`, shared out.
+"""The sub-quadratic backbone as a learner of the data-parallel loop: the terms of `infra.training.subq`.
 
-A part is a batch of `pipeline.prepare.needle_stream`. Routing across sequences and contrastive negatives stay inside
-a part; the bank of landmarks is the same in every worker, since all parts' landmarks are put in, in their order.
+A part is a batch of `pipeline.prepare.needle_stream`. Routing across sequences and contrastive negatives stay
+inside a part; the bank of landmarks is the same in every worker: all parts' landmarks go in, in their order.
 """
 
 from __future__ import annotations
