@@ -108,7 +108,8 @@ class Deletion:
 
 def to_ms(moment: datetime) -> int:
     """Milliseconds since the epoch, exact for any aware datetime."""
-    return (moment - _EPOCH) // timedelta(milliseconds=1)
+    since = moment - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000 + since.microseconds // 1_000
 
 
 def from_ms(ms: int) -> datetime:

@@ -17,16 +17,20 @@ __all__ = [
     "warm_up",
 ]
 
-NAMED = ("minilm", "static")
+NAMED = ("minilm", "static", "none")
 
 
 def load_embedder(spec: str | EmbedderConfig) -> Embedder:
-    """The embedder that `spec` names: "minilm", "static" or a folder; ValueError for anything else."""
+    """The embedder that `spec` names: "minilm", "static", "none" or a folder; ValueError for anything else."""
     config = EmbedderConfig(model=spec) if isinstance(spec, str) else spec
     if config.model == "minilm":
         from models.embed.minilm import MiniLmEmbedder
 
         return MiniLmEmbedder(config)
+    if config.model == "none":
+        from models.embed.none import NoEmbedder
+
+        return NoEmbedder()
     from models.embed.static import StaticEmbedder, is_static_folder, load_distilled
 
     if config.model == "static":
@@ -46,6 +50,10 @@ def load_tokenizer(spec: str | EmbedderConfig) -> TextTokenizer:
         from models.embed.minilm import minilm_tokenizer
 
         return minilm_tokenizer()
+    if config.model == "none":
+        from models.embed.none import WordTokenizer
+
+        return WordTokenizer()
     from models.embed.static import distilled_folder, is_static_folder, static_tokenizer
 
     if config.model == "static":

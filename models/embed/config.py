@@ -15,7 +15,10 @@ class EmbedderConfig:
 
     model: str = field(
         default="minilm",
-        metadata={"help": "'minilm', 'static', or the folder of a sentence-transformers or model2vec model"},
+        metadata={
+            "help": "'minilm', 'static', 'none' (nothing is embedded: search by words alone), or the folder of a "
+            "sentence-transformers or model2vec model"
+        },
     )
     precision: str = field(
         default="fp32",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import xxhash
 
 _MASK = (1 << 63) - 1
@@ -12,6 +14,7 @@ def chunk_id(article_id: str, ordinal: int) -> int:
     return xxhash.xxh3_64_intdigest(f"{article_id}\x1f{ordinal}".encode()) & _MASK
 
 
+@lru_cache(maxsize=8_192)
 def chunk_ids(article_id: str, num_chunks: int) -> list[int]:
-    """Ids of the chunks 0 to num_chunks - 1."""
+    """Ids of the chunks 0 to num_chunks - 1; an append asks thrice, so the list is shared: never change it."""
     return [chunk_id(article_id, ordinal) for ordinal in range(num_chunks)]

@@ -143,3 +143,15 @@ def test_unit_never_divides_by_zero(rows: list[list[float]]) -> None:
     vectors = unit(np.asarray(rows, dtype=np.float32))
     assert np.isfinite(vectors).all()
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4)
+
+
+def test_without_embedding_words_are_counted_and_every_vector_is_zero() -> None:
+    """So a store can be searched by words alone, and a hybrid search comes out as BM25 ranks it."""
+    embedder = load_embedder("none")
+    text = "A bridge, at last: it opens."
+    assert [text[start:end] for start, end in embedder.offsets(text)] == [
+        *("A", "bridge", ",", "at", "last", ":", "it", "opens", ".")
+    ]
+    assert embedder.count_tokens([text, ""]) == [9, 0]
+    assert embedder.encode(["a", "b"]).tolist() == [[0.0], [0.0]]
+    assert load_tokenizer("none").offsets(text) == embedder.offsets(text)
