@@ -47,6 +47,14 @@ METRICS: dict[str, Metric] = {
         "gauge", "records that the furthest-behind session has yet to read", ("replica",)
     ),
     "snapshot_age_s": Metric("gauge", "age of the oldest session's newest snapshot, s", ("replica",)),
+    "session_rebuilds_pending": Metric(
+        "gauge", "sessions whose cache is being read anew after a correction or withdrawal", ("replica",)
+    ),
+    "session_retractions_total": Metric(
+        "counter", "articles that sessions dropped because they were corrected or withdrawn", ("replica",)
+    ),
+    "session_rebuilds_total": Metric("counter", "caches read anew from articles", ("replica",)),
+    "session_rebuild_tokens_total": Metric("counter", "tokens read anew for that", ("replica",)),
     "tokens_read_per_answer": Metric("histogram", "tokens read for one answer", ("route",), _TOKENS),
     "answer_ms": Metric("histogram", "from question to last token, ms", ("route",), _MS),
     "requests_total": Metric("counter", "HTTP requests, by route and status", ("route", "status")),

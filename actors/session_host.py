@@ -77,6 +77,7 @@ class SessionHost:
         resumed = self._service.pool.resume(lambda key: rank_of(key.id, table) == self._rank)
         get_logger(replica=self._rank).info("replica_ready", resumed=len(resumed), owner=owner)
         self._reporting: asyncio.Task[None] | None = None
+        self._told: dict[str, int] = {}
 
     def record_replica_metadata(self) -> dict[str, Any]:
         """What the slot router knows this replica by."""
@@ -124,6 +125,10 @@ class SessionHost:
 
     async def _report(self) -> None:
         while True:
+            for name, total in self._service.pool.totals().items():
+                if total > self._told.get(name, 0):
+                    metric(name).inc(total - self._told.get(name, 0), tags=self._tags)
+                    self._told[name] = total
             for name, value in self._service.pool.gauges().items():
                 metric(name).set(value, tags=self._tags)
             await asyncio.sleep(_METRICS_S)

@@ -49,12 +49,16 @@ class AskParts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """What a question may see of a session: its stream, its cache, and how far behind it is."""
+    """What a question may see of a session: its stream, its cache, and how far behind it is.
+
+    `retractions` counts what the session has dropped so far from its cache.
+    """
 
     stream: str
     cache: Any | None
     session_bytes: int
     lag: Lag
+    retractions: Callable[[], int] = lambda: 0
 
 
 def answer(
@@ -73,10 +77,11 @@ def answer(
         chosen = _choose(question, found, dropped, parts)
         yield Event("sources", {"sources": [_row(source) for source in cite(chosen)], "partial": partial})
         text, given_up, tokens = "", True, Tokens(question=parts.count_tokens(question.text))
+        before = view.retractions()
         if chosen or parts.config.attend != "chosen":
             text, given_up, tokens = yield from _write(question, chosen, view, parts, stopped)
         stale = _stale(chosen, parts)
-        if not stale:
+        if not stale and (parts.config.attend == "chosen" or view.retractions() == before):
             break
         dropped |= stale
         text, given_up, chosen = "", True, []

@@ -74,6 +74,30 @@ class SessionConfig:
         default=32,
         metadata={"help": "sessions held in memory by one replica; others rest in their snapshots"},
     )
+    retractions: Literal["rebuild", "drop"] = field(
+        default="rebuild",
+        metadata={
+            "help": "after a correction or withdrawal: rebuild (drop the old form's tokens at once, then read the "
+            "cache anew from the articles' text), or drop alone (its traces in other tokens stay)"
+        },
+    )
+    rebuild_within_s: float = field(
+        default=60.0,
+        metadata={
+            "help": "how long after a retraction its rebuild may take, in seconds; from half of it on the session "
+            "reads nothing else, and after it articles that the store lacks are left out"
+        },
+    )
+    rebuild_tokens_per_s: int = field(
+        default=512, metadata={"help": "tokens that a rebuild reads a second, until half of its time is over"}
+    )
+    other_cache: Literal["rebuild", "refuse", "start_over"] = field(
+        default="rebuild",
+        metadata={
+            "help": "what becomes of a session saved by another model or shape of cache: rebuild its cache from the "
+            "articles' text, refuse to open it, or start_over as a new session"
+        },
+    )
     seed: int = field(default=0, metadata={"help": "seed of a session's generator"})
 
     def __post_init__(self) -> None:
@@ -98,7 +122,7 @@ class SessionConfig:
                 f"max_new_tokens is {self.max_new_tokens}, above max_new_tokens_limit "
                 f"{self.max_new_tokens_limit}"
             )
-        for name in ("search_deadline_s", "snapshot_every_s"):
+        for name in ("search_deadline_s", "snapshot_every_s", "rebuild_within_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
 
@@ -108,6 +132,8 @@ _CHOICES = {
     "partition_by": ("stream", "any"),
     "attend": ("chosen", "cache", "both"),
     "prompt_form": ("auto", "base", "adapted"),
+    "retractions": ("rebuild", "drop"),
+    "other_cache": ("rebuild", "refuse", "start_over"),
 }
 _AT_LEAST_ONE = (
     "window_articles",
@@ -120,4 +146,5 @@ _AT_LEAST_ONE = (
     "summary_sentences",
     "keep_snapshots",
     "max_resident",
+    "rebuild_tokens_per_s",
 )

@@ -20,7 +20,7 @@ from pipeline.log import get_logger
 from pipeline.session.answer import Event, Question
 from pipeline.session.asking import AskParts, answer
 from pipeline.session.model_thread import READING, ModelThread
-from pipeline.session.resident import Resident
+from pipeline.session.resident import Resident, SessionRefused
 from pipeline.session.session import SessionParts
 from pipeline.session.snapshot import SnapshotFolder, StaleLease, replace_file
 from pipeline.session.state import SessionKey
@@ -53,6 +53,7 @@ class SessionPool:
         self._lane = model.lane(READING)
         self._residents: dict[SessionKey, Resident] = {}
         self._changed = threading.Condition()
+        self._totals = {f"session_{name}_total": 0 for name in ("retractions", "rebuilds", "rebuild_tokens")}
         self._stopped = threading.Event()
         self._log = get_logger(owner=owner)
         self._reader = threading.Thread(target=self._read, name="session-reader", daemon=True)
@@ -87,7 +88,8 @@ class SessionPool:
             path.mkdir(parents=True, exist_ok=True)
             self._note(key, resident=True)
             folder = SnapshotFolder(path, self._owner, self.sessions.config.keep_snapshots)
-            resident = Resident.open(key, self.sessions, folder, self._tails(key.stream))
+            tail, library = self._tails(key.stream), self.asking.library
+            resident = Resident.open(key, self.sessions, folder, tail, library)
             self._residents[key] = resident
             self._make_room(key)
             return resident
@@ -98,7 +100,11 @@ class SessionPool:
         for about in _notes(self._root):
             key = SessionKey(str(about["tenant"]), str(about["stream"]))
             if about.get("resident") and ours(key) and len(opened) < self.sessions.config.max_resident:
-                self.open(key)
+                try:
+                    self.open(key)
+                except SessionRefused as error:
+                    self._log.error("session_refused", session_id=key.id, error=str(error))
+                    continue
                 opened.append(key)
         return opened
 
@@ -152,7 +158,13 @@ class SessionPool:
             "session_bytes": sum(r.session.nbytes for r in residents),
             "session_lag_records": max((r.lag().records for r in residents), default=0),
             "snapshot_age_s": max(ages, default=0.0),
+            "session_rebuilds_pending": sum(r.session.state.rebuild_from is not None for r in residents),
         }
+
+    def totals(self) -> dict[str, int]:
+        """What only grows, since this process began; sessions put to rest included."""
+        with self._changed:
+            return dict(self._totals)
 
     def close(self, timeout_s: float = 30.0) -> list[str]:
         """Stop reading, save every session, let go. Returns what could not be saved; safe to call twice."""
@@ -211,6 +223,7 @@ class SessionPool:
                 self._stopped.wait(_IDLE_S)
 
     def _step(self, key: SessionKey, resident: Resident) -> bool:
+        before = resident.retractions.totals()
         try:
             return resident.step(self._lane, self.sessions.config.snapshot_every_s)
         except StaleLease as error:
@@ -224,6 +237,10 @@ class SessionPool:
                 return False
             self._log.exception("session_failed", session_id=key.id)
             self._reopen(key, resident, f"{type(error).__name__}: {error}")
+        finally:
+            after = resident.retractions.totals()
+            for name, value in after.items() if after != before else ():
+                self._totals[f"session_{name}_total"] += value - before[name]
         return False
 
     def _reopen(self, key: SessionKey, resident: Resident, problem: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.article import Article, ArticleLimits, BadRecord, Deletion, from_ms, parse_record
+from pipeline.article import Article, ArticleLimits, BadRecord, Deletion, parse_record
 from pipeline.session.prompts import one_line
 from pipeline.session.state import ReadArticle, SessionState
 from pipeline.source import Record
@@ -20,7 +20,7 @@ _TITLE_CHARS = 120
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """Something to read: the text for the cache, and what to remember of it."""
+    """Something to read: the text for the cache, and what to remember of it. A withdrawal has no text."""
 
     kind: Kind
     article_id: str
@@ -55,16 +55,18 @@ def plan(record: Record, stream: str, state: SessionState, limits: ArticleLimits
         version_ms=parsed.version_ms,
         published_ms=parsed.published_ms,
         title=one_line(parsed.title)[:_TITLE_CHARS],
-        text=article_text(parsed, updated=known is not None),
+        text=article_text(parsed),
     )
 
 
-def article_text(article: Article, *, updated: bool = False) -> str:
-    """How an article stands in the cache: a line of date, source and title, then its text."""
+def article_text(article: Article) -> str:
+    """How an article stands in the cache: a line of date, source and title, then its text.
+
+    It follows from the article alone, so that what is read anew is what was read before.
+    """
     mark = ""
-    if updated or article.updated is not None:
-        day = (article.updated or article.published).date().isoformat()
-        mark = f" [updated {day}, replaces the earlier text]"
+    if article.updated is not None:
+        mark = f" [updated {article.updated.date().isoformat()}, replaces the earlier text]"
     head = (
         f"{article.published.date().isoformat()} {one_line(article.source)}: {one_line(article.title)}{mark}"
     )
@@ -83,12 +85,11 @@ def remembered(reading: Reading, first_token: int, num_tokens: int) -> ReadArtic
 
 
 def _withdrawal(deletion: Deletion, known: ReadArticle) -> Reading:
-    day = from_ms(known.version_ms).date().isoformat()
     return Reading(
         kind="withdrawal",
         article_id=deletion.id,
         version_ms=known.version_ms,
         published_ms=known.version_ms,
         title=known.title,
-        text=f'[withdrawn] The article "{known.title}" of {day} was withdrawn and no longer holds.\n\n',
+        text="",
     )

@@ -12,12 +12,14 @@ from collections import deque
 from typing import Any
 
 from pipeline.article import from_ms, isoformat
+from pipeline.errors import DysraError
 from pipeline.log import get_logger
 from pipeline.session.answer import Lag
 from pipeline.session.asking import View
-from pipeline.session.ports import ModelRunner
+from pipeline.session.ports import Library, ModelRunner
+from pipeline.session.retractions import Retractions
 from pipeline.session.session import OtherModel, Session, SessionParts
-from pipeline.session.snapshot import CorruptSnapshot, SnapshotFolder
+from pipeline.session.snapshot import CorruptSnapshot, Snapshot, SnapshotFolder
 from pipeline.session.state import SessionKey
 from pipeline.session.tail import StreamTail
 
@@ -26,10 +28,16 @@ _SAVE_AFTER_PASSED = 5_000
 _EVENTS_KEPT = 256
 
 
+class SessionRefused(DysraError):
+    """A session of another model or shape of cache, which the configuration says not to open."""
+
+
 class Resident:
     """A session that is held here. Made by `open`."""
 
-    def __init__(self, session: Session, folder: SnapshotFolder, tail: StreamTail, restored: bool) -> None:
+    def __init__(
+        self, session: Session, folder: SnapshotFolder, tail: StreamTail, library: Library, restored: bool
+    ) -> None:
         self.session = session
         self.folder = folder
         self.restored = restored
@@ -50,6 +58,7 @@ class Resident:
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
         self._number = 0
         self._log = get_logger(session_id=session.key.id)
+        self.retractions = Retractions(session, library, self.emit)
 
     @classmethod
     def open(
@@ -58,8 +67,12 @@ class Resident:
         parts: SessionParts,
         folder: SnapshotFolder,
         tail: StreamTail,
+        library: Library,
     ) -> Resident:
-        """The session of the newest snapshot that holds, or a new one where there is none to continue."""
+        """The session of the newest snapshot that holds, or a new one where there is none to continue.
+
+        SessionRefused for a snapshot of another model or shape of cache, where the configuration says so.
+        """
         folder.acquire()
         snapshot, problems = folder.newest()
         session: Session | None = None
@@ -67,21 +80,29 @@ class Resident:
             try:
                 session = Session.restore(key, parts, snapshot)
             except OtherModel as error:
-                problems.append(f"the snapshot cannot be continued ({error}); reading the topic again")
+                session = _of_another(error, key, parts, snapshot, problems)
             except (CorruptSnapshot, ValueError) as error:
                 problems.append(f"the snapshot cannot be read ({error}); reading the topic again")
-        resident = cls(session or Session.new(key, parts), folder, tail, restored=session is not None)
+        resident = cls(
+            session or Session.new(key, parts), folder, tail, library, restored=session is not None
+        )
         for problem in problems:
             resident.emit("snapshot_skipped", reason=problem)
         if session is not None:
-            resident.emit("restored", epoch=folder.epoch, tokens=session.cache.tokens_seen)
+            resident.emit("restored", epoch=folder.epoch, tokens=session.state.tokens_read)
         return resident
 
     def step(self, runner: ModelRunner, snapshot_every_s: float) -> bool:
-        """Read at most one article, or pass over records that are not for this session; whether it did."""
+        """Read at most one article, or pass over records that are not for this session; whether it did.
+
+        A rebuild under way goes on by a piece, and alone once it is late.
+        """
         if not self._tail_open:
             self._start()
-        moved = False
+        moved = self._rebuild(runner)
+        if self.retractions.urgent:
+            self._lag_records = self._tail.lag()
+            return moved
         for _ in range(_PASSED_AT_ONCE):
             records = self._tail.next_records(1)
             if not records:
@@ -113,6 +134,15 @@ class Resident:
         self._unsaved = self._passed = 0
         self.emit("snapshot", bytes=len(snapshot.cache) + len(snapshot.state))
 
+    def _rebuild(self, runner: ModelRunner) -> bool:
+        """Do a piece of the rebuild that is due, if any; whether it did."""
+        moved, complete = self.retractions.step(runner)
+        if complete:
+            with self._lock:
+                self.retractions.finish(runner)
+            self.save()
+        return moved
+
     def leave(self, *, save: bool) -> None:
         """Let go of the session, saved first if it has read since the last snapshot."""
         try:
@@ -140,7 +170,11 @@ class Resident:
         """What a question may see."""
         session = self.session
         return View(
-            stream=session.key.stream, cache=session.cache, session_bytes=session.nbytes, lag=self.lag()
+            stream=session.key.stream,
+            cache=session.cache,
+            session_bytes=session.nbytes,
+            lag=self.lag(),
+            retractions=lambda: self.retractions.count,
         )
 
     def digest(self) -> str:
@@ -177,7 +211,10 @@ class Resident:
             "repeats_skipped": counts.repeats,
             "records_seen": counts.seen,
             "records_missed": counts.missed,
-            "tokens_seen": session.cache.tokens_seen,
+            "tokens_seen": state.tokens_read,
+            "retractions": self.retractions.count,
+            "rebuilding": state.rebuild_from is not None,
+            "rebuilds": self.retractions.rebuilds,
             "session_bytes": session.nbytes,
             "questions": self.questions,
             "lag": {"records": self.lag().records, "seconds": self.lag().seconds},
@@ -220,14 +257,40 @@ class Resident:
         if reading is None:
             self._passed += 1
             return False
-        tokens = runner.call(lambda: session.apply(record, reading))
+        applied = runner.call(lambda: session.apply(record, reading))
         self._unsaved += 1
+        if applied.retracted:
+            self.retractions.note(reading, applied)
+        if reading.kind == "withdrawal":
+            return True
         self.emit(
             "read",
             what=reading.kind,
             article_id=reading.article_id,
             title=reading.title,
-            tokens=tokens,
+            tokens=applied.tokens,
             offset=record.offset,
         )
         return True
+
+
+def _of_another(
+    error: OtherModel, key: SessionKey, parts: SessionParts, snapshot: Snapshot, problems: list[str]
+) -> Session | None:
+    """What becomes of a session whose cache cannot be continued, as configured; None: a new one."""
+    way = parts.config.other_cache
+    if way == "refuse":
+        raise SessionRefused(
+            f"session {key.id} cannot be continued: {error}; go back to what wrote it, or set "
+            "session.other_cache to rebuild (its cache is read anew from the articles) or start_over"
+        )
+    if way == "start_over":
+        problems.append(f"the snapshot cannot be continued ({error}); reading the topic again")
+        return None
+    try:
+        session = Session.adopt(key, parts, snapshot)
+    except CorruptSnapshot as broken:
+        problems.append(f"the snapshot cannot be read ({broken}); reading the topic again")
+        return None
+    problems.append(f"the cache cannot be continued ({error}); reading its articles anew")
+    return session

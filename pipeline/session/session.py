@@ -1,13 +1,14 @@
 """One session: the history of one stream in one cache, read article by article.
 
-A session is changed by `read` alone. Questions look at it and leave it as it was.
+A session is changed by `read` alone, and by a rebuild (`pipeline/session/rebuild.py`) once an article that it has
+read was corrected or withdrawn. Questions look at it and leave it as it was.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from models.cache import CacheConfig
@@ -23,7 +24,16 @@ if TYPE_CHECKING:
 
 
 class OtherModel(ValueError):
-    """A snapshot that another model, or another shape of cache, has written."""
+    """A snapshot whose cache another model, or another shape of cache, has written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Applied:
+    """What reading one record did: tokens read, and tokens dropped of the article's former version by part."""
+
+    tokens: int
+    retracted: bool = False
+    dropped: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,21 +59,32 @@ class Session:
     def new(cls, key: SessionKey, parts: SessionParts) -> Session:
         """A session that has read nothing."""
         cache = parts.backbone.new_cache(parts.cache)
-        return cls(key, parts, cache, SessionState(model=identity_of(parts), seed=parts.config.seed))
+        return cls(key, parts, cache, SessionState(model=parts.backbone.identity, seed=parts.config.seed))
 
     @classmethod
     def restore(cls, key: SessionKey, parts: SessionParts, snapshot: Snapshot) -> Session:
-        """The session that wrote `snapshot`; OtherModel if this backbone cannot continue it."""
+        """The session that wrote `snapshot`; OtherModel if this model and shape of cache cannot continue it."""
         from models.cache import RotatingCompressiveCache
 
+        state = _state_of(snapshot, parts)
+        if state.model != parts.backbone.identity:
+            raise OtherModel(f"written by {state.model}, this is {parts.backbone.identity}")
         try:
-            state = SessionState.from_json(snapshot.state)
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptSnapshot(f"its state cannot be read: {error}") from None
-        if state.model != identity_of(parts):
-            raise OtherModel(f"written by {state.model}, this is {identity_of(parts)}")
-        cache = RotatingCompressiveCache.from_bytes(snapshot.cache, parts.backbone)
+            cache = RotatingCompressiveCache.from_bytes(snapshot.cache, parts.backbone, parts.cache)
+        except ValueError as error:
+            raise OtherModel(str(error)) from None
         return cls(key, parts, cache, state)
+
+    @classmethod
+    def adopt(cls, key: SessionKey, parts: SessionParts, snapshot: Snapshot) -> Session:
+        """The session of a snapshot with an empty cache of this model and shape, to be rebuilt from articles."""
+        state = _state_of(snapshot, parts)
+        session = cls(key, parts, parts.backbone.new_cache(parts.cache), state)
+        state.model = parts.backbone.identity
+        for article in state.read.values():
+            article.let_go()
+        state.rebuild_from = state.window_start(session.cache.tokens_held)
+        return session
 
     def plan(self, record: Record) -> Reading | None:
         """What is to be read of the record, or None once it has been passed over. No model work."""
@@ -75,23 +96,51 @@ class Session:
         self._passed(record)
         return None
 
-    def apply(self, record: Record, reading: Reading) -> int:
-        """Read what `plan` returned for the record into the cache; the number of its tokens. Model work."""
-        backbone, state = self.parts.backbone, self.state
-        ids = backbone.encode(reading.text)[: self.parts.config.max_article_tokens]
-        first = self.cache.tokens_seen
-        backbone.read([*backbone.bos, *ids] if first == 0 else ids, self.cache)
-        article = remembered(reading, first, len(ids))
-        state.remember(reading.article_id, article, self.parts.config.max_read_ids)
+    def apply(self, record: Record, reading: Reading) -> Applied:
+        """Read what `plan` returned for the record into the cache. Model work.
+
+        The article's former version, if it was read, is dropped first; a withdrawal reads nothing.
+        """
+        state, counts = self.state, self.state.counts
+        dropped = self._retract(reading.article_id)
+        first, num_tokens = -1, 0
+        if reading.text:
+            first, num_tokens = read_into(self.cache, self.parts, reading.text)
+            state.tokens_read += num_tokens
+        state.remember(
+            reading.article_id, remembered(reading, first, num_tokens), self.parts.config.max_read_ids
+        )
         if reading.kind == "article":
-            state.counts.articles += 1
+            counts.articles += 1
         elif reading.kind == "update":
-            state.counts.updates += 1
+            counts.updates += 1
         else:
-            state.counts.withdrawn += 1
+            counts.withdrawn += 1
         state.last_published_ms = max(state.last_published_ms, reading.published_ms)
         self._passed(record)
-        return len(ids)
+        return Applied(tokens=num_tokens, retracted=dropped is not None, dropped=dropped or {})
+
+    def _retract(self, article_id: str) -> dict[str, int] | None:
+        """Drop the article's tokens and ask for a rebuild where they left a trace; None if it was not read.
+
+        Whether, and from where, follows from the records read alone: not from how far an earlier rebuild is.
+        """
+        state, cache = self.state, self.cache
+        known = state.read.get(article_id)
+        if known is None or known.withdrawn:
+            return None
+        parts: dict[str, int] = {}
+        if known.held:
+            parts = cache.drop(known.first_token, known.first_token + known.num_tokens)
+            for article in state.read.values():
+                if article.first_token > known.first_token:
+                    article.first_token -= parts.get("pending", 0)
+        # What is held now was computed while the tokens of twice the cache's length could be seen.
+        leaves_trace = state.tokens_since(article_id) <= 2 * cache.tokens_held
+        del state.read[article_id]
+        if self.parts.config.retractions == "rebuild" and leaves_trace:
+            state.rebuild_from = state.window_start(cache.tokens_held)
+        return parts
 
     def read(self, records: Iterable[Record]) -> list[Reading]:
         """Read records in order, those before the session's offsets left out; returns what was read."""
@@ -133,7 +182,18 @@ class Session:
         state.offsets[record.partition] = record.offset + 1
 
 
-def identity_of(parts: SessionParts) -> str:
-    """The model and the shape of the cache: what a snapshot must share with its reader."""
-    shape = hashlib.sha256(repr(parts.cache).encode()).hexdigest()[:8]
-    return f"{parts.backbone.identity}/cache-{shape}"
+def read_into(cache: Any, parts: SessionParts, text: str) -> tuple[int, int]:
+    """Read an article's text into a cache: where its tokens begin, and how many there are. Model work."""
+    backbone = parts.backbone
+    ids = backbone.encode(text)[: parts.config.max_article_tokens]
+    before = backbone.bos if cache.tokens_seen == 0 else []
+    first = cache.tokens_seen + len(before)
+    backbone.read([*before, *ids], cache)
+    return first, len(ids)
+
+
+def _state_of(snapshot: Snapshot, parts: SessionParts) -> SessionState:
+    try:
+        return SessionState.from_json(snapshot.state, len(parts.backbone.bos))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise CorruptSnapshot(f"its state cannot be read: {error}") from None

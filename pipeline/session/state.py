@@ -13,7 +13,9 @@ from typing import Any
 
 import orjson
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+"""Version 1 named the cache's shape in `model`, counted no tokens, and began the first article at its BOS."""
+_NOT_HELD = -1
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -38,13 +40,22 @@ class SessionKey:
 
 @dataclass(slots=True)
 class ReadArticle:
-    """An article as last read: its version, where its tokens began in all that was read, and its title."""
+    """An article as last read: its version, where its tokens begin in the cache (-1: not there), its title."""
 
     version_ms: int
     first_token: int
     num_tokens: int
     title: str
     withdrawn: bool = False
+
+    @property
+    def held(self) -> bool:
+        """Whether its tokens were read into the cache as it is now; they may have left it by age."""
+        return self.first_token != _NOT_HELD
+
+    def let_go(self) -> None:
+        """Its tokens are not in the cache any more."""
+        self.first_token = _NOT_HELD
 
 
 @dataclass(slots=True)
@@ -63,7 +74,10 @@ class Counts:
 
 @dataclass(slots=True)
 class SessionState:
-    """A session's memory beside its cache. `offsets` is None until the start has been found."""
+    """A session's memory beside its cache. `offsets` is None until the start has been found.
+
+    `rebuild_from` is None unless the cache must be read anew: then the article to begin with ("": the first).
+    """
 
     model: str
     seed: int
@@ -73,6 +87,36 @@ class SessionState:
     last_timestamp_ms: int = 0
     last_published_ms: int = 0
     started: str = ""
+    tokens_read: int = 0
+    rebuild_from: str | None = None
+
+    def standing(self) -> list[tuple[str, ReadArticle]]:
+        """The articles read and not withdrawn, in the order in which they were last read."""
+        return [(name, article) for name, article in self.read.items() if not article.withdrawn]
+
+    def window_start(self, num_tokens: int) -> str:
+        """The article from which on the newest standing ones have at least so many tokens; "" for the first."""
+        for name, article in reversed(self.read.items()):
+            if not article.withdrawn:
+                num_tokens -= article.num_tokens
+                if num_tokens <= 0:
+                    return name
+        return ""
+
+    def tokens_since(self, article_id: str) -> int:
+        """Tokens of the standing articles that were read after this one."""
+        total = 0
+        for name, article in reversed(self.read.items()):
+            if name == article_id:
+                break
+            total += 0 if article.withdrawn else article.num_tokens
+        return total
+
+    def to_reread(self) -> list[tuple[str, ReadArticle]]:
+        """What a rebuild reads: the standing articles from `rebuild_from` on."""
+        names = [name for name, _ in self.standing()]
+        first = names.index(self.rebuild_from) if self.rebuild_from in names else 0
+        return self.standing()[first:]
 
     def remember(self, article_id: str, article: ReadArticle, limit: int) -> None:
         """Keep an article as the last one read; the one read longest ago makes room."""
@@ -93,17 +137,26 @@ class SessionState:
             "last_timestamp_ms": self.last_timestamp_ms,
             "last_published_ms": self.last_published_ms,
             "started": self.started,
+            "tokens_read": self.tokens_read,
+            "rebuild_from": self.rebuild_from,
         }
         return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
 
     @classmethod
-    def from_json(cls, data: bytes) -> SessionState:
-        """The state that `to_json` wrote; ValueError for anything else."""
+    def from_json(cls, data: bytes, num_bos: int = 1) -> SessionState:
+        """The state that `to_json` wrote, of this version or an older one; ValueError for anything else.
+
+        `num_bos` is what the model puts before the first article (needed for version 1 alone).
+        """
         body: dict[str, Any] = orjson.loads(data)
-        if body.get("version") != STATE_VERSION:
+        version = body.get("version")
+        if not isinstance(version, int) or not 1 <= version <= STATE_VERSION:
             raise ValueError(
-                f"session state has version {body.get('version')!r}; {STATE_VERSION} is read here"
+                f"session state has version {version!r}; versions 1 to {STATE_VERSION} are read here: "
+                "use the version that wrote it, or remove the session's folder to read its stream again"
             )
+        if version == 1:
+            _from_version_1(body, num_bos)
         offsets = body["offsets"]
         known = {f.name for f in fields(Counts)}
         return cls(
@@ -115,9 +168,23 @@ class SessionState:
             last_timestamp_ms=body["last_timestamp_ms"],
             last_published_ms=body["last_published_ms"],
             started=body["started"],
+            tokens_read=body["tokens_read"],
+            rebuild_from=body["rebuild_from"],
         )
 
     def offsets_json(self) -> bytes:
         """The offsets alone, canonical, for `digest`."""
         offsets = self.offsets or {}
         return orjson.dumps({str(k): v for k, v in offsets.items()}, option=orjson.OPT_SORT_KEYS)
+
+
+def _from_version_1(body: dict[str, Any], num_bos: int) -> None:
+    """Bring a version 1 state to the present form, in place."""
+    body["model"] = str(body["model"]).rpartition("/cache-")[0] or body["model"]
+    for row in body["read"]:
+        if row[2] == 0:  # the first article: what the model puts before it was counted as its own
+            row[2] = num_bos
+        if row[5]:  # a withdrawal notice was read; it stays, as nothing says where the article stood
+            row[2], row[3] = _NOT_HELD, 0
+    body["tokens_read"] = max((row[2] + row[3] - num_bos for row in body["read"]), default=0)
+    body["rebuild_from"] = None
