@@ -27,6 +27,7 @@ FAMILIES = (
     "operate",
     "evaluate",
     "train",
+    "prepare",
     "backbone",
     "bench",
     "demo",

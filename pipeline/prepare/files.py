@@ -55,7 +55,7 @@ def write_triples(
     while batch := list(islice(rows, rows_per_shard)):
         name = f"triples-{len(shards):05d}.parquet"
         temporary = folder / f".{name}.partial"
-        pq.write_table(_table(batch), temporary, compression="zstd")
+        pq.write_table(table_of(batch), temporary, compression="zstd")
         temporary.rename(folder / name)
         shards.append({"name": name, "rows": len(batch), "sha256": _sha256(folder / name)})
     manifest = {"made_from": made_from, "rows": sum(shard["rows"] for shard in shards), "shards": shards}
@@ -88,7 +88,8 @@ def read_triples(folder: Path) -> Iterator[Triple]:
             )
 
 
-def _table(triples: list[Triple]) -> pa.Table:
+def table_of(triples: list[Triple]) -> pa.Table:
+    """The triples as a table of SCHEMA."""
     rows = [
         {name: getattr(triple, name) for name in SCHEMA.names}
         | {"sentences": [dict(zip(("title", "date", "text"), s, strict=True)) for s in triple.sentences]}
