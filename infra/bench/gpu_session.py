@@ -1,6 +1,6 @@
 """Everything that a short lease of a GPU must bring back, in one call: tests, tile sweeps, benchmarks in parallel.
 
-    python3 -m infra.bench.gpu_session tests|tune|pick|bench --out DIR
+    python3 -m infra.bench.gpu_session tests|tune|pick|bench|keep --out DIR
 
 Contenders are compiled in parallel processes; timing itself is done by one process at a time (a file lock), after
 all have compiled. Each process writes its rows as it goes, so that a time limit loses nothing.
@@ -303,12 +303,28 @@ def session(mode: str, out: Path, limit_s: float, only: Sequence[str]) -> None:
     (out / f"{mode}.json").write_text(json.dumps(joined, indent=1))
 
 
+def keep(out: Path, results: Path, date: str) -> None:
+    """Write what `bench` left in `out` as results that count: a JSON file and a page for each benchmark."""
+    from infra.bench import page
+
+    for result in json.loads((out / "bench.json").read_text())["results"].values():
+        if "ratios" not in result:
+            continue
+        device = result["device"].split()[-1].lower()
+        stem = results / f"{date}_{result['bench']}_{device}"
+        stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+        stem.with_suffix(".md").write_text(page(result))
+        sys.stdout.write(f"{stem}\n")
+
+
 def main() -> None:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("mode", choices=["tests", "tune", "pick", "bench", "part"])
+    parser.add_argument("mode", choices=["tests", "tune", "pick", "bench", "keep", "part"])
     parser.add_argument("arguments", nargs="*", help="of a part, or the only parts to run")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--results", type=Path, default=Path("infra/bench/results"), help="keep: where to")
+    parser.add_argument("--date", default=time.strftime("%Y-%m-%d"), help="keep: when it was measured")
     parser.add_argument("--others", type=int, default=1)
     parser.add_argument("--limit", type=float, default=300.0, help="seconds")
     given = parser.parse_args()
@@ -316,6 +332,8 @@ def main() -> None:
         part(given.arguments, given.out, given.others, given.limit)
     elif given.mode == "pick":
         pick(given.out)
+    elif given.mode == "keep":
+        keep(given.out, given.results, given.date)
     else:
         session(given.mode, given.out, given.limit, given.arguments)
 

@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +38,7 @@ from pipeline.prepare.needle_stream import NeedleBatch, NeedleStreamConfig
 
 STATE = "trainer.pt"
 CURVE = "curve.jsonl"
+READ_EVERY = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +68,9 @@ class SubqTrainConfig:
     )
     joined: bool = field(
         default=False,
-        metadata={"help": "run the blocks over a batch as one sequence: one shape to compile for all lengths"},
+        metadata={
+            "help": "run the blocks over a batch as one sequence: one shape to compile for all lengths"
+        },
     )
     compiled: bool = field(default=False, metadata={"help": "compile blocks and the encoder (CUDA)"})
     workers: int = field(default=0, metadata={"help": "processes that make batches (0: this one)"})
@@ -90,6 +95,19 @@ class SubqTrainConfig:
             raise ValueError(
                 f"bank {self.bank}, workers {self.workers}, limit_s {self.limit_s}; allowed: 0 or more"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a step measured, still on the device."""
+
+    known: dict[str, float]
+    names: tuple[str, ...]
+    values: Tensor
+
+    def read(self) -> dict[str, float]:
+        """All figures as numbers; waits until the step is computed."""
+        return self.known | dict(zip(self.names, self.values.tolist(), strict=True))
 
 
 class SubqTrainer:
@@ -143,24 +161,37 @@ class SubqTrainer:
 
     def run(self, until_s: float = float("inf")) -> list[dict[str, float]]:
         """Train to the end, or for `until_s` seconds, at least one step; save the state. Returns the curve."""
-        began, before = time.monotonic(), self.seconds
+        began, before, first = time.monotonic(), self.seconds, self.step
         curve: list[dict[str, float]] = []
+        waiting: list[Figures] = []
         with (self.state_dir / CURVE).open("a", encoding="utf-8") as lines:
             for batch in self._batches():
-                if self.progress >= 1 or (curve and time.monotonic() - began >= until_s):
+                if self.progress >= 1 or (self.step > first and time.monotonic() - began >= until_s):
                     break
-                row = self.train_step(batch)
+                waiting.append(self._update(batch))
                 self.seconds = before + time.monotonic() - began
-                curve.append(row | {"seconds": round(self.seconds, 3)})
-                lines.write(json.dumps(curve[-1]) + "\n")
-                lines.flush()
+                # reading figures waits for the device, so several steps are read at once
+                if len(waiting) == READ_EVERY or self.step % self.config.save_every == 0:
+                    self._read(waiting, curve, lines)
                 if self.step % self.config.save_every == 0:
                     self.save()
+            self._read(waiting, curve, lines)
         self.save()
         return curve
 
+    def _read(self, waiting: list[Figures], curve: list[dict[str, float]], lines: IO[str]) -> None:
+        rows = [figures.read() for figures in waiting]
+        for row in rows:
+            curve.append(row | {"seconds": round(self.seconds, 3)})
+            lines.write(json.dumps(curve[-1]) + "\n")
+        lines.flush()
+        waiting.clear()
+
     def train_step(self, batch: NeedleBatch) -> dict[str, float]:
         """One update; what was measured in it."""
+        return self._update(batch).read()
+
+    def _update(self, batch: NeedleBatch) -> Figures:
         config, progress = self.config, self.progress
         rate = learning_rate(config.lr, self.step, progress, config.warmup, config.decay_from)
         for optimizer in self.optimizers:
@@ -177,7 +208,7 @@ class SubqTrainer:
             optimizer.zero_grad(set_to_none=True)
         if codes is not None and self.step >= config.warmup:
             # not before: early landmarks are noise and would only be easy negatives
-            self.bank.add(codes.landmarks.flatten(0, 1), torch.from_numpy(batch.anonymous).to(self.device))
+            self.bank.add(codes.landmarks.flatten(0, 1), self._moved(batch.anonymous))
         self.step += 1
         shown = {
             "loss": loss.detach(),
@@ -185,27 +216,33 @@ class SubqTrainer:
             **{k: v.detach() for k, v in terms._asdict().items()},
             **row,
         }
-        values = torch.stack([value.float().to(self.device) for value in shown.values()]).tolist()
-        return {"step": self.step, "lr": rate, **dict(zip(shown, values, strict=True))}
+        values = torch.stack([value.float().to(self.device) for value in shown.values()])
+        return Figures({"step": self.step, "lr": rate}, tuple(shown), values)
+
+    def _moved(self, array: np.ndarray[Any, Any]) -> Tensor:
+        """The array on the device; on a GPU without waiting for what is computed there."""
+        tensor = torch.from_numpy(array)
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _terms(
         self, batch: NeedleBatch, progress: float
     ) -> tuple[LossTerms, dict[str, Tensor], ChunkCodes | None]:
         model, size = self.model, self.model.config.chunk
-        ids = torch.from_numpy(batch.ids).to(self.device)
-        anonymous = torch.from_numpy(batch.anonymous).to(self.device)
-        questions = questions_of(batch, self.device)
-        chance = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-        cross = (torch.rand(len(ids), generator=chance) < self.config.cross).to(self.device)
+        ids, anonymous = self._moved(batch.ids), self._moved(batch.anonymous)
+        questions = questions_of(self._moved(batch.questions))
+        chance = np.random.default_rng([self.config.seed, self.step])
+        cross = self._moved(chance.random(len(ids)) < self.config.cross)
         share = max(0.0, 1 - progress / self.config.forced_until) if self.config.forced_until else 0.0
-        pick = (torch.rand(len(questions.asking), generator=chance) < share).to(self.device)
+        pick = self._moved(np.flatnonzero(chance.random(len(batch.questions)) < share))
         asking = questions.position if model.config.retrieval == "token" else questions.asking
-        forced = Forced(asking[pick], questions.gold[pick]) if share and len(asking) else None
+        forced = Forced(asking[pick], questions.gold[pick]) if len(pick) else None
         out = model(ids, cross=cross, hidden_from_others=anonymous, forced=forced, joined=self.config.joined)
-        at = torch.from_numpy(batch.at).to(self.device)
+        at = self._moved(batch.at)
         logits = model.logits(out.hidden.flatten(0, 1).index_select(0, at))
-        targets = torch.from_numpy(batch.targets).to(self.device)
-        is_answer = torch.from_numpy(batch.is_answer).to(self.device)
+        targets = self._moved(batch.targets)
+        is_answer = self._moved(batch.is_answer)
         text, answers, right = language_terms(logits, targets, is_answer)
         chosen = choice_terms(out.routing, size, ids.numel())
         contrastive = text.new_zeros(())

@@ -7,13 +7,11 @@ from torch import Tensor
 
 from models.subq.losses import Questions
 from models.subq.model import Output
-from pipeline.prepare.needle_stream import NeedleBatch
 
 
-def questions_of(batch: NeedleBatch, device: torch.device) -> Questions:
-    """The batch's questions as tensors."""
-    columns = torch.from_numpy(batch.questions).to(device).T
-    asking, gold_first, gold_last, first, last, anonymous, position, length = columns
+def questions_of(rows: Tensor) -> Questions:
+    """The columns of a batch's questions [Q, 8] (NeedleBatch.questions)."""
+    asking, gold_first, gold_last, first, last, anonymous, position, length = rows.T
     gold = torch.stack((gold_first, gold_last), 1)
     return Questions(asking, gold, first, last, anonymous.bool(), position, length)
 
