@@ -1,111 +1,135 @@
-"""The whole table of cache methods on one GPU within a lease: needles of 4k and 16k, several hundred questions.
+"""The whole table of cache methods on one GPU within a lease: needles of 4k and 16k, questions, texts.
 
-    python -m infra.bench.cache_methods_gpu pack --data FOLDER --cases DIR          # anywhere: writes the cases
-    python -m infra.bench.cache_methods_gpu run --cases DIR --out DIR --model FOLDER [--limit 440] [--workers 10]
+    python -m infra.bench.cache_methods_pack --data FOLDER --out build/cache      # anywhere: what is carried
+    python -m infra.bench.cache_methods_gpu --carried DIR --out DIR [--limit 480] [--workers 14]
 
-One process a share of the contexts; all write rows as they go, so that a time limit loses nothing: call again with
-the same --out and it goes on. At the end (or after --limit seconds) --out holds rows/*.jsonl, `cache_methods.json`
-and `.md`. `run` needs torch, transformers, typer and orjson (carry its wheel where the host has none), and Gemma's
-converted folder as --model. In float32.
+One process a share of the contexts of one reader (the model as it is, and with the adapter), all files in turn; all
+write rows as they go, so that a time limit loses nothing: call again with the same --out and it goes on. At the
+end --out holds rows.jsonl.gz, `cache_methods.json` and `.md`. In float32; `--carried` is a folder that the
+pack wrote (orjson, structlog, zstandard and gguf importable).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import gzip
+import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from infra.bench import cache_methods
+from infra.bench.cache_methods import Given
+from infra.bench.cache_methods_pack import unpack
 from infra.console import say
-from infra.evaluation.cache_cases import qa_cases, qa_rows
-from infra.evaluation.needle_file import counter, write
-from models.compared import METHODS
-from pipeline.tasks.needles import NeedleConfig
+from infra.evaluation.cache_tasks import CacheCell
+from models.hf import HfBackbone, HfConfig
 
-KEEPS = "0.5,0.3,0.1,0.05"
-SLOW = ("h2o", "kv_compress")  # every query's attention: left out at 16k
-NEEDLES = (
-    (
-        "needle4k",
-        NeedleConfig(length=4096, count=60, digits=(5, 10, None), split="held_out_forms", distractors=1),
-    ),
-    (
-        "needle16k",
-        NeedleConfig(length=16384, count=30, digits=(5, 10, None), split="held_out_forms", distractors=1),
-    ),
-)
-QUESTIONS = (("squad2", 200), ("nq_open", 160))
+KEEPS = (0.5, 0.3, 0.1, 0.05)
+READERS = {"base": "none", "adapted": "models/weights/reader-lora"}
 
 
-def jobs(cases: Path, folder: Path, model: str, device: str, workers: int, seconds: float) -> list[list[str]]:
-    """The commands, a process each, needles and questions side by side."""
-    streaming = [name for name in METHODS if name.endswith("_streaming")]
-    plain = [name for name in METHODS if name not in (*streaming, "full_cache")]
-    made: list[list[str]] = []
-
-    def add(task: str, file: Path, shards: int, methods: Sequence[str]) -> None:
-        for at in range(shards):
-            rows = folder / "rows" / f"{task}_{file.name.split('.')[0]}_{at}_of_{shards}.jsonl"
-            settings = {
-                "task": task, "data": file, "rows": rows, "methods": ",".join(methods), "keep": KEEPS,
-                "model": model, "device": device, "threads": 1, "seconds": seconds, "shard": f"{at}/{shards}",
-            }  # fmt: skip
-            given = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
-            made.append([sys.executable, "-m", "infra.bench.cache_methods", "run", *given])
-
-    share = max(1, workers // 5)
-    add("needle", cases / "needle4k.jsonl", share, plain)
-    add("needle", cases / "needle16k.jsonl", share, [name for name in plain if name not in SLOW])
-    for name, _ in QUESTIONS:
-        add("qa", cases / f"qa_{name}.jsonl", max(1, (workers - 2 * share) // 2), plain)
-    return made
+def task_of(file: Path) -> str:
+    """The task that a file of cases is for, by its name."""
+    return next(task for task in ("needle", "qa", "lm") if file.name.startswith(task))
 
 
-def pack(data: Path, folder: Path, model: str, cases: int = 0, length: int = 0) -> None:
-    """Write the files of cases; `cases` and `length` make a miniature."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, config in NEEDLES:
-        chosen = replace(config, count=cases or config.count, length=length or config.length)
-        write(folder / f"{name}.jsonl", data / "longdoc" / "pg_essays.jsonl.zst", chosen, counter(model))
-    for name, limit in QUESTIONS:
-        found = qa_cases(data / "qa" / f"{name}.jsonl.zst", "base", limit=cases or limit)
-        lines = [json.dumps(row) + "\n" for row in qa_rows(found, "base")]
-        (folder / f"qa_{name}.jsonl").write_text("".join(lines))
+def work(
+    backbone: HfBackbone, files: Sequence[Path], adapter: str | None, at: int, of: int
+) -> Iterator[Callable[[], Given]]:
+    """Every of-th context, the files in turn, so that a run cut short has some of all."""
+    by_file = [
+        cache_methods.contexts(
+            backbone,
+            CacheCell(task=task_of(file), method="full", data=file, adapter=adapter, keep=1.0),
+        )
+        for file in files
+    ]
+    # files of many contexts are spread over the whole run
+    order = sorted(
+        ((place + 0.5) / len(found), number, place)
+        for number, found in enumerate(by_file)
+        for place in range(len(found))
+    )
+    for _, number, place in itertools.islice(order, at, None, of):
+        yield by_file[number][place]
 
 
-def run(cases: Path, out: Path, model: str, device: str, name: str, limit_s: float, workers: int) -> int:
+def one_worker(given: argparse.Namespace, at: int, of: int) -> int:
+    """The share `at` of `of`: one reader's cells of its contexts."""
+    until = time.monotonic() + given.limit
+    backbone = HfBackbone.load(
+        HfConfig(
+            model=str(given.carried), adapter=READERS[given.reader], device=given.device, threads=1,
+            prompt_block=2048,
+        )
+    )  # fmt: skip
+    adapter = None if READERS[given.reader] == "none" else READERS[given.reader]
+    files = sorted((given.carried / "cases").glob("*.jsonl"))
+    rows = given.out / "rows" / f"{given.reader}_{at}.jsonl"
+    finished = cache_methods.run(
+        backbone,
+        work(backbone, files, adapter, at, of),
+        cache_methods.plain_methods(),
+        given.keeps,
+        rows,
+        reader=given.reader,
+        settings=cache_methods.settings_of(),
+        until=until,
+    )
+    return 0 if finished else 5
+
+
+def run(given: argparse.Namespace) -> int:
     """Start the workers, wait for them up to the limit, write the table."""
     began = time.monotonic()
-    (out / "rows").mkdir(parents=True, exist_ok=True)
-    running = []
-    for number, command in enumerate(jobs(cases, out, model, device, workers, max(1.0, limit_s - 60))):
-        log = (out / f"worker{number}.log").open("w")
-        running.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
-    for process in running:
+    unpack(given.carried)
+    (given.out / "rows").mkdir(parents=True, exist_ok=True)
+    logs = given.carried / "logs"
+    logs.mkdir(exist_ok=True)
+    left = given.limit - 20 - (time.monotonic() - began)
+    split = max(1, given.workers // len(given.readers))
+    running = {}
+    for reader, at in itertools.product(given.readers, range(split)):
+        command = [
+            sys.executable, "-m", "infra.bench.cache_methods_gpu", "--carried", str(given.carried), "--out",
+            str(given.out), "--device", given.device, "--limit", str(left - 15), "--reader", reader, "--share",
+            f"{at}/{split}", "--keep", ",".join(map(str, given.keeps)),
+        ]  # fmt: skip
+        log = (logs / f"{reader}_{at}.log").open("a")
+        running[reader, at] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    say(f"{len(running)} workers started after {time.monotonic() - began:.0f} s")
+    for name, process in running.items():
         try:
-            process.wait(timeout=max(0.1, began + limit_s - 15 - time.monotonic()))
+            code = process.wait(timeout=max(0.1, began + given.limit - 12 - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(timeout=10)
-    rows = sorted((out / "rows").glob("*.jsonl"))
-    if not rows:
-        say(f"no worker has written a row; see {out}/worker0.log")
+            code = process.wait(timeout=10)
+        if code:
+            tail = (logs / f"{name[0]}_{name[1]}.log").read_text()[-800:]
+            say(f"{name}: ended with {code} after {time.monotonic() - began:.0f} s: {tail}")
+    return table(given, began)
+
+
+def table(given: argparse.Namespace, began: float) -> int:
+    """Write what the rows tell, and the rows themselves, packed."""
+    files = sorted((given.out / "rows").glob("*.jsonl"))
+    if not files:
+        say("no worker has written a row; see the logs above")
         return 1
+    with gzip.open(given.out / "rows.jsonl.gz", "wb") as packed:
+        for file in files:
+            packed.write(file.read_bytes())
     told = [
-        "--device",
-        name,
-        "--model",
-        Path(model).name,
-        "--command",
-        "python -m infra.bench.cache_methods_gpu",
-    ]
-    cache_methods.main(["report", "--out", str(out / "cache_methods"), *told, "--rows", *map(str, rows)])
-    say(f"{out}/cache_methods.md after {time.monotonic() - began:.0f} s")
+        "--device", given.name, "--command",
+        "python -m infra.bench.cache_methods_gpu --carried DIR --out DIR (vocabulary cut)",
+    ]  # fmt: skip
+    cache_methods.main(
+        ["report", "--out", str(given.out / "cache_methods"), *told, "--rows", *map(str, files)]
+    )
+    say(f"{given.out}/cache_methods.md after {time.monotonic() - began:.0f} s")
     return 0
 
 
@@ -114,26 +138,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("verb", choices=["pack", "run"])
-    parser.add_argument("--data", type=Path, help="pack: the data folder")
-    parser.add_argument("--cases", type=Path, required=True, help="folder of the files of cases")
-    parser.add_argument("--out", type=Path, help="run: folder of rows and table")
-    parser.add_argument("--model", default="gemma-3-270m")
+    parser.add_argument("--carried", type=Path, required=True, help="what cache_methods_pack wrote")
+    parser.add_argument("--out", type=Path, required=True, help="folder of rows and table")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--name", default="one GPU", help="the device's name in the table")
-    parser.add_argument("--limit", type=float, default=440.0, help="run: seconds in all")
-    parser.add_argument("--workers", type=int, default=10)
-    parser.add_argument("--count", type=int, default=0, help="pack: cases a file, for a miniature (0: all)")
-    parser.add_argument("--length", type=int, default=0, help="pack: tokens of a needle's context, likewise")
+    parser.add_argument("--limit", type=float, default=480.0, help="seconds in all")
+    parser.add_argument("--workers", type=int, default=14)
+    parser.add_argument("--readers", default=",".join(READERS), help=f"of {', '.join(READERS)}")
+    parser.add_argument("--keep", default=",".join(map(str, KEEPS)))
+    parser.add_argument("--reader", help="be one worker, for this reader")
+    parser.add_argument("--share", default="0/1", help="a worker's share: AT/OF")
     given = parser.parse_args(arguments)
-    if given.verb == "pack":
-        if given.data is None:
-            parser.error("pack needs --data, the data folder")
-        pack(given.data, given.cases, given.model, given.count, given.length)
-        return 0
-    if given.out is None:
-        parser.error("run needs --out, a folder for rows and table")
-    return run(given.cases, given.out, given.model, given.device, given.name, given.limit, given.workers)
+    given.keeps = [float(part) for part in given.keep.split(",")]
+    given.readers = given.readers.split(",")
+    for reader in (*given.readers, *([given.reader] if given.reader else [])):
+        if reader not in READERS:
+            parser.error(f"reader: given {reader!r}; allowed: {', '.join(READERS)}")
+    if given.reader:
+        at, of = (int(part) for part in given.share.split("/"))
+        return one_worker(given, at, of)
+    return run(given)
 
 
 if __name__ == "__main__":

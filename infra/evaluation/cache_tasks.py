@@ -69,7 +69,10 @@ class CacheCell:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One case: `exact` and `digits` teacher-forced, nats of the whole gold answer, what was said (qa only)."""
+    """One case: `exact` and `digits` teacher-forced, nats of the whole gold answer, what was said (qa only).
+
+    `attention_error`: of the full layers' outputs, mean over layers, where they were read in batches.
+    """
 
     exact: float
     digits: float
@@ -78,6 +81,7 @@ class Judged:
     f1: float = 0.0
     em: float = 0.0
     said: str = ""
+    attention_error: float | None = None
 
 
 def run(cell: CacheCell, on_progress: OnProgress | None = None) -> dict[str, Any]:
@@ -122,17 +126,25 @@ def run(cell: CacheCell, on_progress: OnProgress | None = None) -> dict[str, Any
 def _work(cell: CacheCell, backbone: HfBackbone) -> list[tuple[list[int], list[Any]]]:
     """Contexts as token ids, each with what comes after it: cases, or the judged tokens of a text."""
     if cell.task == "lm":
-        work: list[tuple[list[int], list[Any]]] = []
-        for text in lm_texts(cell.data, cell.limit):
-            ids = [*backbone.bos, *backbone.encode(text)]
-            if len(ids) < 2 * JUDGED_TOKENS:
-                raise UsageError(
-                    f"{cell.data}: a text of {len(ids)} tokens; lm judges the last {JUDGED_TOKENS} after at least "
-                    f"as many: give texts of {2 * JUDGED_TOKENS} tokens or more"
-                )
-            work.append((ids[:-JUDGED_TOKENS], [ids[-JUDGED_TOKENS:]]))
-        return work
+        split = [split_text(backbone, cell, text) for text in cell_texts(cell)]
+        return [(ids, [later]) for ids, later in split]
     return [(encode_context(backbone, text), cases) for text, cases in grouped(read_cases(cell)).items()]
+
+
+def cell_texts(cell: CacheCell) -> list[str]:
+    """The texts of an lm cell."""
+    return lm_texts(cell.data, cell.limit)
+
+
+def split_text(backbone: HfBackbone, cell: CacheCell, text: str) -> tuple[list[int], list[int]]:
+    """The context and the judged tokens of an lm cell's text; raises UsageError for a text that is too short."""
+    ids = encode_context(backbone, text)
+    if len(ids) < 2 * JUDGED_TOKENS:
+        raise UsageError(
+            f"{cell.data}: a text of {len(ids)} tokens; lm judges the last {JUDGED_TOKENS} after at least "
+            f"as many: give texts of {2 * JUDGED_TOKENS} tokens or more"
+        )
+    return ids[:-JUDGED_TOKENS], ids[-JUDGED_TOKENS:]
 
 
 def read_cases(cell: CacheCell) -> list[Case]:
@@ -213,8 +225,10 @@ def summary(task: str, results: Sequence[Judged], seed: int = 0) -> dict[str, An
     """The scores of a cell; percent, and nats per token."""
     tokens = sum(judged.answer_tokens for judged in results)
     nats = round(sum(judged.nats for judged in results) / max(1, tokens), 4)
+    errors = [judged.attention_error for judged in results if judged.attention_error is not None]
+    more = {"attention_error": round(mean(errors), 4)} if errors else {}
     if task == "lm":
-        return {"nats": nats}
+        return {"nats": nats, **more}
     if task == "needle":
         exact = [judged.exact for judged in results]
         return {
@@ -222,6 +236,7 @@ def summary(task: str, results: Sequence[Judged], seed: int = 0) -> dict[str, An
             "exact_interval": bootstrap_interval(exact, seed),
             "digits": round(100 * mean(judged.digits for judged in results), 2),
             "nats": nats,
+            **more,
         }
     f1 = [judged.f1 for judged in results]
     return {
@@ -229,6 +244,7 @@ def summary(task: str, results: Sequence[Judged], seed: int = 0) -> dict[str, An
         "f1": round(100 * mean(f1), 2),
         "f1_interval": bootstrap_interval(f1, seed),
         "nats": nats,
+        **more,
     }
 
 

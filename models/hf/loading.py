@@ -14,7 +14,7 @@ import xxhash
 from tokenizers import Tokenizer
 
 from models.cache.spec import LayerSpec
-from models.hf import attention, gemma_gguf
+from models.hf import attention, cut, gemma_gguf
 from models.hf.adapter import adapter_folder
 from models.hf.config import HfConfig
 from models.rotary import RotaryTable
@@ -65,7 +65,10 @@ def load(config: HfConfig) -> Loaded:
     }
     about = {k: v for k, v in about.items() if k not in ("dtype", "torch_dtype", "use_cache")}
     shape = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    identity = f"{name}:config-{shape}:weights-{weights[:16]}:adapter-{adapter[:16]}"
+    base = f"{name}:config-{shape}:weights-{weights[:16]}"
+    if isinstance(source, Path) and cut.is_cut(source):  # its layers are the whole model's
+        base = cut.whole_identity(source)
+    identity = f"{base}:adapter-{adapter[:16]}"
     return Loaded(model, tokenizer, identity, _end_ids(model, tokenizer))
 
 
@@ -113,6 +116,8 @@ def _tokenizer(source: Path | str) -> Tokenizer:
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if isinstance(source, Path) and cut.is_cut(source):
+        return cut.cut_tokenizer(source, tokenizer)  # type: ignore[return-value]
     return tokenizer
 
 

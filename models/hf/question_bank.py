@@ -47,6 +47,11 @@ _QUESTIONS = (
 )
 
 
+def recorded_texts() -> tuple[str, ...]:
+    """All texts that a recording encodes."""
+    return (*_TEXTS, *_QUESTIONS)
+
+
 @torch.no_grad()
 def record(backbone: HfBackbone) -> dict[int, Tensor]:
     """Queries `[num_heads, n, d]` before rotary embedding of every full-attention layer, by its index."""

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from infra.bench import cache_methods
 from infra.commands import evaluate as command
+from infra.evaluation import cache_batch
 from infra.evaluation.cache_cases import Case, needle_cases, qa_cases
 from infra.evaluation.cache_tasks import CacheCell, judge_case, run, summary
 from models.compared import method
@@ -170,5 +171,40 @@ def test_bench_goes_on_where_it_stopped_and_reports_drops(
     result = json.loads((tmp_path / "table.json").read_text())
     errors = [line for line in result["rows"] if "error" in line]
     assert [line["keep"] for line in errors] == [0.001]
-    assert set(result["ratios"]) == {"quality_drop_at_50_key_norm", "quality_drop_at_50_key_norm_needle"}
+    ratio = "quality_drop_at_50_key_norm"
+    assert set(result["ratios"]) == {ratio, f"{ratio}_needle", f"{ratio}_nats"}
     assert "| key_norm | 0.5 | 3 |" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 1])
+def test_cells_judged_together_are_those_judged_alone(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every figure and every word said, in one batch or in many; the full cache's attention error is zero."""
+    backbone = tiny.backbone()
+    ids = [*backbone.bos, *backbone.encode(TEXT)]
+    trace = read_exactly(backbone, ids)
+    monkeypatch.setitem(cache_batch._MOST_BYTES, "cpu", limit)
+    monkeypatch.setattr(cache_batch, "_LOGIT_BYTES", 2000 if limit == 1 else 1 << 30)
+    names = ("full", "window_sinks", "shared_attention", "key_norm")
+    memories = [
+        method(name).prepare(backbone).memory(trace, trace.full_bytes // (1 if name == "full" else 2))
+        for name in names
+    ]
+    session = backbone.new_cache(tiny.budgets())
+    backbone.read(ids, session)  # leaves ids pending
+    assert session.pending
+    memories.append(session)
+    cases = [Case("1", TEXT, "what turns", ("mill 42",)), Case("2", TEXT, "when", ("dawn",))]
+    asked = [cache_batch.asked_of(backbone, case) for case in cases]
+    together = cache_batch.judge_all(backbone, memories[0], memories, asked, generate=True)
+    for memory, judged in zip(memories, together, strict=True):
+        for case, one in zip(cases, judged, strict=True):
+            alone = judge_case(backbone, memory, case, generate=True)
+            assert (one.exact, one.digits, one.said, one.f1) == (
+                alone.exact,
+                alone.digits,
+                alone.said,
+                alone.f1,
+            )
+            assert one.nats == pytest.approx(alone.nats, rel=1e-4)
+            assert one.attention_error is not None
+            assert (one.attention_error < 1e-5) == (memory is memories[0])
