@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from actors.copies import CopyMender
 from actors.ingest_append import Appender, ready
 from actors.ingest_prepare import Batch, Preparer, record_bytes
 from actors.ingest_spec import Assignment, IngestSpec
@@ -25,7 +26,7 @@ from actors.store_client import StoreClient
 from actors.store_watch import near_duplicates_name
 from models.embed import load_tokenizer
 from pipeline.log import get_logger
-from pipeline.near_duplicates import Fingerprint
+from pipeline.near_duplicates import Fingerprint, Match
 from pipeline.source import Record, RecordSource
 
 _POLL_S = 0.2
@@ -218,6 +219,9 @@ class Ingester:
         self._prepared.put(batch)
 
     def _append(self) -> None:
+        mender = self._mender()
+        if mender is not None:
+            self._persist(mender.mend_all, "the copies of withdrawn articles")
         last_rate = time.monotonic()
         held: Batch | None = None
         while (first := held or self._prepared.get()) is not None:
@@ -232,10 +236,27 @@ class Ingester:
                     held = following
                     break
                 batches.append(following)
-            self._settle(batches, self._appender.append(batches))
+            through = self._appender.append(batches)
+            gone = [item.delete_id for batch in batches for item in batch.items if item.delete_id is not None]
+            if mender is not None and gone:
+                # Before the offsets move on; after a kill in between, the next start looks at all copies.
+                self._persist(partial(mender.mend, gone), "the copies of withdrawn articles")
+            self._settle(batches, through)
             if time.monotonic() - last_rate >= _RATE_INTERVAL_S:
                 last_rate = time.monotonic()
                 self._adapt()
+
+    def _mender(self) -> CopyMender | None:
+        spec = self._spec
+        if not spec.duplicates.enabled:
+            return None
+
+        def adopt(prints: list[Fingerprint]) -> list[Match | None]:
+            actor = self._client.handle(near_duplicates_name(self._client.name))
+            matches: list[Match | None] = call(actor.adopt.remote(prints), _JUDGE_TIMEOUT_S)
+            return matches
+
+        return CopyMender(self._client, load_tokenizer(spec.embedder), spec.chunks, spec.duplicates, adopt)
 
     def _settle(self, batches: list[Batch], through: dict[int, int]) -> None:
         items = [item for batch in batches for item in batch.items]

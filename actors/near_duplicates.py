@@ -74,6 +74,17 @@ class NearDuplicateActor:
             matches.append(match)
         return Verdicts(self._generation, matches)
 
+    def adopt(self, entries: list[Fingerprint]) -> list[Match | None]:
+        """For copies that lost their original, in order: what each repeats now, or None: it stands, and is
+        compared with from now on."""
+        matches: list[Match | None] = []
+        for entry in entries:
+            match = self._index.match(entry)
+            if match is None:
+                self._index.add(entry)
+            matches.append(match)
+        return matches
+
     def remember(self, entries: list[Fingerprint]) -> int:
         """Add articles that were accepted before; the index's generation."""
         for entry in entries:

@@ -29,6 +29,7 @@ from pipeline.store import (
     StoreLocked,
     StoreRecord,
 )
+from pipeline.store.copies import Copy, Settlement
 
 CONCURRENCY = {"append": 1, "search": 4, "admin": 2}
 """Threads of the actor by kind of call: appends keep their order, and searches do not wait for them."""
@@ -121,6 +122,21 @@ class ShardActor:
     def signatures(self, since_ms: int) -> list[SignatureRow]:
         """Signatures of the articles published since then."""
         return self._open().signatures(since_ms)
+
+    @ray.method(concurrency_group="admin")
+    def originals(self) -> list[str]:
+        """What this shard's near-duplicates are linked to."""
+        return self._open().originals()
+
+    @ray.method(concurrency_group="admin")
+    def copies_of(self, ids: list[str]) -> list[Copy]:
+        """This shard's near-duplicates of these articles."""
+        return self._open().copies_of(ids)
+
+    @ray.method(concurrency_group="append")
+    def settle(self, settlements: list[Settlement]) -> list[bool]:
+        """Make near-duplicates stand on their own, or link them anew; see Shard.settle."""
+        return self._open().settle(settlements)
 
     @ray.method(concurrency_group="search")
     def offsets(self) -> dict[tuple[str, int], int]:

@@ -29,6 +29,10 @@ class Coordinate(NamedTuple):
     timestamp_ms: int = 0
 
 
+NO_RECORD = Coordinate("", -1, -1)
+"""The coordinate of a change that no record asked for: the ledger does not count it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A token-bounded span of an article: characters `start` to `end` of its text."""

@@ -200,6 +200,10 @@ class SealedSegment(Segment):
         streams: list[str] = self._articles["stream"].to_pylist()
         return streams
 
+    def canonical_ids(self) -> pa.ChunkedArray:
+        """For each article row what a near-duplicate is linked to, null for other articles."""
+        return self._articles["canonical_id"]
+
     def linked(self) -> NDArray[np.bool_]:
         """For each article row whether it is a linked near-duplicate."""
         column = self._articles["canonical_id"]

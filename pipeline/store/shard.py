@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from pipeline.article import Article
-from pipeline.store import maintenance, searching
+from pipeline.store import copies, maintenance, searching
 from pipeline.store.codec import pack_batch
 from pipeline.store.core import ShardCore
 from pipeline.store.files import folder_bytes
@@ -175,6 +175,22 @@ class Shard:
         """Corrections and withdrawals after a sequence number (0: from the first)."""
         with self._core.view:
             return self._core.state.changes(since)
+
+    def originals(self) -> list[str]:
+        """What the linked near-duplicates of this shard are linked to, each once."""
+        return copies.originals(self._core)
+
+    def copies_of(self, article_ids: Collection[str]) -> list[copies.Copy]:
+        """The near-duplicates that are linked to one of these articles, oldest first."""
+        return copies.copies_of(self._core, article_ids)
+
+    def settle(self, settlements: Sequence[copies.Settlement]) -> list[bool]:
+        """Make copies of what was withdrawn searchable or link them anew, durably; whether each still was one."""
+        with self._core.writer:
+            self._check_open()
+            done = copies.settle(self._core, settlements)
+        self._core.commit_lexical(force=True)
+        return done
 
     def maintain(self, now_ms: int) -> dict[str, int]:
         """What is due: expiry and compaction; returns chunks expired and segments replaced. Call it every few

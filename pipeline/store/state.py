@@ -139,7 +139,9 @@ class ShardState:
             self.epochs[partition] = max(batch.epoch, self.epochs.get(partition, 0))
 
     def count(self, coordinate: Coordinate, outcome: Outcome) -> None:
-        """Count one coordinate in the ledger."""
+        """Count one coordinate in the ledger; NO_RECORD is none."""
+        if coordinate.offset < 0:
+            return
         self.ledger.setdefault(coordinate.topic, TopicLedger()).count(outcome)
 
     def add(self, article_id: str, entry: Entry) -> None:
