@@ -47,6 +47,41 @@ BENCHES: dict[str, Bench] = {
         needs_cuda=False,
         about="recall and MRR of BM25, dense and hybrid search on four question sets (reads DYSRA_DATA)",
     ),
+    "ingest": Bench(
+        module="infra.bench.ingest",
+        needs_cuda=False,
+        about="the ingest job without embedding against a bare kafka-python loop over the same topic",
+    ),
+    "search": Bench(
+        module="infra.bench.search",
+        needs_cuda=False,
+        about="search at 1, 8 and 64 clients while articles arrive, against flat faiss and LanceDB",
+    ),
+    "search-gpu": Bench(
+        module="infra.bench.search_gpu",
+        needs_cuda=False,
+        about="vector search on one device against bare products; deletes and expiry against brute force",
+    ),
+    "freshness": Bench(
+        module="infra.bench.freshness",
+        needs_cuda=False,
+        about="published to searchable at steady rates",
+    ),
+    "hostile": Bench(
+        module="infra.bench.hostile",
+        needs_cuda=False,
+        about="generated hostile records through the validator, a broker and ingest: each accounted for",
+    ),
+    "soak": Bench(
+        module="infra.bench.soak",
+        needs_cuda=False,
+        about="hours of articles as fast as they go: memory of every process, files under retention",
+    ),
+    "faults": Bench(
+        module="infra.bench.faults",
+        needs_cuda=False,
+        about="kills, pauses, damaged files and full disks; then every id and version against what was published",
+    ),
     "subq": Bench(
         module="infra.bench.subq",
         needs_cuda=False,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
+import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +30,30 @@ def bench(
     out: Annotated[
         Path | None, typer.Option("--out", help="folder for the result (JSON and a Markdown page)")
     ] = None,
+    records: Annotated[
+        int | None, typer.Option("--records", help="records of the benches that publish (hostile: 1,000,000)")
+    ] = None,
+    articles: Annotated[
+        int | None, typer.Option("--articles", help="articles of ingest, search and soak (soak: 720,000)")
+    ] = None,
+    faults: Annotated[int | None, typer.Option("--faults", help="faults: how many are injected")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="draws what a bench draws")] = None,
+    kinds: Annotated[
+        str | None, typer.Option("--kinds", help="faults: kinds or places, comma separated; none: all")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="faults: stop after so long with what was done")
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option("--work", help="faults: folder of a run that can be gone on with")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="faults: go on after the results that are in --work")
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="another argument of the bench, as name=value; may be repeated"),
+    ] = None,
     config: ConfigFile = None,
     json_output: JsonFlag = False,
 ) -> dict[str, Any]:
@@ -42,7 +68,22 @@ def bench(
         raise UsageError(f"no benchmark is named {name!r}; there are: {', '.join(available)}")
     if available[name].needs_cuda:
         _require_cuda(name)
-    result: dict[str, Any] = benches.load(name).run()
+    module = benches.load(name)
+    given = {
+        key: value
+        for key, value in {
+            "records": records,
+            "articles": articles,
+            "faults": faults,
+            "seed": seed,
+            "kinds": kinds,
+            "minutes": minutes,
+            "work": None if work is None else str(work),
+            "resume": resume or None,
+        }.items()
+        if value is not None
+    }
+    result: dict[str, Any] = module.run(**_arguments(name, module.run, given, settings or []))
     page = benches.page(result)
     say(page)
     if out is not None:
@@ -53,6 +94,28 @@ def bench(
         (out / f"{stem}.md").write_text(page, encoding="utf-8")
         say(f"kept as {out / stem}.json and .md")
     return result
+
+
+def _arguments(
+    name: str, run: Callable[..., Any], given: dict[str, Any], settings: list[str]
+) -> dict[str, Any]:
+    """What `run` is called with; UsageError for an argument that this bench does not take."""
+    known = inspect.signature(run, eval_str=True).parameters
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {setting}: give it as name=value")
+        given[key.replace("-", "_")] = value
+    for key, value in given.items():
+        if key not in known:
+            raise UsageError(f"bench {name} takes no {key}; it takes: {', '.join(known) or 'nothing'}")
+        kind = known[key].annotation
+        if isinstance(value, str) and kind in (int, float, bool):
+            try:
+                given[key] = value.lower() in ("1", "true", "yes") if kind is bool else kind(value)
+            except ValueError:
+                raise UsageError(f"bench {name}: {key} is {value!r}; a number is needed") from None
+    return given
 
 
 def _require_cuda(name: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.store.errors import (
     ChunkIdCollision,
+    OffsetGap,
     StaleEpoch,
     StoreCorrupt,
     StoreFailed,
@@ -52,6 +53,7 @@ __all__ = [
     "Delete",
     "Ledger",
     "Link",
+    "OffsetGap",
     "Passage",
     "SearchConfig",
     "SearchRequest",

@@ -7,7 +7,6 @@ one at a time), `writer` (appends and checkpoints), `view` (short: which segment
 from __future__ import annotations
 
 import threading
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.log import get_logger
-from pipeline.store import manifest
-from pipeline.store.codec import Batch, DeleteOp, LinkOp, Op, StoreOp, unpack_batch
-from pipeline.store.errors import ChunkIdCollision, StoreCorrupt
+from pipeline.store.codec import Batch, DeleteOp, LinkOp, Op, StoreOp
+from pipeline.store.errors import ChunkIdCollision
 from pipeline.store.growing import GrowingSegment
 from pipeline.store.ids import chunk_ids
-from pipeline.store.lexical import LexicalIndex
 from pipeline.store.lock import FolderLock
 from pipeline.store.manifest import Checkpoint, Identity
-from pipeline.store.records import Ledger, SearchRequest, StoreConfig
-from pipeline.store.sealed import SealedSegment
+from pipeline.store.records import SearchRequest, StoreConfig
+from pipeline.store.recovery import recover
 from pipeline.store.segment import ArticleRow, Segment
 from pipeline.store.state import Entry, ShardState
-from pipeline.store.wal import Wal
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +48,16 @@ class ShardCore:
         self.view = threading.Lock()
         self.lexical_lock = threading.Lock()
         self.state = ShardState(change_log=config.change_log)
+        self.segments: list[Segment] = []
+        self.checkpoint = Checkpoint(identity=identity, wal=None)
+        self.next_segment = 1
+        self.repairs: list[str] = []
+        """What was damaged when the shard was opened, and what became of it."""
+        self.lexical_broken = ""
+        """Why the keyword index takes nothing more; it is made again by maintenance. Empty while all is well."""
         self.lock = FolderLock(folder)
         try:
-            self._recover()
+            self.wal, self.lexical = recover(self)
         except BaseException:
             self.lock.release()
             raise
@@ -79,8 +82,11 @@ class ShardCore:
                 num_chunks += self._apply(op)
             self.state.advance(batch)
         with self.lexical_lock:
-            for op in batch.ops:
-                self._apply_lexical(op, replaying=replaying)
+            try:
+                for op in batch.ops if not self.lexical_broken else ():
+                    self._apply_lexical(op, replaying=replaying)
+            except BaseException as error:
+                self._lexical_failed(error)
         return num_chunks
 
     def look(self, request: SearchRequest) -> list[SegmentView]:
@@ -111,10 +117,18 @@ class ShardCore:
                 if holder != owners[chunk_id]:
                     raise _collision(owners[chunk_id], holder, chunk_id)
 
-    def commit_lexical(self, *, force: bool = False) -> None:
-        """Make keyword search see what was appended, unless it did so less than `lexical_commit_ms` ago."""
-        with self.lexical_lock:
-            self.lexical.commit_if_due(0 if force else self.config.lexical_commit_ms)
+    def commit_lexical(self, *, force: bool = False, wait: bool = True) -> None:
+        """Make keyword search see what was appended, unless it did so less than `lexical_commit_ms` ago (or,
+        without `wait`, unless an append is at the index)."""
+        if not self.lexical_lock.acquire(blocking=wait):
+            return
+        try:
+            if not self.lexical_broken:
+                self.lexical.commit_if_due(0 if force else self.config.lexical_commit_ms)
+        except BaseException as error:
+            self._lexical_failed(error)
+        finally:
+            self.lexical_lock.release()
 
     def rebuild_lexical(self) -> None:
         """Make the keyword index again from the segments."""
@@ -129,6 +143,25 @@ class ShardCore:
                         ids = segment.chunk_id[first : first + count].tolist()
                         self.lexical.add(segment.article_row(int(row)).article, chunks, ids)
             self.lexical.commit()
+            self.lexical_broken = ""
+
+    def mend_lexical(self) -> None:
+        """Try to make a broken keyword index again; it stays broken where the disk still refuses."""
+        if not self.lexical_broken:
+            return
+        try:
+            with self.writer:
+                self.rebuild_lexical()
+        except BaseException as error:
+            self._lexical_failed(error)
+
+    def _lexical_failed(self, error: BaseException) -> None:
+        # The rows are durable and found by vector; a full disk must not turn an append that was logged into an
+        # error. The Rust side raises several types, and a panic is a BaseException.
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise error
+        self.lexical_broken = str(error) or type(error).__name__
+        self.log.error("keyword_index_broken", error=self.lexical_broken)
 
     def capture(self) -> Checkpoint:
         """The state now, at the log's position, as a checkpoint still without segments."""
@@ -153,72 +186,6 @@ class ShardCore:
     def live_chunks(self) -> int:
         """Chunks that a search without filters may return."""
         return sum(segment.num_rows - segment.num_dead for segment in self.segments)
-
-    def _recover(self) -> None:
-        (self.folder / "segments").mkdir(parents=True, exist_ok=True)
-        self.wal = Wal(
-            self.folder / "wal", max_bytes=self.config.wal_bytes, compress=self.config.wal_compress
-        )
-        fell_back = False
-        if (self.folder / manifest.CURRENT).exists() or (self.folder / manifest.PREVIOUS).exists():
-            self.checkpoint, fell_back = manifest.load(self.folder)
-            manifest.check_identity(self.folder, self.checkpoint.identity, self.identity)
-        elif any((self.folder / "segments").iterdir()):
-            raise StoreCorrupt(
-                f"{self.folder} holds segments but no {manifest.CURRENT}; restore the shard from a snapshot"
-            )
-        else:
-            self._create()
-        self.next_segment = self.checkpoint.next_segment
-        self._load_segments()
-        self.lexical = LexicalIndex(self.folder / "lexical")
-        self._replay()
-        if not fell_back:
-            manifest.collect_garbage(self.folder)
-        self.commit_lexical(force=True)
-        if fell_back or self.lexical.num_docs != self.live_chunks():
-            self.rebuild_lexical()
-
-    def _create(self) -> None:
-        self.wal.create()
-        self.checkpoint = Checkpoint(identity=self.identity, wal=self.wal.position)
-        manifest.save(self.folder, self.checkpoint)
-
-    def _load_segments(self) -> None:
-        state, saved = self.state, self.checkpoint
-        state.offsets, state.epochs = dict(saved.offsets), dict(saved.epochs)
-        state.ledger, state.tombstones = Ledger(saved.ledger).copy(), dict(saved.tombstones)
-        state.sequence, state.recent_changes = saved.sequence, deque(saved.changes)
-        self.segments: list[Segment] = []
-        for info in saved.segments:
-            segment = SealedSegment(self.folder / "segments" / info.name, info.truth, self.config)
-            for row in np.flatnonzero(saved.dead[info.name]):
-                segment.kill(int(row))
-            self.segments.append(segment)
-            self._catalogue(segment)
-        self.segments.append(self.new_growing())
-
-    def _catalogue(self, segment: SealedSegment) -> None:
-        ids, streams, linked = segment.article_ids(), segment.article_streams(), segment.linked()
-        versions, published = segment.article_version_ms, segment.article_published_ms
-        for row in np.flatnonzero(~segment.dead_articles).tolist():
-            entry = Entry(
-                int(versions[row]), int(published[row]), streams[row], segment, row, bool(linked[row])
-            )
-            self.state.add(ids[row], entry)
-
-    def _replay(self) -> None:
-        if self.checkpoint.wal is None:
-            self.wal.create()
-            self.checkpoint.wal = self.wal.position
-            manifest.save(self.folder, self.checkpoint)
-            return
-        batches = 0
-        for _, payload in self.wal.replay(self.checkpoint.wal):
-            self.apply(unpack_batch(payload, self.identity.dim), replaying=True)
-            batches += 1
-        if batches:
-            self.log.info("wal_replayed", batches=batches, articles=self.growing.num_articles)
 
     def _apply(self, op: Op) -> int:
         state = self.state

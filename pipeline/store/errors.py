@@ -35,6 +35,12 @@ class StaleEpoch(DysraError):
     exit_code = 1
 
 
+class OffsetGap(DysraError):
+    """A shard that lost records to a damaged file was given later ones: nothing may be skipped over."""
+
+    exit_code = 1
+
+
 class StoreFailed(DysraError):
     """The disk refused a write; the shard takes no more appends until it is opened again."""
 

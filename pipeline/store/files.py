@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import orjson
 
 from pipeline.store.errors import StoreCorrupt, StoreTooNew
 
-SCHEMA_VERSION = 1
-"""Version of every format in this folder; files of a newer one are refused."""
+SCHEMA_VERSION = 2
+"""Version of every format in this folder; files of a newer one are refused, older ones are read and written anew
+in this one. From 2 on the checksum of a header covers its version, so that a flipped bit is no newer version."""
 _BLOCK = 1 << 20
 
 
@@ -79,8 +82,11 @@ def require(path: Path, described: dict[str, int], *, verify: bool) -> None:
 
 def write_json(path: Path, body: dict[str, Any]) -> None:
     """Write a JSON object with its own checksum and schema version."""
-    text = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
-    envelope = {"schema_version": SCHEMA_VERSION, "crc32c": crc32c.crc32c(text), "body": body}
+    envelope = {
+        "schema_version": SCHEMA_VERSION,
+        "crc32c": _envelope_crc(SCHEMA_VERSION, body),
+        "body": body,
+    }
     write_atomic(path, orjson.dumps(envelope, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
 
 
@@ -91,16 +97,21 @@ def read_json(path: Path) -> dict[str, Any]:
         version = int(envelope["schema_version"])
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise StoreCorrupt(f"{path} cannot be read: {error}") from None
-    if version > SCHEMA_VERSION:
-        raise too_new(path, version)
     try:
         body: dict[str, Any] = envelope["body"]
         expected = envelope["crc32c"]
     except KeyError as error:
         raise StoreCorrupt(f"{path} lacks {error}") from None
-    if crc32c.crc32c(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)) != expected:
+    if _envelope_crc(version, body) != expected:
         raise StoreCorrupt(f"{path} does not match its checksum")
+    if version > SCHEMA_VERSION:
+        raise too_new(path, version)
     return body
+
+
+def _envelope_crc(version: int, body: dict[str, Any]) -> int:
+    start = 0 if version == 1 else crc32c.crc32c(str(version).encode())
+    return int(crc32c.crc32c(orjson.dumps(body, option=orjson.OPT_SORT_KEYS), start))
 
 
 def too_new(path: Path, version: int) -> StoreTooNew:
@@ -109,6 +120,18 @@ def too_new(path: Path, version: int) -> StoreTooNew:
         f"{path} has schema version {version}; this DySRA reads up to {SCHEMA_VERSION}: upgrade DySRA, or "
         "point it at another store"
     )
+
+
+def set_aside(folder: Path, paths: Iterable[Path], why: str) -> Path:
+    """Move damaged files of a shard into a folder of their own in `damaged/`, for a person to look at."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+    target = folder / "damaged" / f"{stamp}-{why}"
+    target.mkdir(parents=True)
+    for path in paths:
+        if path.exists():
+            path.rename(target / path.name)
+    sync_folder(folder)
+    return target
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -121,11 +144,12 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def folder_bytes(path: Path) -> int:
-    """Bytes of all files under a folder; files that vanish meanwhile count as nothing."""
+    """Bytes of all files under a folder; files and folders that vanish meanwhile count as nothing."""
     total = 0
-    for entry in path.rglob("*"):
-        try:
-            total += entry.stat().st_size if entry.is_file() else 0
-        except FileNotFoundError:
-            continue
+    for folder, _, names in os.walk(path):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(folder, name)).st_size
+            except FileNotFoundError:
+                continue
     return total

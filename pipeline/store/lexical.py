@@ -6,13 +6,18 @@ them. Questions are untrusted text: they are cut into terms here, never parsed a
 
 from __future__ import annotations
 
+import json
 import shutil
+import struct
 import time
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tantivy
+from numpy.typing import NDArray
 from tantivy import FieldType, Filter, Occur, Query, TextAnalyzerBuilder, Tokenizer
 
 from pipeline.article import Article
@@ -23,6 +28,8 @@ _ANALYZER = "english"
 _HEAP_BYTES = 50_000_000
 _MAX_TERMS = 128
 _MAX_QUERY_CHARS = 8_192
+_FOOTED = frozenset({".fast", ".fieldnorm", ".idx", ".pos", ".store", ".term", ".del"})
+_FOOTER_MAGIC = 1_337
 _VERSION = "3"
 """Part of the folder's name: a change of the fields below starts a new index."""
 
@@ -52,6 +59,28 @@ class LexicalIndex:
         """Committed chunks."""
         count: int = self._index.searcher().num_docs
         return count
+
+    def damaged_file(self) -> str:
+        """A file of the index that does not match the checksum in its own footer; empty if there is none."""
+        for path in sorted(self._folder.iterdir()):
+            if path.suffix in _FOOTED and not _footer_holds(path.read_bytes()):
+                return path.name
+        return ""
+
+    def holds(self, chunk_ids: NDArray[np.int64], versions_ms: NDArray[np.int64]) -> bool:
+        """Whether the committed chunks are exactly these, in any order."""
+        searcher = self._index.searcher()
+        if searcher.num_docs != len(chunk_ids):
+            return False
+        if not len(chunk_ids):
+            return True
+        hits = searcher.search(Query.all_query(), limit=searcher.num_docs, count=False).hits
+        addresses = [address for _, address in hits]
+        has = np.array(
+            [searcher.fast_field_values(name, addresses) for name in ("chunk_id", "version_ms")], np.int64
+        )
+        wanted = np.array([chunk_ids, versions_ms], np.int64)
+        return bool((_sorted(has) == _sorted(wanted)).all())
 
     def add(self, article: Article, chunks: Iterable[Chunk], chunk_ids: Iterable[int]) -> None:
         """Add the chunks of an article; visible after the next commit."""
@@ -105,8 +134,13 @@ class LexicalIndex:
         return {hit.chunk_id: hit.score for hit in hits}
 
     def clear(self) -> None:
-        """Start again with an empty index."""
-        self._close_writer()
+        """Start again with an empty index, whatever state this one is in."""
+        try:
+            self._close_writer()
+        except BaseException as error:  # a writer that a full disk has ended raises what ended it
+            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+                raise
+        self._pending = 0
         shutil.rmtree(self._folder, ignore_errors=True)
         self._open()
 
@@ -168,6 +202,21 @@ class LexicalIndex:
         if request.as_of_ms is not None:
             filters.append(_range(self._schema, "version_ms", None, request.as_of_ms))
         return [(Occur.Must, Query.const_score_query(query, 0.0)) for query in filters]
+
+
+def _footer_holds(data: bytes) -> bool:
+    """tantivy ends its files with a JSON footer (its length and a magic number after it) that has their CRC-32."""
+    try:
+        length, magic = struct.unpack("<II", data[-8:])
+        footer = json.loads(data[-8 - length : -8])
+        return magic == _FOOTER_MAGIC and zlib.crc32(data[: -8 - length]) == footer["crc"]
+    except (struct.error, ValueError, KeyError, TypeError):
+        return False
+
+
+def _sorted(pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    ordered: NDArray[np.int64] = pairs[:, np.lexsort(pairs[::-1])]
+    return ordered
 
 
 def _range(schema: Any, field: str, low: int | None, high: int | None) -> Query:

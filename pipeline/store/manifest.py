@@ -100,6 +100,11 @@ def load(folder: Path) -> tuple[Checkpoint, bool]:
     return _load(folder, PREVIOUS), True
 
 
+def load_previous(folder: Path) -> Checkpoint:
+    """The checkpoint before the current one; StoreCorrupt where it is damaged too."""
+    return _load(folder, PREVIOUS)
+
+
 def collect_garbage(folder: Path) -> Checkpoint:
     """Remove segments and state files that neither manifest names; returns the older of the two."""
     keep = [_load(folder, CURRENT, with_state=False)]

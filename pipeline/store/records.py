@@ -326,6 +326,12 @@ class StoreConfig:
     verify: bool = field(
         default=True, metadata={"help": "check every file's checksum when a shard is opened"}
     )
+    repair: bool = field(
+        default=True,
+        metadata={
+            "help": "set damaged files aside and take what they held from the topic again; false: refuse to open"
+        },
+    )
 
     def __post_init__(self) -> None:
         for name in ("num_shards", "seal_rows", "seal_bytes", "min_seal_rows", "ivf_probes", "wal_bytes"):

@@ -54,16 +54,19 @@ class SealedSegment(Segment):
     memory."""
 
     def __init__(self, folder: Path, truth: dict[str, dict[str, int]], config: StoreConfig) -> None:
-        """Open, making again whatever derived file is missing or damaged; damage to the truth raises
-        StoreCorrupt that names the file."""
+        """Open, making again whatever derived file is missing or damaged, and the truth from its mapped copy where
+        that one is whole; StoreCorrupt that names the file where neither is."""
         self.name = folder.name
         self.folder = folder
         self.truth = truth
-        for name in TRUTH:
-            require(folder / name, truth[name], verify=config.verify)
+        self.repaired = ""
+        damaged = [name for name in TRUTH if not matches(folder / name, truth[name], verify=config.verify)]
+        if damaged:
+            self.truth = _rewritten_truth(folder, truth, damaged, repair=config.repair)
+            self.repaired = f"{folder / damaged[0]} was written again from its mapped copy"
         if not _derived_is_whole(folder, config):
             get_logger(segment=str(folder)).warning("segment_index_rebuilt")
-            _write_derived(folder, *_read_truth(folder), config)
+            _write_derived(folder, *_read_truth(folder, self.truth), config)
         self._chunks = _map(folder / "chunks.arrow")
         self._articles = _map(folder / "articles.arrow")
         self.num_rows, self.num_articles = len(self._chunks["chunk_id"]), len(self._articles["id"])
@@ -174,7 +177,7 @@ class SealedSegment(Segment):
 
     def tables(self, alive: NDArray[np.bool_]) -> tuple[pa.Table, pa.Table]:
         """The chunks and articles whose article is `alive`, renumbered from 0, for a rewrite."""
-        chunks, articles = _read_truth(self.folder)
+        chunks, articles = _read_truth(self.folder, self.truth)
         keep = alive[chunks["article"].to_numpy()]
         new_row = np.cumsum(alive) - 1
         chunks = chunks.filter(pa.array(keep))
@@ -241,9 +244,36 @@ def _derived_is_whole(folder: Path, config: StoreConfig) -> bool:
         return False
 
 
-def _read_truth(folder: Path) -> tuple[pa.Table, pa.Table]:
+def _rewritten_truth(
+    folder: Path, truth: dict[str, dict[str, int]], damaged: list[str], *, repair: bool
+) -> dict[str, dict[str, int]]:
+    """Write damaged Parquet files again from their Arrow copies; the truth's new sizes and checksums."""
+    try:
+        derived = read_json(folder / "derived.json")["files"]
+    except (StoreCorrupt, KeyError):
+        derived = {}
+    renewed = dict(truth)
+    for name in damaged:
+        copy = folder / name.replace(".parquet", ".arrow")
+        if not repair or not derived or not matches(copy, derived[copy.name], verify=True):
+            require(folder / name, truth[name], verify=True)
+            raise StoreCorrupt(f"{folder / name} does not match its checksum")
+        get_logger(segment=str(folder)).error("segment_truth_rewritten", file=name)
+        table = pa.ipc.open_file(pa.memory_map(str(copy))).read_all()
+        temporary = folder / f"{name}.tmp"
+        pq.write_table(table, temporary, compression="zstd", compression_level=1)
+        sync_file(temporary)
+        temporary.replace(folder / name)
+        sync_folder(folder)
+        renewed[name] = describe(folder / name)
+    return renewed
+
+
+def _read_truth(folder: Path, truth: dict[str, dict[str, int]]) -> tuple[pa.Table, pa.Table]:
+    """Both tables, from files that match their checksums: a rewrite must not carry damage on as truth."""
     tables = []
     for name in TRUTH:
+        require(folder / name, truth[name], verify=True)
         try:
             tables.append(pq.read_table(folder / name))
         except (OSError, pa.ArrowException) as error:

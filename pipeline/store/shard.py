@@ -62,16 +62,24 @@ class Shard:
         )
         return cls(ShardCore(shard_folder(Path(root), shard_index), config, identity))
 
-    def append(self, records: Sequence[StoreRecord], through: Through, epoch: int) -> AppendResult:
+    def append(
+        self,
+        records: Sequence[StoreRecord],
+        through: Through,
+        epoch: int,
+        since: Through | None = None,
+    ) -> AppendResult:
         """Store a batch: decided, logged, flushed, then visible. Records given before are `replayed`.
 
-        `through` is the next offset of each partition, above every record given. Raises StaleEpoch (a newer
-        ingester has written), ValueError (a record that contradicts the shard), ChunkIdCollision, or
-        StoreFailed (the disk); in each case nothing of the batch is stored.
+        `through` is the next offset of each partition, above every record given; `since` the offsets that the
+        caller knows this shard to have. Raises StaleEpoch (a newer ingester has written), OffsetGap (the shard has
+        less than `since`), ValueError (a record that contradicts the shard), ChunkIdCollision, or StoreFailed (the
+        disk); in each case nothing of the batch is stored.
         """
         core = self._core
         with core.writer:
             self._check_open()
+            core.state.check_since(since or {})
             batch, outcomes = core.state.plan(records, through, epoch, core.identity.dim)
             core.check_collisions(batch)
             num_chunks = 0
@@ -88,6 +96,9 @@ class Shard:
     def candidates(self, request: SearchRequest) -> Candidates:
         """This shard's best passages of each list; `pipeline.merge.merge_candidates` joins the shards."""
         self._check_open()
+        if request.mode != "dense":
+            # What the last append left uncommitted is due by now, and no later append may come.
+            self._core.commit_lexical(wait=False)
         return searching.candidates(self._core, request)
 
     def offsets(self) -> dict[TopicPartition, int]:
@@ -196,6 +207,7 @@ class Shard:
         """What is due: expiry and compaction; returns chunks expired and segments replaced. Call it every few
         seconds or minutes; it returns at once when a sealing is under way."""
         core = self._core
+        core.mend_lexical()
         core.commit_lexical(force=True)
         if not core.maintenance.acquire(blocking=False):
             return {"expired_chunks": 0, "compacted_segments": 0}
@@ -272,11 +284,18 @@ class Shard:
             }
             for s in segments[:-1]
         ]
+        figures["repairs"] = list(core.repairs)
+        figures["keyword_index_broken"] = core.lexical_broken
         figures["index_bytes"] = sum(s.memory_bytes for s in segments)
         figures["wal_bytes"] = core.wal.num_bytes
         figures["disk_bytes"] = folder_bytes(core.folder)
         figures["keyword_chunks"] = core.lexical.num_docs
         return figures
+
+    @property
+    def failed(self) -> str:
+        """Why appends are refused until the shard is opened again; empty while they are not."""
+        return self._core.wal.failed
 
     def close(self) -> None:
         """Wait for a sealing under way, and give files and the lock back; nothing is lost without it."""
@@ -286,10 +305,13 @@ class Shard:
         core = self._core
         with core.maintenance, core.writer:
             self._closed = True
-            with core.lexical_lock:
-                core.lexical.close()
-            core.wal.close()
-            core.lock.release()
+            try:
+                with core.lexical_lock:
+                    if not core.lexical_broken:
+                        core.lexical.close()
+            finally:
+                core.wal.close()
+                core.lock.release()
 
     def _check_open(self) -> None:
         if self._closed:

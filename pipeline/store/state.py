@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pipeline.store.codec import Batch, CountOp, DeleteOp, LinkOp, Op, StoreOp
-from pipeline.store.errors import StaleEpoch
+from pipeline.store.errors import OffsetGap, StaleEpoch
 from pipeline.store.records import (
     Change,
     Changes,
@@ -116,6 +116,17 @@ class ShardState:
             ops.append(op)
             outcomes.append(outcome)
         return Batch(ops, dict(through), epoch), outcomes
+
+    def check_since(self, since: Through) -> None:
+        """Raise OffsetGap if the shard has less of a partition than its writer believes."""
+        for partition, offset in since.items():
+            has = self.offsets.get(partition, 0)
+            if has < offset:
+                raise OffsetGap(
+                    f"{partition[0]}[{partition[1]}]: this shard has the records before offset {has}, and an "
+                    f"append that follows offset {offset} was given: what lies between was lost with a damaged "
+                    "file; read the topic again from the shard's own offset"
+                )
 
     def status(self, article_id: str) -> tuple[Kind, int]:
         """What is known of an id, with its version (of a deleted one: the version that was deleted)."""

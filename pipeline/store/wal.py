@@ -3,12 +3,15 @@
 A log is a row of numbered files. Each begins with a header (magic, schema version, number) and holds
 frames: magic, length, CRC-32C of the payload, flags, payload. One append is one frame, written by one call and
 flushed before the next, so a crash can tear only the last frame; that one was never acknowledged and is cut off
-on opening. A bad frame with a good one after it is damage, and is refused.
+on opening. A bad frame with a good one after it is damage: it is refused, or the log is cut before it, what follows
+set aside, and the topic read again from there.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +22,11 @@ import zstandard
 
 from pipeline.log import get_logger
 from pipeline.store.errors import StoreCorrupt, StoreFailed
-from pipeline.store.files import SCHEMA_VERSION, sync_folder, too_new
+from pipeline.store.files import SCHEMA_VERSION, set_aside, sync_folder, too_new
 
-_HEADER = struct.Struct("<8sIQ")
+_HEADER = struct.Struct("<8sIQI")
+_HEADER_1 = struct.Struct("<8sIQ")
+"""The first schema's header, without a checksum; such files are still read."""
 _FRAME = struct.Struct("<4sIII")
 _FILE_MAGIC = b"DYSRAWAL"
 _FRAME_MAGIC = b"\xd7WA\xc5"
@@ -48,6 +53,13 @@ class Wal:
         self._number = 0
         self._size = 0
         self._failed = ""
+        self.repairs: list[str] = []
+        """What `replay` cut off or found missing, in words; the shard's own offsets have gone back with it."""
+
+    @property
+    def failed(self) -> str:
+        """Why the log takes no more until it is opened again; empty while it does."""
+        return self._failed
 
     @property
     def position(self) -> Position:
@@ -64,25 +76,46 @@ class Wal:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._open_new(number)
 
-    def replay(self, start: Position) -> Iterator[tuple[Position, bytes]]:
+    def replay(self, start: Position, *, repair: bool = False) -> Iterator[tuple[Position, bytes]]:
         """Every payload from `start` on with the position after it, then open the log for appending.
 
-        A torn tail is cut off with a logged event; a missing file or a bad frame elsewhere raises
-        StoreCorrupt with its file and byte.
+        A torn tail is cut off with a logged event. A missing file or a bad frame elsewhere raises StoreCorrupt with
+        its file and byte; with `repair` the log ends there instead, and what follows is set aside.
         """
         files = self._files()
         last = max(files, default=0)
-        if start.file not in files:
-            raise StoreCorrupt(
-                f"{self._path(start.file)} is missing: the log from the last manifest on is lost; restore a "
-                "snapshot, or delete the store and ingest again"
-            )
-        for number in range(start.file, last + 1):
-            if number not in files:
-                raise StoreCorrupt(f"{self._path(number)} is missing between other files of the log")
-            begin = start.byte if number == start.file else _HEADER.size
-            yield from self._replay_file(files[number], number, begin, is_last=number == last)
+        number = start.file
+        try:
+            if start.file not in files:
+                raise StoreCorrupt(
+                    f"{self._path(start.file)} is missing: the log from the last manifest on is lost; restore a "
+                    "snapshot, or delete the store and ingest again"
+                )
+            for number in range(start.file, last + 1):
+                if number not in files:
+                    raise StoreCorrupt(f"{self._path(number)} is missing between other files of the log")
+                begin = start.byte if number == start.file else 0
+                yield from self._replay_file(files[number], number, begin, is_last=number == last)
+        except StoreCorrupt as error:
+            if not repair:
+                raise
+            self._end_in(number, error.keep_bytes if isinstance(error, _Damaged) else 0, str(error))
+            return
         self._open_existing(last)
+
+    def _end_in(self, number: int, keep_bytes: int, why: str) -> None:
+        """Let the log end in file `number` after `keep_bytes`, with all that followed out of the way."""
+        files = self._files()
+        later = [path for at, path in files.items() if at > number or (at == number and not keep_bytes)]
+        aside = set_aside(self._folder.parent, later, "wal")
+        self.repairs.append(why)
+        self._log.error("wal_cut", reason=why, set_aside=str(aside))
+        if not keep_bytes:
+            self._open_new(number)
+            return
+        shutil.copyfile(files[number], aside / files[number].name)
+        self._truncate(files[number], keep_bytes, files[number].stat().st_size)
+        self._open_existing(number)
 
     def append(self, payload: bytes) -> Position:
         """Write and flush one frame; returns the position after it.
@@ -93,7 +126,10 @@ class Wal:
         if self._failed:
             raise StoreFailed(f"{self._path(self._number)}: {self._failed}; restart to recover")
         if self._size >= self._max_bytes:
-            self.rotate()
+            try:
+                self.rotate()
+            except OSError as error:  # the file at hand takes no harm, and some more
+                raise StoreFailed(f"cannot begin {self._path(self._number + 1)}: {error.strerror}") from error
         flags = 0
         if self._compressor is not None:
             payload, flags = self._compressor.compress(payload), _COMPRESSED
@@ -119,8 +155,9 @@ class Wal:
     def rotate(self) -> Position:
         """Close the file and go on in the next; returns the position of its first frame."""
         if self._size > _HEADER.size:
-            os.close(self._descriptor)
+            old = self._descriptor
             self._open_new(self._number + 1)
+            os.close(old)
         return self.position
 
     def drop_before(self, position: Position) -> None:
@@ -139,25 +176,26 @@ class Wal:
         self, path: Path, number: int, begin: int, *, is_last: bool
     ) -> Iterator[tuple[Position, bytes]]:
         data = path.read_bytes()
-        if len(data) < _HEADER.size and is_last:
+        if is_last and len(data) < _HEADER_1.size:
             self._truncate(path, 0, len(data))
-            path.write_bytes(_HEADER.pack(_FILE_MAGIC, SCHEMA_VERSION, number))
+            _write_new(path, _header(number))
             return
-        magic, version, stated = _HEADER.unpack_from(data)
-        if magic != _FILE_MAGIC or stated != number:
-            raise StoreCorrupt(f"{path}: byte 0: not a log file of this shard")
-        if version > SCHEMA_VERSION:
-            raise too_new(path, version)
-        offset = begin
+        header_bytes = _check_header(path, data, number, is_last=is_last)
+        if header_bytes > len(data):
+            self._truncate(path, 0, len(data))
+            _write_new(path, _header(number))
+            return
+        offset = max(begin, header_bytes)
         while offset < len(data):
             payload = _frame_at(data, offset)
             if payload is None:
                 if is_last and not _any_frame_after(data, offset + 1):
                     self._truncate(path, offset, len(data))
                     return
-                raise StoreCorrupt(
+                raise _Damaged(
                     f"{path}: byte {offset}: a damaged record with good ones after it; restore the shard from "
-                    "a snapshot, or delete the store and ingest again"
+                    "a snapshot, or delete the store and ingest again",
+                    offset if offset > header_bytes else 0,
                 )
             offset += _FRAME.size + payload[1]
             yield Position(number, offset), payload[0]
@@ -177,11 +215,18 @@ class Wal:
 
     def _open_new(self, number: int) -> None:
         path = self._path(number)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.write(self._descriptor, _HEADER.pack(_FILE_MAGIC, SCHEMA_VERSION, number))
-        os.fsync(self._descriptor)
-        sync_folder(self._folder)
-        self._number, self._size = number, _HEADER.size
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            head = _header(number)
+            if os.write(descriptor, head) != len(head):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(descriptor)
+            sync_folder(self._folder)
+        except OSError:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            raise
+        self._descriptor, self._number, self._size = descriptor, number, len(head)
 
     def _open_existing(self, number: int) -> None:
         self._descriptor = os.open(self._path(number), os.O_RDWR)
@@ -192,6 +237,44 @@ class Wal:
 
     def _files(self) -> dict[int, Path]:
         return {int(path.stem): path for path in sorted(self._folder.glob("*.wal"))}
+
+
+class _Damaged(StoreCorrupt):
+    """A bad record in the middle of a file, of which the first `keep_bytes` are good."""
+
+    def __init__(self, message: str, keep_bytes: int) -> None:
+        super().__init__(message)
+        self.keep_bytes = keep_bytes
+
+
+def _header(number: int) -> bytes:
+    fields = (_FILE_MAGIC, SCHEMA_VERSION, number)
+    return _HEADER.pack(*fields, crc32c.crc32c(_HEADER_1.pack(*fields)))
+
+
+def _check_header(path: Path, data: bytes, number: int, *, is_last: bool) -> int:
+    """Bytes of the file's header; StoreCorrupt where it is damaged, StoreTooNew where it is of a later schema."""
+    if len(data) < _HEADER_1.size:
+        raise StoreCorrupt(f"{path}: byte {len(data)}: the file's header is cut off")
+    magic, version, stated = _HEADER_1.unpack_from(data)
+    if magic != _FILE_MAGIC or stated != number:
+        raise StoreCorrupt(f"{path}: byte 0: not a log file of this shard")
+    if version == 1:
+        return _HEADER_1.size
+    if len(data) < _HEADER.size and is_last:
+        return _HEADER.size
+    if data[_HEADER_1.size : _HEADER.size] != struct.pack("<I", crc32c.crc32c(data[: _HEADER_1.size])):
+        raise StoreCorrupt(f"{path}: byte 0: the file's header does not match its checksum")
+    if version > SCHEMA_VERSION:
+        raise too_new(path, version)
+    return _HEADER.size
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _crc(payload: bytes, flags: int) -> int:

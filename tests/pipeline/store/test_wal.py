@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
+import crc32c
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -108,7 +110,7 @@ def test_damage_in_an_earlier_file_is_refused(tmp_path: Path) -> None:
     written(tmp_path, [b"x" * 100, b"y" * 100], max_bytes=64)
     first = sorted((tmp_path / "wal").glob("*.wal"))[0]
     os.truncate(first, first.stat().st_size - 1)
-    with pytest.raises(StoreCorrupt, match=r"000000000001\.wal: byte 20"):
+    with pytest.raises(StoreCorrupt, match=r"000000000001\.wal: byte 24"):
         read(tmp_path)
 
 
@@ -135,15 +137,66 @@ def test_a_file_whose_header_was_torn_is_taken_as_new(tmp_path: Path) -> None:
     assert read(tmp_path) == [b"x" * 100, b"more"]
 
 
+def with_header(path: Path, version: int, *, checked: bool) -> None:
+    """Put a header of another schema before the frames of a log file."""
+    head = struct.pack("<8sIQ", b"DYSRAWAL", version, int(path.stem))
+    check = struct.pack("<I", crc32c.crc32c(head)) if checked else b""
+    path.write_bytes(head + check + path.read_bytes()[24:])
+
+
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     """A log of a later version says so instead of being read wrongly."""
     written(tmp_path, [b"x"])
-    path = next((tmp_path / "wal").glob("*.wal"))
-    content = bytearray(path.read_bytes())
-    content[8] = 99
-    path.write_bytes(content)
+    with_header(next((tmp_path / "wal").glob("*.wal")), 99, checked=True)
     with pytest.raises(StoreTooNew, match="schema version 99"):
         read(tmp_path)
+
+
+def test_a_flipped_version_is_damage_and_no_newer_schema(tmp_path: Path) -> None:
+    """The header's checksum tells a later version from a version that is not what was written."""
+    written(tmp_path, [b"x"])
+    path = next((tmp_path / "wal").glob("*.wal"))
+    content = bytearray(path.read_bytes())
+    content[8] ^= 64
+    path.write_bytes(content)
+    with pytest.raises(StoreCorrupt, match="header does not match"):
+        read(tmp_path)
+
+
+def test_a_log_of_the_first_schema_is_read_and_gone_on_with(tmp_path: Path) -> None:
+    """Its headers had no checksum; new files get the present form."""
+    end = written(tmp_path, [b"x" * 100])
+    with_header(next((tmp_path / "wal").glob("*.wal")), 1, checked=False)
+    wal = wal_in(tmp_path)
+    assert [payload for _, payload in wal.replay(START)] == [b"x" * 100]
+    assert wal.position.byte == end.byte - 4
+    wal.append(b"more")
+    wal.rotate()
+    wal.append(b"most")
+    wal.close()
+    assert read(tmp_path) == [b"x" * 100, b"more", b"most"]
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_repair_keeps_what_lies_before_the_damage(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Whatever bit is flipped, a prefix of the payloads comes back, appends follow it, the rest is set aside."""
+    folder = tmp_path_factory.mktemp("repair")
+    payloads = [bytes([65 + number]) * 40 for number in range(6)]
+    written(folder, payloads, max_bytes=130)
+    path = data.draw(st.sampled_from(sorted((folder / "wal").glob("*.wal"))))
+    content = bytearray(path.read_bytes())
+    bit = data.draw(st.integers(0, len(content) * 8 - 1))
+    content[bit // 8] ^= 1 << (bit % 8)
+    path.write_bytes(content)
+    wal = wal_in(folder)
+    kept = [payload for _, payload in wal.replay(START, repair=True)]
+    assert kept == payloads[: len(kept)] and len(kept) < len(payloads)
+    wal.append(b"next")
+    wal.close()
+    assert read(folder) == [*kept, b"next"]
 
 
 def test_files_before_a_position_are_dropped(tmp_path: Path) -> None:

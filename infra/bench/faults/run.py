@@ -1,0 +1,131 @@
+"""A run of faults from its plan to its table; each result is kept as it comes, so a run can be cut and resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import platform
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from infra.bench.faults.kinds import KINDS, Kind
+from infra.bench.faults.plan import FaultsConfig, faults
+from infra.bench.faults.report import FaultResult, append_line, figures, read_lines, rows
+from infra.bench.faults.shard_run import ShardRun
+from infra.bench.faults.tmpfs import small_disk
+from infra.bench.measure import commit
+
+_DISK_MB = 24
+_PROGRESS_S = 5.0
+
+
+class Injector(Protocol):
+    """What injects the faults of some places."""
+
+    def inject(self, number: int, kind: Kind) -> FaultResult:
+        """One fault, its recovery, the check."""
+        ...
+
+    def close(self) -> None:
+        """End what it started."""
+        ...
+
+
+def run(config: FaultsConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Inject the faults of `config` and check after each; the result as benchmarks keep it."""
+    with ExitStack() as stack:
+        if config.work is None:
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dysra-faults-")))
+        else:
+            work = config.work.expanduser().absolute()
+            work.mkdir(parents=True, exist_ok=True)
+        kept = work / "faults.jsonl"
+        if not config.resume:
+            kept.unlink(missing_ok=True)
+        results = read_lines(kept)
+        injectors = _injectors(config, work, stack, say)
+        _inject_all(config, injectors, results, kept, say)
+    return _result(config, results)
+
+
+def _injectors(
+    config: FaultsConfig, work: Path, stack: ExitStack, say: Callable[[str], None]
+) -> dict[str, Injector]:
+    """What can be injected here, by place; what cannot is said."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["infra.bench.faults.shard_worker"])
+    wanted = {kind.place for kind in config.chosen()}
+    disk = stack.enter_context(small_disk(work / "disk", _DISK_MB)) if "tmpfs" in wanted else None
+    if "tmpfs" in wanted and disk is None:
+        say("no file system may be mounted here: faults of a full disk are left out")
+    shards = ShardRun(work, config.seed, disk)
+    stack.callback(shards.close)
+    injectors: dict[str, Injector] = {"shard": shards}
+    if disk is not None:
+        injectors["tmpfs"] = shards
+    return {place: injector for place, injector in injectors.items() if place in wanted}
+
+
+def _inject_all(
+    config: FaultsConfig,
+    injectors: dict[str, Injector],
+    results: list[FaultResult],
+    kept: Path,
+    say: Callable[[str], None],
+) -> None:
+    done = {result.number for result in results}
+    if done:
+        say(f"going on after {len(done)} faults of {kept}")
+    at_commit, began, shown = commit(), time.monotonic(), 0.0
+    for number, kind in faults(config, set(injectors)):
+        if number in done:
+            continue
+        if config.minutes and time.monotonic() - began > 60 * config.minutes:
+            say(f"{config.minutes:g} minutes are over after {len(results)} faults; --resume goes on")
+            break
+        result = injectors[kind.place].inject(number, kind)
+        result = dataclasses.replace(
+            result, at=datetime.now(UTC).isoformat(timespec="seconds"), commit=at_commit
+        )
+        append_line(kept, result)
+        results.append(result)
+        if not result.held:
+            say(
+                f"  NOT HELD: fault {number}, {kind.name} ({result.note}): {'; '.join(result.problems)[:600]}"
+            )
+        if time.monotonic() - shown >= _PROGRESS_S:
+            shown = time.monotonic()
+            say(_progress(results, config.faults, time.monotonic() - began))
+
+
+def _progress(results: list[FaultResult], wanted: int, seconds: float) -> str:
+    now = figures(results)
+    places = Counter(result.place for result in results)
+    spread = ", ".join(f"{count} {place}" for place, count in sorted(places.items()))
+    return (
+        f"  {now['faults']:,} of {wanted:,} faults ({spread}) in {seconds:.0f} s: {now['lost']} lost, "
+        f"{now['doubled']} doubled, {now['wrong_version']} wrong versions, {now['sessions_differing']} sessions "
+        f"differing; recovery p50 {now['recovery_p50_s']} s, p99 {now['recovery_p99_s']} s"
+    )
+
+
+def _result(config: FaultsConfig, results: list[FaultResult]) -> dict[str, Any]:
+    about = {kind.name: kind.about for kind in KINDS.values()}
+    ratios = figures(results)
+    return {
+        "bench": "faults",
+        "device": "cpu",
+        "machine": f"{platform.machine()}, {multiprocessing.cpu_count()} cores",
+        "commit": ", ".join(sorted({result.commit for result in results})) or commit(),
+        "seed": config.seed,
+        **ratios,
+        "rows": rows(results, about),
+        "ratios": ratios,
+        "not_held": [dataclasses.asdict(result) for result in results if not result.held][:50],
+    }

@@ -1,0 +1,95 @@
+"""Injects faults into shards, one after another, and says of each what became of the store."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from pathlib import Path
+
+from infra.bench.faults.check import Differences
+from infra.bench.faults.kinds import Kind
+from infra.bench.faults.report import FaultResult
+from infra.bench.faults.shard_world import Died, Failed, ShardWorld
+
+FAULTS_PER_WORLD = 25
+"""After so many a new store is begun, so that each stays small enough to be checked as a whole every time."""
+
+
+class ShardRun:
+    """Worlds under `folder`, one at a time; `tmpfs` is a small file system that disk-full faults fill."""
+
+    def __init__(self, folder: Path, seed: int, tmpfs: Path | None) -> None:
+        self._folders = {"shard": folder / "shards", "tmpfs": tmpfs}
+        self._seed = seed
+        self._worlds: dict[str, ShardWorld] = {}
+        self._made = 0
+
+    def inject(self, number: int, kind: Kind) -> FaultResult:
+        """One fault, its recovery and the check of everything published so far."""
+        draw = random.Random(f"{self._seed}/{number}/{kind.name}")
+        world = self._world(kind.place)
+        problems: list[str] = []
+        note, found = "", Differences()
+        began = time.perf_counter()
+        try:
+            if not world.alive:
+                world.recover()
+            world.work(draw)
+            note = kind.inject(world, draw)
+            began = time.perf_counter()
+            world.recover()
+            recover_s = time.perf_counter() - began
+            found = world.check()
+            world.num_faults += 1
+        except (AssertionError, Failed, Died, TimeoutError, OSError) as error:
+            problems.append(f"{type(error).__name__}: {error}")
+            recover_s = time.perf_counter() - began
+        problems += found.notes
+        if problems:
+            self._put_aside(world, number, kind)
+        return FaultResult(
+            number=number,
+            kind=kind.name,
+            place=kind.place,
+            note=note,
+            recover_s=round(recover_s, 4),
+            lost=found.lost,
+            doubled=found.doubled,
+            wrong_version=found.wrong_version,
+            problems=problems,
+        )
+
+    def close(self) -> None:
+        """End every process and remove the stores."""
+        for place in list(self._worlds):
+            self._end(place)
+
+    def _world(self, place: str) -> ShardWorld:
+        world = self._worlds.get(place)
+        if world is not None and world.num_faults >= FAULTS_PER_WORLD:
+            self._end(place)
+            world = None
+        if world is None:
+            folder = self._folders[place]
+            assert folder is not None
+            self._made += 1
+            seed = self._seed * 1_000 + self._made
+            world = self._worlds[place] = ShardWorld(folder / f"world-{self._made:04d}", seed)
+        return world
+
+    def _end(self, place: str) -> None:
+        world = self._worlds.pop(place)
+        world.close()
+        shutil.rmtree(world.folder, ignore_errors=True)
+
+    def _put_aside(self, world: ShardWorld, number: int, kind: Kind) -> None:
+        """A store that differs is kept for a look, and a new one begun."""
+        self._worlds.pop(kind.place)
+        world.close()
+        kept = self._folders["shard"]
+        assert kept is not None
+        target = kept.parent / "differing" / f"{number:05d}-{kind.name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.move(world.folder, target)
