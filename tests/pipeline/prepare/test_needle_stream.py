@@ -16,7 +16,7 @@ from pipeline.prepare.needle_stream import (
     question_ids,
     renamed,
 )
-from pipeline.tasks.needle_grammar import NeedleGrammar
+from pipeline.tasks.needle_grammar import REAL, Needle, NeedleGrammar
 
 CONFIG = NeedleStreamConfig(
     tokens=8_192, targets=1_024, phases=((2_048, 3), (4_096, 2)), longest=4_096, chunk=64, far=3
@@ -125,3 +125,19 @@ def test_wrong_settings_are_named(changes: dict[str, object], message: str) -> N
     """The error says the field, what was given and what is allowed."""
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **changes)  # type: ignore[arg-type]
+
+
+def test_real_questions_stand_beside_made_ones() -> None:
+    """A needle of a real question is told and asked in its own words, and is wrong for no other sequence."""
+    real = Needle("Tarn: The mill was built in 1871.", "When was the mill built?", "1871", REAL, "nq", "q1")
+    text = np.full(20_000, ord("~"), np.uint16)
+    stream = NeedleStream(text, _encode, replace(CONFIG, real=1.0, anonymous=0.0, asked=1.0), ("Alder",), real=[real])
+    batch = stream.batch(0)
+    assert len(batch.questions)
+    flat = batch.ids.reshape(-1)
+    for row in batch.questions:
+        q = dict(zip(QUESTION_FIELDS, row.tolist(), strict=True))
+        assert _text(flat[q["position"] + 1 : q["position"] + 1 + q["length"]]) == "1871."
+        assert _text(flat[: q["position"] + 1]).endswith("\nWhen was the mill built? ")
+        assert q["anonymous"] == 1
+        assert batch.anonymous[q["first"] : q["last"] + 1].all()
