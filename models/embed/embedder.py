@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 Vectors = NDArray[np.float32]
+Offsets = list[tuple[int, int]] | NDArray[np.int64]
+"""Characters [start, end) of each token: pairs, or an array [n, 2]."""
 
 
 class TextTokenizer(Protocol):
@@ -21,7 +23,7 @@ class TextTokenizer(Protocol):
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]: ...
 
-    def offsets(self, text: str) -> list[tuple[int, int]]: ...
+    def offsets(self, text: str) -> Offsets: ...
 
 
 class Embedder(TextTokenizer, Protocol):

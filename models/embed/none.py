@@ -10,10 +10,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from models.embed.embedder import Vectors
+from models.embed.embedder import Offsets, Vectors
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _MAX_TOKENS = 100_000
+_BETWEEN, _IN_WORD, _MARK = 0, 1, 2
+_KINDS = np.array(
+    [
+        _BETWEEN if chr(c).isspace() else _IN_WORD if chr(c).isalnum() or c == 95 else _MARK
+        for c in range(128)
+    ],
+    dtype=np.uint8,
+)
 IDENTITY = "none-1"
 
 
@@ -26,9 +34,17 @@ class WordTokenizer:
         """Words and marks of each text."""
         return [len(_WORD.findall(text)) for text in texts]
 
-    def offsets(self, text: str) -> list[tuple[int, int]]:
+    def offsets(self, text: str) -> Offsets:
         """Characters [start, end) of each word and mark."""
-        return [match.span() for match in _WORD.finditer(text)]
+        if not text.isascii():
+            return [match.span() for match in _WORD.finditer(text)]
+        kinds = _KINDS[np.frombuffer(text.encode("ascii"), dtype=np.uint8)]
+        word = np.zeros(len(kinds) + 2, dtype=bool)
+        word[1:-1] = kinds == _IN_WORD
+        mark = kinds == _MARK
+        starts = np.flatnonzero((word[1:-1] & ~word[:-2]) | mark)
+        ends = np.flatnonzero((word[1:-1] & ~word[2:]) | mark) + 1
+        return np.stack((starts, ends), axis=1)
 
 
 class NoEmbedder(WordTokenizer):
