@@ -7,22 +7,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.embed.embedder import Offsets, Vectors
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _MAX_TOKENS = 100_000
 _BETWEEN, _IN_WORD, _MARK = 0, 1, 2
-_KINDS = np.array(
-    [
-        _BETWEEN if chr(c).isspace() else _IN_WORD if chr(c).isalnum() or c == 95 else _MARK
-        for c in range(128)
-    ],
-    dtype=np.uint8,
-)
 IDENTITY = "none-1"
+
+
+@cache
+def _kinds() -> NDArray[np.uint8]:
+    """For every code point whether it is in words, between them, or a mark: as the regular expression has it."""
+    kinds = np.full(0x110000, _MARK, dtype=np.uint8)
+    for begin in range(0, len(kinds), 0x800):  # in pieces that do not mix surrogates with others
+        part = "".join(map(chr, range(begin, begin + 0x800)))
+        for pattern, kind in ((r"\w+", _IN_WORD), (r"\s+", _BETWEEN)):
+            for match in re.finditer(pattern, part):
+                kinds[begin + match.start() : begin + match.end()] = kind
+    return kinds
 
 
 class WordTokenizer:
@@ -36,9 +43,7 @@ class WordTokenizer:
 
     def offsets(self, text: str) -> Offsets:
         """Characters [start, end) of each word and mark."""
-        if not text.isascii():
-            return [match.span() for match in _WORD.finditer(text)]
-        kinds = _KINDS[np.frombuffer(text.encode("ascii"), dtype=np.uint8)]
+        kinds = _kinds()[np.frombuffer(text.encode("utf-32-le", "replace"), dtype=np.uint32)]
         word = np.zeros(len(kinds) + 2, dtype=bool)
         word[1:-1] = kinds == _IN_WORD
         mark = kinds == _MARK

@@ -1,0 +1,157 @@
+"""What the benches of the running system share: a broker of their own, Ray in this process, articles to publish."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import orjson
+import psutil
+
+from actors.ingest_config import IngestConfig
+from actors.ingest_job import IngestJob
+from actors.ingest_spec import IngestSpec
+from models.embed import EmbedderConfig
+from pipeline.errors import DysraError
+from pipeline.kafka import KafkaConfig, ensure_topic
+from pipeline.newswire import generate
+from pipeline.publisher import Publisher, partition_of
+from pipeline.store import StoreConfig
+
+Record = tuple[bytes, bytes | None, str]
+"""Key, value and stream of a record to publish."""
+
+
+class Local:
+    """A folder, a broker in it, and Ray; topics and jobs are made as they are needed."""
+
+    def __init__(self, folder: Path, bootstrap_servers: str) -> None:
+        self.folder = folder
+        self._kafka = KafkaConfig(bootstrap_servers=bootstrap_servers, max_record_bytes=24_000_000)
+        self._numbers = itertools.count()
+
+    def topic(self, partitions: int = 4, **fields: Any) -> KafkaConfig:
+        """A fresh topic with a group of its own."""
+        name = f"bench-{uuid.uuid4().hex[:8]}-{next(self._numbers)}"
+        config = replace(self._kafka, topic=name, group_id=f"group-{name}", partitions=partitions, **fields)
+        ensure_topic(config)
+        return config
+
+    def spec(
+        self,
+        kafka: KafkaConfig,
+        *,
+        embedder: str = "none",
+        store: dict[str, Any] | None = None,
+        **ingest: Any,
+    ) -> IngestSpec:
+        """A job from a topic into a store of its own, without embedding unless one is named."""
+        path = self.folder / f"store-{next(self._numbers)}"
+        return IngestSpec(
+            kafka=kafka,
+            store=StoreConfig(path=path, **(store or {})),
+            embedder=EmbedderConfig(model=embedder),
+            ingest=IngestConfig(**ingest),
+        )
+
+    @contextlib.contextmanager
+    def running(self, spec: IngestSpec) -> Iterator[IngestJob]:
+        """The job, stopped and its store closed at the end however that comes."""
+        job = IngestJob.start(spec)
+        try:
+            yield job
+        finally:
+            job.stop()
+            job.client.close_store()
+
+
+@contextlib.contextmanager
+def local(*, with_ray: bool = True) -> Iterator[Local]:
+    """A broker of its own on a free port and an embedded Ray; both are gone afterwards."""
+    from infra import kafka
+
+    with contextlib.ExitStack() as cleanup:
+        folder = Path(cleanup.enter_context(TemporaryDirectory(prefix="dysra-bench-")))
+        broker = kafka.start(folder / "kafka", 0)
+        cleanup.callback(kafka.stop, folder / "kafka")
+        if with_ray:
+            import ray
+
+            from infra.cluster import connect_ray
+
+            connect_ray()
+            cleanup.callback(ray.shutdown)
+        yield Local(folder, broker.bootstrap_servers)
+
+
+def news(num_articles: int, seed: int = 7) -> Iterator[Record]:
+    """Newswire records in order of publication: updates, withdrawals and repeats among them."""
+    for event in generate(seed=seed, num_articles=num_articles):
+        record = event.record
+        article_id = str(record["id"])
+        stream = str(record.get("stream") or record.get("source") or "wire")
+        value = orjson.dumps(record) if "title" in record else None
+        yield article_id.encode(), value, stream
+
+
+def publish(kafka: KafkaConfig, records: Iterable[Record]) -> int:
+    """Publish as fast as it goes, each stream on one partition; the number of records."""
+    count = 0
+    with Publisher(kafka) as publisher:
+        for key, value, stream in records:
+            headers = [("article-id", key)] if value is None else []
+            publisher.publish_raw(key, value, stream=stream, headers=headers)
+            count += 1
+        publisher.flush()
+    return count
+
+
+def publish_steadily(
+    kafka: KafkaConfig, records: Iterable[Record], rate: float, seconds: float
+) -> tuple[int, float]:
+    """Publish at a steady rate for some seconds; the number published, and the seconds that it fell behind."""
+    count, behind = 0, 0.0
+    begun = time.monotonic()
+    with Publisher(kafka) as publisher:
+        for key, value, stream in records:
+            due = begun + count / rate
+            now = time.monotonic()
+            if due - begun >= seconds:
+                break
+            if now < due:
+                time.sleep(due - now)
+            behind = max(behind, now - due)
+            publisher.publish_raw(
+                key, value, partition=partition_of(stream, publisher.num_partitions),
+                headers=[("article-id", key)] if value is None else [],
+            )  # fmt: skip
+            count += 1
+        publisher.flush()
+    return count, behind
+
+
+def until(condition: Callable[[], bool], limit_s: float, what: str, interval_s: float = 0.05) -> None:
+    """Wait until the condition holds; an error that says what did not come."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise DysraError(f"not within {limit_s:.0f} s: {what}")
+        time.sleep(interval_s)
+
+
+def cpu_seconds() -> float:
+    """Seconds of processor time of this process and all that it started and that still run."""
+    own = psutil.Process()
+    total = 0.0
+    for process in [own, *own.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
