@@ -1,0 +1,159 @@
+"""Hostile records by the million: through the validator, and through a real broker and the real ingest.
+
+The validator must answer each with an article, a deletion or a BadRecord, and nothing else; accepted articles are also
+cut into chunks and fingerprinted. Ingest must account for each record exactly: read = stored + deleted +
+dead-lettered + duplicates = published, as many dead letters on their topic as were counted and as the validator
+foretold, and an article published last must be found by a search.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+import orjson
+
+from infra.bench.hostile_records import Maker
+from infra.bench.local import Local, local, until
+from infra.bench.measure import commit
+from models.embed import load_tokenizer
+from pipeline.article import Article, BadRecord, parse_record
+from pipeline.chunker import chunk_article
+from pipeline.near_duplicates import Fingerprinter, NearDuplicateConfig
+from pipeline.publisher import Publisher
+from pipeline.source import RecordSource, SourceConfig
+
+_LIMIT_S = 3_600.0
+_LAST = {
+    "id": "the-last", "published": "2026-01-01T00:00:00Z", "source": "Wire", "title": "The lighthouse reopens",
+    "text": "After four years of repairs the lighthouse of Quillhaven reopens on Saturday, its keeper said.",
+}  # fmt: skip
+
+
+def validate(records: int, seed: int = 1, *, huge_every: int = 50_000) -> dict[str, Any]:
+    """Every record to the validator; counts by outcome, and whatever it raised that it must not."""
+    tokenizer = load_tokenizer("none")
+    fingerprinter = Fingerprinter(NearDuplicateConfig())
+    outcomes: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    unexpected: list[str] = []
+    slowest, slowest_kind = 0.0, ""
+    begun = time.perf_counter()
+    for record, _ in zip(Maker(seed, huge_every=huge_every), range(records), strict=False):
+        started = time.perf_counter()
+        try:
+            value = parse_record(record.key, record.value, record.headers)
+            if isinstance(value, Article):
+                chunks, _texts = chunk_article(value, tokenizer)
+                fingerprinter.fingerprint(value)
+                if "".join(chunk.text for chunk in chunks) != value.text:
+                    unexpected.append(f"{record.kind}: chunks do not cover the text")
+                outcomes["article"] += 1
+            else:
+                outcomes["deletion"] += 1
+        except BadRecord as error:
+            outcomes[error.reason] += 1
+        except Exception as error:
+            outcomes["unexpected"] += 1
+            unexpected.append(f"{record.kind}: {type(error).__name__}: {error}"[:200])
+        kinds[record.kind] += 1
+        spent = time.perf_counter() - started
+        if spent > slowest:
+            slowest, slowest_kind = spent, record.kind
+    return {
+        "stage": "validator",
+        "records": records,
+        "accounted": sum(outcomes.values()),
+        "unexpected": outcomes["unexpected"],
+        "accepted": outcomes["article"] + outcomes["deletion"],
+        "dead_letters": records - outcomes["article"] - outcomes["deletion"] - outcomes["unexpected"],
+        "seconds": round(time.perf_counter() - begun, 1),
+        "slowest_ms": round(slowest * 1e3, 1),
+        "slowest_kind": slowest_kind,
+        "outcomes": dict(outcomes.most_common()),
+        "kinds": dict(kinds.most_common()),
+        "first_unexpected": unexpected[:5],
+    }
+
+
+def through_broker(system: Local, records: int, seed: int = 2, *, huge_every: int = 20_000) -> dict[str, Any]:
+    """Publish, ingest, and compare every count."""
+    kafka = system.topic()
+    foretold: Counter[str] = Counter()
+    begun = time.perf_counter()
+    with Publisher(kafka) as publisher:
+        for number, record in zip(range(records), Maker(seed, huge_every=huge_every), strict=False):
+            publisher.publish_raw(
+                record.key, record.value, headers=record.headers, partition=number % publisher.num_partitions
+            )
+            try:
+                value = parse_record(record.key, record.value, record.headers)
+                if isinstance(value, Article):
+                    chunk_article(value, load_tokenizer("none"))
+            except BadRecord as error:
+                foretold[error.reason] += 1
+        publisher.publish_raw(b"the-last", orjson.dumps(_LAST), partition=0)
+        publisher.flush()
+    published = records + 1
+    publish_s = time.perf_counter() - begun
+    started = time.perf_counter()
+    with system.running(system.spec(kafka)) as job:
+        until(
+            lambda: bool(job.progress()) and job.ledger().read >= published,
+            _LIMIT_S,
+            f"{published} records read",
+        )
+        done = job.ledger()
+        found = job.client.search(texts=["lighthouse of Quillhaven reopens"], k=3).passages[0]
+        stored = sum(int(row["live_articles"]) for row in job.client.stats())
+        job.stop()
+    letters = 0
+    with RecordSource(kafka, {0: None}, SourceConfig(), topic=kafka.dead_letter_topic) as source:
+        partitions = source.partitions
+        letters = sum(source.end_offsets().values())
+    accounted = done.stored + done.deleted + done.dead_lettered + done.duplicates
+    return {
+        "stage": "broker and ingest",
+        "records": published,
+        "accounted": accounted,
+        "unexpected": published - accounted,
+        "read": done.read,
+        "stored": done.stored,
+        "deleted": done.deleted,
+        "dead_lettered": done.dead_lettered,
+        "duplicates": done.duplicates,
+        "live_articles": stored,
+        "dead_letters": sum(foretold.values()),
+        "on_dead_letter_topic": letters,
+        "dead_letter_partitions": len(partitions),
+        "last_article_found": any(p.article_id == "the-last" for p in found),
+        "seconds": round(time.perf_counter() - started, 1),
+        "publish_s": round(publish_s, 1),
+        "outcomes": dict(foretold.most_common()),
+    }
+
+
+def run(records: int = 1_000_000, through: int = -1, seed: int = 1) -> dict[str, Any]:
+    """`records` through the validator and a tenth of them (or `through`) through a broker of its own."""
+    rows = [validate(records, seed)]
+    through = records // 10 if through < 0 else through
+    if through:
+        with local() as system:
+            rows.append(through_broker(system, through, seed + 1))
+    last = rows[-1]
+    return {
+        "bench": "hostile",
+        "device": "cpu",
+        "commit": commit(),
+        "rows": rows,
+        "ratios": {
+            "hostile_validated": rows[0]["records"],
+            "hostile_unexpected": rows[0]["unexpected"],
+            "hostile_through_broker": last["records"] if through else 0,
+            "hostile_unaccounted": abs(last["unexpected"]) if through else 0,
+            "dead_letters_differing": abs(last["dead_lettered"] - last["on_dead_letter_topic"])
+            if through
+            else 0,
+        },
+    }
