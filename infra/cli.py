@@ -29,6 +29,7 @@ FAMILIES = (
     "train",
     "prepare",
     "backbone",
+    "cotrain",
     "bench",
     "demo",
 )

@@ -123,9 +123,8 @@ def _spec(
 
         from infra.training.learners.subq import SubqSpec
         from infra.training.subq import SubqTrainConfig
-        from models.subq.losses import LossWeights
 
-        train = SubqTrainConfig(losses=LossWeights(**_weights(losses)), muon=not tiny, seed=seed)
+        train = SubqTrainConfig(losses=loss_weights(losses), muon=not tiny, seed=seed)
         if lr:
             train = replace(train, lr=lr)
         if fade:
@@ -149,7 +148,8 @@ def _spec(
     raise UsageError(f"--kind: given {kind!r}; allowed: subq, reader, landmark")
 
 
-def _weights(text: str) -> dict[str, float]:
+def loss_weights(text: str) -> Any:
+    """`LossWeights` of a text such as `tokens=0.001,frobenius=0.01`; terms not named keep their weight."""
     from dataclasses import fields
 
     from models.subq.losses import LossWeights
@@ -161,7 +161,7 @@ def _weights(text: str) -> dict[str, float]:
         if name not in known:
             raise UsageError(f"--losses: given {name!r}; allowed: {', '.join(known)}")
         found[name] = _number("losses", value)
-    return found
+    return LossWeights(**found)
 
 
 def _number(option: str, text: str) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -202,8 +203,8 @@ def _restore(learner: Learner, place: Place, group: Group) -> tuple[int, float]:
     for path in reversed(states(place.folder)):
         try:
             body = torch.load(path, map_location=group.device, weights_only=True)
-        except (RuntimeError, EOFError, OSError):  # cut off by a full disk: the one before is whole
-            continue
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+            continue  # cut off by a full disk: the one before is whole
         if body["made_from"] != _named(place):
             raise ValueError(
                 f"{place.folder} holds the state of another run; give another folder, or remove it"

@@ -44,7 +44,8 @@ class ReaderSpec:
 
     data: Path = field(metadata={"help": "folder of triples, or a folder of such folders"})
     backbone: HfConfig = field(
-        default_factory=HfConfig, metadata={"help": "the decoder; its adapter is not used"}
+        default_factory=HfConfig,
+        metadata={"help": "the decoder; its adapter counts only where all weights are tuned"},
     )
     method: str = field(default="lora", metadata={"help": ", ".join(METHODS)})
     steps: int = field(default=1000, metadata={"help": "updates of the whole run"})
@@ -52,6 +53,7 @@ class ReaderSpec:
     lr: float = field(default=8e-4, metadata={"help": "peak learning rate; full tuning wants a tenth"})
     tokens_per_batch: int = field(default=8192, metadata={"help": "tokens of a part, padding included"})
     most_tokens: int = field(default=1024, metadata={"help": "longer rows are left out"})
+    begin_with: Path | None = field(default=None, metadata={"help": "adapter folder to go on from (lora)"})
     rank: int = field(default=32, metadata={"help": "rank of the adapter"})
     alpha: int = field(default=64, metadata={"help": "scale of the adapter, over its rank"})
     dropout: float = field(default=0.05, metadata={"help": "dropout before the adapter"})
@@ -78,6 +80,8 @@ class ReaderLearner:
         model: nn.Module = loaded.model.to(self.device)
         if spec.method == "lora":
             model = add_lora(model, spec.rank, spec.alpha, spec.dropout)
+            if spec.begin_with is not None:
+                go_on(model, spec.begin_with)
         else:
             model.requires_grad_(True)
         self.model = model
@@ -181,10 +185,29 @@ def build_reader(spec: ReaderSpec, out: Path, device: str) -> ReaderLearner:
     from dataclasses import replace
 
     del out
-    plain = replace(spec.backbone, adapter="none", device=device, dtype="float32")
+    adapter = "none" if spec.method == "lora" else spec.backbone.adapter
+    plain = replace(spec.backbone, adapter=adapter, device=device, dtype="float32")
     loaded = load(plain)
     rows, held_out = rows_of(triples_in(spec.data), loaded, spec.most_tokens)
     return ReaderLearner(loaded, rows, held_out, spec, str(pick_device(device)))
+
+
+def go_on(model: nn.Module, adapter: Path) -> None:
+    """Put the weights of a saved adapter into the model's own; ValueError where they do not fit."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    path = adapter / "adapter_model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"begin_with: given {adapter}; allowed: a folder with adapter_model.safetensors")
+    try:
+        result = set_peft_model_state_dict(model, {n: t.float() for n, t in load_file(path).items()})  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise ValueError(f"begin_with: {adapter} does not fit: {str(error).splitlines()[-1]}") from None
+    if result.unexpected_keys:
+        raise ValueError(
+            f"begin_with: {adapter} holds weights of another model: {result.unexpected_keys[:2]}"
+        )
 
 
 def triples_in(folder: Path) -> list[Triple]:
