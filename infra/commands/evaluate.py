@@ -27,7 +27,7 @@ def evaluate(
             "--method",
             help="qa: none, random, bm25, dense, hybrid, cascade, policy, router, longrag, oracle, full, … "
             "(docs/policy.md); retrieval: bm25, dense, hybrid; needle, lm and qa: a way to compress the cache "
-            "(docs/cache-methods.md): snapkv, ours_ranker, …",
+            "(docs/cache-methods.md): snapkv, ours_ranker, …; a subq model: subq",
         ),
     ],
     data: Annotated[
@@ -37,7 +37,11 @@ def evaluate(
         Path | None, typer.Option("--corpus", help="texts; default: where the data folder has them")
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", help="the reader: gemma-3-270m, a folder or a hub name")
+        str,
+        typer.Option(
+            "--model",
+            help="who answers: hf (gemma-3-270m), subq (the shipped checkpoint), a folder or a hub name",
+        ),
     ] = "gemma-3-270m",
     adapter: Annotated[
         str,

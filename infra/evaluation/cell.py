@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from infra.evaluation.readers import hf_name, kind_of
 from pipeline.errors import UsageError
 
 
@@ -34,6 +35,13 @@ class Cell:
     def reader_adapter(self, default: str) -> str | None:
         """The adapter's folder or None; `auto` is `default`. Raises UsageError where there is no such folder."""
         given = default if self.adapter == "auto" else self.adapter
+        if kind_of(self.model) == "subq":
+            if self.adapter not in ("auto", "none"):
+                raise UsageError(
+                    f"--adapter {self.adapter} with the subq model {self.model}: adapters belong to transformers "
+                    "models; leave --adapter out"
+                )
+            return None
         if given == "none":
             return None
         if given != "shipped":
@@ -45,5 +53,5 @@ class Cell:
         from models.hf.adapter import adapter_folder
         from models.hf.config import HfConfig
 
-        folder = adapter_folder(HfConfig(model=self.model, adapter=given))
+        folder = adapter_folder(HfConfig(model=hf_name(self.model), adapter=given))
         return None if folder is None else str(folder)

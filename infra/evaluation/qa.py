@@ -6,7 +6,6 @@ Figures are those of one reader over one file of questions; methods are comparab
 from __future__ import annotations
 
 import random
-import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,8 +18,9 @@ from infra.evaluation.attention_rag import AttentionRag
 from infra.evaluation.hybrid_pool import HybridPool
 from infra.evaluation.qa_choosing import ChoiceSettings, ChoosingMethod, long_units
 from infra.evaluation.qa_sources import QaSource, open_source
+from infra.evaluation.reading import load_reader
 from pipeline.errors import UsageError
-from pipeline.session.prompts import GIVEN_UP, PromptForm, Sentence, parse_answer, reader_prompt
+from pipeline.session.prompts import PromptForm, Sentence, parse_answer, reader_prompt
 from pipeline.tasks.choices import cut
 from pipeline.tasks.contexts import (
     Candidate,
@@ -94,9 +94,8 @@ def run(config: QaConfig, on_progress: Callable[[int], None] | None = None) -> d
     """
     source = open_source(config.data, config.corpus)
     questions = _picked(source.questions, config)
-    from models.hf import HfBackbone, HfConfig
-
-    backbone = HfBackbone.load(HfConfig(model=config.model, adapter=config.adapter, device=config.device))
+    reader = load_reader(config.model, config.adapter, config.device)
+    backbone = reader.backbone
     form: PromptForm = "adapted" if config.adapter else "base"
 
     def count(text: str) -> int:
@@ -116,7 +115,7 @@ def run(config: QaConfig, on_progress: Callable[[int], None] | None = None) -> d
     prompts = [[*backbone.bos, *backbone.encode(reader_prompt(read, q.text, form))] for q, read in kept]
     bare = [len(backbone.encode(reader_prompt((), q.text, form))) + len(backbone.bos) for q, _ in kept]
     began = time.monotonic()
-    said, forced = _read(backbone, prompts, on_progress)
+    said, forced = reader.answers(prompts, on_progress)
     read_s = time.monotonic() - began
     readings = [
         Reading(
@@ -142,7 +141,7 @@ def run(config: QaConfig, on_progress: Callable[[int], None] | None = None) -> d
         "split": config.split,
         "n": len(kept),
         "scores": scores,
-        "cost": _cost(backbone, prompts, read_tokens, said, chosen_s, read_s)
+        "cost": reader.cost(prompts, read_tokens, said, chosen_s, read_s)
         | ({"compressor_tokens": round(compressor() / len(questions), 1)} if compressor() else {}),
         "seed": config.seed,
         "model": backbone.identity,
@@ -240,62 +239,3 @@ def _embedder(spec: str) -> Encode:
 
     embedder = load_embedder(spec)
     return lambda texts: np.asarray(embedder.encode(list(texts)))
-
-
-def _read(
-    backbone: Any, prompts: list[list[int]], on_progress: Callable[[int], None] | None
-) -> tuple[list[tuple[int, ...]], dict[int, tuple[int, ...]]]:
-    """The answers' ids, and what is said by a reader that must answer where it gave up.
-
-    The second only where giving up begins with a token of its own; else no reading is forced.
-    """
-    from models.reader_decoding import greedy_answers
-
-    give_up, *more = backbone.encode(GIVEN_UP)
-    on_gpu = backbone.device.type == "cuda"
-    options: dict[str, Any] = {
-        "stop_id": backbone.encode("\n")[0],
-        "give_up_id": give_up,
-        "device": str(backbone.device),
-        "tokens_per_batch": 65536 if on_gpu else 2048,
-    }
-    said = [answer.ids for answer in greedy_answers(backbone.model, prompts, on_batch=on_progress, **options)]
-    gave_up = [at for at, ids in enumerate(said) if not more and ids[:1] == (give_up,)]
-    again = greedy_answers(backbone.model, [prompts[at] for at in gave_up], may_give_up=False, **options)
-    return said, {at: answer.ids for at, answer in zip(gave_up, again, strict=True)}
-
-
-def _cost(
-    backbone: Any,
-    prompts: list[list[int]],
-    read_tokens: list[int],
-    said: list[tuple[int, ...]],
-    chosen_s: float,
-    read_s: float,
-) -> dict[str, Any]:
-    """Means a question; bytes are those of the plain cache of the prompt, FLOPs two a weight and token."""
-    import torch
-
-    config = backbone.model.config.get_text_config(decoder=True)
-    prefill = float(np.mean([len(prompt) for prompt in prompts]))
-    pair = 2 * config.num_key_value_heads * config.head_dim * backbone.dtype.itemsize
-    window = getattr(config, "sliding_window", None) or 1 << 62
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    kept = [prefill if kind == "full_attention" else min(prefill, window) for kind in kinds]
-    inner = sum(p.numel() for name, p in backbone.model.named_parameters() if "embed_tokens" not in name)
-    tokens = sum(map(len, prompts)) + sum(len(ids) + 1 for ids in said)
-    on_gpu = backbone.device.type == "cuda"
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if on_gpu
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-    return {
-        "tokens_read": round(float(np.mean(read_tokens)), 1),
-        "prefill_tokens": round(prefill, 1),
-        "kv_bytes": round(pair * sum(kept)),
-        "ms_per_token": round(1000 * read_s / tokens, 3),
-        "queries_per_s": round(len(prompts) / (chosen_s + read_s), 3),
-        "peak_bytes": int(peak),
-        "flops": round(2.0 * inner * tokens / len(prompts)),
-    }

@@ -8,6 +8,7 @@ from typing import Any
 
 from infra.console import progress, say
 from infra.evaluation.cell import Cell
+from infra.evaluation.readers import hf_name, kind_of
 from models.compared import METHODS as CACHE_METHODS
 from pipeline.errors import UsageError
 
@@ -19,7 +20,7 @@ def qa(cell: Cell) -> dict[str, Any]:
     from infra.evaluation.qa import METHODS as READING
     from infra.evaluation.qa import QaConfig, run
 
-    if cell.method in CACHE_METHODS and cell.method not in READING:
+    if cell.method == "subq" or (cell.method in CACHE_METHODS and cell.method not in READING):
         return cache(cell)
 
     adapter = cell.reader_adapter("shipped")
@@ -57,7 +58,12 @@ def qa(cell: Cell) -> dict[str, Any]:
 
 
 def cache(cell: Cell) -> dict[str, Any]:
-    """A context compressed by a method of models/compared, then asked or continued: needle, qa, lm."""
+    """A context compressed by a method of models/compared, then asked or continued: needle, qa, lm.
+
+    A subq model reads the context as its stream instead.
+    """
+    if kind_of(cell.model) == "subq":
+        return _subq(cell)
     if cell.method not in CACHE_METHODS:
         raise UsageError(
             f"--method {cell.method!r} is unknown for {cell.task}; allowed: {', '.join(CACHE_METHODS)}"
@@ -78,10 +84,22 @@ def cache(cell: Cell) -> dict[str, Any]:
         "limit",
         "seed",
     )
-    config = CacheCell(adapter=adapter, **{name: getattr(cell, name) for name in names})
+    given = {name: getattr(cell, name) for name in names} | {"model": hf_name(cell.model)}
+    config = CacheCell(adapter=adapter, **given)
     say(f"{cell.data.name}: [bold]{cell.method}[/] keeps {100 * cell.keep:g}% of the full layers' bytes")
     with progress("questions asked") as steps:
         figures = run(config, steps.update)
+    shown = ", ".join(f"{name} {value}" for name, value in figures["scores"].items())
+    say(f"  {figures['n']} cases, {figures['cost']['kv_bytes']:,} bytes each: {shown}")
+    return figures
+
+
+def _subq(cell: Cell) -> dict[str, Any]:
+    from infra.evaluation.subq_tasks import run
+
+    say(f"{cell.data.name}: read by the subq model {cell.model}, which retrieves by itself")
+    with progress("questions asked") as steps:
+        figures = run(cell, steps.update)
     shown = ", ".join(f"{name} {value}" for name, value in figures["scores"].items())
     say(f"  {figures['n']} cases, {figures['cost']['kv_bytes']:,} bytes each: {shown}")
     return figures

@@ -94,6 +94,10 @@ class SubqBackbone:
         """See Backbone.encode."""
         return self._tokenizer.encode(text)
 
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of `text`, and the characters (from, to) that each covers."""
+        return self._tokenizer.encode_spans(text)
+
     def decode(self, ids: Iterable[int]) -> str:
         """See Backbone.decode."""
         return self._tokenizer.decode(ids)
