@@ -143,6 +143,7 @@ def _spec(
 
         return LandmarkSpec(
             data=data, backbone=backbone, method=method or "frozen", steps=steps, accumulate=accumulate,
+            embedder="minilm",
             **({"lr": lr} if lr else {}), seed=seed,
         )  # fmt: skip
     raise UsageError(f"--kind: given {kind!r}; allowed: subq, reader, landmark")

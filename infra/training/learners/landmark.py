@@ -1,8 +1,8 @@
 """The landmark head of a decoder as a learner: questions and the texts that tell lie close together (InfoNCE).
 
-Made of the triples: a question, the sentence that tells, and sentences read with it that do not. A text is the mean
-of its tokens' last hidden states, put through the head: one function for questions and texts. The decoder is frozen
-(its hidden states are then computed once) or adapted by LoRA beside the head.
+Made of the triples: a question, the sentence that tells, and sentences read with it that do not. The head
+(`models/hf/landmark_head.py`) pools the hidden states of a text's tokens after a middle layer. The decoder is
+frozen (its hidden states are then computed once) or adapted by LoRA beside the head.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from infra.training.learners.landmark_peers import peers_recall
 from infra.training.learners.reader import triples_in
+from models.cache.ranker import base_identity
 from models.data_parallel import Group
 from models.hf.config import HfConfig
+from models.hf.landmark_head import LandmarkHead, LandmarkHeadConfig, Side
 from models.hf.loading import Loaded, load, pick_device
 from models.reader_training import add_lora, save_adapter
 from models.subq.losses import info_nce
@@ -30,7 +32,6 @@ from pipeline.session.prompts import GIVEN_UP, article_head
 from pipeline.tasks.scores import holds_answer
 
 METHODS = ("frozen", "lora")
-HEAD = "landmark_head.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +42,7 @@ class LandmarkSpec:
     backbone: HfConfig = field(default_factory=HfConfig, metadata={"help": "the decoder, with its adapter"})
     method: str = field(default="frozen", metadata={"help": ", ".join(METHODS)})
     dim: int = field(default=128, metadata={"help": "width of a landmark"})
+    layer: int = field(default=-1, metadata={"help": "layer that the head listens to; -1: two thirds up"})
     steps: int = field(default=1000, metadata={"help": "updates of the whole run"})
     accumulate: int = field(default=1, metadata={"help": "parts of an update"})
     questions: int = field(default=64, metadata={"help": "questions of a part; each other's texts are wrong"})
@@ -49,6 +51,7 @@ class LandmarkSpec:
     scale: float = field(default=20.0, metadata={"help": "first factor of the cosines"})
     rank: int = field(default=16, metadata={"help": "rank of the adapter (lora)"})
     most_tokens: int = field(default=96, metadata={"help": "tokens of a text that are read"})
+    embedder: str = field(default="", metadata={"help": "embedder that recall is compared with; empty: none"})
     seed: int = field(default=0, metadata={"help": "of everything"})
 
     def __post_init__(self) -> None:
@@ -69,31 +72,11 @@ class Pairs:
     questions: tuple[tuple[int, int, tuple[int, ...]], ...]
 
 
-class LandmarkHead(nn.Module):
-    """Hidden states [n, d] to unit vectors [n, r]: a linear map and a small correction of it."""
-
-    def __init__(self, width: int, dim: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.linear = nn.Linear(width, dim)
-        self.inner = nn.Linear(width, 2 * dim)
-        self.outer = nn.Linear(2 * dim, dim)
-        nn.init.zeros_(self.outer.weight)
-        nn.init.zeros_(self.outer.bias)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """See the class."""
-        h = self.norm(hidden)
-        out: Tensor = self.linear(h) + self.outer(nn.functional.gelu(self.inner(h)))
-        return nn.functional.normalize(out, dim=-1)
-
-
 class LandmarkLearner:
     """See infra.training.backbone_loop.Learner."""
 
     def __init__(
         self, loaded: Loaded, train: Pairs, held_out: Pairs, spec: LandmarkSpec, device: str,
-        head: nn.Module | None = None,
     ) -> None:  # fmt: skip
         torch.manual_seed(spec.seed)
         self.spec, self.device = spec, torch.device(device)
@@ -106,7 +89,17 @@ class LandmarkLearner:
             model = add_lora(model, spec.rank, 2 * spec.rank, 0.0)
         self.model = model.eval()
         width = int(loaded.model.config.get_text_config(decoder=True).hidden_size)
-        self.head = (head or LandmarkHead(width, spec.dim)).to(self.device)
+        layers = len(loaded.model.get_decoder().layers)
+        layer = spec.layer if spec.layer >= 0 else 2 * layers // 3
+        if layer >= layers:
+            raise ValueError(f"layer: given {layer}; allowed: 0 to {layers - 1}, or -1 for two thirds up")
+        shape = LandmarkHeadConfig(
+            width=width, layer=layer, landmark=spec.dim, weights_of=base_identity(loaded.identity)
+        )
+        self.head = LandmarkHead(shape).to(self.device)
+        self._begin = [
+            i for i in loaded.tokenizer.encode("", add_special_tokens=True).ids if i not in loaded.end_ids
+        ]
         self.log_scale = nn.Parameter(torch.tensor(math.log(spec.scale), device=self.device))
         inner = [parameter for parameter in model.parameters() if parameter.requires_grad]
         outer = [*self.head.parameters(), self.log_scale]
@@ -136,8 +129,9 @@ class LandmarkLearner:
             text for _, _, wrong in part for text in chance.sample(wrong, min(len(wrong), self.spec.hard))
         ]
         places = list(dict.fromkeys([*told, *near]))
-        vectors = self.head(self._hidden([*asked, *places]))
-        queries, landmarks = vectors[: len(asked)], vectors[len(asked) :]
+        hidden = self._hidden([*asked, *places])
+        queries = self._vectors(hidden[: len(asked)], "question")
+        landmarks = self._vectors(hidden[len(asked) :], "chunk")
         gold = torch.tensor([[places.index(text)] * 2 for text in told], device=self.device)
         wrong = torch.ones(len(asked), len(places), dtype=torch.bool, device=self.device)
         scale = self.log_scale.exp().clamp(max=100.0)
@@ -179,12 +173,24 @@ class LandmarkLearner:
             return {}
         asked = {question for question, _, _ in pairs.questions}
         places = [at for at in range(len(pairs.texts)) if at not in asked]
-        vectors = self.head(self._hidden_of(pairs.texts))
-        scores = vectors[[question for question, _, _ in pairs.questions]] @ vectors[places].T
+        hidden = self._hidden_of(pairs.texts)
+        queries = self._vectors([hidden[question] for question, _, _ in pairs.questions], "question")
+        scores = queries @ self._vectors([hidden[at] for at in places], "chunk").T
         gold = torch.tensor([places.index(text) for _, text, _ in pairs.questions], device=scores.device)
         rank = (scores > scores.gather(1, gold[:, None])).sum(1)
         found = {f"recall_{k}": round(float((rank < k).float().mean()), 4) for k in ks}
-        return found | {f"bm25_recall_{k}": v for k, v in bm25_recall(pairs, places, ks).items()}
+        encode = self._embedder()
+        peers = peers_recall(
+            pairs.texts, pairs.questions, places, ks, encode, self.train.texts, self.spec.dim
+        )
+        return found | peers
+
+    def _embedder(self) -> Any:
+        if not self.spec.embedder:
+            return None
+        from models.embed import EmbedderConfig, load_embedder
+
+        return load_embedder(EmbedderConfig(model=self.spec.embedder)).encode
 
     def write(self, folder: Path, about: dict[str, Any]) -> list[Path]:
         """The head (and its adapter) as safetensors; recall goes into what the card tells."""
@@ -193,48 +199,62 @@ class LandmarkLearner:
             "held_out": len(self.held_out.questions),
             **self.recall(),
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.head.state_dict().items()}
-        tensors["log_scale"] = self.log_scale.detach().cpu()
-        metadata = {"backbone": self._loaded.identity, "dim": str(self.spec.dim)}
-        save_file(tensors, folder / HEAD, metadata=metadata)
+        paths = [self.head.save(folder)]
         if self.spec.method == "lora":
             save_adapter(self.model, folder / "adapter")
-        return [folder / HEAD]
+        return paths
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._loaded.tokenizer.encode(text, add_special_tokens=True).ids)[: self.spec.most_tokens]
+        return list(self._loaded.tokenizer.encode(text, add_special_tokens=False).ids)[
+            : self.spec.most_tokens
+        ] or [0]
 
-    def _hidden(self, places: Sequence[int]) -> Tensor:
-        """Mean hidden states of texts [n, d]: looked up where the decoder is frozen."""
+    def _vectors(self, hidden: Sequence[Tensor], side: Side) -> Tensor:
+        """The head's unit vectors of texts whose tokens' hidden states are given [n, r]."""
+        offsets = torch.tensor([0, *np.cumsum([len(each) for each in hidden])], device=self.device)
+        return self.head(torch.cat(list(hidden)).to(self.device, torch.float32), offsets, side)  # type: ignore[no-any-return]
+
+    def _hidden(self, places: Sequence[int]) -> list[Tensor]:
+        """Hidden states of texts' tokens: looked up where the decoder is frozen."""
         if self._known is not None:
-            return self._known[torch.tensor(places, device=self.device)]
+            return [self._known[at] for at in places]
         return self._encode([self.train.texts[at] for at in places])
 
     @torch.no_grad()
-    def _hidden_of(self, texts: Sequence[str], batch: int = 64) -> Tensor:
+    def _hidden_of(self, texts: Sequence[str], batch: int = 64) -> list[Tensor]:
+        """Of all texts, in half precision beside the device: a text takes 2 * tokens * width bytes."""
         order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
         found: list[Tensor] = [torch.zeros(0)] * len(texts)
         for start in range(0, len(order), batch):
             some = order[start : start + batch]
-            for at, row in zip(some, self._encode([texts[at] for at in some]), strict=True):
-                found[at] = row
-        return torch.stack(found)
+            for at, rows in zip(some, self._encode([texts[at] for at in some]), strict=True):
+                found[at] = rows.half().cpu()
+        return found
 
-    def _encode(self, texts: Sequence[str]) -> Tensor:
-        rows = [self._ids(text) or [0] for text in texts]
-        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-        seen = torch.zeros(ids.shape)
+    def _encode(self, texts: Sequence[str]) -> list[Tensor]:
+        """Hidden states [tokens, d] of each text after the head's layer; the opening token is left out."""
+        rows = [self._ids(text) for text in texts]
+        ids = torch.zeros(len(rows), max(map(len, rows)) + len(self._begin), dtype=torch.long)
         for at, row in enumerate(rows):
-            ids[at, : len(row)], seen[at, : len(row)] = torch.tensor(row), 1.0
+            ids[at, : len(self._begin) + len(row)] = torch.tensor([*self._begin, *row])
+        heard: list[Tensor] = []
         model: Any = self.model
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            # right-padded and causal: no token sees the padding behind it
-            hidden = base.model(input_ids=ids.to(self.device), use_cache=False).last_hidden_state.float()
-        weight = seen.to(self.device)[..., None]
-        mean: Tensor = (hidden * weight).sum(1) / weight.sum(1)
-        return mean
+        hook = (
+            base.get_decoder()
+            .layers[self.head.config.layer]
+            .register_forward_hook(
+                lambda _, __, output: heard.append(output[0] if isinstance(output, tuple) else output)
+            )
+        )
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                # right-padded and causal: no token sees the padding behind it
+                base.model(input_ids=ids.to(self.device), use_cache=False)
+        finally:
+            hook.remove()
+        first = len(self._begin)
+        return [heard[0][at, first : first + len(row)] for at, row in enumerate(rows)]
 
 
 def build_landmark(spec: LandmarkSpec, out: Path, device: str) -> LandmarkLearner:
@@ -266,20 +286,6 @@ def pairs_of(triples: Sequence[Triple], most_hard: int = 8) -> Pairs:
         ]
         found.append((places[0], places[1], tuple(places[2:])))
     return Pairs(tuple(texts), tuple(found))
-
-
-def bm25_recall(pairs: Pairs, places: Sequence[int], ks: Sequence[int]) -> dict[int, float]:
-    """The same recall by BM25 over the same texts."""
-    from pipeline.prepare.pools import TextIndex
-    from pipeline.tasks.qa import SourceText
-
-    index = TextIndex([SourceText(text_id=str(at), title="", text=pairs.texts[at]) for at in places])
-    found = dict.fromkeys(ks, 0)
-    for question, gold, _ in pairs.questions:
-        best = [text.text_id for text in index.top(pairs.texts[question], max(ks))]
-        for k in ks:
-            found[k] += str(gold) in best[:k]
-    return {k: round(count / len(pairs.questions), 4) for k, count in found.items()}
 
 
 def _text(sentence: tuple[str, str, str]) -> str:
