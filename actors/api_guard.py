@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from typing import Any
@@ -18,10 +19,14 @@ from actors.session_service import Refused
 from pipeline.errors import UsageError
 from pipeline.log import get_logger
 
+BODY_LIMIT_S = 30.0
+"""How long a request's body may take to arrive."""
+
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found",
+    408: "timeout",
     413: "request_too_large",
     422: "invalid_request_error",
     429: "rate_limit_error",
@@ -80,12 +85,15 @@ class Door:
 
 
 class Measured:
-    """ASGI: refuses bodies over the limit with 413, and counts requests by route and status."""
+    """ASGI: refuses bodies over the limit with 413 and ones that come too slowly with 408; counts requests by route
+    and status."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, body_limit_s: float = BODY_LIMIT_S) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._body_limit_s = body_limit_s
         self._too_large = f"the request is larger than {max_bytes:,} bytes; send less"
+        self._too_slow = f"the request's body did not arrive within {body_limit_s:g} s; send it again"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, its body bounded."""
@@ -96,12 +104,21 @@ class Measured:
         if length.isdigit() and int(length) > self._max_bytes:
             await self._refuse(scope, receive, send)
             return
-        received = 0
+        received, arriving = 0, True
+        deadline = asyncio.get_running_loop().time() + self._body_limit_s
 
         async def bounded() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b"")) if message["type"] == "http.request" else 0
+            nonlocal received, arriving
+            if not arriving:  # the whole body is there: this waits for the client to hang up
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, self._too_slow) from None
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                arriving = bool(message.get("more_body"))
             if received > self._max_bytes:
                 raise HTTPException(413, self._too_large)
             return message
@@ -129,7 +146,8 @@ def refusal(error: Refused) -> JSONResponse:
 
 
 def error_body(status: int, message: str) -> dict[str, Any]:
-    """The JSON of a refusal."""
+    """The JSON of a refusal; what it quotes of a request may hold half characters, which no answer can."""
+    message = message.encode("utf-8", "replace").decode("utf-8")
     return {"error": {"message": message, "type": _TYPES.get(status, "server_error"), "code": status}}
 
 

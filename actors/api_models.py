@@ -32,11 +32,11 @@ def _moment(value: Any, of_day: time) -> Any:
         if len(value) == 10:
             return datetime.combine(date.fromisoformat(value), of_day, UTC)
         moment = datetime.fromisoformat(value)
-    except ValueError:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise ValueError(
             f"{value[:40]!r} is no ISO 8601 date or time; write 2024-05-31 or 2024-05-31T12:00:00Z"
         ) from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 Since = Annotated[datetime | None, BeforeValidator(_first_moment)]
