@@ -13,41 +13,12 @@ import time
 from collections import defaultdict
 from typing import Any
 
-import orjson
-from kafka import TopicPartition
-
 from infra.bench.local import Local, cpu_seconds, local, news, publish, until
 from infra.bench.measure import commit
-from pipeline.kafka import KafkaConfig, consumer, topic_partitions
+from pipeline.bare_loop import bare_loop
+from pipeline.kafka import KafkaConfig
 
 _LIMIT_S = 900.0
-
-
-def bare_loop(kafka: KafkaConfig, count: int, *, parse: bool) -> tuple[float, float]:
-    """Poll the whole topic, decode every value (and parse it); seconds from the first record to the last, and of
-    processor time."""
-    client = consumer(kafka)
-    try:
-        places = [TopicPartition(kafka.topic, p) for p in topic_partitions(kafka, kafka.topic)]
-        client.assign(places)
-        for place in places:
-            client.seek(place, 0)
-        seen = 0
-        started, cpu = 0.0, time.process_time()
-        deadline = time.monotonic() + _LIMIT_S
-        while seen < count and time.monotonic() < deadline:
-            batches = client.poll(timeout_ms=500, max_records=500)
-            started = started or time.perf_counter()
-            for records in batches.values():
-                for record in records:
-                    if record.value is not None:
-                        text = record.value.decode("utf-8")
-                        if parse:
-                            orjson.loads(text)
-                seen += len(records)
-        return time.perf_counter() - started, time.process_time() - cpu
-    finally:
-        client.close(autocommit=False)
 
 
 def job_run(system: Local, kafka: KafkaConfig, count: int, **ingest: Any) -> dict[str, Any]:

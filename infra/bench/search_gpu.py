@@ -24,7 +24,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -35,6 +34,7 @@ from infra.bench.measure import environment
 from infra.bench.search_gpu_shard import live, proof
 from infra.bench.vectors import DIM, clustered_on
 from pipeline.store.core import ShardCore
+from pipeline.store.flat_peer import VERSION, FlatPeer
 from pipeline.store.gpu_index import DeviceMatrix
 from pipeline.store.records import SearchRequest, StoreConfig
 from pipeline.store.searching import candidates, nearest
@@ -183,23 +183,12 @@ def speed(rows: int, device: str, runs: int, note: Callable[[dict[str, Any]], No
     )
 
 
-def _flat(vectors: torch.Tensor, device: str) -> Any:
-    """faiss' flat index with float16 on the GPU (plain on a CPU); None where it cannot be made."""
+def _flat(vectors: torch.Tensor, device: str) -> FlatPeer | None:
+    """faiss' flat index over the same rows; None where it cannot be made."""
     try:
-        if not device.startswith("cuda"):
-            index = faiss.IndexFlatIP(DIM)
-        else:
-            library: Any = faiss
-            resources = library.StandardGpuResources()
-            resources.setTempMemory(512 << 20)
-            config = library.GpuIndexFlatConfig()
-            config.useFloat16 = True
-            index = library.GpuIndexFlatIP(resources, DIM, config)
-            index.kept = resources
-        step = len(vectors) if len(vectors) <= 1 << 24 else 1 << 24
-        for begin in range(0, len(vectors), step):
-            index.add(vectors[begin : begin + step].float().cpu().numpy())
-        return index
+        peer = FlatPeer(DIM, device)
+        peer.add(vectors.float().cpu().numpy())
+        return peer
     except (AttributeError, RuntimeError, MemoryError) as error:
         sys.stdout.write(f"no faiss flat peer: {error}\n")
         return None
@@ -248,7 +237,7 @@ def run(
 ) -> dict[str, Any]:
     """Run the stages; what fails is noted as a row and the next stage goes on."""
     result: dict[str, Any] = {"bench": "search-gpu", **environment(), "rows": [], "ratios": {}}
-    result["faiss"] = f"{faiss.__version__}{' gpu' if hasattr(faiss, 'StandardGpuResources') else ''}"
+    result["faiss"] = VERSION
 
     def note(row: dict[str, Any]) -> None:
         result["rows"].append({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
