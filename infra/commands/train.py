@@ -53,6 +53,10 @@ def train_retriever(
     minutes: Annotated[float, typer.Option(help="time for learning")] = 30.0,
     warm_steps: Annotated[int, typer.Option(help="steps of the warm start")] = 500,
     runners: Annotated[int, typer.Option(help="env runners of RLlib (ppo); 0: in this process")] = 1,
+    questions: Annotated[int, typer.Option(help="questions of an iteration")] = 32,
+    readings: Annotated[
+        Path | None, typer.Option(help="recorded readings (npz): no reader is loaded")
+    ] = None,
     judge: Annotated[int, typer.Option(help="test questions that the reader answers at the end")] = 0,
     seed: Annotated[int, typer.Option(help="of everything")] = 0,
     state: StateFolder = _STATE,
@@ -75,6 +79,7 @@ def train_retriever(
         reward=RewardConfig(form=reward, gamma=gamma, alpha=alpha, beta=beta, gold_weight=gold_weight),  # type: ignore[arg-type]
         backbone=settings.backbone, embedder=embedder, unit=unit, train=train, test=test, steps=steps,
         minutes=minutes, warm_steps=warm_steps, runners=runners, judge=judge, seed=seed,
+        questions=questions, readings=readings,
     )  # fmt: skip
     params = {"algorithm": algorithm, "reward": reward, "gamma": gamma, "beta": beta, "seed": seed}
     with track(settings.tracking, "train-retriever", state, params) as tracker, progress("steps") as bar:

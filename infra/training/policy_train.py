@@ -64,6 +64,10 @@ class PolicyTrainConfig:
     lr: float = field(default=2e-4, metadata={"help": "learning rate of REINFORCE and PPO"})
     questions: int = field(default=32, metadata={"help": "questions of an iteration"})
     runners: int = field(default=1, metadata={"help": "env runners of RLlib"})
+    readings: Path | None = field(
+        default=None,
+        metadata={"help": "recorded readings (npz); RLlib then needs no reader, the others ask less"},
+    )
     judge: int = field(
         default=0, metadata={"help": "test questions that the reader answers at the end (0: none)"}
     )
@@ -124,6 +128,10 @@ def train(
     limit_s = 60 * config.minutes
     tell(f"{len(rows):,} training questions, {sum(p.numel() for p in network.parameters()):,} weights")
     reader = None
+    if config.readings is not None and not config.readings.is_file():
+        raise UsageError(
+            f"--readings {config.readings} is no file; `infra.training.policy_gpu` records readings"
+        )
     if config.algorithm != "supervised" or config.warm_start == "minimal" or config.judge:
         reader = _Reader(config, material)
     figures: dict[str, Any] = {}
@@ -183,8 +191,9 @@ class _Reader:
         self.memory = config.out / "readings.npz"
         self.readings = Readings(self, fingerprint(material))
         self._inner: OutcomeReader | None = None
-        if self.memory.exists():
-            self.readings.load(self.memory)
+        for known in (config.readings, self.memory):
+            if known is not None and known.exists():
+                self.readings.load(known)
 
     def read(self, requests: Any) -> Any:
         """The outcomes, in order."""
@@ -307,8 +316,10 @@ def _learn_by_rllib(
     np.save(work / "rows.npy", rows)
     save_policy(network, work / "begin", {"unit": config.unit})
     connect_ray()
-    memory = work / "readings.npz"
-    reader = open_reader(f"reader-{config.out.name}", work / "material", config.backbone, memory=memory)
+    reader = None
+    if config.readings is None:
+        memory = work / "readings.npz"
+        reader = open_reader(f"reader-{config.out.name}", work / "material", config.backbone, memory=memory)
     batch = max(64, config.questions * 8)
     job = PpoJob(
         work / "material", work / "rows.npy", network.config,
@@ -316,7 +327,7 @@ def _learn_by_rllib(
             episode=EpisodeConfig(reward=config.reward), num_env_runners=config.runners, lr=config.lr,
             num_envs=config.questions, train_batch=batch, minibatch=min(256, batch), seed=config.seed,
         ),
-        reader=reader, begin_with=work / "begin",
+        reader=reader, readings=config.readings, begin_with=work / "begin",
     )  # fmt: skip
     checkpoint = work / "checkpoint"
     try:
