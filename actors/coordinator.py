@@ -20,12 +20,11 @@ from actors.store_watch import Restarts, StoreWatch
 from pipeline.errors import DependencyUnreachable, DysraError
 from pipeline.kafka import ensure_topic, topic_partitions
 from pipeline.log import get_logger
-from pipeline.store import StaleEpoch
+from pipeline.store import OffsetGap, StaleEpoch
 from pipeline.topics import topic_offsets
 
 _ACTOR_CPUS = 0.01
 _FIGURES_TIMEOUT_S = 10.0
-_SILENT_LIMIT_S = 120.0
 _NEW_PARTITIONS_S = 60.0
 _BUSY_LOOK_S = 5.0
 
@@ -203,10 +202,12 @@ class Coordinator:
 
     def _look_at(self, worker: _Worker) -> None:
         try:
-            figures = call(worker.actor.figures.remote(), _FIGURES_TIMEOUT_S)
+            figures = call(
+                worker.actor.figures.remote(), min(_FIGURES_TIMEOUT_S, self._config.silent_limit_s)
+            )
         except RayError as error:
             timed_out = not isinstance(error, ray.exceptions.RayActorError)
-            if timed_out and time.monotonic() - worker.seen_at < _SILENT_LIMIT_S:
+            if timed_out and time.monotonic() - worker.seen_at < self._config.silent_limit_s:
                 return
             self._replace(worker, error)
             return
@@ -214,7 +215,9 @@ class Coordinator:
         with self._lock:
             worker.figures, worker.seen_at = figures, time.monotonic()
         if failure is not None and not self._stopping.is_set():
-            if isinstance(failure, DysraError | ValueError) and not isinstance(failure, StaleEpoch):
+            if isinstance(failure, DysraError | ValueError) and not isinstance(
+                failure, StaleEpoch | OffsetGap
+            ):
                 raise failure
             self._replace(worker, failure)
 

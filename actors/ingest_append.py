@@ -54,6 +54,11 @@ class Appender:
         self._client = client
         self._put_aside = put_aside
         self._persist = persist
+        self._has = [
+            {(self._topic, partition): offset for partition, offset in durable.items()}
+            for durable in assignment.durable
+        ]
+        """What each shard is known to have: one that has less has lost it, and says so."""
         self.delays = Delays()
         self.num_chunks = 0
 
@@ -130,7 +135,12 @@ class Appender:
 
         def attempt() -> None:
             refs = {
-                shard: self._client.shard_handle(shard).append.remote(records, offsets, self._epoch)
+                shard: self._client.shard_handle(shard).append.remote(
+                    records,
+                    offsets,
+                    self._epoch,
+                    {p: at for p, at in self._has[shard].items() if p in offsets},
+                )
                 for shard, records in waiting.items()
             }
             outage: BaseException | None = None
@@ -142,6 +152,7 @@ class Appender:
                         collision = result
                         continue
                     self._count(result)
+                    self._has[shard].update(offsets)
                     del waiting[shard]
                 except Outage as error:
                     outage = error

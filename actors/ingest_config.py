@@ -45,6 +45,9 @@ class IngestConfig:
     restart_window_s: float = field(
         default=600.0, metadata={"help": "window in which restarts are counted, s"}
     )
+    silent_limit_s: float = field(
+        default=120.0, metadata={"help": "seconds without a word from an ingester after which it is replaced"}
+    )
     health_interval_s: float = field(default=1.0, metadata={"help": "seconds between looks at the actors"})
     maintain_interval_s: float = field(
         default=10.0, metadata={"help": "seconds between a shard's looks at sealing, expiry and compaction"}
@@ -76,6 +79,7 @@ class IngestConfig:
             "retry_max_s",
             "outage_limit_s",
             "restart_window_s",
+            "silent_limit_s",
             "health_interval_s",
             "maintain_interval_s",
             "stop_grace_s",

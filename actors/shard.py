@@ -26,6 +26,7 @@ from pipeline.store import (
     SignatureRow,
     StoreConfig,
     StoredArticle,
+    StoreFailed,
     StoreLocked,
     StoreRecord,
 )
@@ -35,6 +36,7 @@ CONCURRENCY = {"append": 1, "search": 4, "admin": 2}
 """Threads of the actor by kind of call: appends keep their order, and searches do not wait for them."""
 
 _LOCK_WAIT_S = 5.0
+_OPEN_AGAIN_S = 1.0
 
 
 class Collision(NamedTuple):
@@ -58,37 +60,56 @@ class ShardActor:
         log_in_actor()
         self._log = get_logger(shard_id=shard_index)
         self._tags = {"shard": str(shard_index)}
+        self._arguments = (config.path, config, shard_index, config.num_shards, embedder_identity, dim)
         self._failure: Exception | None = None
         self._shard: Shard | None = None
-        deadline = time.monotonic() + _LOCK_WAIT_S
-        try:
-            while self._shard is None:
-                try:
-                    self._shard = Shard.open(
-                        config.path, config, shard_index, config.num_shards, embedder_identity, dim
-                    )
-                except StoreLocked:  # the process that this one replaces may still be ending
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.1)
-        except (DysraError, ValueError, OSError) as error:
-            self._failure = error
-            return
+        self._opening = threading.Lock()
+        self._opened_at = 0.0
         self._closing = threading.Event()
         self._timer = threading.Thread(
             target=self._maintain, args=(maintain_interval_s,), name="maintain", daemon=True
         )
-        self._timer.start()
+        self._try_to_open(_LOCK_WAIT_S)
+
+    def _try_to_open(self, wait_s: float) -> None:
+        """Open the shard, or note why not; the process that this one replaces is given `wait_s` to end."""
+        deadline = time.monotonic() + wait_s
+        try:
+            while self._shard is None:
+                try:
+                    self._shard = Shard.open(*self._arguments)
+                except StoreLocked:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.1)
+        except OSError as error:
+            self._failure = StoreFailed(f"the shard cannot be opened: {error}")
+        except (DysraError, ValueError) as error:
+            self._failure = error
+        else:
+            self._failure = None
+            self._timer.start()
+        self._opened_at = time.monotonic()
 
     @ray.method(concurrency_group="append")
     def append(
-        self, records: list[StoreRecord], through: Mapping[tuple[str, int], int], epoch: int
+        self,
+        records: list[StoreRecord],
+        through: Mapping[tuple[str, int], int],
+        epoch: int,
+        since: Mapping[tuple[str, int], int] | None = None,
     ) -> AppendResult | Collision:
         """Make records durable and searchable; see Shard.append. A Collision is returned, not raised."""
+        shard = self._open()
         try:
-            return self._open().append(records, through, epoch)
+            return shard.append(records, through, epoch, since)
         except ChunkIdCollision as error:
             return Collision(str(error), error.article_id)
+        except StoreFailed as error:
+            if shard.failed:  # nobody knows what of the log is on the disk: Ray starts a process that looks
+                self._log.error("shard_must_reopen", error=first_line(error))
+                os._exit(1)
+            raise
 
     @ray.method(concurrency_group="search")
     def candidates(self, request: SearchRequest) -> Candidates:
@@ -187,6 +208,12 @@ class ShardActor:
             self._shard.close()
 
     def _open(self) -> Shard:
+        if isinstance(
+            self._failure, StoreFailed | StoreLocked
+        ):  # it may pass: a full disk, a process that ends
+            with self._opening:
+                if self._failure is not None and time.monotonic() - self._opened_at > _OPEN_AGAIN_S:
+                    self._try_to_open(0.0)
         if self._failure is not None:
             raise self._failure
         assert self._shard is not None
@@ -201,5 +228,5 @@ class ShardActor:
                 metric("index_chunks").set(stats["live_chunks"], self._tags)
                 metric("index_tombstones").set(stats["tombstones"], self._tags)
                 metric("index_bytes").set(stats["index_bytes"], self._tags)
-            except (DysraError, OSError) as error:
+            except Exception as error:  # the next look may do better, and without this thread there is none
                 self._log.error("maintenance_failed", error=first_line(error))

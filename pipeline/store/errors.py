@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.errors import BadData, DysraError, UsageError
+from pipeline.errors import BadData, DependencyUnreachable, DysraError, UsageError
 
 
 class StoreMismatch(UsageError):
@@ -41,7 +41,5 @@ class OffsetGap(DysraError):
     exit_code = 1
 
 
-class StoreFailed(DysraError):
-    """The disk refused a write; the shard takes no more appends until it is opened again."""
-
-    exit_code = 3
+class StoreFailed(DependencyUnreachable):
+    """The disk refused a write: an outage. Callers try again, and nothing of the write is stored."""

@@ -22,6 +22,7 @@ from tantivy import FieldType, Filter, Occur, Query, TextAnalyzerBuilder, Tokeni
 
 from pipeline.article import Article
 from pipeline.log import get_logger
+from pipeline.store.errors import StoreFailed
 from pipeline.store.records import Chunk, SearchRequest
 
 _ANALYZER = "english"
@@ -161,8 +162,10 @@ class LexicalIndex:
                 return
             # A damaged index makes the Rust side raise several types; a panic is a BaseException.
             except BaseException as error:
-                if attempt or isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+                if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
                     raise
+                if attempt:
+                    raise StoreFailed(f"{self._folder}: no keyword index can be made: {error}") from None
                 get_logger(lexical=str(self._folder)).warning("lexical_index_unreadable", error=str(error))
                 shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -329,6 +329,10 @@ class Shard:
                     core.maintenance.release()
                     return
                 checkpoint = maintenance.freeze(core)
+        except OSError as error:  # the append that came here is durable: a full disk is no failure of it
+            core.maintenance.release()
+            core.log.error("sealing_failed", error=repr(error))
+            return
         except BaseException:
             core.maintenance.release()
             raise

@@ -6,10 +6,11 @@ import contextlib
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from infra.bench.faults.shard_world import Died, Failed, ShardWorld
+from infra.bench.faults.process import Died, Failed
+from infra.bench.faults.shard_world import ShardWorld
 
 _ROOM_BYTES = 400_000
 
@@ -35,13 +36,13 @@ def wal_lost(world: ShardWorld, draw: random.Random) -> str:
 def flip(pattern: str, world: ShardWorld, draw: random.Random) -> str:
     """One bit of one file is turned over while no process has it open."""
     _stop_in_work(world, draw)
-    return _flip_one(sorted(world.shard_folder.glob(pattern)), draw)
+    return flip_one(sorted(world.shard_folder.glob(pattern)), draw)
 
 
 def flip_running(pattern: str, world: ShardWorld, draw: random.Random) -> str:
     """One bit of one file is turned over under a running shard, which dies a while later."""
     world.publish(6)
-    note = _flip_one(sorted(world.shard_folder.glob(pattern)), draw)
+    note = flip_one(sorted(world.shard_folder.glob(pattern)), draw)
     with contextlib.suppress(Failed, Died):
         world.append_next(6)
         world.call(draw.choice(("seal", "compact")))
@@ -58,7 +59,7 @@ def segment_twice(world: ShardWorld, draw: random.Random) -> str:
     folder = draw.choice(folders)
     table = draw.choice(("chunks", "articles"))
     for name in (f"{table}.parquet", f"{table}.arrow"):
-        _flip_one([folder / name], draw)
+        flip_one([folder / name], draw)
     return f"{folder.name}/{table}.*"
 
 
@@ -83,7 +84,7 @@ def snapshot_flip(world: ShardWorld, draw: random.Random) -> str:
     snapshot = world.snapshot()
     world.publish(8)
     world.append_next(8)
-    note = _flip_one([path for path in snapshot.rglob("*") if path.is_file()], draw, copy=True)
+    note = flip_one([path for path in snapshot.rglob("*") if path.is_file()], draw, copy=True)
     world.kill()
     _lose(world)
     try:
@@ -115,36 +116,44 @@ def snapshot_restored(world: ShardWorld, draw: random.Random) -> str:
 def disk_full(world: ShardWorld, draw: random.Random) -> str:
     """The file system fills up during appends, sealing, compaction or a snapshot, and is freed later."""
     world.publish(40)
-    filler = world.folder / "filler"
-    free = os.statvfs(world.folder)
     room = draw.choice((0, draw.randrange(30_000), draw.randrange(_ROOM_BYTES)))
-    with filler.open("wb") as file, contextlib.suppress(OSError):
-        file.truncate(0)
-        os.posix_fallocate(file.fileno(), 0, max(4_096, free.f_bavail * free.f_frsize - room))
     refused: list[str] = []
-    died = False
-    for _ in range(draw.randrange(2, 8)):
-        operation = draw.choice(("append", "append", "append", "seal", "compact", "snapshot"))
-        try:
-            if operation == "append":
-                world.append_next(draw.randrange(4, 24))
-            elif operation == "snapshot":
-                world.call("snapshot", str(world.folder / f"full-{draw.randrange(10**9)}"))
-            else:
-                world.call(operation)
-        except Failed as error:
-            refused.append(f"{operation}: {error.name}")
-        except Died:
-            died = True
-            break
-    if not died and draw.random() < 0.3:
-        world.kill()
-        with contextlib.suppress(Failed, Died):
-            world.start()
-    filler.unlink()
+    with fill(world.folder, room):
+        died = False
+        for _ in range(draw.randrange(2, 8)):
+            operation = draw.choice(("append", "append", "append", "seal", "compact", "snapshot"))
+            try:
+                if operation == "append":
+                    world.append_next(draw.randrange(4, 24))
+                elif operation == "snapshot":
+                    world.call("snapshot", str(world.folder / f"full-{draw.randrange(10**9)}"))
+                else:
+                    world.call(operation)
+            except Failed as error:
+                refused.append(f"{operation}: {error.name}")
+            except Died:
+                died = True
+                break
+        if not died and draw.random() < 0.3:
+            world.kill()
+            with contextlib.suppress(Failed, Died):
+                world.start()
     for path in world.folder.glob("full-*"):
         shutil.rmtree(path, ignore_errors=True)
     return f"{room} bytes left; " + (", ".join(sorted(set(refused))) or "nothing refused")
+
+
+@contextlib.contextmanager
+def fill(folder: Path, room: int) -> Iterator[None]:
+    """Leave `room` bytes on the file system of `folder`, until the end of the block."""
+    free = os.statvfs(folder)
+    filler = folder / "filler"
+    try:
+        with filler.open("wb") as file, contextlib.suppress(OSError):
+            os.posix_fallocate(file.fileno(), 0, max(4_096, free.f_bavail * free.f_frsize - room))
+        yield
+    finally:
+        filler.unlink(missing_ok=True)
 
 
 def _stop_in_work(world: ShardWorld, draw: random.Random) -> None:
@@ -157,7 +166,8 @@ def _lose(world: ShardWorld) -> None:
     shutil.rmtree(world.shard_folder, ignore_errors=True)
 
 
-def _flip_one(paths: list[Path], draw: random.Random, *, copy: bool = False) -> str:
+def flip_one(paths: list[Path], draw: random.Random, *, copy: bool = False) -> str:
+    """Turn one bit of one of the files over; which it was."""
     paths = [path for path in paths if path.is_file() and path.stat().st_size]
     if not paths:
         return "no such file yet"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from infra.bench.faults import file_faults, shard_faults
+from infra.bench.faults import cluster_faults, file_faults, session_faults, shard_faults
 
-Place = Literal["shard", "tmpfs", "session", "cluster"]
+Place = Literal["shard", "tmpfs", "session", "session-tmpfs", "cluster"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,4 +69,50 @@ _SHARD = [
     Kind("disk-full", "tmpfs", "the file system of a shard full", file_faults.disk_full, 20),
 ]
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in _SHARD}
+
+def _cluster(name: str, weight: int, about: str, inject: Callable[[Any, random.Random], str]) -> Kind:
+    return Kind(name, "cluster", about, inject, weight)
+
+
+def _kill_actor(kind: str) -> Callable[[Any, random.Random], str]:
+    return partial(cluster_faults.kill_actor, kind)
+
+
+_PAUSE_INGESTER = partial(cluster_faults.pause_actor, "ingester")
+_PAUSE_SHARD = partial(cluster_faults.pause_actor, "shard")
+_CLUSTER = [
+    _cluster("kill-ingester", 12, "kill -9 of an ingest actor", _kill_actor("ingester")),
+    _cluster("kill-shard-actor", 14, "kill -9 of a shard's actor", _kill_actor("shard")),
+    _cluster("kill-embedder", 8, "kill -9 of the embedder", _kill_actor("embedder")),
+    _cluster("kill-coordinator", 8, "kill -9 of the coordinator", _kill_actor("coordinator")),
+    _cluster(
+        "kill-near-duplicates", 8, "kill -9 of the near-duplicate index", _kill_actor("near-duplicates")
+    ),
+    _cluster("kill-two", 8, "kill -9 of two actors at once", cluster_faults.kill_two),
+    _cluster("kill-driver", 6, "kill -9 of dysra ingest", cluster_faults.kill_driver),
+    _cluster("kill-broker", 6, "kill -9 of the broker", cluster_faults.kill_broker),
+    _cluster("kill-raylet", 6, "kill -9 of the second node", cluster_faults.kill_raylet),
+    _cluster("pause-ingester", 8, "SIGSTOP of an ingest actor past its lease", _PAUSE_INGESTER),
+    _cluster("pause-shard-actor", 6, "SIGSTOP of a shard's actor", _PAUSE_SHARD),
+    _cluster("cut-log", 10, "log of a shard cut under a living ingest", cluster_faults.cut_log),
+    _cluster("fill-disk", 8, "the store's file system full", cluster_faults.fill_disk),
+    _cluster("move-clock", 3, "event times jump in the stream", cluster_faults.move_clock),
+]
+
+
+def _session(name: str, weight: int, about: str, inject: Callable[[Any, random.Random], str]) -> Kind:
+    return Kind(name, "session", about, inject, weight)
+
+
+_SESSION = [
+    _session("session-kill", 6, "kill -9 of a session's owner while it reads", session_faults.kill_any),
+    _session("session-kill-save", 8, "kill -9 between two steps of a snapshot", session_faults.kill_save),
+    _session("session-kill-open", 4, "kill -9 between two steps of a take-over", session_faults.kill_open),
+    _session("session-flip", 8, "a bit of a session's snapshot or lease flipped", session_faults.flip),
+    _session("session-cut", 5, "a session's newest snapshot cut short", session_faults.cut),
+    _session("session-lost", 3, "every snapshot of a session lost", session_faults.lose),
+    _session("session-pause", 5, "SIGSTOP of an owner past its lease, SIGCONT", session_faults.pause_owner),
+    Kind("session-disk-full", "session-tmpfs", "the disk of snapshots full", session_faults.disk_full, 5),
+]
+
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (*_SHARD, *_SESSION, *_CLUSTER)}

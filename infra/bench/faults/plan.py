@@ -56,9 +56,12 @@ class FaultsConfig:
         ]
 
 
-def faults(config: FaultsConfig, available: set[str]) -> Iterator[tuple[int, Kind]]:
-    """The number and kind of every fault of the run; kinds of places that are not `available` are left out."""
-    kinds = [kind for kind in config.chosen() if kind.place in available]
+def faults(
+    config: FaultsConfig, available: set[str], without: tuple[str, ...] = ()
+) -> Iterator[tuple[int, Kind]]:
+    """The number and kind of every fault of the run; kinds of places that are not `available` are left out, and
+    those that are named in `without`."""
+    kinds = [kind for kind in config.chosen() if kind.place in available and kind.name not in without]
     slow = [kind for kind in kinds if kind.place == "cluster"]
     quick = [kind for kind in kinds if kind.place != "cluster"]
     if not kinds:

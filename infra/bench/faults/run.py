@@ -14,14 +14,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from infra.bench.faults.cluster_run import ClusterRun
 from infra.bench.faults.kinds import KINDS, Kind
 from infra.bench.faults.plan import FaultsConfig, faults
 from infra.bench.faults.report import FaultResult, append_line, figures, read_lines, rows
-from infra.bench.faults.shard_run import ShardRun
+from infra.bench.faults.tiny_model import save_tiny_model
 from infra.bench.faults.tmpfs import small_disk
+from infra.bench.faults.world_run import WorldRun
 from infra.bench.measure import commit
 
 _DISK_MB = 24
+_STORE_DISK_MB = 200
 _PROGRESS_S = 5.0
 
 
@@ -49,27 +52,43 @@ def run(config: FaultsConfig, say: Callable[[str], None] = print) -> dict[str, A
         if not config.resume:
             kept.unlink(missing_ok=True)
         results = read_lines(kept)
-        injectors = _injectors(config, work, stack, say)
-        _inject_all(config, injectors, results, kept, say)
+        injectors, can_fill = _injectors(config, work, stack, say)
+        _inject_all(config, injectors, results, kept, say, can_fill=can_fill)
     return _result(config, results)
 
 
 def _injectors(
     config: FaultsConfig, work: Path, stack: ExitStack, say: Callable[[str], None]
-) -> dict[str, Injector]:
-    """What can be injected here, by place; what cannot is said."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["infra.bench.faults.shard_worker"])
+) -> tuple[dict[str, Injector], bool]:
+    """What can be injected here, by place, and whether a cluster's disk can be filled; what cannot is said."""
+    can_fill = False
     wanted = {kind.place for kind in config.chosen()}
-    disk = stack.enter_context(small_disk(work / "disk", _DISK_MB)) if "tmpfs" in wanted else None
-    if "tmpfs" in wanted and disk is None:
-        say("no file system may be mounted here: faults of a full disk are left out")
-    shards = ShardRun(work, config.seed, disk)
-    stack.callback(shards.close)
-    injectors: dict[str, Injector] = {"shard": shards}
+    sessions = any(place.startswith("session") for place in wanted)
+    preload = [
+        "infra.bench.faults.shard_worker",
+        *(["infra.bench.faults.session_worker"] if sessions else []),
+    ]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
+    disk = None
+    if any(place.endswith("tmpfs") for place in wanted):
+        disk = stack.enter_context(small_disk(work / "disk", _DISK_MB))
+        if disk is None:
+            say("no file system may be mounted here: faults of a full disk are left out")
+    model = save_tiny_model(work / "tiny-model") if sessions else None
+    worlds = WorldRun(work, config.seed, disk, model)
+    stack.callback(worlds.close)
+    injectors: dict[str, Injector] = {"shard": worlds, "session": worlds}
     if disk is not None:
-        injectors["tmpfs"] = shards
-    return {place: injector for place, injector in injectors.items() if place in wanted}
+        injectors |= {"tmpfs": worlds, "session-tmpfs": worlds}
+    if "cluster" in wanted:
+        store_disk = stack.enter_context(small_disk(work / "store-disk", _STORE_DISK_MB))
+        can_fill = store_disk is not None
+        if not can_fill:
+            say("no file system may be mounted here: the fault fill-disk is left out")
+        cluster = ClusterRun(work, config.seed, store_disk, say)
+        stack.callback(cluster.close)
+        injectors["cluster"] = cluster
+    return {place: injector for place, injector in injectors.items() if place in wanted}, can_fill
 
 
 def _inject_all(
@@ -78,12 +97,14 @@ def _inject_all(
     results: list[FaultResult],
     kept: Path,
     say: Callable[[str], None],
+    *,
+    can_fill: bool,
 ) -> None:
     done = {result.number for result in results}
     if done:
         say(f"going on after {len(done)} faults of {kept}")
     at_commit, began, shown = commit(), time.monotonic(), 0.0
-    for number, kind in faults(config, set(injectors)):
+    for number, kind in faults(config, set(injectors), without=() if can_fill else ("fill-disk",)):
         if number in done:
             continue
         if config.minutes and time.monotonic() - began > 60 * config.minutes:

@@ -8,7 +8,8 @@ import random
 import signal
 import time
 
-from infra.bench.faults.shard_world import Died, Failed, ShardWorld
+from infra.bench.faults.process import Died, Failed, stop_process
+from infra.bench.faults.shard_world import ShardWorld
 
 _STEPS = {"append": 6, "seal": 70, "compact": 120, "snapshot": 60, "open": 20}
 """About how many steps each operation has: the kill falls on one of them, or right after the last."""
@@ -56,8 +57,7 @@ def pause_owner(world: ShardWorld, draw: random.Random) -> str:
     world.publish(16)
     world.send_next(16)
     time.sleep(draw.random() * 0.01)
-    os.kill(world.pid, signal.SIGSTOP)
-    world.wait_stopped()
+    stop_process(world.pid)
     pipe, rival = world.spawn()
     try:
         got = pipe.recv() if pipe.poll(20.0) else ("silent",)

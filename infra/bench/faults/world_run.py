@@ -1,4 +1,4 @@
-"""Injects faults into shards, one after another, and says of each what became of the store."""
+"""Injects faults into shards and sessions, one after another, and says of each what became of them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from pathlib import Path
 
 from infra.bench.faults.check import Differences
 from infra.bench.faults.kinds import Kind
+from infra.bench.faults.process import Died, Failed
 from infra.bench.faults.report import FaultResult
-from infra.bench.faults.shard_world import Died, Failed, ShardWorld
+from infra.bench.faults.session_world import SessionWorld
+from infra.bench.faults.shard_world import ShardWorld
 
 FAULTS_PER_WORLD = 25
 """After so many a new store is begun, so that each stays small enough to be checked as a whole every time."""
 
 
-class ShardRun:
-    """Worlds under `folder`, one at a time; `tmpfs` is a small file system that disk-full faults fill."""
+class WorldRun:
+    """Worlds under `folder`, one of a kind at a time. `tmpfs`: a small disk to fill; `model`: for sessions."""
 
-    def __init__(self, folder: Path, seed: int, tmpfs: Path | None) -> None:
-        self._folders = {"shard": folder / "shards", "tmpfs": tmpfs}
+    def __init__(self, folder: Path, seed: int, tmpfs: Path | None, model: Path | None) -> None:
+        self._folder, self._tmpfs, self._model = folder, tmpfs, model
         self._seed = seed
-        self._worlds: dict[str, ShardWorld] = {}
+        self._worlds: dict[str, ShardWorld | SessionWorld] = {}
         self._made = 0
 
     def inject(self, number: int, kind: Kind) -> FaultResult:
@@ -57,6 +59,7 @@ class ShardRun:
             lost=found.lost,
             doubled=found.doubled,
             wrong_version=found.wrong_version,
+            sessions_differing=found.sessions_differing,
             problems=problems,
         )
 
@@ -65,17 +68,26 @@ class ShardRun:
         for place in list(self._worlds):
             self._end(place)
 
-    def _world(self, place: str) -> ShardWorld:
+    def _world(self, place: str) -> ShardWorld | SessionWorld:
         world = self._worlds.get(place)
         if world is not None and world.num_faults >= FAULTS_PER_WORLD:
             self._end(place)
             world = None
         if world is None:
-            folder = self._folders[place]
-            assert folder is not None
             self._made += 1
             seed = self._seed * 1_000 + self._made
-            world = self._worlds[place] = ShardWorld(folder / f"world-{self._made:04d}", seed)
+            folder = self._folder / "worlds"
+            if place.endswith("tmpfs"):
+                assert self._tmpfs is not None
+                folder = self._tmpfs
+            folder /= f"{place}-{self._made:04d}"
+            if place.startswith("session"):
+                assert self._model is not None
+                world = SessionWorld(folder, seed, self._model)
+                folder.mkdir(parents=True)
+            else:
+                world = ShardWorld(folder, seed)
+            self._worlds[place] = world
         return world
 
     def _end(self, place: str) -> None:
@@ -83,13 +95,11 @@ class ShardRun:
         world.close()
         shutil.rmtree(world.folder, ignore_errors=True)
 
-    def _put_aside(self, world: ShardWorld, number: int, kind: Kind) -> None:
+    def _put_aside(self, world: ShardWorld | SessionWorld, number: int, kind: Kind) -> None:
         """A store that differs is kept for a look, and a new one begun."""
         self._worlds.pop(kind.place)
         world.close()
-        kept = self._folders["shard"]
-        assert kept is not None
-        target = kept.parent / "differing" / f"{number:05d}-{kind.name}"
+        target = self._folder / "differing" / f"{number:05d}-{kind.name}"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         shutil.move(world.folder, target)

@@ -1,0 +1,72 @@
+"""Injects the faults of a cluster, one after another, into one running ingest."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from infra.bench.faults.check import Differences
+from infra.bench.faults.cluster_world import ClusterWorld
+from infra.bench.faults.kinds import Kind
+from infra.bench.faults.report import FaultResult
+from pipeline.errors import DysraError
+
+_BEFORE_S, _AFTER_S = 0.6, 0.8
+
+
+class ClusterRun:
+    """One world for all faults; begun anew after a fault that was not held."""
+
+    def __init__(self, folder: Path, seed: int, disk: Path | None, say: Callable[[str], None]) -> None:
+        self._folder, self._seed, self._disk, self._say = folder, seed, disk, say
+        self._world: ClusterWorld | None = None
+        self._made = 0
+
+    def inject(self, number: int, kind: Kind) -> FaultResult:
+        """One fault in flowing news, the way back, and the check of everything published so far."""
+        draw = random.Random(f"{self._seed}/{number}/{kind.name}")
+        problems: list[str] = []
+        note, found = "", Differences()
+        began = time.perf_counter()
+        try:
+            world = self._open()
+            world.feed.start()
+            time.sleep(_BEFORE_S + draw.random())
+            began = time.perf_counter()
+            note = kind.inject(world, draw)
+            time.sleep(_AFTER_S)
+            world.settle()
+            recover_s = time.perf_counter() - began
+            found = world.check()
+        except (AssertionError, TimeoutError, DysraError, OSError) as error:
+            problems.append(f"{type(error).__name__}: {error}")
+            recover_s = time.perf_counter() - began
+        problems += found.notes
+        if problems:
+            self.close()
+        return FaultResult(
+            number=number,
+            kind=kind.name,
+            place=kind.place,
+            note=note,
+            recover_s=round(recover_s, 3),
+            lost=found.lost,
+            doubled=found.doubled,
+            wrong_version=found.wrong_version,
+            problems=problems,
+        )
+
+    def close(self) -> None:
+        """End the world."""
+        if self._world is not None:
+            self._world.close()
+            self._world = None
+
+    def _open(self) -> ClusterWorld:
+        if self._world is None:
+            self._made += 1
+            seed = int(time.time()) % 1_000_000 * 100 + self._made
+            self._world = ClusterWorld(self._folder / f"cluster-{seed}", seed, self._disk, self._say)
+        return self._world

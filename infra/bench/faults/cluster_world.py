@@ -1,0 +1,226 @@
+"""Everything that ingests, for real: a broker, a Ray of two nodes, `dysra ingest` under a supervisor, a store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from infra.bench.faults.check import Differences, compare
+from infra.bench.faults.news import COMMON_WORD
+from infra.bench.faults.ray_cluster import RayCluster
+from infra.bench.faults.supervised import Supervised
+from infra.bench.faults.topic_feed import Feed
+from infra.kafka import Broker, start, stop
+from pipeline.errors import DependencyUnreachable, DysraError
+from pipeline.kafka import KafkaConfig, ensure_topic
+from pipeline.store import SearchConfig, SearchRequest, StoreConfig
+
+SILENT_LIMIT_S = 3.0
+_LIMIT_S = 120.0
+_RATE = 20.0
+_PATIENCE = 60
+"""Looks at a keyword index that is behind before that counts as a difference."""
+_INGEST: dict[str, Any] = {
+    "num_ingesters": 2,
+    "health_interval_s": 0.25,
+    "commit_interval_s": 0.3,
+    "retry_max_s": 0.5,
+    "silent_limit_s": SILENT_LIMIT_S,
+    "maintain_interval_s": 0.5,
+    # One fault after another is more than the guard against endless restarts allows for.
+    "max_restarts": 100_000,
+}
+_STORE: dict[str, Any] = {"num_shards": 2, "seal_rows": 256, "min_seal_rows": 64, "merge_segments": 3}
+
+
+class ClusterWorld:
+    """A running ingest of known news. Slow to start (half a minute), so it lives as long as the run."""
+
+    def __init__(self, folder: Path, seed: int, store: Path | None, say: Callable[[str], None]) -> None:
+        self._stack = ExitStack()
+        self._patience = 0
+        try:
+            self._start(folder, seed, store or folder / "store", say)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, folder: Path, seed: int, store: Path, say: Callable[[str], None]) -> None:
+        import ray
+
+        from actors.coordinator import coordinator_name
+        from actors.remote import NAMESPACE, store_name
+        from actors.store_client import StoreClient
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        say("starting a broker, a Ray cluster of two nodes and dysra ingest for the faults of a cluster")
+        self._kafka_folder = folder / "kafka"
+        self.broker: Broker = start(self._kafka_folder, 0)
+        self._stack.callback(stop, self._kafka_folder)
+        kafka = KafkaConfig(
+            bootstrap_servers=self.broker.bootstrap_servers,
+            topic=f"faults-{seed}",
+            group_id=f"faults-{seed}",
+            partitions=3,
+        )
+        ensure_topic(kafka)
+        self.kafka = kafka
+        self.ray = RayCluster()
+        self._stack.callback(self.ray.close)
+        self.store = StoreConfig(path=store / f"store-{seed}", **_STORE)
+        config = folder / "dysra.yaml"
+        sections = {
+            "kafka": {
+                "bootstrap_servers": kafka.bootstrap_servers,
+                "topic": kafka.topic,
+                "group_id": kafka.group_id,
+                "partitions": kafka.partitions,
+            },
+            "store": {**_STORE, "path": str(self.store.path)},
+            "embedder": {"model": "static"},
+            "ingest": _INGEST,
+        }
+        config.write_text(yaml.safe_dump(sections), encoding="utf-8")
+        arguments = ["ingest", "--config", str(config), "--ray-address", self.ray.address]
+        self.driver = Supervised(arguments, self.ray.env, folder / "ingest.log")
+        self._stack.callback(self.driver.close)
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+        ray.init(address=self.ray.address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        self._stack.callback(ray.shutdown)
+        name = store_name(self.store.path)
+        self.client = StoreClient(name, self.store, SearchConfig(), 1, {"identity": "", "dim": 0})
+        self.coordinator = coordinator_name(name, kafka.topic, kafka.group_id)
+        self.feed = Feed(kafka, seed, _RATE)
+        self._stack.callback(self.feed.close)
+        self.feed.start()
+        time.sleep(1.0)
+        self.settle()
+        self.client.dim = self.wait(lambda: self._dim(), "the embedder")
+
+    def close(self) -> None:
+        """End everything that was started."""
+        with contextlib.suppress(Exception):
+            self._stack.close()
+
+    # -- what is where
+
+    def pid_of(self, kind: str, index: int = 0) -> int:
+        """The process of an actor: shard, embedder, near-duplicates, coordinator or ingester."""
+        from actors.remote import call, find_actor
+        from actors.store_actors import embedder_name, shard_name
+        from actors.store_watch import near_duplicates_name
+
+        def ask() -> int:
+            if kind in ("coordinator", "ingester"):
+                figures = call(find_actor(self.coordinator).figures.remote(), 5.0)  # type: ignore[union-attr]
+                return int(figures["pid"] if kind == "coordinator" else figures["ingester_pids"][index] or 0)
+            name = {
+                "shard": shard_name(self.client.name, index),
+                "embedder": embedder_name(self.client.name, 0),
+                "near-duplicates": near_duplicates_name(self.client.name),
+            }[kind]
+            return int(call(find_actor(name).ping.remote(), 5.0))  # type: ignore[union-attr]
+
+        return int(self.wait(ask, f"the {kind}"))
+
+    def kill(self, kind: str, index: int = 0) -> int:
+        """kill -9 of an actor's process; which it was."""
+        pid = self.pid_of(kind, index)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def restart_broker(self, down_s: float) -> None:
+        """kill -9 of the broker, and its start on the same port."""
+        os.kill(self.broker.pid, signal.SIGKILL)
+        time.sleep(down_s)
+        self.broker = start(self._kafka_folder, self.broker.port)
+
+    def wait(self, ask: Callable[[], Any], what: str, limit_s: float = _LIMIT_S) -> Any:
+        """The first true value of `ask`, over outages; TimeoutError after the limit."""
+        from ray.exceptions import RayError
+
+        deadline = time.monotonic() + limit_s
+        while True:
+            problem = ""
+            try:
+                if value := ask():
+                    return value
+            except (RayError, DysraError, AttributeError, ConnectionError) as error:
+                problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+                self.client.forget_handles()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{what}: not within {limit_s:.0f} s {problem}")
+            time.sleep(0.05)
+
+    # -- the check
+
+    def settle(self) -> None:
+        """Stop publishing; return once every shard is durable up to the topic's ends."""
+        self.feed.stop()
+        ends = self.wait(self.feed.read_back, "the topic's ends")
+        wanted = {(self.kafka.topic, partition): end for partition, end in ends.items() if end}
+
+        def all_there() -> bool:
+            return all(
+                shard.get(place, -1) >= end
+                for shard in self.client.offsets()
+                for place, end in wanted.items()
+            )
+
+        self.wait(
+            all_there, f"ingest did not reach the end of the topic (driver ends: {self.driver.ends[-5:]})"
+        )
+
+    def check(self) -> Differences:
+        """The differences between the store and the topic, now that all is durable."""
+        self._patience = _PATIENCE
+        dump: dict[str, Any] = self.wait(self._dump, "the store's content")
+        return compare(self.feed.expected, dump)
+
+    def _dump(self) -> dict[str, Any]:
+        from actors.remote import call
+
+        articles = {}
+        for article_id, found in self.client.articles(list(self.feed.expected.articles)).items():
+            if found is not None:
+                state = "deleted" if found.deleted else "linked" if found.canonical_id else "live"
+                row = (state, found.version_ms, found.article, found.canonical_id, found.num_chunks)
+                articles[article_id] = row
+        handles = [self.client.shard_handle(index) for index in range(self.store.num_shards)]
+        stats = [call(handle.stats.remote(), 30.0) for handle in handles]
+        if any(row["keyword_chunks"] != row["live_chunks"] for row in stats) and self._patience > 0:
+            self._patience -= 1  # a commit is due within the next searches; a difference that stays is told
+            self.client.search([COMMON_WORD], k=1, mode="bm25", deadline_s=5.0)
+            time.sleep(0.25)
+            raise DependencyUnreachable("keyword search has not seen everything yet")
+        every = sum(row["live_chunks"] for row in stats) + 500
+        vector = np.full((1, self.client.dim), self.client.dim**-0.5, dtype=np.float32)
+        dump: dict[str, Any] = {"articles": articles, "ledger": self.client.ledger().total().to_dict()}
+        for mode in ("dense", "bm25"):
+            request = SearchRequest(
+                mode=mode,  # type: ignore[arg-type]
+                k=every,
+                vectors=vector if mode == "dense" else None,
+                texts=[COMMON_WORD] if mode == "bm25" else None,
+            )
+            lists = [call(handle.candidates.remote(request), 60.0) for handle in handles]
+            hits = [passage for one in lists for passage in getattr(one, mode)[0]]
+            dump[mode] = [(hit.chunk_id, hit.article_id, hit.version_ms) for hit in hits]
+        dump["keyword_chunks"] = sum(row["keyword_chunks"] for row in stats)
+        return dump
+
+    def _dim(self) -> int:
+        from actors.remote import call
+
+        return int(call(self.client.next_embedder().describe.remote(), 30.0)["dim"])
