@@ -16,12 +16,13 @@ NEWS ?=
 KEEP ?=
 EMBEDDER ?=
 
-.PHONY: help setup weights demo test test-slow test-gpu lint format types bench clean
+.PHONY: help setup weights demo test test-slow test-gpu fuzz lint format types bench clean
 
 help:
 	@echo "make demo       the whole main job on this machine (ARTICLES=1000, NEWS=file, KEEP=1, EMBEDDER=static)"
 	@echo "make test       lint-free test suite: unit, broker, Ray and model tests (under 15 minutes on 2 cores)"
 	@echo "make test-slow  the tests that take minutes each; make test-gpu: those that need a CUDA device"
+	@echo "make fuzz       one parser against mutated bytes (FUZZ=article|deletion|feed|html|news_file|wal|codec, FUZZ_S=600)"
 	@echo "make lint       ruff and strict types; make bench: the CPU benchmarks, results under infra/bench/results"
 
 setup: $(STAMP)
@@ -53,6 +54,12 @@ test-slow: setup
 
 test-gpu: setup
 	@$(BIN)/python -m pytest -q -m "gpu" $(ARGS)
+
+FUZZ ?= article
+FUZZ_S ?= 600
+fuzz: setup
+	@$(BIN)/uv pip install -q --python $(BIN)/python atheris
+	@$(BIN)/python -m tests.fuzz $(FUZZ) -max_total_time=$(FUZZ_S)
 
 lint: setup
 	@echo "==> ruff"
