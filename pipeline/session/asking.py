@@ -16,6 +16,7 @@ from models.backbone import Backbone
 from pipeline.session.answer import Answer, Event, Lag, Question, Tokens, cite
 from pipeline.session.chooser import Chooser
 from pipeline.session.config import SessionConfig
+from pipeline.session.hops import HopChooser
 from pipeline.session.ports import Library, ModelRunner, Query
 from pipeline.session.prompts import GIVEN_UP, STOP_TEXTS, PromptForm, parse_answer, reader_prompt
 from pipeline.session.sentences import Candidate, candidates
@@ -74,7 +75,7 @@ def answer(
     found, partial = _search(question, view, parts)
     dropped: set[tuple[str, int]] = set()
     for attempt in range(1, _MAX_ATTEMPTS + 1):
-        chosen = _choose(question, found, dropped, parts)
+        chosen = _choose(question, found, dropped, view, parts)
         yield Event("sources", {"sources": [_row(source) for source in cite(chosen)], "partial": partial})
         text, given_up, tokens = "", True, Tokens(question=parts.count_tokens(question.text))
         before = view.retractions()
@@ -113,9 +114,11 @@ def newest_only(
     return [p for p in passages if (p.article_id, p.version_ms) not in gone]
 
 
-def _search(question: Question, view: View, parts: AskParts) -> tuple[list[Passage], bool]:
+def _search(
+    question: Question, view: View, parts: AskParts, text: str | None = None
+) -> tuple[list[Passage], bool]:
     query = Query(
-        text=question.text,
+        text=text or question.text,
         k=question.passages or parts.config.passages,
         streams=None if question.cross_stream else frozenset({view.stream}),
         sources=question.sources,
@@ -126,13 +129,23 @@ def _search(question: Question, view: View, parts: AskParts) -> tuple[list[Passa
 
 
 def _choose(
-    question: Question, found: Sequence[Passage], dropped: set[tuple[str, int]], parts: AskParts
+    question: Question,
+    found: Sequence[Passage],
+    dropped: set[tuple[str, int]],
+    view: View,
+    parts: AskParts,
 ) -> list[Candidate]:
     if parts.config.attend == "cache":
         return []
-    passages = newest_only(found, parts, dropped)
+
+    def cut(passages: Sequence[Passage]) -> list[Candidate]:
+        return candidates(newest_only(passages, parts, dropped), parts.count_tokens)
+
+    def again(text: str) -> list[Candidate]:
+        return cut(_search(question, view, parts, text)[0])
+
     budget = min(question.token_budget or parts.config.token_budget, parts.config.max_token_budget)
-    return parts.chooser.choose(question.text, candidates(passages, parts.count_tokens), budget)
+    return HopChooser(parts.chooser, parts.config.hops).choose(question.text, cut(found), budget, again)
 
 
 def _write(

@@ -45,6 +45,13 @@ class SessionConfig:
     max_token_budget: int = field(
         default=2_048, metadata={"help": "largest budget that a request may ask for"}
     )
+    hops: int = field(
+        default=1,
+        metadata={
+            "help": "searches in a row for a question that leads over other articles (the mayor of the town where "
+            "the company that … is based), each for the name that the last one brought; 1: one search"
+        },
+    )
     max_new_tokens: int = field(default=32, metadata={"help": "tokens of an answer, at most, by default"})
     max_new_tokens_limit: int = field(
         default=256, metadata={"help": "largest number of new tokens that a request may ask for"}
@@ -94,8 +101,8 @@ class SessionConfig:
     other_cache: Literal["rebuild", "refuse", "start_over"] = field(
         default="rebuild",
         metadata={
-            "help": "what becomes of a session saved by another model or shape of cache: rebuild its cache from the "
-            "articles' text, refuse to open it, or start_over as a new session"
+            "help": "what becomes of a session saved by another model or shape of cache: rebuild its cache from "
+            "the articles' text, refuse to open it, or start_over as a new session"
         },
     )
     seed: int = field(default=0, metadata={"help": "seed of a session's generator"})
@@ -147,4 +154,5 @@ _AT_LEAST_ONE = (
     "keep_snapshots",
     "max_resident",
     "rebuild_tokens_per_s",
+    "hops",
 )

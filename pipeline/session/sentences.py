@@ -21,6 +21,9 @@ _ABBREVIATION = re.compile(
     r"Inc|Corp|Ltd|Co|Bros|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec|approx|est|fig|pp|[A-Z]\.[A-Z]"
     r"|[A-Z]\.[A-Z]\.[A-Z]|e\.g|i\.e)\.$"
 )
+_DATELINE = re.compile(
+    r"(?:•\s*)?[A-ZÀ-Þ][\w./'’ -]{1,40}(?:, [\w. ]{2,30})?(?: \([^)]{1,40}\))? (?:-|--|—|–) (?=\S+ \S+ \S+)"
+)
 _HEADING_CHARS = 40
 MAX_SENTENCE_CHARS = 600
 """Longer "sentences" (tables, lists) are cut at a space."""
@@ -102,6 +105,12 @@ def candidates(passages: Sequence[Passage], count_tokens: Callable[[str], int]) 
                 )
             )
     return found
+
+
+def without_dateline(sentence: str) -> str:
+    """The sentence without the place, day and agency that wire reports begin with."""
+    match = _DATELINE.match(sentence)
+    return sentence[match.end() :] if match else sentence
 
 
 def _is_heading(line: str) -> bool:

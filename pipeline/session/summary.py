@@ -7,7 +7,6 @@ centrality over TF-IDF or embeddings, as in LexRank, cs/0109021), and picked so 
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from pipeline.session.answer import Source
 from pipeline.session.asking import AskParts, View
 from pipeline.session.chooser import words
 from pipeline.session.prompts import one_line
-from pipeline.session.sentences import split_sentences
+from pipeline.session.sentences import split_sentences, without_dateline
 
 _NEIGHBOURS = 5
 _NOVELTY = 0.6
@@ -31,9 +30,6 @@ _LEAD_WORDS = 6
 _OPENING = 6
 _EARLY = 0.3
 _QUOTES = "\"'“‘«„•-–—"
-_DATELINE = re.compile(
-    r"(?:•\s*)?[A-ZÀ-Þ][\w./'’ -]{1,40}(?:, [\w. ]{2,30})?(?: \([^)]{1,40}\))? (?:-|--|—|–) (?=\S+ \S+ \S+)"
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,12 +119,6 @@ def lead(article: Article) -> str:
         if score > best_score:
             best, best_score = sentence, score
     return best
-
-
-def without_dateline(sentence: str) -> str:
-    """The sentence without the place, day and agency that wire reports begin with."""
-    match = _DATELINE.match(sentence)
-    return sentence[match.end() :] if match else sentence
 
 
 def _similarity(texts: Sequence[str], parts: AskParts) -> npt.NDArray[np.float64]:
