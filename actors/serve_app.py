@@ -10,10 +10,11 @@ import logging
 import math
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from pydantic import TypeAdapter
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
@@ -30,6 +31,7 @@ from actors.slot_router import slot_table
 from actors.store_client import StoreClient, open_store
 from pipeline.errors import DependencyUnreachable, UsageError
 from pipeline.kafka import reachable
+from pipeline.session import SessionConfig
 
 APP = "dysra"
 _ROUTER = "actors.slot_router:SlotRouter"
@@ -78,6 +80,8 @@ def application(settings: ServeSettings) -> serve.Application:
         ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica},
         graceful_shutdown_timeout_s=config.drain_s,
         graceful_shutdown_wait_loop_s=1.0,
+        # A deployment that differs in this alone keeps its replicas: Serve hands it to them (`reconfigure`).
+        user_config={"session": TypeAdapter(SessionConfig).dump_python(settings.session, mode="json")},
         health_check_period_s=5.0,
         health_check_timeout_s=30.0,
         request_router_config=RequestRouterConfig(
@@ -96,7 +100,8 @@ def application(settings: ServeSettings) -> serve.Application:
         graceful_shutdown_timeout_s=config.drain_s,
         graceful_shutdown_wait_loop_s=0.5,
     )
-    return ingress.bind(settings, hosts.bind(settings))  # type: ignore[attr-defined,no-any-return]
+    fixed = replace(settings, session=SessionConfig())
+    return ingress.bind(fixed, hosts.bind(fixed, deferred=True))  # type: ignore[attr-defined,no-any-return]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +17,9 @@ from pipeline.errors import UsageError
 from pipeline.kafka import KafkaConfig
 from pipeline.session import SessionConfig
 from pipeline.store import SearchConfig, StoreConfig
+
+LIVE_SECTIONS = ("session", "cache", "backbone", "articles")
+"""Sections that a Serve user_config may change while sessions run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +40,21 @@ class ServeSettings:
     def from_config(cls, config: Any) -> ServeSettings:
         """The settings of an effective configuration (one attribute a section)."""
         return cls(**{f.name: getattr(config, f.name) for f in fields(cls)})
+
+    def changed(self, sections: Mapping[str, Any]) -> ServeSettings:
+        """These settings with some fields changed, as a Serve user_config holds them; UsageError names a wrong one.
+
+        Only what running sessions can take over may change: LIVE_SECTIONS.
+        """
+        fixed = sorted(set(sections) - set(LIVE_SECTIONS))
+        if fixed:
+            raise UsageError(
+                f"user_config cannot change section {fixed[0]!r} of running sessions (it can: "
+                f"{', '.join(LIVE_SECTIONS)}); deploy the application anew for that"
+            )
+        given = {name: {**asdict(getattr(self, name)), **(values or {})} for name, values in sections.items()}
+        made = ServeSettings.from_sections(given)
+        return replace(self, **{name: getattr(made, name) for name in given})
 
     @classmethod
     def from_sections(cls, sections: Mapping[str, Any]) -> ServeSettings:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray import serve
@@ -20,10 +20,12 @@ from actors.store_client import open_store
 from models.hf import HfBackbone
 from models.hf.adapter import adapter_folder
 from pipeline.log import configure_logging, get_logger
+from pipeline.session import SessionConfig
 from pipeline.session.answer import Question
 from pipeline.session.asking import AskParts
-from pipeline.session.chooser import HybridChooser
+from pipeline.session.chooser import Chooser, HybridChooser
 from pipeline.session.model_thread import QUESTION, ModelThread
+from pipeline.session.policy_chooser import PolicyChooser
 from pipeline.session.pool import SessionPool
 from pipeline.session.ports import Library
 from pipeline.session.session import SessionParts
@@ -34,28 +36,23 @@ from pipeline.session.tail import StreamTail
 _METRICS_S = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """What the sessions of a process are made of, besides its threads."""
+
+    sessions: SessionParts
+    asking: AskParts
+    tails: Callable[[str], StreamTail]
+
+
 def build_service(settings: ServeSettings, library: Library, owner: str) -> SessionService:
     """The sessions of one process over a store: loads the model, starts the threads."""
-    backbone = HfBackbone.load(settings.backbone)
     model = ModelThread()
-    config = settings.session
-
-    def embed(texts: Any) -> Any:
-        return library.embed(texts, config.search_deadline_s)
-
+    built = _build(settings, library, HfBackbone.load(settings.backbone), model)
     pool = SessionPool(
-        sessions=SessionParts(
-            config=config, cache=settings.cache, limits=settings.articles, backbone=backbone
-        ),
-        asking=AskParts(
-            config=config,
-            backbone=backbone,
-            library=library,
-            chooser=HybridChooser(embed, config.dense_sentences),
-            runner=model.lane(QUESTION),
-            adapted=adapter_folder(settings.backbone) is not None,
-        ),
-        tails=lambda stream: StreamTail(settings.kafka, config, settings.articles, stream),
+        sessions=built.sessions,
+        asking=built.asking,
+        tails=built.tails,
         root=settings.serve.sessions_dir.expanduser().absolute(),
         owner=owner,
         model=model,
@@ -63,21 +60,87 @@ def build_service(settings: ServeSettings, library: Library, owner: str) -> Sess
     return SessionService(pool, settings.serve)
 
 
+def _build(settings: ServeSettings, library: Library, backbone: HfBackbone, model: ModelThread) -> _Built:
+    config = settings.session
+
+    def embed(texts: Any) -> Any:
+        return library.embed(texts, config.search_deadline_s)
+
+    return _Built(
+        SessionParts(config=config, cache=settings.cache, limits=settings.articles, backbone=backbone),
+        AskParts(
+            config=config,
+            backbone=backbone,
+            library=library,
+            chooser=chooser_of(config, embed),
+            runner=model.lane(QUESTION),
+            adapted=adapter_folder(settings.backbone) is not None,
+        ),
+        lambda stream: StreamTail(settings.kafka, config, settings.articles, stream),
+    )
+
+
+def chooser_of(config: SessionConfig, embed: Any) -> Chooser:
+    """Who chooses the sentences: the policy of `session.policy` (its promotions are followed), else hybrid ranking."""
+    hybrid = HybridChooser(embed, config.dense_sentences)
+    if config.policy is None:
+        return hybrid
+    return PolicyChooser(config.policy.expanduser().absolute(), embed, hybrid)
+
+
+def configure_service(
+    service: SessionService, old: ServeSettings, new: ServeSettings, library: Library
+) -> None:
+    """Give running sessions other settings.
+
+    They stay in memory, unless the model or the shape of the cache changes: then each is saved and opened again,
+    and goes on as `session.other_cache` says.
+
+    What cannot be had (a model that does not load) raises before anything changes.
+    """
+    pool = service.pool
+    same_model = (old.backbone, old.cache) == (new.backbone, new.cache)
+    backbone = pool.sessions.backbone if old.backbone == new.backbone else HfBackbone.load(new.backbone)
+    built = _build(new, library, backbone, pool.model)
+    pool.configure(built.sessions, built.asking, built.tails, reopen=not same_model)
+
+
 class SessionHost:
     """A Ray shell around SessionService: rank, health, metrics, drain. Arguments and results are plain."""
 
-    def __init__(self, settings: ServeSettings) -> None:
+    def __init__(self, settings: ServeSettings, deferred: bool = False) -> None:
+        """With `deferred` the sessions wait for `reconfigure`, which Serve calls with the user_config."""
         configure_logging(os.environ.get("DYSRA_LOG", "INFO"), json_lines=True)
         self._rank = _own_rank()
         self._tags = {"replica": str(self._rank)}
-        owner = f"rank{self._rank}-pid{os.getpid()}-{time.time_ns():x}"
-        store = open_store(settings.store, settings.embedder, settings.search, detached=True)
-        self._service = build_service(with_threads(settings), StoreLibrary(store), owner)
-        table = slot_table(settings.serve.slots, settings.serve.replicas)
-        resumed = self._service.pool.resume(lambda key: rank_of(key.id, table) == self._rank)
-        get_logger(replica=self._rank).info("replica_ready", resumed=len(resumed), owner=owner)
+        self._settings = with_threads(settings)
+        self._current: ServeSettings | None = None
+        self._changing = asyncio.Lock()
         self._reporting: asyncio.Task[None] | None = None
         self._told: dict[str, int] = {}
+        if not deferred:
+            self._apply(self._settings)
+
+    async def reconfigure(self, user_config: dict[str, Any] | None) -> None:
+        """Take over the sections of a Serve user_config; the sessions are kept. UsageError names a wrong field."""
+        async with self._changing:
+            wanted = self._settings.changed(user_config or {})
+            if wanted != self._current:
+                await asyncio.to_thread(self._apply, wanted)
+
+    def _apply(self, settings: ServeSettings) -> None:
+        if self._current is None:
+            owner = f"rank{self._rank}-pid{os.getpid()}-{time.time_ns():x}"
+            store = open_store(settings.store, settings.embedder, settings.search, detached=True)
+            self._library = StoreLibrary(store)
+            self._service = build_service(settings, self._library, owner)
+            table = slot_table(settings.serve.slots, settings.serve.replicas)
+            resumed = self._service.pool.resume(lambda key: rank_of(key.id, table) == self._rank)
+            get_logger(replica=self._rank).info("replica_ready", resumed=len(resumed), owner=owner)
+        else:
+            configure_service(self._service, self._current, settings, self._library)
+            get_logger(replica=self._rank).info("replica_configured")
+        self._current = settings
 
     def record_replica_metadata(self) -> dict[str, Any]:
         """What the slot router knows this replica by."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 
@@ -50,6 +51,13 @@ class SessionConfig:
         metadata={
             "help": "searches in a row for a question that leads over other articles (the mayor of the town where "
             "the company that … is based), each for the name that the last one brought; 1: one search"
+        },
+    )
+    policy: Path | None = field(
+        default=None,
+        metadata={
+            "help": "the learned policy that chooses what is read: its folder, or the champion.json that `dysra "
+            "models promote` writes (sessions follow it by themselves); none: hybrid ranking"
         },
     )
     max_new_tokens: int = field(default=32, metadata={"help": "tokens of an answer, at most, by default"})

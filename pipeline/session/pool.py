@@ -29,6 +29,7 @@ from pipeline.session.tail import StreamTail
 
 _IDLE_S = 0.1
 _RETRY_S = 5.0
+_LET_GO_S = 150.0
 
 
 class SessionPool:
@@ -49,7 +50,7 @@ class SessionPool:
         self._tails = tails
         self._root = root
         self._owner = owner
-        self._model = model
+        self.model = model
         self._lane = model.lane(READING)
         self._residents: dict[SessionKey, Resident] = {}
         self._changed = threading.Condition()
@@ -62,7 +63,7 @@ class SessionPool:
     @property
     def healthy(self) -> bool:
         """Whether the reader and the model thread are at work."""
-        return self._reader.is_alive() and self._model.alive
+        return self._reader.is_alive() and self.model.alive
 
     def known(self, key: SessionKey) -> bool:
         """Whether the session exists, here or on disk, or the store holds articles of its stream."""
@@ -93,6 +94,34 @@ class SessionPool:
             self._residents[key] = resident
             self._make_room(key)
             return resident
+
+    def configure(
+        self, sessions: SessionParts, asking: AskParts, tails: Callable[[str], StreamTail], *, reopen: bool
+    ) -> None:
+        """Go on with other parts. Sessions stay as they are, or with `reopen` (another model or shape of cache) are
+        saved and opened again where they were; one that cannot be is left to its snapshot."""
+        with self._changed:
+            if not reopen:
+                for resident in self._residents.values():
+                    resident.session.parts = sessions
+            self.sessions, self.asking, self._tails = sessions, asking, tails
+            held = list(self._residents.items()) if reopen else []
+        for key, resident in held:
+            try:
+                self._let_go(key, resident)
+                self.open(key)
+            except DysraError as error:
+                self._log.error("session_refused", session_id=key.id, error=str(error))
+
+    def _let_go(self, key: SessionKey, resident: Resident) -> None:
+        """Wait until the reader has saved a session and dropped it; the answers under way end first."""
+        deadline = time.monotonic() + _LET_GO_S
+        with self._changed:
+            while self._residents.get(key) is resident:
+                if time.monotonic() > deadline or self._stopped.is_set():
+                    raise DysraError(f"it was not let go within {_LET_GO_S:.0f} s")
+                resident.leaving = True
+                self._changed.wait(timeout=0.2)
 
     def resume(self, ours: Callable[[SessionKey], bool]) -> list[SessionKey]:
         """Open the sessions that were in memory when a process last held them, those that `ours` accepts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline.session.pool import SessionPool
 from pipeline.session.state import SessionKey
 from pipeline.source import Record
 from tests.actors.session_support import ListTail, make_pool
-from tests.pipeline.session.support import KEY, STREAM, ShardLibrary, article, new_session, record
+from tests.pipeline.session.support import KEY, STREAM, ShardLibrary, article, backbone, new_session, record
 
 TOPIC = [record(n, article(n)) for n in range(8)]
 
@@ -209,3 +210,26 @@ def test_failure_in_the_middle_of_an_article_goes_back_to_the_snapshot(
     one = pool()
     assert until(lambda: caught_up(one)["articles_read"] == 8, "it did not read on")
     assert failed and one.info(KEY, digest=True)["digest"] == twin_digest()  # type: ignore[index]
+
+
+def test_other_settings_keep_the_sessions_in_memory(pool: Callable[..., SessionPool]) -> None:
+    """A changed configuration is taken over at once: the same sessions, no byte of them changed."""
+    one = pool()
+    before, resident = caught_up(one)["digest"], one._residents[KEY]
+    sessions = replace(one.sessions, config=replace(one.sessions.config, token_budget=99))
+    asking = replace(one.asking, config=sessions.config)
+    one.configure(sessions, asking, one._tails, reopen=False)
+    assert one._residents[KEY] is resident and resident.session.parts.config.token_budget == 99
+    assert one.asking.config.token_budget == 99 and caught_up(one)["digest"] == before
+
+
+def test_promoted_model_is_taken_over_by_running_sessions(pool: Callable[..., SessionPool]) -> None:
+    """Another model takes the sessions over: same place in the topic, caches read anew, questions answered."""
+    one = pool(attend="both")
+    seen = caught_up(one)["records_seen"]
+    sessions = replace(one.sessions, backbone=backbone(seed=1))
+    one.configure(sessions, replace(one.asking, backbone=backbone(seed=1)), one._tails, reopen=True)
+    page = until(lambda: (p := one.info(KEY)) and p.get("rebuilds") and p, "not rebuilt")
+    assert page["model"] == backbone(seed=1).identity and page["restored"]
+    assert page["records_seen"] == seen and not page["rebuilding"]
+    assert [event.kind for event in one.ask(KEY, Question(text="Which pier?"))][-1] == "done"
