@@ -87,3 +87,24 @@ def move_clock(world: ClusterWorld, draw: random.Random) -> str:
     moved = world.feed.timeline.move_clock()
     time.sleep(1.0)
     return str(moved)
+
+
+def kill_replica(world: ClusterWorld, draw: random.Random) -> str:
+    """kill -9 of the replica that holds the sessions while they read."""
+    served = world.served
+    pid = served.replica_pid()
+    served.publish(draw.randrange(3, 9))
+    time.sleep(draw.random() * 0.5)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 9)
+    return f"process {pid}"
+
+
+def kill_proxy(world: ClusterWorld, draw: random.Random) -> str:
+    """kill -9 of the process that takes HTTP requests."""
+    served = world.served
+    pid = served.proxy_pid(world.ray)
+    served.publish(draw.randrange(3, 9))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 9)
+    return f"process {pid}"

@@ -32,6 +32,8 @@ class ClusterRun:
         began = time.perf_counter()
         try:
             world = self._open()
+            if kind.name in ("kill-replica", "kill-proxy"):
+                world.served.publish(1)  # deployed at the first such fault, which takes half a minute
             world.feed.start()
             time.sleep(_BEFORE_S + draw.random())
             began = time.perf_counter()
@@ -55,6 +57,7 @@ class ClusterRun:
             lost=found.lost,
             doubled=found.doubled,
             wrong_version=found.wrong_version,
+            sessions_differing=found.sessions_differing,
             problems=problems,
         )
 

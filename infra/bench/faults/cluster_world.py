@@ -17,6 +17,7 @@ import yaml
 from infra.bench.faults.check import Differences, compare
 from infra.bench.faults.news import COMMON_WORD
 from infra.bench.faults.ray_cluster import RayCluster
+from infra.bench.faults.served import Served
 from infra.bench.faults.supervised import Supervised
 from infra.bench.faults.topic_feed import Feed
 from infra.kafka import Broker, start, stop
@@ -48,6 +49,7 @@ class ClusterWorld:
     def __init__(self, folder: Path, seed: int, store: Path | None, say: Callable[[str], None]) -> None:
         self._stack = ExitStack()
         self._patience = 0
+        self._served: Served | None = None
         try:
             self._start(folder, seed, store or folder / "store", say)
         except BaseException:
@@ -106,6 +108,14 @@ class ClusterWorld:
         time.sleep(1.0)
         self.settle()
         self.client.dim = self.wait(lambda: self._dim(), "the embedder")
+
+    @property
+    def served(self) -> Served:
+        """The sessions of this cluster, deployed at first use."""
+        if self._served is None:
+            self._served = Served(self.folder, self.kafka.bootstrap_servers, self.store)
+            self._stack.callback(self._served.close)
+        return self._served
 
     def close(self) -> None:
         """End everything that was started."""
@@ -178,15 +188,23 @@ class ClusterWorld:
                 for place, end in wanted.items()
             )
 
+        ends_with = self.driver.ends[-5:]
         self.wait(
-            all_there, f"ingest did not reach the end of the topic (driver ends: {self.driver.ends[-5:]})"
+            all_there, f"ingest did not reach the end of the topic (its process ended with {ends_with})"
         )
+        if self._served is not None:
+            self._served.settle()
 
     def check(self) -> Differences:
-        """The differences between the store and the topic, now that all is durable."""
+        """The differences between the store and the topic, and between sessions and twins, now that all is read."""
         self._patience = _PATIENCE
         dump: dict[str, Any] = self.wait(self._dump, "the store's content")
-        return compare(self.feed.expected, dump)
+        found = compare(self.feed.expected, dump)
+        if self._served is not None:
+            sessions = self._served.check()
+            found.sessions_differing += sessions.sessions_differing
+            found.notes += sessions.notes
+        return found
 
     def _dump(self) -> dict[str, Any]:
         from actors.remote import call

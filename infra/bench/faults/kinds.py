@@ -96,6 +96,8 @@ _CLUSTER = [
     _cluster("pause-shard-actor", 6, "SIGSTOP of a shard's actor", _PAUSE_SHARD),
     _cluster("cut-log", 10, "log of a shard cut under a living ingest", cluster_faults.cut_log),
     _cluster("fill-disk", 8, "the store's file system full", cluster_faults.fill_disk),
+    _cluster("kill-replica", 8, "kill -9 of a session replica", cluster_faults.kill_replica),
+    _cluster("kill-proxy", 5, "kill -9 of the Serve proxy", cluster_faults.kill_proxy),
     _cluster("move-clock", 3, "event times jump in the stream", cluster_faults.move_clock),
 ]
 

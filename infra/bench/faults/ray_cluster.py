@@ -47,9 +47,9 @@ class RayCluster:
 
     def start_node(self) -> None:
         """Start the second node."""
-        before = {process.pid for process in self._processes("raylet")}
+        before = {process.pid for process in self.processes("raylet")}
         self._ray_start("--address", self.address, "--node-ip-address", "127.0.0.2")
-        self._node = next(process for process in self._processes("raylet") if process.pid not in before)
+        self._node = next(process for process in self.processes("raylet") if process.pid not in before)
 
     @property
     def node_pid(self) -> int:
@@ -59,7 +59,7 @@ class RayCluster:
 
     def close(self) -> None:
         """End all processes of this cluster."""
-        own = self._processes()
+        own = self.processes()
         for number, wait_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
             for process in own:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -81,7 +81,8 @@ class RayCluster:
                 said.seek(0)
                 raise DependencyUnreachable(f"Ray does not start: {said.read().decode()[-1_500:]}")
 
-    def _processes(self, name: str = "") -> list[psutil.Process]:
+    def processes(self, name: str = "") -> list[psutil.Process]:
+        """The living processes of this cluster, those with `name` in theirs."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
