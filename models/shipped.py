@@ -10,5 +10,8 @@ from pathlib import Path
 READER_LORA = Path(__file__).parent / "weights" / "reader-lora"
 """LoRA adapter of Gemma-3-270M that reads chosen sentences and answers; under Gemma's terms."""
 
+COMPRESSORS = Path(__file__).parent / "weights" / "compressors"
+"""Learned projection and autoencoder of Gemma-3-270M's pairs (models/cache/learned.py); under Gemma's terms."""
+
 RANKER = Path(__file__).parent / "weights" / "ranker"
 """Learned ranker of Gemma-3-270M's keys (models/cache/ranker.py); under Gemma's terms."""

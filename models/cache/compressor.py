@@ -24,6 +24,15 @@ class Factors:
         return self.rows @ self.basis
 
 
+@dataclass(frozen=True, slots=True)
+class SharedBases:
+    """Bases `[H, r, d]` that all blocks share; with `joint` one code of a token stands for key and value."""
+
+    key: Tensor
+    value: Tensor
+    joint: bool
+
+
 class Compressor(ABC):
     """One layer's method and its state. Subclasses choose the subspace of the keys."""
 
@@ -37,6 +46,16 @@ class Compressor(ABC):
 
     def observe(self, queries: Tensor) -> None:  # noqa: B027  (a method that learns nothing keeps this)
         """See the queries `[num_heads, T, d]` of the step just read, before rotary embedding."""
+
+    def reset(self) -> None:  # noqa: B027  (likewise)
+        """Forget what was learned while reading; called after the tensors were zeroed."""
+
+    def check(self) -> None:  # noqa: B027  (likewise)
+        """Raise ValueError where the state of a snapshot was made by other weights."""
+
+    def shared(self) -> SharedBases | None:
+        """The bases of all blocks, where they are the model's and no block has its own."""
+        return None
 
     @abstractmethod
     def compress(self, keys: Tensor, values: Tensor) -> tuple[Factors, Factors]:

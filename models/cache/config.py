@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-COMPRESSORS = ("svd", "weighted_svd", "drop")
+LEARNED = ("projection", "autoencoder")
+COMPRESSORS = ("svd", "weighted_svd", *LEARNED, "drop")
 SCORERS = ("key_difference", "key_norm", "attention_mass", "question_bank", "ranker")
 KEY_FRAMES = ("before_rotary", "within_block")
 KEEP_RULES = ("weakest", "oldest")
-_SAME_IN_ALL_LAYERS = {"read_block", "dtype", "per_layer", "ranker"}
+_SAME_IN_ALL_LAYERS = {"read_block", "dtype", "per_layer", "ranker", "compressor_weights"}
 STORAGE = ("model", "float32", "bfloat16", "float16")
 
 
@@ -42,7 +43,14 @@ class CacheConfig:
         default="svd",
         metadata={
             "help": "how a block becomes latents: svd (smallest error in the pairs), weighted_svd (smallest "
-            "error in what the queries seen so far read), drop (window and sinks only)"
+            "error in what the queries seen so far read), projection (learned matrices), autoencoder "
+            "(one learned code for key and value), drop (window and sinks only)"
+        },
+    )
+    compressor_weights: str = field(
+        default="shipped",
+        metadata={
+            "help": "for projection and autoencoder: shipped (for gemma-3-270m), or the folder of trained ones"
         },
     )
     key_frame: str = field(
@@ -112,6 +120,8 @@ class CacheConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"cache.{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        if not self.compressor_weights:
+            raise ValueError("cache.compressor_weights is empty; give shipped or the folder of trained ones")
         if not self.ranker:
             raise ValueError("cache.ranker is empty; give shipped or the folder of a trained ranker")
         if self.read_block < self.sinks:
@@ -135,7 +145,7 @@ class CacheConfig:
                 f"cache.heavy_per_block is {self.heavy_per_block}, not less than evict_block {self.evict_block}"
             )
         for name, value in (("rank", self.rank), ("value_rank", self.value_rank)):
-            if self.has_latents and value > self.block_tokens:
+            if self.has_latents and self.compressor not in LEARNED and value > self.block_tokens:
                 raise ValueError(
                     f"cache.{name} is {value}, more than the {self.block_tokens} tokens of a latent block "
                     f"(evict_block {self.evict_block} less its heavy hitters); lower {name}"

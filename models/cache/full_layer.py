@@ -22,13 +22,20 @@ from models.cache.config import CacheConfig
 from models.cache.heavy import HeavyStore
 from models.cache.latents import LatentRing
 from models.cache.layers import StoredLayer
+from models.cache.learned_autoencoder import LearnedAutoencoder
+from models.cache.learned_projection import LearnedProjection
 from models.cache.ring import PairRing
 from models.cache.scorers import BY_NAME, Evicted
 from models.cache.spec import LayerSpec
 from models.cache.svd import SvdCompressor
 from models.cache.weighted_svd import WeightedSvdCompressor
 
-COMPRESSORS: dict[str, type[Compressor]] = {"svd": SvdCompressor, "weighted_svd": WeightedSvdCompressor}
+COMPRESSORS: dict[str, type[Compressor]] = {
+    "svd": SvdCompressor,
+    "weighted_svd": WeightedSvdCompressor,
+    "projection": LearnedProjection,
+    "autoencoder": LearnedAutoencoder,
+}
 WINDOW_QUERIES = 32  # newest queries that the score attention_mass looks at
 _STATS = ("key_energy", "key_tail", "key_worst", "value_energy", "value_tail", "value_worst")
 
@@ -55,13 +62,20 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
         if config.has_latents:
             ranks = config.key_and_value_ranks
             blocks, tokens = config.latent_blocks, config.block_tokens
-            self.latents = LatentRing(heads, blocks, tokens, ranks, dim, dtype, device)
             self.compressor = COMPRESSORS[config.compressor](spec, config)
+            shared = self.compressor.shared()
+            self.latents = LatentRing(heads, blocks, tokens, ranks, dim, dtype, device, shared)
         self.heavy = HeavyStore(spec, config, dtype) if config.heavy else None
         needs_queries = config.heavy and config.heavy_scorer == "attention_mass"
         window = WINDOW_QUERIES if needs_queries else 0
         self.queries = torch.zeros(spec.num_heads, window, dim, device=device)
         self.stats = torch.zeros(len(_STATS), dtype=torch.float64, device=device)
+
+    def reset(self) -> None:
+        """See StoredLayer.reset."""
+        super().reset()
+        if self.compressor:
+            self.compressor.reset()
 
     # -- memory -----------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.cache.compressor import SharedBases
 from models.rotary import RotaryTable, turn
 
 
@@ -31,19 +32,33 @@ class LatentRing:
         dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        shared: SharedBases | None = None,
     ) -> None:
+        """`shared`: bases that belong to the model; blocks then keep their rows alone."""
+
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(num_heads, num_blocks, *shape, dtype=dtype, device=device)
 
         self.num_blocks, self.block_tokens = num_blocks, block_tokens
-        self.key_rows, self.key_basis = zeros(block_tokens, ranks[0]), zeros(ranks[0], dim)
-        self.value_rows, self.value_basis = zeros(block_tokens, ranks[1]), zeros(ranks[1], dim)
+        self.shared = shared
+        self.key_rows = zeros(block_tokens, ranks[0])
+        if shared is None:
+            self.key_basis, self.value_basis = zeros(ranks[0], dim), zeros(ranks[1], dim)
+        else:
+            self.key_basis, self.value_basis = (
+                basis.to(device, dtype)[:, None].expand(-1, num_blocks, -1, -1)
+                for basis in (shared.key, shared.value)
+            )
+        joint = shared is not None and shared.joint
+        self.value_rows = self.key_rows if joint else zeros(block_tokens, ranks[1])
         # place of each token inside its block: not 0, 1, 2, … where heavy hitters were taken out
         self.offsets = torch.zeros(num_heads, num_blocks, block_tokens, dtype=torch.int32, device=device)
 
     def tensors(self) -> dict[str, Tensor]:
         """All memory of the ring, by name."""
-        names = ("key_rows", "key_basis", "value_rows", "value_basis", "offsets")
+        names = ["key_rows", "key_basis", "value_rows", "value_basis", "offsets"]
+        if self.shared is not None:  # the bases are the model's
+            names = ["key_rows", "offsets"] if self.shared.joint else ["key_rows", "value_rows", "offsets"]
         return {name: getattr(self, name) for name in names}
 
     def write(
@@ -51,14 +66,16 @@ class LatentRing:
     ) -> None:
         """Store block number `block`: rows `[H, n, r]` and basis `[H, r, d]` of keys and values."""
         slot = block % self.num_blocks
-        self.key_rows[:, slot], self.key_basis[:, slot] = key
-        self.value_rows[:, slot], self.value_basis[:, slot] = value
+        self.key_rows[:, slot], self.value_rows[:, slot] = key[0], value[0]
+        if self.shared is None:
+            self.key_basis[:, slot], self.value_basis[:, slot] = key[1], value[1]
         self.offsets[:, slot] = offsets.to(torch.int32)
 
     def erase(self, order: Tensor, hidden: Tensor) -> None:
         """Zero the rows of the slots in `order` where `hidden [H, blocks, n]`; the bases stay as they are."""
         kept = ~hidden[..., None]
-        for rows in (self.key_rows, self.value_rows):
+        rows_of = [self.key_rows] if self.value_rows is self.key_rows else [self.key_rows, self.value_rows]
+        for rows in rows_of:
             rows[:, order] = rows[:, order] * kept
 
     def order(self, blocks: int) -> Tensor:

@@ -77,6 +77,10 @@ def unpack(data: bytes, backbone: HfBackbone, config: CacheConfig | None) -> Rot
         raise ValueError("the snapshot's tensors are not those of its configuration; use an older one")
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
+    for layer in cache.stored:
+        compressor = getattr(layer, "compressor", None)
+        if compressor is not None:
+            compressor.check()
     cache.set_counters(about["counters"])
     return cache
 

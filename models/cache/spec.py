@@ -11,6 +11,7 @@ from torch import Tensor
 from models.rotary import RotaryTable
 
 if TYPE_CHECKING:
+    from models.cache.learned import LearnedWeights
     from models.cache.ranker import Ranker
 
 
@@ -31,3 +32,5 @@ class LayerSpec:
     questions: Tensor | None = field(default=None, compare=False)
     # the learned ranker of the model, for the score ranker
     ranker: Ranker | None = field(default=None, compare=False)
+    # learned weights of the compressors projection and autoencoder
+    learned: LearnedWeights | None = field(default=None, compare=False)

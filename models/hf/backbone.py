@@ -11,7 +11,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from models.backbone import Sampling
-from models.cache.config import CacheConfig
+from models.cache.config import LEARNED, CacheConfig
+from models.cache.learned import LearnedWeights, learned_folder
+from models.cache.learned_autoencoder import LearnedAutoencoder
+from models.cache.learned_projection import LearnedProjection
 from models.cache.ranker import find_ranker
 from models.cache.rotating import CacheView, RotatingCompressiveCache
 from models.hf.config import HfConfig
@@ -19,6 +22,7 @@ from models.hf.generation import Sampler, StopTexts
 from models.hf.loading import Loaded, layer_specs, load
 from models.hf.question_bank import record
 
+LEARNED_TYPES = {"projection": LearnedProjection, "autoencoder": LearnedAutoencoder}
 _CHECK_TOKENS = 24
 _CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
@@ -78,6 +82,17 @@ class HfBackbone:
         if any(layer.heavy and layer.heavy_scorer == "ranker" for layer in layers):
             learned = find_ranker(config.ranker, self.identity)
             specs = [replace(spec, ranker=learned) for spec in specs]
+        kinds = {layer.compressor for layer in layers if layer.has_latents} & set(LEARNED)
+        if len(kinds) > 1:
+            raise ValueError(
+                f"cache.per_layer names the compressors {', '.join(sorted(kinds))}; one learned kind for all layers"
+            )
+        for kind in kinds:
+            weights = LearnedWeights.load(
+                kind, LEARNED_TYPES[kind].layer_type, learned_folder(config.compressor_weights)
+            )
+            weights.check(self.identity)
+            specs = [replace(spec, learned=weights) for spec in specs]
         return RotatingCompressiveCache(config, specs, self.identity)
 
     def question_bank(self) -> dict[int, Tensor]:

@@ -1,0 +1,264 @@
+"""Train the learned projection and the learned autoencoder of a model's full-attention layers.
+
+    python -m infra.training.compressors record --data FOLDER --traces DIR [--contexts 12]
+    python -m infra.training.compressors fit --traces DIR --out FOLDER [--seconds 60] [--token-steps 40]
+
+`record` reads contexts of the training split (infra/training/ranker_traces.py) exactly and keeps their pairs and
+queries; it goes on where it stopped. `fit` starts from SVD, learns each layer on the error of its attention output
+(a random rank each step, so that columns are nested), then all layers together on the loss of next tokens; the
+last two contexts are held out. Writes projection.safetensors, autoencoder.safetensors and curves.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from infra.console import say
+from models.cache.layers import ViewLayer
+from models.cache.learned import LayerCodes, LearnedWeights
+from models.cache.ranker import base_identity
+from models.cache.rotating import CacheView
+from models.cache.spec import LayerSpec
+from models.compared.trace import read_exactly
+from models.hf import HfBackbone, HfConfig
+from models.hf.backbone import LEARNED_TYPES
+
+SINKS, RECENT, QUERIES, HELD_OUT = 4, 256, 64, 2
+RANKS = {"projection": (8, 16, 32, 64, 96), "autoencoder": (16, 32, 64, 128)}
+Trace = dict[str, Tensor]
+
+
+def record(backbone: HfBackbone, data: Path, folder: Path, count: int, most_tokens: int = 3072) -> None:
+    """Write a file of pairs, queries and ids a context."""
+    from infra.training.ranker_traces import contexts
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for at, context in zip(range(count), contexts(data, seed=0, scale=max(0.2, count / 34)), strict=False):
+        path = folder / f"trace-{at:03d}.safetensors"
+        if path.exists():
+            continue
+        ids = [*backbone.bos, *backbone.encode(context.text + "\n" + "\n".join(context.later))][:most_tokens]
+        trace = read_exactly(backbone, ids)
+        kept: Trace = {"ids": torch.tensor(ids)}
+        for layer in trace.layers:
+            for name in ("keys", "values", "queries"):
+                kept[f"{layer.spec.index}.{name}"] = getattr(layer, name).half().cpu()
+        save_file(
+            {name: tensor.contiguous() for name, tensor in kept.items()}, str(path.with_suffix(".part"))
+        )
+        path.with_suffix(".part").rename(path)
+        say(f"  {context.name}: {len(ids)} tokens")
+
+
+def attention_loss(spec: LayerSpec, layer: LayerCodes, trace: Trace, start: int, rank: int) -> Tensor:
+    """Relative squared error of what queries start … read when all but sinks and recent tokens are codes."""
+    end = min(start + QUERIES, trace["ids"].shape[0])
+    keys, values, queries = (trace[f"{spec.index}.{name}"].float() for name in ("keys", "values", "queries"))
+    middle = slice(SINKS, start - RECENT)
+    read = layer.read(keys[:, middle], values[:, middle], rank)
+    mixed = [
+        torch.cat((given[:, :SINKS], code, given[:, middle.stop : end]), dim=1)
+        for given, code in zip((keys, values), read, strict=True)
+    ]
+    places = torch.arange(end)
+    spec.rotary.reserve(end)
+    asked = spec.rotary.turn(queries[:, start:end], places[start:]).unflatten(0, (spec.num_kv_heads, -1))
+    late = places > places[start:, None]
+
+    def output(k: Tensor, v: Tensor) -> Tensor:
+        turned = spec.rotary.turn(k, places)
+        scores = asked @ turned[:, None].transpose(-1, -2) * spec.scaling
+        out: Tensor = scores.masked_fill(late, float("-inf")).softmax(-1) @ v[:, None]
+        return out
+
+    with torch.no_grad():
+        exact = output(keys[:, :end], values[:, :end])
+    return (output(*mixed) - exact).square().sum() / exact.square().sum()
+
+
+def fit_layer(
+    spec: LayerSpec, kind: str, traces: Sequence[Trace], seconds: float, seed: int
+) -> tuple[LayerCodes, list[dict[str, float]]]:
+    """One layer on attention output for `seconds`; the curve of the held-out error by rank."""
+    rng = random.Random(f"{seed}:{kind}:{spec.index}")
+    torch.manual_seed(seed)
+    ranks = RANKS[kind]
+    layer = LEARNED_TYPES[kind].layer_type(spec.num_kv_heads, spec.head_dim, ranks[-1])  # type: ignore[call-arg]
+    training, held_out = traces[:-HELD_OUT], traces[-HELD_OUT:]
+    samples = [
+        torch.cat([trace[f"{spec.index}.{name}"][:, SINKS::4].float() for trace in training], dim=1)
+        for name in ("keys", "values")
+    ]
+    layer.start(*samples)  # type: ignore[operator]
+    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-3)
+    began, step, curve = time.monotonic(), 0, [_held_out(spec, layer, held_out, ranks) | {"step": 0.0}]
+    while time.monotonic() - began < seconds:
+        done = (time.monotonic() - began) / seconds
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * (1 - 0.95 * done)
+        trace = rng.choice(training)
+        start = rng.randrange(1024, trace["ids"].shape[0] - QUERIES)
+        loss = attention_loss(spec, layer, trace, start, rng.choice(ranks))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+    curve.append(_held_out(spec, layer, held_out, ranks) | {"step": float(step)})
+    return layer, curve
+
+
+@torch.no_grad()
+def _held_out(
+    spec: LayerSpec, layer: LayerCodes, traces: Sequence[Trace], ranks: Sequence[int]
+) -> dict[str, float]:
+    found = {}
+    for rank in ranks:
+        errors = [
+            float(attention_loss(spec, layer, trace, start, rank)) ** 0.5
+            for trace in traces
+            for start in range(1100, trace["ids"].shape[0] - QUERIES, 600)
+        ]
+        found[f"error_{rank}"] = round(sum(errors) / len(errors), 4)
+    return found
+
+
+class CodedView(ViewLayer):  # type: ignore[no-untyped-call]
+    """A view whose held pairs carry gradients to the codes' weights."""
+
+    def __init__(self, spec: LayerSpec, keys: Tensor, values: Tensor, room: int) -> None:
+        super().__init__(spec, room, keys.shape[1])
+        self._coded = spec.rotary.turn(keys, torch.arange(keys.shape[1])), values
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """See ViewLayer.update."""
+        keys, values = super().update(key_states, value_states)
+        return torch.cat((self._coded[0][None], keys.clone()), 2), torch.cat(
+            (self._coded[1][None], values.clone()), 2
+        )
+
+
+def token_loss(
+    backbone: HfBackbone, layers: dict[int, LayerCodes], trace: Trace, start: int, rank: int, count: int
+) -> Tensor:
+    """Nats per token of tokens start + 1 … start + count, the middle of the full layers read from codes."""
+    ids = trace["ids"].tolist()
+    views: list[ViewLayer] = []
+    exact = read_exactly(backbone, ids[max(0, start - 1024) : start])  # the sliding layers' windows
+    sliding = {layer.spec.index: layer for layer in exact.sliding}
+    for spec in backbone.specs:
+        if spec.index not in layers:
+            views.append(sliding[spec.index].frozen(count))
+            continue
+        keys, values = (trace[f"{spec.index}.{name}"][:, :start].float() for name in ("keys", "values"))
+        middle = slice(SINKS, start - RECENT)
+        read = layers[spec.index].read(keys[:, middle], values[:, middle], rank)
+        mixed = [
+            torch.cat((given[:, :SINKS], code, given[:, middle.stop :]), dim=1)
+            for given, code in zip((keys, values), read, strict=True)
+        ]
+        spec.rotary.reserve(start + count)
+        views.append(CodedView(spec, mixed[0], mixed[1], count))
+    given = torch.tensor(ids[start : start + count])
+    inputs = backbone._inputs(given, CacheView(views))
+    logits = backbone.model(**inputs).logits[0, :-1].float()
+    return torch.nn.functional.cross_entropy(logits, given[1:])
+
+
+def fit_tokens(
+    backbone: HfBackbone,
+    kind: str,
+    layers: dict[int, LayerCodes],
+    traces: Sequence[Trace],
+    steps: int,
+    seed: int,
+) -> list[float]:
+    """All layers together on the next token, gently; the loss of every step."""
+    rng = random.Random(f"{seed}:{kind}:tokens")
+    parameters = [parameter for layer in layers.values() for parameter in layer.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=1e-4)
+    curve = []
+    for _ in range(steps):
+        trace = rng.choice(traces[:-HELD_OUT])
+        start = rng.randrange(1200, trace["ids"].shape[0] - QUERIES)
+        loss = token_loss(backbone, layers, trace, start, rng.choice(RANKS[kind][1:]), QUERIES)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        curve.append(round(float(loss), 4))
+    return curve
+
+
+def fit(given: argparse.Namespace, backbone: HfBackbone) -> None:
+    """Both kinds, all full-attention layers."""
+    files = sorted(given.traces.glob("trace-*.safetensors"))
+    if len(files) < HELD_OUT + 1:
+        raise SystemExit(f"{given.traces} holds {len(files)} traces; record at least {HELD_OUT + 1}")
+    traces = [load_file(path) for path in files]
+    full = [spec for spec in backbone.specs if spec.window is None]
+    path = given.out / "curves.json"
+    curves: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for kind in given.kinds.split(","):
+        layers, told = {}, {}
+        for spec in full:
+            layers[spec.index], told[str(spec.index)] = fit_layer(
+                spec, kind, traces, given.seconds, given.seed
+            )
+            say(f"  {kind}, layer {spec.index}: {told[str(spec.index)]}")
+        before = _save(given, backbone, kind, layers)
+        curve = fit_tokens(backbone, kind, layers, traces, given.token_steps, given.seed)
+        after = [_held_out(spec, layers[spec.index], traces[-HELD_OUT:], RANKS[kind]) for spec in full]
+        _save(given, backbone, kind, layers)
+        curves[kind] = {"attention": told, "next_token": curve, "error_after": after, "contexts": len(traces)}
+        path.write_text(json.dumps(curves, indent=1) + "\n")
+        say(f"  {kind}: {before.stat().st_size:,} bytes; next token {curve[:3]} … {curve[-3:]}; {after}")
+
+
+def _save(given: argparse.Namespace, backbone: HfBackbone, kind: str, layers: dict[int, LayerCodes]) -> Path:
+    about = {"trained_by": "infra/training/compressors.py", "seed": str(given.seed)}
+    return LearnedWeights(kind, layers, base_identity(backbone.identity), about).save(given.out)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("verb", choices=["record", "fit"])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--traces", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--contexts", type=int, default=12)
+    parser.add_argument("--kinds", default="projection,autoencoder")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of a layer's first stage")
+    parser.add_argument("--token-steps", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", default="gemma-3-270m")
+    given = parser.parse_args(arguments)
+    backbone = HfBackbone.load(HfConfig(model=given.model, adapter="none", device="cpu"))
+    if given.verb == "record":
+        if given.data is None:
+            parser.error("record needs --data, the data folder")
+        record(backbone, given.data, given.traces, given.contexts)
+        return
+    if given.out is None:
+        parser.error("fit needs --out, a folder")
+    given.out.mkdir(parents=True, exist_ok=True)
+    fit(given, backbone)
+
+
+if __name__ == "__main__":
+    main()
