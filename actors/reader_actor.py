@@ -5,6 +5,7 @@ What it has read it keeps in a file, so a reader that was killed comes back with
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.remote import NAMESPACE, find_actor, log_in_actor, named_actor
+from actors.remote import NAMESPACE, end_actor, find_actor, log_in_actor, named_actor
 from models.hf import HfBackbone, HfConfig
 from models.hf.adapter import adapter_folder
 from pipeline.tasks.material import Material
@@ -157,6 +158,19 @@ def open_reader(
     handle = find_actor(name) or named_actor(ReaderActor, name, *args, detached=False, **options)
     ray.get(handle.stats.remote(), timeout=900.0)
     return {"name": name, "namespace": NAMESPACE, "timeout_s": 600.0}
+
+
+def close_reader(name: str, timeout_s: float = 90.0) -> None:
+    """Let the reader called `name` write down what it has read, and end it; nothing happens where there is none."""
+    import ray
+    from ray.exceptions import RayError
+
+    handle = find_actor(name)
+    if handle is None:
+        return
+    with contextlib.suppress(RayError, TimeoutError):
+        ray.get(handle.close.remote(), timeout=timeout_s)
+    end_actor(name)
 
 
 def _load(memory: Path | None) -> dict[Key, Found]:

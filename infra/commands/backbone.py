@@ -70,7 +70,7 @@ def train_backbone(
         steps=steps, accumulate=accumulate, save_every=save_every, limit_s=60 * minutes,
         report_every=max(1, min(10, steps // 20)),
     )  # fmt: skip
-    spec = _spec(kind, data, method, steps, accumulate, lr, losses, fade, tiny, seed, settings.backbone)
+    spec = _spec(kind, data, method, steps, accumulate, lr, losses, fade, tiny, seed, settings.backbone, gpu)
     params = {"kind": kind, "method": method, "steps": steps, "accumulate": accumulate, "seed": seed}
     with track(settings.tracking, f"train-backbone-{kind}", state, params) as tracker:
         job = absolute(
@@ -116,7 +116,7 @@ def run_job(job: Any, workers: int, gpu: bool) -> Figures:
 
 def _spec(
     kind: str, data: Path, method: str, steps: int, accumulate: int, lr: float, losses: str, fade: str,
-    tiny: bool, seed: int, backbone: Any,
+    tiny: bool, seed: int, backbone: Any, gpu: bool,
 ) -> Any:  # fmt: skip
     if kind == "subq":
         from dataclasses import replace
@@ -124,7 +124,9 @@ def _spec(
         from infra.training.learners.subq import SubqSpec
         from infra.training.subq import SubqTrainConfig
 
-        train = SubqTrainConfig(losses=loss_weights(losses), muon=not tiny, seed=seed)
+        train = SubqTrainConfig(
+            losses=loss_weights(losses), muon=not tiny, seed=seed, compiled=gpu, workers=8 * gpu
+        )
         if lr:
             train = replace(train, lr=lr)
         if fade:

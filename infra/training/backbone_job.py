@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.training.backbone_loop import Learner, LoopConfig, Place, read_curve, run_loop
-from infra.training.cards import write_card
+from infra.training.cards import CARD, write_card
 from models.data_parallel import Group
 
 KINDS = ("subq", "reader", "landmark", "joint")
@@ -46,7 +46,16 @@ class BackboneJob:
 def absolute(job: BackboneJob) -> BackboneJob:
     """The job with every path absolute: workers run in other folders."""
     spec = {f.name: getattr(job.spec, f.name) for f in fields(job.spec)}
-    paths = {name: value.expanduser().absolute() for name, value in spec.items() if isinstance(value, Path)}
+    paths: dict[str, Any] = {
+        name: value.expanduser().absolute() for name, value in spec.items() if isinstance(value, Path)
+    }
+    if "backbone" in spec:
+        folders = {
+            name: str(Path(value).expanduser().absolute())
+            for name in ("model", "adapter")
+            if (value := getattr(spec["backbone"], name)) and Path(value).expanduser().is_dir()
+        }
+        paths["backbone"] = replace(spec["backbone"], **folders)
     return replace(job, out=job.out.absolute(), state=job.state.absolute(), spec=replace(job.spec, **paths))
 
 
@@ -72,6 +81,8 @@ def work(settings: Mapping[str, Any], device: str, report: Callable[[dict[str, f
     run_loop(learner, job.loop, Place(folder=job.out, made_from=made_from, report=tell), group)
     if group.rank == 0:
         finish(job, learner)
+        if tracker is not None:
+            tracker.text((job.out / MODEL / CARD).read_text(encoding="utf-8"), "model/README.md")
     group.barrier()
 
 

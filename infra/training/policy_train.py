@@ -7,6 +7,7 @@ Training uses the training questions of the material only, judging its test ques
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -306,7 +307,7 @@ def _learn_by_rllib(
     config: PolicyTrainConfig, network: PolicyNetwork, material: Material, rows: Any,
     iterations: int, limit_s: float, on_step: OnStep | None,
 ) -> tuple[PolicyNetwork, dict[str, Any]]:  # fmt: skip
-    from actors.reader_actor import open_reader
+    from actors.reader_actor import close_reader, open_reader
     from infra.cluster import connect_ray
     from rl.ppo import PpoConfig, PpoJob
 
@@ -317,9 +318,11 @@ def _learn_by_rllib(
     save_policy(network, work / "begin", {"unit": config.unit})
     connect_ray()
     reader = None
+    # a name of the run's own: the next round of co-training has another reader
+    name = f"reader-{hashlib.sha256(str(config.out.absolute()).encode()).hexdigest()[:12]}"
     if config.readings is None:
         memory = work / "readings.npz"
-        reader = open_reader(f"reader-{config.out.name}", work / "material", config.backbone, memory=memory)
+        reader = open_reader(name, work / "material", config.backbone, memory=memory)
     batch = max(64, config.questions * 8)
     job = PpoJob(
         work / "material", work / "rows.npy", network.config,
@@ -337,6 +340,7 @@ def _learn_by_rllib(
         return job.network(), _learned(records, alarm)
     finally:
         job.close()
+        close_reader(name)
 
 
 def _learned(records: list[dict[str, float]], alarm: list[str]) -> dict[str, Any]:

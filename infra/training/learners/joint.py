@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infra.training.learners.reader import METHODS, STOP
+from infra.training.learners.adapting import METHODS, go_on, load_named, named_state, write_adapted
+from infra.training.learners.reader import STOP
 from models.data_parallel import Group
+from models.hf.adapter import adapter_folder
 from models.hf.config import HfConfig
 from models.hf.loading import Loaded, load, pick_device
-from models.reader_training import ReadingRows, add_lora, collate, save_adapter
+from models.reader_training import ReadingRows, add_lora, collate
 from models.retriever.choosing import Choosing
 from models.retriever.config import RetrieverConfig
 from models.retriever.network import PolicyNetwork, as_tensors
@@ -99,6 +101,9 @@ class JointLearner:
         model: nn.Module = loaded.model.to(self.device)
         if spec.method == "lora":
             model = add_lora(model, spec.rank, 2 * spec.rank, 0.0)
+            begin = adapter_folder(spec.backbone)
+            if begin is not None:
+                go_on(model, begin)
         else:
             model.requires_grad_(True)
         # no dropout on either side: what is chosen and what is learned from are one policy
@@ -179,15 +184,11 @@ class JointLearner:
 
     def state(self) -> dict[str, Any]:
         """Both networks' trained weights and the optimizer."""
-        weights = {n: p.detach() for n, p in zip(self._names, self.parameters, strict=True)}
-        return {"weights": weights, "optimizer": self._optimizer.state_dict()}
+        return named_state(self._names, self.parameters, self._optimizer)
 
     def load(self, state: dict[str, Any]) -> None:
         """See Learner."""
-        with torch.no_grad():
-            for name, parameter in zip(self._names, self.parameters, strict=True):
-                parameter.copy_(state["weights"][name])
-        self._optimizer.load_state_dict(state["optimizer"])
+        load_named(state, self._names, self.parameters, self._optimizer)
 
     def flops_per_token(self) -> float:
         """Every arm forward, one of them backward too."""
@@ -196,13 +197,7 @@ class JointLearner:
 
     def write(self, folder: Path, about: dict[str, Any]) -> list[Path]:
         """The reader (adapter, or whole model) and, in `policy`, the chooser."""
-        if self.spec.method == "lora":
-            save_adapter(self.model, folder)
-            (folder / "README.md").unlink(missing_ok=True)
-        else:
-            plain: Any = self.model
-            plain.save_pretrained(str(folder))
-            self._tokenizer.save(str(folder / "tokenizer.json"))
+        write_adapted(self.model, self._tokenizer, self.spec.method, folder)
         save_policy(self.network, folder / POLICY, {"algorithm": "joint", "seed": self.spec.seed})
         return sorted(folder.iterdir())
 
@@ -252,7 +247,9 @@ class JointLearner:
 def build_joint(spec: JointSpec, out: Path, device: str) -> JointLearner:
     """The learner over a folder of material."""
     del out
-    loaded = load(replace(spec.backbone, device=device, dtype="float32"))
+    # the saved adapter stands for itself: it begins with the reader's own and is not put on top of it
+    adapter = "none" if spec.method == "lora" else spec.backbone.adapter
+    loaded = load(replace(spec.backbone, adapter=adapter, device=device, dtype="float32"))
     material = Material.load(spec.data)
     torch.manual_seed(spec.seed)
     if spec.policy is not None:

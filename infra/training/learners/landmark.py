@@ -260,7 +260,8 @@ class LandmarkLearner:
 def build_landmark(spec: LandmarkSpec, out: Path, device: str) -> LandmarkLearner:
     """The learner over a folder of triples; dev and test questions are held out."""
     del out
-    loaded = load(replace(spec.backbone, device=device, dtype="float32"))
+    adapter = "none" if spec.method == "lora" else spec.backbone.adapter
+    loaded = load(replace(spec.backbone, adapter=adapter, device=device, dtype="float32"))
     triples = triples_in(spec.data)
     train = pairs_of([triple for triple in triples if triple.split == "train"])
     held_out = pairs_of([triple for triple in triples if triple.split != "train"])

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from infra.training.learners.adapting import METHODS, go_on, load_named, named_state, write_adapted
 from models.data_parallel import Group
 from models.hf.config import HfConfig
 from models.hf.loading import Loaded, load, pick_device
@@ -28,13 +29,11 @@ from models.reader_training import (
     collate,
     learning_rate,
     plan_batches,
-    save_adapter,
 )
 from pipeline.prepare.files import MANIFEST, read_triples
 from pipeline.prepare.triples import Triple
 from pipeline.session.prompts import reader_prompt
 
-METHODS = ("lora", "full")
 STOP = "\n"
 
 
@@ -134,15 +133,11 @@ class ReaderLearner:
 
     def state(self) -> dict[str, Any]:
         """The trained weights alone, and the optimizer."""
-        weights = {n: p.detach() for n, p in zip(self._names, self.parameters, strict=True)}
-        return {"weights": weights, "optimizer": self._optimizer.state_dict()}
+        return named_state(self._names, self.parameters, self._optimizer)
 
     def load(self, state: dict[str, Any]) -> None:
         """See Learner."""
-        with torch.no_grad():
-            for name, parameter in zip(self._names, self.parameters, strict=True):
-                parameter.copy_(state["weights"][name])
-        self._optimizer.load_state_dict(state["optimizer"])
+        load_named(state, self._names, self.parameters, self._optimizer)
 
     def flops_per_token(self) -> float:
         """Two a weight forward and two backward through all, two more a trained weight."""
@@ -168,15 +163,7 @@ class ReaderLearner:
     def write(self, folder: Path, about: dict[str, Any]) -> list[Path]:
         """The adapter as peft reads it, or the whole model as `transformers` does, in bf16."""
         about |= {"rows": len(self._trained), **self.judged()}
-        if self.spec.method == "lora":
-            save_adapter(self.model, folder)
-            (folder / "README.md").unlink(missing_ok=True)  # peft's own; ours follows
-        else:
-            plain: Any = self.model
-            plain.save_pretrained(str(folder), state_dict={
-                name: tensor.to(torch.bfloat16).contiguous() for name, tensor in plain.state_dict().items()
-            })  # fmt: skip
-            self._tokenizer.save(str(folder / "tokenizer.json"))
+        write_adapted(self.model, self._tokenizer, self.spec.method, folder)
         return sorted(folder.iterdir())
 
 
@@ -190,24 +177,6 @@ def build_reader(spec: ReaderSpec, out: Path, device: str) -> ReaderLearner:
     loaded = load(plain)
     rows, held_out = rows_of(triples_in(spec.data), loaded, spec.most_tokens)
     return ReaderLearner(loaded, rows, held_out, spec, str(pick_device(device)))
-
-
-def go_on(model: nn.Module, adapter: Path) -> None:
-    """Put the weights of a saved adapter into the model's own; ValueError where they do not fit."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    path = adapter / "adapter_model.safetensors"
-    if not path.is_file():
-        raise ValueError(f"begin_with: given {adapter}; allowed: a folder with adapter_model.safetensors")
-    try:
-        result = set_peft_model_state_dict(model, {n: t.float() for n, t in load_file(path).items()})  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
-        raise ValueError(f"begin_with: {adapter} does not fit: {str(error).splitlines()[-1]}") from None
-    if result.unexpected_keys:
-        raise ValueError(
-            f"begin_with: {adapter} holds weights of another model: {result.unexpected_keys[:2]}"
-        )
 
 
 def triples_in(folder: Path) -> list[Triple]:

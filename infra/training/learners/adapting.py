@@ -1,0 +1,65 @@
+"""What the learners that adapt a decoder share: trained weights by name, and how the adapted model is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.reader_training import save_adapter
+
+METHODS = ("lora", "full")
+
+
+def named_state(
+    names: Sequence[str], parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """The trained weights alone, and their optimizer."""
+    weights = {name: parameter.detach() for name, parameter in zip(names, parameters, strict=True)}
+    return {"weights": weights, "optimizer": optimizer.state_dict()}
+
+
+@torch.no_grad()
+def load_named(
+    state: dict[str, Any],
+    names: Sequence[str],
+    parameters: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Put back what `named_state` gave."""
+    for name, parameter in zip(names, parameters, strict=True):
+        parameter.copy_(state["weights"][name])
+    optimizer.load_state_dict(state["optimizer"])
+
+
+def write_adapted(model: Any, tokenizer: Any, method: str, folder: Path) -> None:
+    """The adapter as peft reads it, or the whole model as `transformers` does; in bf16."""
+    if method == "lora":
+        save_adapter(model, folder)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's own; ours follows
+        return
+    state = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(str(folder), state_dict=state)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def go_on(model: nn.Module, adapter: Path) -> None:
+    """Put the weights of a saved adapter into the model's own; ValueError where they do not fit."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    path = adapter / "adapter_model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"begin_with: given {adapter}; allowed: a folder with adapter_model.safetensors")
+    weights = {name: tensor.float() for name, tensor in load_file(path).items()}
+    try:
+        result: Any = set_peft_model_state_dict(model, weights)
+    except RuntimeError as error:
+        raise ValueError(f"begin_with: {adapter} does not fit: {str(error).splitlines()[-1]}") from None
+    if result.unexpected_keys:
+        raise ValueError(
+            f"begin_with: {adapter} holds weights of another model: {result.unexpected_keys[:2]}"
+        )
