@@ -126,7 +126,7 @@ def read_entries(document: Fetched, feed_url: str) -> list[FeedEntry]:
         headers["content-type"] = document.content_type
     # A stream, because the parser takes bytes for the name of a local file before it takes them for a document.
     parsed = feedparser.parse(io.BytesIO(document.body), response_headers=headers)
-    if not parsed.entries and (parsed.bozo or not parsed.version):
+    if not parsed.entries and (parsed.get("bozo") or not parsed.get("version")):
         cause = parsed.get("bozo_exception")
         raise NotAFeed(f"not a feed: {cause or document.content_type or 'no RSS or Atom found'}")
     host = urlsplit(feed_url).hostname or "feed"

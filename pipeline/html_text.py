@@ -47,6 +47,13 @@ class _Reader(HTMLParser):
         self.parts: list[str] = []
         self._hidden: list[str] = []
 
+    def parse_marked_section(self, i: int, report: int = 1) -> int:
+        """As HTML 5 reads what no section may be called: a comment up to the next bracket."""
+        try:
+            return super().parse_marked_section(i, report)
+        except AssertionError:
+            return self.parse_bogus_comment(i)
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in _HIDDEN:
             self._hidden.append(tag)

@@ -85,8 +85,10 @@ def through_broker(system: Local, records: int, seed: int = 2, *, huge_every: in
     begun = time.perf_counter()
     with Publisher(kafka) as publisher:
         for number, record in zip(range(records), Maker(seed, huge_every=huge_every), strict=False):
+            # The client refuses a record of neither key nor value before any broker sees it.
+            key = b"" if record.key is None and record.value is None else record.key
             publisher.publish_raw(
-                record.key, record.value, headers=record.headers, partition=number % publisher.num_partitions
+                key, record.value, headers=record.headers, partition=number % publisher.num_partitions
             )
             try:
                 value = parse_record(record.key, record.value, record.headers)

@@ -141,7 +141,15 @@ def seeds(name: str) -> Iterable[bytes]:
     """Examples to start from: well-formed ones and hostile ones."""
     records = [r.value for r, _ in zip(Maker(5), range(200), strict=False) if r.value is not None]
     if name in ("feed", "html"):
-        return [_RSS, _ATOM, _ENTITIES + _RSS, b"<b>x<script>y</script></b>", b"&#x110000;&#0;&bogus;"]
+        return [
+            b"",
+            b'<![DOc":><title>a</title>',
+            _RSS,
+            _ATOM,
+            _ENTITIES + _RSS,
+            b"<b>x<script>y</script></b>",
+            b"&#x110000;&#0;&bogus;",
+        ]
     if name == "codec":
         value = parse_article(
             {"id": "a", "published": "2024-01-01T00:00:00Z", "source": "s", "title": "t", "text": "x"}
