@@ -4,7 +4,8 @@
 
 Prints the largest difference of a logit, and of the likeliest token, over the last 128 tokens of a text, in
 float32 and bfloat16: through the rotating cache, through sparse retrieval attention with all chunks, and behind a
-chunk whose pairs were computed before. Plain: transformers' own attention (sdpa) in the same type.
+chunk whose pairs were computed before; beside them transformers' eager attention, for scale. Plain: transformers'
+own attention (sdpa) in the same type.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def rows(backbone: HfBackbone, ids: list[int]) -> list[dict[str, Any]]:
         "rotating cache, nothing evicted": backbone.logits(last, cache),
         "sparse attention, all chunks": _plain(model, ids, register_sparse(SparseConfig(top_k=len(ids)))),
         "a chunk's pairs computed before": behind,
+        "transformers' own eager attention": _plain(model, ids, "eager"),
     }
     return [
         {

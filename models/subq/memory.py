@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models.subq.config import SubqConfig
-from models.subq.index import build_index
+from models.subq.index import LandmarkIndex, build_index
 
 Reencode = Callable[[Tensor], tuple[Tensor, Tensor]]
 SEGMENT = 64
@@ -35,6 +35,13 @@ class MemoryConfig:
     compressed: bool = field(
         default=True, metadata={"help": "in host memory: 8 bits a number instead of 16 or 32"}
     )
+    most_chunks: int = field(
+        default=0,
+        metadata={
+            "help": "chunks that stay findable, oldest leave first (0: all): with it the bytes of a stream are "
+            "bounded; 128 or more"
+        },
+    )
     landmark_dtype: str = field(default="float16", metadata={"help": "float16 or float32"})
     reencode_tokens: int = field(
         default=0,
@@ -47,6 +54,12 @@ class MemoryConfig:
         for name in ("device_bytes", "host_bytes", "reencode_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 0 or more")
+        if isinstance(self.most_chunks, bool) or not (
+            self.most_chunks == 0 or self.most_chunks >= 2 * SEGMENT
+        ):
+            raise ValueError(
+                f"most_chunks: given {self.most_chunks}; allowed: 0 (all), or {2 * SEGMENT} and more"
+            )
         if self.landmark_dtype not in ("float16", "float32"):
             raise ValueError(f"landmark_dtype: given {self.landmark_dtype!r}; allowed: float16, float32")
 
@@ -72,27 +85,40 @@ class _Segment:
 
 
 class ChunkMemory:
-    """Chunks are appended and never change; see MemoryConfig for where they live."""
+    """Chunks are appended and never change; see MemoryConfig for where they live and how many.
+
+    Chunks are known by their number in the stream for ever; `first` is the oldest that is still held.
+    """
 
     def __init__(
         self, model: SubqConfig, config: MemoryConfig, device: torch.device, reencode: Reencode | None = None
     ) -> None:
         """`reencode(chunks [m]) -> (keys, values) [m, C, g, d]` brings back what was dropped."""
+        if config.most_chunks and config.most_chunks < 2 * model.top_k:
+            raise ValueError(
+                f"most_chunks: given {config.most_chunks} for a model that reads {model.top_k} chunks at once; "
+                f"allowed: {2 * model.top_k} or more"
+            )
         if reencode is None and config.host_bytes < 1 << 60:
             raise ValueError(
                 f"host_bytes: given {config.host_bytes}, but this model's chunks cannot be encoded again"
             )
         self.model, self.config, self.device = model, config, device
-        self.index = build_index(
-            model.index, model.landmark_dim, model.probes, getattr(torch, config.landmark_dtype), device
-        )
+        self.index = self._new_index()
+        self.first = 0
+        self._ids_first = 0
         self._reencode = reencode
         self._segments: list[_Segment] = []
         self._ids: list[Tensor] = []
         self._dtype = torch.float32
 
     def __len__(self) -> int:
-        return len(self.index)
+        """Chunks that were ever appended."""
+        return self.first + len(self.index)
+
+    def _new_index(self) -> LandmarkIndex:
+        dtype = getattr(torch, self.config.landmark_dtype)
+        return build_index(self.model.index, self.model.landmark_dim, self.model.probes, dtype, self.device)
 
     @property
     def nbytes(self) -> dict[str, int]:
@@ -130,10 +156,11 @@ class ChunkMemory:
 
     def search(self, queries: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
         """The top_k chunks of each query [Q, R] that are not newer than limits [Q]: (scores, chunks) [Q, top_k]."""
-        if not len(self):
+        if not len(self.index):
             shape = (len(queries), self.model.top_k)
             return queries.new_full(shape, float("-inf")), torch.full(shape, -1, device=queries.device)
-        return self.index.search(queries, self.model.top_k, limits)
+        scores, found = self.index.search(queries, self.model.top_k, (limits - self.first).clamp_min(-1))
+        return scores, torch.where(found >= 0, found + self.first, found)
 
     def fetch(self, chunks: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [m, C, g, d] of chunks [m] on the model's device, from wherever they are."""
@@ -147,7 +174,11 @@ class ChunkMemory:
             dtype=self._dtype,
             device=self.device,
         )
-        wanted = chunks.cpu()
+        wanted = chunks.cpu() - self.first
+        if len(wanted) and int(wanted.min()) < 0:
+            raise ValueError(
+                f"chunk {int(chunks.min())} is gone; the memory holds {self.first} to {len(self) - 1}"
+            )
         dropped = torch.tensor(
             [self._segments[int(c) // SEGMENT].place == "ids" for c in wanted], dtype=torch.bool
         )
@@ -158,12 +189,17 @@ class ChunkMemory:
             )
         if dropped.any():
             assert self._reencode is not None
-            keys, values = self._reencode(wanted[dropped])
+            keys, values = self._reencode(wanted[dropped] + self.first)
             out[dropped.to(self.device)] = torch.stack((keys, values), 2).to(self._dtype)
         return out[:, :, 0], out[:, :, 1]
 
+    @property
+    def ids_first(self) -> int:
+        """The chunk that `ids` begins with: older than `first` by what a chunk needs to be encoded again."""
+        return self._ids_first
+
     def ids(self) -> Tensor:
-        """Token ids of all chunks [n, C]."""
+        """Token ids of chunks `ids_first` and later [n, C]."""
         if len(self._ids) > 1:
             self._ids = [torch.cat(self._ids)]
         return self._ids[0] if self._ids else torch.empty(0, self.model.chunk, dtype=torch.int32)
@@ -177,14 +213,39 @@ class ChunkMemory:
 
     def kv(self) -> Tensor:
         """All keys and values [n, C, 2, g, d], brought back from wherever they are: for snapshots."""
-        if not len(self):
+        if not len(self.index):
             c = self.model
             return torch.empty(0, c.chunk, 2, c.kv_heads, c.head_dim, dtype=self._dtype, device=self.device)
-        parts = [self.fetch(part) for part in torch.arange(len(self)).split(SEGMENT)]  # type: ignore[no-untyped-call]
+        numbers = torch.arange(self.first, len(self))
+        parts = [self.fetch(part) for part in numbers.split(SEGMENT)]  # type: ignore[no-untyped-call]
         return torch.cat([torch.stack(part, 2) for part in parts])
 
+    def start_at(self, first: int, ids_first: int, older_ids: Tensor) -> None:
+        """Make an empty memory go on at chunk `first`, as one that has evicted what was before."""
+        assert not len(self) and first % SEGMENT == 0
+        self.first, self._ids_first = first, ids_first
+        if len(older_ids):
+            self._ids.append(older_ids.to("cpu", torch.int32))
+
+    def _evict(self) -> None:
+        """Drop the oldest segments, a quarter of what is allowed at a time: the index is built again each time."""
+        held, most = len(self.index), self.config.most_chunks
+        if not most or held <= most:
+            return
+        keep = most - max(SEGMENT, most // 4)
+        gone = -(-(held - keep) // SEGMENT)
+        landmarks = self.index.landmarks()[gone * SEGMENT :]
+        self.index = self._new_index()
+        self.index.add(landmarks)
+        del self._segments[:gone]
+        self.first += gone * SEGMENT
+        ids, kept_from = self.ids(), max(0, self.first - SEGMENT)
+        self._ids = [ids[kept_from - self._ids_first :].clone()]
+        self._ids_first = kept_from
+
     def _settle(self) -> None:
-        """Move the oldest full segments down until every place is within its budget."""
+        """Evict what is too old, and move the oldest full segments down until every place is within its budget."""
+        self._evict()
         self._demote("device", self.config.device_bytes, self._to_host)
         self._demote("host", self.config.host_bytes, lambda segment: _Segment("ids", None))
 

@@ -12,7 +12,8 @@ from models.subq.memory import MemoryConfig
 from models.subq.model import BlockState, SubqModel
 from models.subq.streaming import SubqStream
 
-_FORMAT = 1
+_FORMAT = 2
+"""Format 1 knew no memory that evicts; it is read as having evicted nothing."""
 
 
 def stream_to_bytes(stream: SubqStream, model: str) -> bytes:
@@ -34,7 +35,7 @@ def stream_to_bytes(stream: SubqStream, model: str) -> bytes:
         tensors["memory.ids"] = stream.memory.ids()
     about = {
         "format": _FORMAT, "model": model, "seen": stream.seen, "anchor": stream._anchor,
-        "recent_ids": stream._recent_ids,
+        "recent_ids": stream._recent_ids, "first": stream.memory.first, "ids_first": stream.memory.ids_first,
     }  # fmt: skip
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     return bytes(save(plain, metadata={"stream": json.dumps(about)}))
@@ -43,8 +44,8 @@ def stream_to_bytes(stream: SubqStream, model: str) -> bytes:
 def stream_from_bytes(data: bytes, model: SubqModel, identity: str, memory: MemoryConfig) -> SubqStream:
     """What `stream_to_bytes` gave; raises ValueError for bytes of another model or of nothing of ours."""
     about = _about(data)
-    if about.get("format") != _FORMAT:
-        raise ValueError(f"snapshot format is {about.get('format')}; this version reads {_FORMAT}")
+    if about.get("format") not in (1, _FORMAT):
+        raise ValueError(f"snapshot format is {about.get('format')}; this version reads 1 and {_FORMAT}")
     if about["model"] != identity:
         raise ValueError(f"the cache belongs to model {about['model']}, this backbone is {identity}")
     tensors = {name: tensor.to(model.device) for name, tensor in load(data).items()}
@@ -57,8 +58,10 @@ def stream_from_bytes(data: bytes, model: SubqModel, identity: str, memory: Memo
         int(name.split(".")[1]): tensor for name, tensor in tensors.items() if name.startswith("query.")
     }
     if "memory.kv" in tensors:
-        kv = tensors["memory.kv"]
-        stream.memory.append(tensors["memory.landmarks"], kv[:, :, 0], kv[:, :, 1], tensors["memory.ids"])
+        kv, ids = tensors["memory.kv"], tensors["memory.ids"]
+        first, ids_first = int(about.get("first", 0)), int(about.get("ids_first", 0))
+        stream.memory.start_at(first, ids_first, ids[: first - ids_first])
+        stream.memory.append(tensors["memory.landmarks"], kv[:, :, 0], kv[:, :, 1], ids[first - ids_first :])
     return stream
 
 

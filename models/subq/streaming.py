@@ -210,11 +210,11 @@ class SubqStream:
         size = self.config.chunk
         assert self._again is not None
         before = -(-self._again // size)
-        ids = self.memory.ids()
+        ids, oldest = self.memory.ids(), self.memory.ids_first
         keys, values = [], []
         for part in chunks.split(8):  # type: ignore[no-untyped-call]
-            start = (part - before).clamp_min(0)
-            rows = (start[:, None] + torch.arange(before + 1)).clamp_max(len(ids) - 1)
+            start = (part - before).clamp_min(oldest)
+            rows = (start[:, None] + torch.arange(before + 1) - oldest).clamp_max(len(ids) - 1)
             text = ids[rows].flatten(1).to(self.model.device, torch.long)
             hidden, _ = self.model.lower(text)
             codes = self.model.encode(hidden)
