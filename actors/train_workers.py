@@ -99,7 +99,7 @@ def _worker(config: dict[str, Any]) -> None:
 def _check_resources(config: WorkersConfig) -> None:
     import ray
 
-    have = ray.cluster_resources()
+    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
     for kind, wanted in (
         ("CPU", config.cpus * config.num_workers),
         ("GPU", float(config.gpu and config.num_workers)),

@@ -133,12 +133,13 @@ def _spec(
             first, _, last = fade.partition(",")
             train = replace(train, contrastive_until=(_number("fade", first), _number("fade", last or first)))
         return SubqSpec(data=data, steps=steps, accumulate=accumulate, train=train, tiny=tiny, seed=seed)
+    peak: dict[str, Any] = {"lr": lr} if lr else {}
     if kind == "reader":
         from infra.training.learners.reader import ReaderSpec
 
         return ReaderSpec(
             data=data, backbone=backbone, method=method or "lora", steps=steps, accumulate=accumulate,
-            **({"lr": lr} if lr else {}), seed=seed,
+            **peak, seed=seed,
         )  # fmt: skip
     if kind == "landmark":
         from infra.training.learners.landmark import LandmarkSpec
@@ -146,7 +147,7 @@ def _spec(
         return LandmarkSpec(
             data=data, backbone=backbone, method=method or "frozen", steps=steps, accumulate=accumulate,
             embedder="minilm",
-            **({"lr": lr} if lr else {}), seed=seed,
+            **peak, seed=seed,
         )  # fmt: skip
     raise UsageError(f"--kind: given {kind!r}; allowed: subq, reader, landmark")
 

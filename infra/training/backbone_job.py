@@ -75,7 +75,7 @@ def work(settings: Mapping[str, Any], device: str, report: Callable[[dict[str, f
         if tracker is not None:
             tracker.metrics({n: v for n, v in row.items() if v == v}, step=int(row["step"]))
 
-    made_from = {"kind": job.kind, "spec": _plain(job.spec), "loop": _plain(job.loop)}
+    made_from: dict[str, Any] = {"kind": job.kind, "spec": _plain(job.spec), "loop": _plain(job.loop)}
     for name in ("save_every", "report_every", "keep"):  # a run may go on with others of these
         made_from["loop"].pop(name)
     run_loop(learner, job.loop, Place(folder=job.out, made_from=made_from, report=tell), group)

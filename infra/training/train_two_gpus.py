@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shutil
 import socket
@@ -117,7 +118,7 @@ def _launch(launcher: str, job: BackboneJob, size: int, gpu: bool) -> None:
             path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
             ray.init(
                 num_cpus=max(8, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False,
-                logging_level="ERROR", object_store_memory=256 << 20,
+                logging_level=logging.ERROR, object_store_memory=256 << 20,
                 runtime_env={"env_vars": {"PYTHONPATH": path}},
             )  # fmt: skip
         workers = WorkersConfig(num_workers=size, gpu=gpu, max_failures=0)
@@ -128,7 +129,9 @@ def _launch(launcher: str, job: BackboneJob, size: int, gpu: bool) -> None:
         return
     with socket.create_server(("127.0.0.1", 0)) as opened:
         port = opened.getsockname()[1]
-    torch.multiprocessing.spawn(_spawned, args=(size, port, gpu, job), nprocs=size)  # type: ignore[no-untyped-call]
+    from torch.multiprocessing.spawn import spawn
+
+    spawn(_spawned, args=(size, port, gpu, job), nprocs=size)  # type: ignore[no-untyped-call]
 
 
 def _spawned(rank: int, size: int, port: int, gpu: bool, job: BackboneJob) -> None:

@@ -196,7 +196,8 @@ def rows_of(triples: Sequence[Triple], loaded: Loaded, most_tokens: int) -> tupl
     """Token rows of the triples, too long ones left out, and which rows are held out (split dev or test)."""
     tokenizer = loaded.tokenizer
     begin = [i for i in tokenizer.encode("", add_special_tokens=True).ids if i not in loaded.end_ids]
-    pairs, held_out = [], []
+    pairs: list[tuple[list[int], list[int]]] = []
+    held_out: list[int] = []
     for triple in triples:
         prompt = tokenizer.encode(
             reader_prompt(triple.sentences, triple.question), add_special_tokens=False

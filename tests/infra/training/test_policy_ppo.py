@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -35,7 +36,7 @@ def test_run_goes_on_when_a_runner_and_the_reader_are_killed(tmp_path: Path) -> 
     run_here(BackboneJob(kind="reader", out=tmp_path / "run", spec=spec, loop=LoopConfig(steps=120)))
     job = PolicyTrainConfig(
         data=(material(tmp_path / "material"),), out=tmp_path / "policy", algorithm="ppo", warm_start="none",
-        backbone=HfConfig(model=str(tmp_path / "run" / MODEL), adapter="none", device="cpu"), steps=8, minutes=6.0,
+        backbone=HfConfig(model=str(tmp_path / "run" / MODEL), adapter="none", device="cpu"), steps=20, minutes=6.0,
         questions=16, lr=2e-3, reward=RewardConfig(gamma=0.001, gold_weight=1.0),
     )  # fmt: skip
     records: list[dict[str, float]] = []
@@ -57,8 +58,9 @@ def test_run_goes_on_when_a_runner_and_the_reader_are_killed(tmp_path: Path) -> 
     figures = train(job, on_step=records.append)
     thread.join(10)
     assert len(killed) == 2 and not any(psutil.pid_exists(pid) for pid in killed)
-    assert figures["learning"]["iterations"] == 8
-    assert figures["learning"]["return_last"] > figures["learning"]["return_first"]
+    assert figures["learning"]["iterations"] == 20
+    returns = [row["episode_return"] for row in records if math.isfinite(row.get("episode_return", math.nan))]
+    assert max(returns[-3:]) > returns[0] + 0.1, returns
     assert all({"entropy", "stop_rate", "budget_use", "value_error"} <= set(record) for record in records)
     load_policy(tmp_path / "policy")
 
