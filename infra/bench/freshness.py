@@ -1,0 +1,126 @@
+"""From published to searchable at steady rates, through a broker, the ingest job and its embedder.
+
+Two clocks: every article's own, from its Kafka timestamp to the append that makes it searchable by vector (the
+job's histogram, 10% wide buckets); and probes from outside, one article a second whose only word nobody else has,
+asked for by keyword until it is found (keyword search commits at most every `store.lexical_commit_ms`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import orjson
+
+from actors.delays import Delays
+from infra.bench.local import Local, local, news, publish_steadily, until
+from infra.bench.measure import commit, environment
+from pipeline.article import isoformat
+from pipeline.publisher import Publisher
+
+_PROBE_LIMIT_S = 60.0
+
+
+class Prober:
+    """Publishes one article a second and asks for it until it is found."""
+
+    def __init__(self, kafka: Any, client: Any) -> None:
+        self._kafka, self._client = kafka, client
+        self._over = threading.Event()
+        self.waits_ms: list[float] = []
+        self.lost = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the probe at hand."""
+        self._over.set()
+        self._thread.join(timeout=_PROBE_LIMIT_S + 5)
+
+    def _run(self) -> None:
+        with Publisher(self._kafka) as publisher:
+            for number in itertools.count():
+                if self._over.wait(1.0):
+                    return
+                word = f"probe{number}x{time.time_ns()}"
+                now = isoformat(datetime.now(UTC))
+                value = orjson.dumps(
+                    {
+                        "id": word,
+                        "published": now,
+                        "source": "probe",
+                        "title": "Probe",
+                        "text": f"It says {word}.",
+                    }
+                )
+                started = time.perf_counter()
+                publisher.publish_raw(word.encode(), value, stream="probe")
+                publisher.flush()
+                while time.perf_counter() - started < _PROBE_LIMIT_S:
+                    found = self._client.search([word], k=1, mode="bm25").passages[0]
+                    if found and found[0].article_id == word:
+                        self.waits_ms.append((time.perf_counter() - started) * 1e3)
+                        break
+                    time.sleep(0.01)
+                else:
+                    self.lost += 1
+
+
+def steady(system: Local, rate: float, seconds: float, embedder: str, partitions: int) -> dict[str, Any]:
+    """One rate for some seconds, after five of warming up."""
+    kafka = system.topic(partitions)
+    spec = system.spec(kafka, embedder=embedder)
+    wanted = int(rate * (seconds + 10) * 1.3) + 100
+    articles = (record for record in news(wanted, seed=int(rate)) if record[1] is not None)
+    with system.running(spec) as job:
+        warm, _ = publish_steadily(kafka, articles, rate, 5.0)
+        until(lambda: bool(job.progress()) and job.ledger().read >= warm, 120.0, "the warm-up to be read")
+        before = Counter(job.progress()["delays"])
+        prober = Prober(kafka, job.client)
+        count, behind_s = publish_steadily(kafka, articles, rate, seconds)
+        prober.stop()
+        total = warm + count + len(prober.waits_ms) + prober.lost
+        until(lambda: bool(job.progress()) and job.ledger().read >= total, 300.0, "everything to be read")
+        after = Counter(job.progress()["delays"])
+        lag = sum(job.progress()["lag"].values())
+    delays = Delays(after - before)
+    waits = prober.waits_ms or [float("nan")]
+    return {
+        "rate_per_s": rate,
+        "published": count,
+        "seconds": seconds,
+        "embedder": embedder,
+        "publisher_behind_s": round(behind_s, 3),
+        "searchable_p50_ms": delays.percentile(0.5),
+        "searchable_p99_ms": delays.percentile(0.99),
+        "probe_keyword_p50_ms": round(float(np.percentile(waits, 50)), 1),
+        "probe_keyword_max_ms": round(max(waits), 1),
+        "probes": len(prober.waits_ms),
+        "probes_lost": prober.lost,
+        "lag_at_end": lag,
+    }
+
+
+def run(seconds: float = 30.0, embedder: str = "static", partitions: int = 4) -> dict[str, Any]:
+    """50 and 200 articles a second, each for `seconds`."""
+    from models.embed import EmbedderConfig, warm_up
+
+    warm_up(EmbedderConfig(model=embedder))
+    with local() as system:
+        rows = [steady(system, rate, seconds, embedder, partitions) for rate in (50.0, 200.0)]
+    return {
+        "bench": "freshness",
+        "device": environment()["device"],
+        "commit": commit(),
+        "rows": rows,
+        "ratios": {
+            "published_to_searchable_p99_ms_50": rows[0]["searchable_p99_ms"],
+            "published_to_searchable_p99_ms_200": rows[1]["searchable_p99_ms"],
+            "probe_keyword_max_ms_200": rows[1]["probe_keyword_max_ms"],
+        },
+    }
