@@ -27,14 +27,20 @@ import torch
 import zstandard
 from transformers.cache_utils import DynamicCache
 
+from infra.bench.measure import environment
 from infra.console import say
 from models.cache import CacheConfig
+from models.cache.config import LEARNED
 from models.cache.full_layer import RotatingLayer
+from models.cache.learned import LearnedWeights, learned_folder
 from models.cache.rotating import RotatingCompressiveCache
 from models.cache.spec import LayerSpec
 from models.hf import HfBackbone, HfConfig
 from models.hf.attention import attend
+from models.hf.backbone import LEARNED_TYPES
 from models.hf.question_bank import record
+from models.shipped import COMPRESSORS
+from pipeline.errors import UsageError
 
 SINKS, MIDDLE_END, LENGTH, QUERIES = 4, 3076, 4096, 256
 
@@ -142,7 +148,15 @@ ATTENTION_METHODS: dict[str, dict[str, Any]] = {
     "svd, rank 32, blocks of 256": {"evict_block": 256},
     "svd, rank 16, blocks of 256": {"evict_block": 256, "rank": 16},
     "svd in the block's frame, rank 32": {"key_frame": "within_block"},
+    "weighted svd, rank 8": {"compressor": "weighted_svd", "rank": 8},
+    "weighted svd, rank 16": {"compressor": "weighted_svd", "rank": 16},
     "weighted svd, rank 32": {"compressor": "weighted_svd"},
+    # the same bytes as svd of rank 8, 16 and 32: codes alone, the readers are the model's
+    "projection, rank 24": {"compressor": "projection", "rank": 24},
+    "projection, rank 48": {"compressor": "projection", "rank": 48},
+    "projection, rank 96": {"compressor": "projection", "rank": 96},
+    "autoencoder, rank 48": {"compressor": "autoencoder", "rank": 48},
+    "autoencoder, rank 96": {"compressor": "autoencoder", "rank": 96},
     "svd, rank 8 + 16 of 128 by key_difference": {"rank": 8, "heavy": 1, "heavy_per_block": 16},
     "svd, rank 8 + 16 of 128 by attention_mass": {
         "rank": 8,
@@ -186,7 +200,12 @@ def attention(backbone: HfBackbone, data: Path) -> Iterator[dict[str, Any]]:
     backbone.read(ids, cache)
     bank = record(backbone)
     specs = {spec.index: replace(spec, questions=bank.get(spec.index)) for spec in backbone.specs}
+    learned = _learned(backbone)
     for name, changes in ATTENTION_METHODS.items():
+        kind = changes.get("compressor", "svd")
+        if kind in LEARNED and kind not in learned:
+            say(f"  {name}: no trained weights at {COMPRESSORS}")
+            continue
         blocks = (MIDDLE_END - SINKS) // changes.get("evict_block", 128)
         heavies = changes.get("heavy_per_block", 0) * blocks
         config = CacheConfig(
@@ -198,10 +217,24 @@ def attention(backbone: HfBackbone, data: Path) -> Iterator[dict[str, Any]]:
         for layer in cache.stored:
             if isinstance(layer, RotatingLayer):
                 queries = torch.cat(recorded[layer.spec.index], dim=1)
-                error, share = _attention_error(layer, specs[layer.spec.index], config, queries, blocks)
+                spec = replace(specs[layer.spec.index], learned=learned.get(kind))
+                error, share = _attention_error(layer, spec, config, queries, blocks)
                 row[f"layer_{layer.spec.index}"] = round(error, 4)
                 row["share_of_middle"] = round(share, 4)
         yield row
+
+
+def _learned(backbone: HfBackbone) -> dict[str, LearnedWeights]:
+    """The shipped learned compressors that belong to this model."""
+    found = {}
+    for kind in LEARNED:
+        try:
+            weights = LearnedWeights.load(kind, LEARNED_TYPES[kind].layer_type, learned_folder("shipped"))
+            weights.check(backbone.identity)
+        except ValueError:
+            continue
+        found[kind] = weights
+    return found
 
 
 def _attention_error(
@@ -315,6 +348,65 @@ def needle(backbone: HfBackbone, data: Path, cases: int = 5, length: int = 2048)
 
 def _full_layer_bytes(cache: RotatingCompressiveCache) -> int:
     return cache.nbytes - cache.nbytes_by_part()["sliding"]
+
+
+def run(
+    data: str = "",
+    parts: str = "attention,speed",
+    model: str = "gemma-3-270m",
+    device: str = "cpu",
+    threads: int = 2,
+) -> dict[str, Any]:
+    """Rows of the parts named; ratios: eviction's share, and errors against plain SVD at equal bytes."""
+    folder = data or os.environ.get("DYSRA_DATA", "")
+    if not Path(folder, "news").is_dir():
+        raise UsageError(
+            f"data: given {folder!r}; name the folder of real texts by --set data=DIR or DYSRA_DATA"
+        )
+    chosen = [part.strip() for part in parts.split(",")]
+    if unknown := sorted(set(chosen) - set(BENCHES)):
+        raise UsageError(f"parts: unknown {', '.join(unknown)}; allowed: {', '.join(BENCHES)}")
+    backbone = HfBackbone.load(HfConfig(model=model, adapter="none", device=device, threads=threads))
+    rows: list[dict[str, Any]] = []
+    for part in chosen:
+        for row in BENCHES[part](backbone, Path(folder)):
+            rows.append({"part": part, **row})
+            say(json.dumps(rows[-1]))
+    return {
+        "bench": "cache",
+        **environment(),
+        "model": backbone.identity,
+        "rows": rows,
+        "ratios": ratios(rows),
+    }
+
+
+EQUAL = {8: (24, 48), 16: (48, 96), 32: (96, None)}
+"""Rank of SVD, and of projection and autoencoder at the same bytes (blocks of 128 tokens, width 256)."""
+
+
+def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """`attention_error_<method>_over_svd_<rank>`: mean over layers, at equal bytes; `eviction_share_of_decode`."""
+    errors = {
+        row["method"]: statistics.mean(value for name, value in row.items() if name.startswith("layer_"))
+        for row in rows
+        if row["part"] == "attention"
+    }
+    found: dict[str, float] = {}
+    for rank, (projection, autoencoder) in EQUAL.items():
+        base = errors.get(f"svd, rank {rank}")
+        others = {
+            "weighted_svd": f"weighted svd, rank {rank}",
+            "projection": f"projection, rank {projection}",
+            "autoencoder": f"autoencoder, rank {autoencoder}",
+        }
+        for name, method in others.items():
+            if base and method in errors:
+                found[f"attention_error_{name}_over_svd_{rank}"] = round(errors[method] / base, 4)
+    shares = [row["eviction_share"] for row in rows if row["part"] == "speed" and row["way"] == "svd"]
+    if shares:
+        found["eviction_share_of_prefill"] = shares[0]
+    return found
 
 
 BENCHES = {"speed": speed, "attention": attention, "likelihood": likelihood, "needle": needle}

@@ -29,11 +29,14 @@ from models.cache.learned import LayerCodes, LearnedWeights
 from models.cache.ranker import base_identity
 from models.cache.rotating import CacheView
 from models.cache.spec import LayerSpec
+from models.compared.trace import Trace as Reading
 from models.compared.trace import read_exactly
 from models.hf import HfBackbone, HfConfig
 from models.hf.backbone import LEARNED_TYPES
 
 SINKS, RECENT, QUERIES, HELD_OUT = 4, 256, 64, 2
+EARLIEST, EVERY = 1100, 600
+"""Where training queries begin, and the steps between held-out ones."""
 RANKS = {"projection": (8, 16, 32, 64, 96), "autoencoder": (16, 32, 64, 128)}
 Trace = dict[str, Tensor]
 
@@ -48,16 +51,18 @@ def record(backbone: HfBackbone, data: Path, folder: Path, count: int, most_toke
         if path.exists():
             continue
         ids = [*backbone.bos, *backbone.encode(context.text + "\n" + "\n".join(context.later))][:most_tokens]
-        trace = read_exactly(backbone, ids)
-        kept: Trace = {"ids": torch.tensor(ids)}
-        for layer in trace.layers:
-            for name in ("keys", "values", "queries"):
-                kept[f"{layer.spec.index}.{name}"] = getattr(layer, name).half().cpu()
-        save_file(
-            {name: tensor.contiguous() for name, tensor in kept.items()}, str(path.with_suffix(".part"))
-        )
+        save_file(as_trace(read_exactly(backbone, ids), ids), str(path.with_suffix(".part")))
         path.with_suffix(".part").rename(path)
         say(f"  {context.name}: {len(ids)} tokens")
+
+
+def as_trace(read: Reading, ids: Sequence[int]) -> Trace:
+    """What is kept of an exact reading: pairs and queries of the full layers in 16 bits, and the ids."""
+    kept: Trace = {"ids": torch.tensor(ids)}
+    for layer in read.layers:
+        for name in ("keys", "values", "queries"):
+            kept[f"{layer.spec.index}.{name}"] = getattr(layer, name).half().contiguous().cpu()
+    return kept
 
 
 def attention_loss(spec: LayerSpec, layer: LayerCodes, trace: Trace, start: int, rank: int) -> Tensor:
@@ -107,7 +112,7 @@ def fit_layer(
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * (1 - 0.95 * done)
         trace = rng.choice(training)
-        start = rng.randrange(1024, trace["ids"].shape[0] - QUERIES)
+        start = rng.randrange(EARLIEST, trace["ids"].shape[0] - QUERIES)
         loss = attention_loss(spec, layer, trace, start, rng.choice(ranks))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -127,7 +132,7 @@ def _held_out(
         errors = [
             float(attention_loss(spec, layer, trace, start, rank)) ** 0.5
             for trace in traces
-            for start in range(1100, trace["ids"].shape[0] - QUERIES, 600)
+            for start in range(EARLIEST, trace["ids"].shape[0] - QUERIES, EVERY)
         ]
         found[f"error_{rank}"] = round(sum(errors) / len(errors), 4)
     return found
@@ -192,7 +197,7 @@ def fit_tokens(
     curve = []
     for _ in range(steps):
         trace = rng.choice(traces[:-HELD_OUT])
-        start = rng.randrange(1200, trace["ids"].shape[0] - QUERIES)
+        start = rng.randrange(EARLIEST, trace["ids"].shape[0] - QUERIES)
         loss = token_loss(backbone, layers, trace, start, rng.choice(RANKS[kind][1:]), QUERIES)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

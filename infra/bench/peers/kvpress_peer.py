@@ -2,8 +2,9 @@
 
     python -m infra.bench.peers.kvpress_peer --task needle|qa --data FILE [--limit 5] [--keep 0.5,0.1]
 
-kvpress 0.5.5 needs transformers below 5.3, we run a later one: the first call makes a virtual environment under the
-cache folder (DYSRA_CACHE, else ~/.cache/dysra) with both, which borrows torch and all else from the running one.
+kvpress 0.5.5 needs transformers below 5.3, we run a later one: the first call makes a virtual environment with both,
+`.venv-kvpress` in a checkout, else under the cache folder (DYSRA_CACHE, else ~/.cache/dysra); it borrows torch and
+all else from the running one.
 Tokens, cases and scores are ours (exact and nats teacher-forced); compression is kvpress' own, by its own hooks, on
 full-attention layers only.
 """
@@ -45,10 +46,18 @@ WORKER = Path(__file__).with_name("kvpress_worker.py")
 INSTALL_S, RUN_S = 600.0, 3000.0
 
 
+def environment_folder() -> Path:
+    """Where the peer's environment is: beside pyproject.toml in a checkout, else in the cache folder."""
+    root = Path(__file__).resolve().parents[3]
+    if (root / "pyproject.toml").is_file() and os.access(root, os.W_OK):
+        return root / ".venv-kvpress"
+    cache = Path(os.environ.get("DYSRA_CACHE") or Path.home() / ".cache" / "dysra")
+    return cache / "peers" / "kvpress-0.5.5"
+
+
 def environment() -> Path:
     """The python of the peer's environment, made if need be; raises RuntimeError with the installer's words."""
-    cache = Path(os.environ.get("DYSRA_CACHE") or Path.home() / ".cache" / "dysra")
-    folder = cache / "peers" / "kvpress-0.5.5"
+    folder = environment_folder()
     python = folder / "bin" / "python"
     if (folder / "ready").is_file():
         return python
