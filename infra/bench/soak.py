@@ -1,0 +1,163 @@
+"""Hours of articles as fast as they go: memory of every process, and files under retention.
+
+720,000 articles are four hours at 50 a second. Publication times run over 40 days, retention keeps 10 and the topic
+an hour, so the store must drop what it took in; a process is flat where the least squares line through its samples
+after warm-up (the first quarter) rises by less than a tenth of its size over the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import psutil
+
+from infra.bench.local import Local, Record, local, news, publish, until
+from infra.bench.measure import commit
+from pipeline.article import isoformat
+from pipeline.near_duplicates import NearDuplicateConfig
+
+_LIMIT_S = 4 * 3_600.0
+_RETENTION_DAYS = 10.0
+_SPAN_DAYS = 40.0
+_INTERVAL_S = 1.0
+_ROLES = ("Ingester", "ShardActor", "EmbedderActor", "NearDuplicate", "Coordinator", "java")
+
+
+class Sampler:
+    """Resident bytes of every process of the job by role, and the store's bytes on disk, each second."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.memory: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        self.disk: list[tuple[float, float]] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End."""
+        self._over.set()
+        self._thread.join(timeout=30)
+
+    def _run(self) -> None:
+        own = psutil.Process()
+        begun = time.monotonic()
+        while not self._over.wait(_INTERVAL_S):
+            now = time.monotonic() - begun
+            self.memory["bench and driver"].append((now, own.memory_info().rss))
+            for process in own.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    line = " ".join(process.cmdline())
+                    role = next((role for role in _ROLES if role in line), None)
+                    if role is not None:
+                        self.memory[f"{role} {process.pid}"].append((now, process.memory_info().rss))
+            with contextlib.suppress(OSError):
+                size = sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+                self.disk.append((now, size))
+
+
+def old_and_new(articles: int) -> Iterator[Record]:
+    """Newswire articles, their times spread anew over the span that ends now, in order."""
+    end = datetime.now(UTC)
+    given = (record for record in news(articles, seed=5) if record[1] is not None)
+    for number, (key, value, stream) in enumerate(itertools.islice(given, articles)):
+        fields = orjson.loads(value or b"{}")
+        days_ago = _SPAN_DAYS * (1 - number / articles)
+        fields["published"] = isoformat(end - timedelta(days=days_ago))
+        fields.pop("updated", None)
+        yield key, orjson.dumps(fields), stream
+
+
+def rise(samples: list[tuple[float, float]]) -> tuple[float, float]:
+    """Bytes at the end of the run, and by how much of that the line after warm-up rises over the run."""
+    rows = np.array(samples[len(samples) // 4 :], dtype=np.float64)
+    if len(rows) < 8:
+        return float(samples[-1][1]), float("nan")
+    slope = np.polyfit(rows[:, 0], rows[:, 1], 1)[0]
+    return float(rows[-1, 1]), float(slope * (rows[-1, 0] - rows[0, 0]) / rows[:, 1].mean())
+
+
+def soak(system: Local, articles: int) -> list[dict[str, Any]]:
+    """Publish in a thread, ingest, sample; a row for each process and one for the files."""
+    kafka = replace(system.topic(), retention_hours=1.0)
+    store = {
+        "retention_days": _RETENTION_DAYS,
+        "window_hours": 24.0,
+        "seal_rows": 2_048,
+        "min_seal_rows": 256,
+    }
+    spec = replace(
+        system.spec(kafka, store=store, maintain_interval_s=2.0),
+        duplicates=NearDuplicateConfig(max_articles=20_000),
+    )
+    begun = time.perf_counter()
+    failed: list[BaseException] = []
+
+    def publishing() -> None:
+        try:
+            publish(kafka, old_and_new(articles))
+        except BaseException as error:
+            failed.append(error)
+
+    with system.running(spec) as job:
+        thread = threading.Thread(target=publishing, daemon=True)
+        thread.start()
+        sampler = Sampler(spec.store.path)
+        until(
+            lambda: bool(failed) or (bool(job.progress()) and job.ledger().read >= articles),
+            _LIMIT_S,
+            f"{articles} articles to be read",
+            interval_s=0.5,
+        )
+        if failed:
+            raise failed[0]
+        time.sleep(6.0)  # two looks at maintenance
+        sampler.stop()
+        done = job.ledger()
+        live = sum(int(row["live_articles"]) for row in job.client.stats())
+    seconds = time.perf_counter() - begun
+    rows: list[dict[str, Any]] = []
+    for name, samples in sampler.memory.items():
+        size, rising = rise(samples)
+        if len(samples) > 4:
+            rows.append({"what": f"memory of {name}", "end_mb": round(size / 1e6, 1), "rise": round(rising, 4),
+                         "samples": len(samples)})  # fmt: skip
+    size, rising = rise(sampler.disk)
+    peak = max(value for _, value in sampler.disk)
+    rows.append({"what": "files of the store", "end_mb": round(size / 1e6, 1), "peak_mb": round(peak / 1e6, 1),
+                 "rise": round(rising, 4), "samples": len(sampler.disk)})  # fmt: skip
+    rows.append({"what": "articles", "read": done.read, "stored": done.stored, "live_at_end": live,
+                 "share_kept": round(live / max(1, done.stored), 4), "seconds": round(seconds, 1),
+                 "articles_per_s": round(done.read / seconds, 1)})  # fmt: skip
+    return rows
+
+
+def run(articles: int = 720_000) -> dict[str, Any]:
+    """Push them through; the ratios name the steepest rise of any process of the job and of the files."""
+    with local() as system:
+        rows = soak(system, articles)
+    rises = [r["rise"] for r in rows if r["what"].startswith("memory of") and r["rise"] == r["rise"]]
+    files = next(row for row in rows if row["what"] == "files of the store")
+    return {
+        "bench": "soak",
+        "device": "cpu",
+        "commit": commit(),
+        "rows": rows,
+        "ratios": {
+            "articles": rows[-1]["read"],
+            "steepest_memory_rise": max(rises, default=float("nan")),
+            "files_rise": files["rise"],
+            "share_kept_under_retention": rows[-1]["share_kept"],
+        },
+    }
