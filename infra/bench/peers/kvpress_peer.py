@@ -2,7 +2,7 @@
 
     python -m infra.bench.peers.kvpress_peer --task needle|qa --data FILE [--limit 5] [--keep 0.5,0.1]
 
-kvpress 0.5.5 needs transformers below 5.3, we run a later one: the first call makes a virtual environment with both,
+kvpress 0.5.5 needs transformers below 5.3, we run a later one: the first call makes an environment with both,
 `.venv-kvpress` in a checkout, else under the cache folder (DYSRA_CACHE, else ~/.cache/dysra); it borrows torch and
 all else from the running one.
 Tokens, cases and scores are ours (exact and nats teacher-forced); compression is kvpress' own, by its own hooks, on
