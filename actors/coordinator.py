@@ -64,7 +64,7 @@ class Coordinator:
         self._looked_at = 0.0
         self._last: tuple[dict[int, int], dict[int, int]] = ({}, {})
         self._past = Delays()
-        self._totals = {"polled": 0, "pauses": 0, "resumes": 0, "chunks": 0, "stalls": 0}
+        self._totals = {"polled": 0, "pauses": 0, "resumes": 0, "chunks": 0, "stalls": 0, "expired": 0}
         self._restarts = Restarts(spec.ingest)
         self._watch = StoreWatch(spec, client, self._restarts, detached=detached)
         self._lost_ingesters = 0

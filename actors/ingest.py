@@ -60,7 +60,7 @@ class Ingester:
         self._generation: int | None = None
         self._batch_chunks = _MIN_BATCH_CHUNKS
         self._failure: BaseException | None = None
-        self._figures = {"polled": 0, "pauses": 0, "resumes": 0, "outages": 0, "stalls": 0}
+        self._figures = {"polled": 0, "pauses": 0, "resumes": 0, "outages": 0, "stalls": 0, "expired": 0}
         self._paused = False
         self._appender = Appender(spec, assignment, client, self._put_aside, self._persist)
         self._threads = [
@@ -166,6 +166,7 @@ class Ingester:
             if source.stats.stalls > self._figures["stalls"]:
                 metric("ingest_stalls_total").inc(source.stats.stalls - self._figures["stalls"], self._tags)
             self._figures["stalls"], self._figures["outages"] = source.stats.stalls, source.stats.outages
+            self._figures["expired"] = source.stats.records_expired
             self._figures["polled"] += len(records)
             self._inflight_records += len(records)
             self._inflight_bytes += sum(record_bytes(record) for record in records)

@@ -147,6 +147,7 @@ class IngestJob:
             "pauses": progress.get("pauses", 0),
             "resumes": progress.get("resumes", 0),
             "stalls": progress.get("stalls", 0),
+            "records_expired": progress.get("expired", 0),
             "restarts": progress.get("restarts", {}),
             "embedder": self.client.embedder_identity,
             "ledger_total": self._asked(self.client.ledger, limit_s).total().to_dict(),

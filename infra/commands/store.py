@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,6 +55,10 @@ def status(
             f"{shard['segments']} segments, {shard['disk_bytes'] / 1e6:,.1f} MB on disk, "
             f"{shard['wal_bytes'] / 1e6:,.1f} MB in the log since checkpoint {shard['generation']}"
         )
+        if shard["set_aside"]:
+            say(
+                f"    damaged files were mended and set aside in its damaged/: {', '.join(shard['set_aside'])}"
+            )
     counted = ", ".join(f"{name.replace('_', '-')} {count:,}" for name, count in ledger.items())
     say(f"  records as of the checkpoints: {counted}")
     return {"store": str(root), "shards": shards, **total, "ledger": ledger}
@@ -143,7 +148,9 @@ def _store(store: Path | None, config: Path | None) -> tuple[Path, StoreConfig]:
 
 
 def _open(folder: Path, settings: StoreConfig) -> Shard:
-    """The shard as it was made: what a stopped store needs no embedder for."""
+    """The shard as it was made: what a stopped store needs no embedder for. Damage is told, not mended: without
+    ingest nothing would be read again."""
+    settings = replace(settings, repair=False)
     made: dict[str, Any] = summarize_shard(folder)
     try:
         return Shard.open(

@@ -212,7 +212,7 @@ def _footer_holds(data: bytes) -> bool:
     try:
         length, magic = struct.unpack("<II", data[-8:])
         footer = json.loads(data[-8 - length : -8])
-        return magic == _FOOTER_MAGIC and zlib.crc32(data[: -8 - length]) == footer["crc"]
+        return bool(magic == _FOOTER_MAGIC and zlib.crc32(data[: -8 - length]) == footer["crc"])
     except (struct.error, ValueError, KeyError, TypeError):
         return False
 

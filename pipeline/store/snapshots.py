@@ -85,6 +85,7 @@ def summarize_shard(folder: Path) -> dict[str, Any]:
         "deleted_articles": len(checkpoint.tombstones),
         "offsets": {f"{topic}[{part}]": offset for (topic, part), offset in checkpoint.offsets.items()},
         "ledger": checkpoint.ledger.total().to_dict(),
+        "set_aside": sorted(path.name for path in (folder / "damaged").glob("*")),
         "disk_bytes": folder_bytes(folder),
         "wal_bytes": folder_bytes(folder / "wal") if (folder / "wal").is_dir() else 0,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import time
@@ -97,7 +98,9 @@ class ClusterWorld:
         self.driver = Supervised(arguments, self.ray.env, folder / "ingest.log")
         self._stack.callback(self.driver.close)
         os.environ["RAY_AUTH_MODE"] = "disabled"
-        ray.init(address=self.ray.address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        ray.init(
+            address=self.ray.address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
+        )
         self._stack.callback(ray.shutdown)
         name = store_name(self.store.path)
         self.client = StoreClient(name, self.store, SearchConfig(), 1, {"identity": "", "dim": 0})

@@ -61,7 +61,7 @@ class Worker(ABC):
         if kind == "refused":
             self._reap()
             raise Failed(*facts)
-        return facts
+        return list(facts)
 
     def spawn(self, armed: int = 0) -> tuple[Connection, Any]:
         """A process beside the one at hand; its pipe, and itself."""

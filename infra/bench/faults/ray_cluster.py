@@ -55,7 +55,7 @@ class RayCluster:
     def node_pid(self) -> int:
         """The raylet of the second node."""
         assert self._node is not None
-        return self._node.pid
+        return int(self._node.pid)
 
     def close(self) -> None:
         """End all processes of this cluster."""

@@ -104,7 +104,7 @@ class Served:
         for process in cluster.processes():
             try:
                 if "ProxyActor" in " ".join(process.cmdline()):
-                    return process.pid
+                    return int(process.pid)
             except psutil.NoSuchProcess:
                 continue
         raise TimeoutError("no Serve proxy runs")

@@ -32,12 +32,12 @@ def save_tiny_model(folder: Path, *, seed: int = 0) -> Path:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", tokenizer.token_to_id("<bos>"))]
     )
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         **{f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad")},
     )
     torch.manual_seed(seed)
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     config = Gemma3TextConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,
