@@ -72,6 +72,11 @@ BENCHES: dict[str, Bench] = {
         needs_cuda=False,
         about="generated hostile records through the validator, a broker and ingest: each accounted for",
     ),
+    "scaling": Bench(
+        module="infra.bench.scaling",
+        needs_cuda=False,
+        about="unit costs of ingester, shard and search, and a simulation that shows where a system bends",
+    ),
     "soak": Bench(
         module="infra.bench.soak",
         needs_cuda=False,
