@@ -228,7 +228,7 @@ class LandmarkLearner:
         for start in range(0, len(order), batch):
             some = order[start : start + batch]
             for at, rows in zip(some, self._encode([texts[at] for at in some]), strict=True):
-                found[at] = rows.half().cpu()
+                found[at] = rows.bfloat16().cpu()  # float16 overflows: some tokens of Gemma pass 65,504
         return found
 
     def _encode(self, texts: Sequence[str]) -> list[Tensor]:

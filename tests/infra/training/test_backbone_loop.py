@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -27,7 +26,7 @@ from models.data_parallel import Group
 from models.hf import HfBackbone, HfConfig
 from tests.infra.training.learning_case import reader, triples
 from tests.infra.training.loop_case import LOOP, STEPS, joined, second, subq_learner, subq_run
-from tests.infra.training.subq_case import small_data
+from tests.infra.training.token_files import token_files
 
 ROOT = Path(__file__).parents[3]
 
@@ -179,7 +178,7 @@ def test_worker_that_was_killed_is_replaced_and_the_curve_is_the_same(tmp_path: 
 
     from actors.train_workers import WorkersConfig, train_on_workers
 
-    data = prepared(tmp_path)
+    data = token_files(tmp_path)
     loop = LoopConfig(steps=60, accumulate=2, save_every=5, report_every=60)
     train = SubqTrainConfig(muon=False, warmup=5)
     spec = SubqSpec(data=data, steps=60, accumulate=2, tiny=True, train=train)
@@ -207,16 +206,3 @@ def test_worker_that_was_killed_is_replaced_and_the_curve_is_the_same(tmp_path: 
     assert not thread.is_alive() and not failed, failed
     same(read_curve(job.out), alone)
     assert (job.out / MODEL / "config.json").exists()
-
-
-def prepared(folder: Path) -> Path:
-    """Token files of made-up words, as `infra.training.subq_pack` writes them."""
-    from infra.training.subq_pack import write_tokens
-
-    data = small_data()
-    out = folder / "data"
-    out.mkdir()
-    data.tokenizer.save(out / "tokenizer.json")
-    (out / "names.json").write_text(json.dumps({"train": data.names, "test": data.names}))
-    write_tokens(data.tokens, out, "train")
-    return out
