@@ -60,6 +60,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
     """Norm of the difference over the norm of what was expected; infinite where something is no number."""
     if not bool(found.isfinite().all()):
         return float("inf")
+    found, expected = found.detach(), expected.detach()
     return float((found.float() - expected.float()).norm() / expected.float().norm().clamp_min(1e-20))
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from pipeline.tasks.needle_grammar import REAL, Needle, NeedleGrammar
+from pipeline.tasks.needle_grammar import REAL, Needle, NeedleGrammar, sample_value
 
 Ids = np.ndarray[Any, np.dtype[Any]]
 EncodeSpans = Callable[[str], tuple[list[int], list[tuple[int, int]]]]
@@ -49,6 +49,10 @@ class NeedleStreamConfig:
     digits: tuple[int, ...] = field(
         default=(5, 10, 16, 0), metadata={"help": "lengths of keys, drawn evenly; 0: any from 4 to 16"}
     )
+    twins: float = field(
+        default=0.0,
+        metadata={"help": "share of needles worded as another one of the sequence, owner and key apart"},
+    )
     real: float = field(
         default=0.0, metadata={"help": "share of needles made of real questions, where the data holds some"}
     )
@@ -78,7 +82,7 @@ class NeedleStreamConfig:
             raise ValueError(
                 f"digits: given {self.digits}; allowed: lengths of 2 to 32, or 0 for any from 4 to 16"
             )
-        for name in ("longer", "asked", "alike", "anonymous", "word_keys", "kinds_alike", "real"):
+        for name in ("longer", "asked", "alike", "anonymous", "word_keys", "kinds_alike", "real", "twins"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 0 to 1")
 
@@ -216,7 +220,10 @@ class NeedleStream:
             kind = rng.choice(taken).kind
             if kind not in self._grammar.kinds(config.split, words=digits is None):  # type: ignore[arg-type]
                 kind = None
-        needle = self._grammar.sample(rng, config.split, digits, kind=kind)  # type: ignore[arg-type]
+        if taken and self._names and rng.random() < config.twins:
+            needle = twin(rng.choice(taken), rng)
+        else:
+            needle = self._grammar.sample(rng, config.split, digits, kind=kind)  # type: ignore[arg-type]
         if not self._names:
             return needle
         first, last = rng.choice(self._names), rng.choice(self._names)
@@ -259,9 +266,7 @@ class NeedleStream:
                     row.anonymous[chunk - 1 : chunk + 1] = True
                 gold = (begin + key[0]) // size, (begin + key[1] - 1) // size
                 told_in = begin // size, (end - 1) // size
-                row.questions.append(
-                    (chunk, *gold, *told_in, int(shared), chunk * size, len(answer))
-                )
+                row.questions.append((chunk, *gold, *told_in, int(shared), chunk * size, len(answer)))
             return
 
 
@@ -277,6 +282,13 @@ def renamed(needle: Needle, name: str) -> Needle:
         swap(needle.question),
         needle.answer, needle.kind, needle.form, name,
     )  # fmt: skip
+
+
+def twin(needle: Needle, rng: random.Random) -> Needle:
+    """The needle with another key of the same length."""
+    digits = len(needle.answer) if needle.answer.isdigit() else None
+    key = sample_value(rng, digits)
+    return replace(needle, sentence=needle.sentence.replace(needle.answer, key), answer=key)
 
 
 def needle_ids(encode: EncodeSpans, needle: Needle, rng: random.Random) -> tuple[list[int], tuple[int, int]]:

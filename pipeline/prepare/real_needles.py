@@ -8,6 +8,7 @@ from pipeline.tasks.contexts import WordWeights, gold_texts, oracle_sentences
 from pipeline.tasks.needle_grammar import REAL, Needle
 from pipeline.tasks.qa import Question, SourceText
 
+
 def real_needles(
     questions: Iterable[Question],
     texts: Mapping[str, SourceText],
@@ -31,5 +32,7 @@ def real_needles(
         answer = next((a for a in question.answers if a and text.count(a) == 1), None)
         if answer is None or len(answer) > most_answer or len(text) > most_sentence:
             continue
-        found.append(Needle(text, question.text.strip(), answer, REAL, question.dataset, question.question_id))
+        found.append(
+            Needle(text, question.text.strip(), answer, REAL, question.dataset, question.question_id)
+        )
     return found

@@ -76,7 +76,21 @@ ASK_OPENINGS = (
     "", "", "", "", "", "", "Question: ", "Quick question: ", "Please answer: ", "Now, ", "So, ", "Tell me, ", "One question: ", "Q: ",
     "From the text: ", "Let me ask: ", "Again: ", "And ",
 )  # fmt: skip
-ASK_CLOSES = ("", "", "", "", "", "", " It is", " The answer is", " Answer:", " A:", " Reply:", " Sure, it is", " That was")
+ASK_CLOSES = (
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    " It is",
+    " The answer is",
+    " Answer:",
+    " A:",
+    " Reply:",
+    " Sure, it is",
+    " That was",
+)
 UNOWNED = ("the {noun}", "the {noun} in question", "the {noun} of the day", "this {noun}", "our {noun}")
 UNOWNED_PATTERNS = (
     "{owned} {is} {value}", "{value} {stands} {owned}", "{noun}: {value}", "{noun} = {value}", "we set {owned} to {value}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -131,7 +132,9 @@ def test_real_questions_stand_beside_made_ones() -> None:
     """A needle of a real question is told and asked in its own words, and is wrong for no other sequence."""
     real = Needle("Tarn: The mill was built in 1871.", "When was the mill built?", "1871", REAL, "nq", "q1")
     text = np.full(20_000, ord("~"), np.uint16)
-    stream = NeedleStream(text, _encode, replace(CONFIG, real=1.0, anonymous=0.0, asked=1.0), ("Alder",), real=[real])
+    stream = NeedleStream(
+        text, _encode, replace(CONFIG, real=1.0, anonymous=0.0, asked=1.0), ("Alder",), real=[real]
+    )
     batch = stream.batch(0)
     assert len(batch.questions)
     flat = batch.ids.reshape(-1)
@@ -141,3 +144,29 @@ def test_real_questions_stand_beside_made_ones() -> None:
         assert _text(flat[: q["position"] + 1]).endswith("\nWhen was the mill built? ")
         assert q["anonymous"] == 1
         assert batch.anonymous[q["first"] : q["last"] + 1].all()
+
+
+def test_twins_are_worded_as_another_needle_of_the_sequence() -> None:
+    """All needles of a sequence of twins share kind and sentence; owners and keys differ."""
+    names = tuple(f"N{at}ame" for at in range(50))
+    text = np.full(20_000, ord("~"), np.uint16)
+    stream = NeedleStream(text, _encode, replace(CONFIG, twins=1.0, anonymous=0.0, asked=1.0), names)
+    batch = stream.batch(0)
+    per = batch.ids.shape[1]
+    chunks = per // 64
+    for row in range(len(batch.ids)):
+        told = [
+            (_text(batch.ids[row]), q)
+            for q in (dict(zip(QUESTION_FIELDS, each.tolist(), strict=True)) for each in batch.questions)
+            if q["asking"] // chunks == row
+        ]
+        wordings, keys = set(), set()
+        for whole, q in told:
+            at = q["position"] - row * per
+            key = whole[at + 1 : at + q["length"]].strip()
+            place = whole.index(key)
+            keys.add(key)
+            wordings.add(re.sub(r"N\d+ame N\d+ame", "@", whole[:place].rsplit("~", 1)[-1]).strip())
+        assert len(keys) == len(told)
+        assert len(wordings) <= 1, wordings
+    assert len(batch.questions) > 4

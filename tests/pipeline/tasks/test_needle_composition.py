@@ -40,7 +40,9 @@ def test_the_answer_stands_in_the_sentence_and_never_in_the_question() -> None:
             assert each.sentence.count(each.answer) == 1
             assert each.answer not in each.question
             assert each.name in each.sentence and each.name in each.question
-            assert needle.kind.lower() in each.sentence.lower() and needle.kind.lower() in each.question.lower()
+            assert (
+                needle.kind.lower() in each.sentence.lower() and needle.kind.lower() in each.question.lower()
+            )
             assert "{" not in each.sentence + each.question
 
 
