@@ -56,7 +56,8 @@ CELLS = (
     Cell(name="single-16", digits=16, named=False),
     *(
         Cell(
-            name=f"{wording}-{digits}" + ("" if others else "-alone"), split=split, digits=digits, distractors=others
+            name=f"{wording}-{digits}" + ("" if others else "-alone"),
+            split=split, digits=digits, distractors=others,
         )
         for wording, split in WORDINGS.items()
         for digits in (5, 10, 16)

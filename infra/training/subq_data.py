@@ -20,7 +20,7 @@ Ids = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, slots=True)
 class SubqData:
-    """Token ids of a text, their tokenizer, words that owners are named with, other wordings and real questions if any."""
+    """Token ids of a text, their tokenizer, words that name owners; if any, other wordings and real questions."""
 
     tokens: Ids
     tokenizer: SubqTokenizer

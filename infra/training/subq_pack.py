@@ -5,7 +5,8 @@
 Reads the folder that DYSRA_DATA names. Trained weights are shipped, so the training text is of open licence only:
 Gutenberg books, Wikipedia passages, and newswire of our own. The test text is disjoint: other books, other
 passages, scientific articles under CC BY. Out: tokenizer.json, names.json, train-<n>.bin.xz, test-<n>.bin.xz
-(uint16 ids, each file under 16 MiB), real.json.xz (needles of real questions, split by title), manifest.json. The same arguments give the same files.
+(uint16 ids, each file under 16 MiB), real.json.xz (needles of real questions, split by title), manifest.json.
+The same arguments give the same files.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ import numpy as np
 import zstandard
 
 from models.subq.tokenizer import SubqTokenizer
+from pipeline.newswire.simulate import generate
 from pipeline.prepare.real_needles import real_needles
 from pipeline.tasks.contexts import WordWeights
 from pipeline.tasks.qa import assign_splits, read_passages, read_questions, test_title_keys, title_key
-from pipeline.newswire.simulate import generate
 
 PART_TOKENS = 7_000_000  # 14 MB even where nothing can be compressed
 PIECE_CHARS = 40_000

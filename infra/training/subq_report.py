@@ -2,8 +2,8 @@
 
     python -m infra.training.subq_report --runs DIR… --out infra/bench/results/2026-11-22_subq_h200
 
-Each folder holds train-<name>.json and needles-<name>.json of one or more runs. Runs of one method and different seeds
-are set side by side; the named figures are means over the seeds.
+Each folder holds train-<name>.json and needles-<name>.json of one or more runs. They are set side by side; the
+named figures are means over them.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "run": run["name"], "steps": train["steps"], "seconds": round(train["seconds"], 1),
                 "tokens": train["tokens"], "parameters": train["parameters"], "peak_bytes": train["peak_bytes"],
                 "real": stream["real"], "scale_max": train["made_from"]["model"]["scale_max"],
-                "neighbours": train["made_from"]["model"]["neighbours"], "loss_with_retrieval": language.get("with_retrieval"),
+                "neighbours": train["made_from"]["model"]["neighbours"],
+                "loss_with_retrieval": language.get("with_retrieval"),
                 "loss_without": language.get("without"),
                 "curve": [{key: round(each[key], 4) for key in KEPT} for each in train["curve"][::10]],
             }

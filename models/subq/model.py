@@ -145,8 +145,9 @@ class SubqModel(nn.Module):
     ) -> Output:
         """One pass over sequences ids [B, T]; the options are those of `router.route`; read=False: no retrieval.
 
-        joined: the blocks run over all sequences as one (whole chunks each), so that every batch of as many tokens has
-        one shape to compile; what a mixer carries over a border is the sequence before. Choosing keeps them apart.
+        joined: the blocks run over all sequences as one (whole chunks each), so that all batches of as many tokens
+        have one shape to compile; what a mixer carries over a border is the sequence before. Choosing keeps
+        them apart.
         """
         rows, length = ids.shape
         if joined and length % self.config.chunk:

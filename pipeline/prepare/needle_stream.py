@@ -51,7 +51,7 @@ class NeedleStreamConfig:
     )
     twins: float = field(
         default=0.0,
-        metadata={"help": "share of needles worded as another one of the sequence, owner and key apart"},
+        metadata={"help": "share of needles in the words of another one, owner and key apart"},
     )
     real: float = field(
         default=0.0, metadata={"help": "share of needles made of real questions, where the data holds some"}

@@ -1,4 +1,4 @@
-"""Needles made of real questions: the sentence that tells, the question as it was asked, the answer as it stands there."""
+"""Needles made of real questions: the sentence that tells, the question as asked, the answer as it stands there."""
 
 from __future__ import annotations
 
