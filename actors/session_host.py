@@ -81,7 +81,7 @@ def _build(settings: ServeSettings, library: Library, backbone: HfBackbone, mode
 
 
 def chooser_of(config: SessionConfig, embed: Any) -> Chooser:
-    """Who chooses the sentences: the policy of `session.policy` (its promotions are followed), else hybrid ranking."""
+    """Who chooses the sentences: the policy of `session.policy`, with its promotions, else hybrid ranking."""
     hybrid = HybridChooser(embed, config.dense_sentences)
     if config.policy is None:
         return hybrid

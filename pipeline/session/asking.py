@@ -16,6 +16,7 @@ from models.backbone import Backbone
 from pipeline.session.answer import Answer, Event, Lag, Question, Tokens, cite
 from pipeline.session.chooser import Chooser
 from pipeline.session.config import SessionConfig
+from pipeline.session.guard import is_order
 from pipeline.session.hops import HopChooser
 from pipeline.session.ports import Library, ModelRunner, Query
 from pipeline.session.prompts import GIVEN_UP, STOP_TEXTS, PromptForm, parse_answer, reader_prompt
@@ -139,7 +140,8 @@ def _choose(
         return []
 
     def cut(passages: Sequence[Passage]) -> list[Candidate]:
-        return candidates(newest_only(passages, parts, dropped), parts.count_tokens)
+        found = candidates(newest_only(passages, parts, dropped), parts.count_tokens)
+        return [c for c in found if not is_order(c.text)] if parts.config.guard else found
 
     def again(text: str) -> list[Candidate]:
         return cut(_search(question, view, parts, text)[0])
@@ -159,7 +161,7 @@ def _write(
     backbone, config = parts.backbone, parts.config
     cache = view.cache if config.attend != "chosen" else None
     sentences = [(c.title, c.date, c.text) for c in chosen]
-    prompt = backbone.encode(reader_prompt(sentences, question.text, parts.form))
+    prompt = backbone.encode(reader_prompt(sentences, question.text, parts.form, quoted=config.guard))
     bare = parts.count_tokens(reader_prompt([], question.text, parts.form))
     ids = prompt if cache is not None else [*backbone.bos, *prompt]
     limit = min(question.max_new_tokens or config.max_new_tokens, config.max_new_tokens_limit)

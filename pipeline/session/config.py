@@ -53,6 +53,13 @@ class SessionConfig:
             "the company that … is based), each for the name that the last one brought; 1: one search"
         },
     )
+    guard: bool = field(
+        default=True,
+        metadata={
+            "help": "whether sentences of articles that order a reading model about are left out, and the marks of "
+            "a prompt in others lose their form"
+        },
+    )
     policy: Path | None = field(
         default=None,
         metadata={

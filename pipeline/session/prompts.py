@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.session.guard import quoted as as_data
+
 PromptForm = Literal["base", "adapted"]
 Sentence = tuple[str, str, str]
 """(title, date, text) of one sentence; an empty date is left out."""
@@ -32,11 +34,16 @@ _EXAMPLE = (
 )
 
 
-def reader_prompt(sentences: Iterable[Sentence], question: str, form: PromptForm = "adapted") -> str:
+def reader_prompt(
+    sentences: Iterable[Sentence], question: str, form: PromptForm = "adapted", *, quoted: bool = False
+) -> str:
     """The prompt for `question` over the chosen sentences, ending in "Answer:" without a space.
 
-    One line an article in the order given; following sentences of the same article share its line.
+    One line an article in the order given; following sentences of the same article share its line. With `quoted`
+    nothing in them can pass for a part of the prompt.
     """
+    if quoted:
+        sentences = [(as_data(title), date, as_data(text)) for title, date, text in sentences]
     lines: list[str] = []
     last: tuple[str, str] | None = None
     for title, date, text in sentences:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.article import Article, ArticleLimits, BadRecord, Deletion, parse_record
+from pipeline.session.guard import quoted
 from pipeline.session.prompts import one_line
 from pipeline.session.state import ReadArticle, SessionState
 from pipeline.source import Record
@@ -62,7 +63,8 @@ def plan(record: Record, stream: str, state: SessionState, limits: ArticleLimits
 def article_text(article: Article) -> str:
     """How an article stands in the cache: a line of date, source and title, then its text.
 
-    It follows from the article alone, so that what is read anew is what was read before.
+    It follows from the article alone, so that what is read anew is what was read before; nothing in it can pass
+    for a part of a prompt.
     """
     mark = ""
     if article.updated is not None:
@@ -70,7 +72,7 @@ def article_text(article: Article) -> str:
     head = (
         f"{article.published.date().isoformat()} {one_line(article.source)}: {one_line(article.title)}{mark}"
     )
-    return f"{head}\n{article.text.strip()}\n\n"
+    return quoted(f"{head}\n{article.text.strip()}\n\n")
 
 
 def remembered(reading: Reading, first_token: int, num_tokens: int) -> ReadArticle:

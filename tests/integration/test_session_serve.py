@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +311,71 @@ def test_events_follow_the_session(served: Served) -> None:
             if line.startswith("data: ") and json.loads(line[6:]).get("article_id") == f"{stream}-40":
                 break
             assert time.monotonic() < deadline
+
+
+def _redeploy(served: Served, **sections: Any) -> None:
+    """Deploy the application again, as `serve deploy` does, with some sections changed."""
+    from ray import serve
+
+    from actors.serve_app import APP, application
+
+    serve.run(application(replace(served.settings, **sections)), name=APP, route_prefix="/", blocking=False)
+
+
+def test_withdrawal_on_the_topic_is_told_and_rebuilt(served: Served) -> None:
+    """A deletion on the topic leaves the session at once and is followed by a rebuild, both in its events."""
+    stream = served.streams[0]
+    withdrawn = f"{stream}-4"
+    served.filler.delete(withdrawn)
+    served.publisher.delete(withdrawn, stream)
+    served.publisher.flush()
+    page = served.wait(stream, lambda p: p["withdrawn"] == 1 and not p["rebuilding"], "not withdrawn")
+    assert page["retractions"] == 1 and page["rebuilds"] == 1
+    told = []
+    with served.client() as client, client.stream("GET", f"/v1/streams/{stream}/events") as response:
+        for line in response.iter_lines():
+            if line.startswith("data: "):
+                told.append(json.loads(line[6:]))
+                if told[-1].get("articles") is not None and "left_out" in told[-1]:
+                    break
+    assert [event["article_id"] for event in told if "dropped" in event] == [withdrawn]
+
+
+def test_redeployed_settings_keep_replicas_and_sessions(served: Served) -> None:
+    """A deployment with another session section changes no process and no byte; the settings hold at once."""
+    stream = served.streams[0]
+    before = served.wait(stream, lambda p: p["state"] == "resident", "not resident")
+    _redeploy(served, session=replace(served.settings.session, token_budget=1_000, max_token_budget=1_000))
+    with served.client() as client:
+        body = {"question": "Which pier opened?", "token_budget": 2_000}
+        deadline = time.monotonic() + LIMIT_S
+        while True:
+            answer = client.post(f"/v1/streams/{stream}/ask", json=body).json()
+            if answer["tokens"]["read"] <= 1_000:
+                break
+            assert time.monotonic() < deadline, answer["tokens"]
+            time.sleep(0.2)
+    after = served.page(stream, digest=True)
+    assert (after["replica"], after["digest"]) == (before["replica"], before["digest"])
+    _redeploy(served)
+
+
+def test_redeployed_cache_shape_keeps_what_was_read(served: Served) -> None:
+    """A deployment with another shape of cache brings new replicas; their sessions go on where those were."""
+    stream = served.streams[1]
+    before = served.wait(stream, lambda p: p["state"] == "resident", "not resident")
+    for cache in (replace(served.settings.cache, rank=3), served.settings.cache):
+        _redeploy(served, cache=cache)
+        after = served.wait(
+            stream,
+            lambda p, pid=before["replica"]["pid"]: (
+                p["replica"]["pid"] != pid and p["state"] == "resident" and p["rebuilds"]
+            ),
+            "not rebuilt",
+        )
+        assert after["restored"] and not after["rebuilding"]
+        assert after["records_seen"] == before["records_seen"]
+        before = after
 
 
 def test_drained_service_has_saved_every_session(served: Served, tmp_path: Path) -> None:
