@@ -60,6 +60,27 @@ def judge_all(
     return found
 
 
+def attention_errors(
+    backbone: HfBackbone, full: Any, memory: Any, asked: Sequence[Asked]
+) -> list[float] | list[None]:
+    """The attention error of one memory for each question; Nones where the model caps its logits."""
+    room = max(len(each.prompt) + len(each.gold) for each in asked)
+    found: list[float] = []
+    try:
+        with torch.no_grad():
+            for _, pending, batch in _batches(backbone, [memory], room):
+                if pending:
+                    forward(backbone, pending, batch, 1)
+                for each in asked:
+                    recorded = _recorded(backbone, full, each)
+                    found.append(round(float(batch.errors(recorded).mean()), 6))
+    except ValueError as error:
+        if "softcap" not in str(error):
+            raise
+        return [None] * len(asked)
+    return found
+
+
 def _batches(
     backbone: HfBackbone, memories: Sequence[Any], room: int
 ) -> Iterator[tuple[list[int], list[int], BatchView]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -89,6 +89,8 @@ def run(cell: CacheCell, on_progress: OnProgress | None = None) -> dict[str, Any
     backbone = HfBackbone.load(
         HfConfig(model=cell.model, adapter=cell.adapter or "none", device=cell.device, dtype=cell.dtype)
     )
+    from infra.evaluation.cache_batch import Asked, asked_of, attention_errors
+
     try:
         ready = method(cell.method).prepare(backbone)
     except ValueError as error:
@@ -97,13 +99,23 @@ def run(cell: CacheCell, on_progress: OnProgress | None = None) -> dict[str, Any
     results: list[Judged] = []
     costs: list[dict[str, float]] = []
     for context, cases in _work(cell, backbone):
+        began = time.perf_counter()
+        trace = read_exactly(backbone, context)
+        reading_s = time.perf_counter() - began
         try:
-            memory, trace_s = compress(ready, backbone, context, cell.keep)
+            memory, trace_s = compress(ready, backbone, context, cell.keep, trace)
         except ValueError as error:
             raise UsageError(f"--method {cell.method} --keep {cell.keep}: {error}") from error
-        for case in cases:
+        if not getattr(ready, "streaming", False):  # which reads by itself
+            trace_s += reading_s
+        full = method("full").memory(trace, trace.full_bytes)
+        asked = [
+            Asked("", case[:1], case[1:]) if cell.task == "lm" else asked_of(backbone, case) for case in cases
+        ]
+        errors = attention_errors(backbone, full, memory, asked)
+        for case, lost in zip(cases, errors, strict=True):
             began = time.perf_counter()
-            judged = judge(backbone, memory, case, cell.task)
+            judged = replace(judge(backbone, memory, case, cell.task), attention_error=lost)
             costs.append(
                 _cost(memory, len(context), time.perf_counter() - began, trace_s / len(cases), judged)
             )

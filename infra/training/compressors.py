@@ -209,10 +209,13 @@ def fit_tokens(
 
 def fit(given: argparse.Namespace, backbone: HfBackbone) -> None:
     """Both kinds, all full-attention layers."""
-    files = sorted(given.traces.glob("trace-*.safetensors"))
-    if len(files) < HELD_OUT + 1:
-        raise SystemExit(f"{given.traces} holds {len(files)} traces; record at least {HELD_OUT + 1}")
-    traces = [load_file(path) for path in files]
+    found = [load_file(path) for path in sorted(given.traces.glob("trace-*.safetensors"))]
+    traces = [trace for trace in found if len(trace["ids"]) > EARLIEST + QUERIES + 1]
+    if len(traces) < HELD_OUT + 1:
+        raise SystemExit(
+            f"{given.traces} holds {len(traces)} traces of more than {EARLIEST + QUERIES} tokens; record at least "
+            f"{HELD_OUT + 1}"
+        )
     full = [spec for spec in backbone.specs if spec.window is None]
     path = given.out / "curves.json"
     curves: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}

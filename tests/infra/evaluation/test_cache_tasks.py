@@ -54,10 +54,11 @@ def test_needle_cell_has_the_keys_that_evaluate_prints(needles: Path, reader: Pa
     )
     assert {"task", "method", "n", "scores", "cost", "seed", "model"} <= set(figures)
     assert set(figures["cost"]) >= COST and figures["n"] == 3
-    assert set(figures["scores"]) >= {"exact", "digits", "nats"}
+    assert set(figures["scores"]) >= {"exact", "digits", "nats", "attention_error"}
     full = run(
         CacheCell(task="needle", method="full", data=needles, keep=0.1, model=str(reader), device="cpu")
     )
+    assert full["scores"]["attention_error"] < 1e-4 < figures["scores"]["attention_error"]
     assert 0.4 < figures["cost"]["kv_bytes"] / full["cost"]["kv_bytes"] <= 0.5
     assert figures["cost"]["sliding_bytes"] == full["cost"]["sliding_bytes"] > 0
 

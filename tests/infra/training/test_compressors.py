@@ -127,5 +127,5 @@ def test_next_token_loss_is_the_models_where_nothing_is_lost(kind: str) -> None:
 def test_too_few_traces_are_told(tmp_path: Path) -> None:
     """Held-out contexts must be left over."""
     given = Namespace(traces=tmp_path, out=tmp_path, kinds="projection", seconds=1.0, token_steps=1, seed=0)
-    with pytest.raises(SystemExit, match="holds 0 traces; record at least 3"):
+    with pytest.raises(SystemExit, match="holds 0 traces of more than 48 tokens; record at least 3"):
         compressors.fit(given, HfBackbone)  # type: ignore[arg-type]
