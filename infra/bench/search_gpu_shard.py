@@ -29,13 +29,13 @@ Note = Callable[[dict[str, Any]], None]
 class Publisher:
     """Appends made-up articles to a shard and remembers what must be visible."""
 
-    def __init__(self, shard: Shard, seed: int = 3) -> None:
+    def __init__(self, shard: Shard, chunks: int, seed: int = 3) -> None:
         self.shard = shard
         self.offset = 0
         self.living: dict[str, NDArray[np.float16]] = {}
         self.published: dict[str, int] = {}
         self.day: dict[str, float] = {}
-        self._pool = clustered(1 << 16, seed)
+        self._pool = clustered(min(1 << 16, 2 * chunks), seed)
         self._at = 0
 
     def vectors(self, count: int) -> NDArray[np.float16]:
@@ -111,7 +111,7 @@ class Publisher:
 
 
 def _config(folder: Path, device: str, chunks: int) -> StoreConfig:
-    rows = max(512, min(65_536, chunks // 6))
+    rows = max(128, min(65_536, chunks // 6))
     return StoreConfig(
         path=folder, device=device, seal_rows=rows, min_seal_rows=rows, window_hours=1e6, ivf_rows=0,
         retention_days=30.0, max_segment_rows=1 << 20, lexical_commit_ms=1_000.0, verify=False,
@@ -122,7 +122,7 @@ def proof(folder: Path, chunks: int, device: str, note: Note) -> None:
     """Take a real shard through its states; after each its answers are compared with brute force."""
     config = _config(folder, device, chunks)
     shard = Shard.open(folder, config, 0, 1, "synthetic", DIM)
-    publisher = Publisher(shard)
+    publisher = Publisher(shard, chunks)
     articles = chunks // _CHUNKS
     small = max(1, min(articles // 20, config.seal_rows // _CHUNKS // 2))
     names = [f"article-{i}" for i in range(articles)]
@@ -169,7 +169,7 @@ def proof(folder: Path, chunks: int, device: str, note: Note) -> None:
 def live(folder: Path, chunks: int, device: str, note: Note, seconds: float = 10.0, rate: int = 200) -> None:
     """Search with 1, 8 and 64 threads while articles are appended at a steady rate; what each append waited."""
     shard = Shard.open(folder, _config(folder, device, chunks), 0, 1, "synthetic", DIM)
-    publisher = Publisher(shard)
+    publisher = Publisher(shard, chunks)
     publisher.put([publisher.upsert(f"old-{i}", 1.0) for i in range(chunks // _CHUNKS)])
     for clients in (1, 8, 64):
         searchers = Searchers(shard, clients)

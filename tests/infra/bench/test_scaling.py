@@ -1,0 +1,49 @@
+"""The simulation of queues: it obeys what is known of queues, and bends where the arithmetic says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from infra.bench.scaling import Costs, System, bend, bursts, hosts, simulate, sized
+
+COSTS = Costs(
+    prepare_s=5e-4, judge_s=1e-4, append_s=4e-4, flush_s=2e-3, chunks=2.0, embed_s=5e-4, index_bytes=1_000.0,
+    disk_bytes=2_000.0,
+)  # fmt: skip
+ONE = System(ingesters=1, embedders=1, shards=1)
+
+
+def test_arrivals_have_the_rate_that_was_asked_for() -> None:
+    """Bursts move articles together; they do not add any."""
+    arrived = bursts(500.0, 60.0, seed=1)
+    assert len(arrived) == pytest.approx(30_000, rel=0.1)
+    assert (np.diff(arrived) >= 0).all() and arrived[-1] < 60
+
+
+def test_waiting_grows_with_the_rate_and_shrinks_with_the_parts() -> None:
+    """More articles wait longer; twice the parts wait less."""
+    slow, fast = (simulate(COSTS, ONE, rate, 20.0)["p99_s"] for rate in (100.0, 900.0))
+    twice = simulate(COSTS, System(ingesters=2, embedders=2, shards=2), 900.0, 20.0)["p99_s"]
+    assert 0 < slow < fast and twice < fast
+
+
+def test_a_system_bends_where_its_busiest_part_is_full() -> None:
+    """One embedder of a millisecond an article carries under 1,000 a second, and more than half of it."""
+    assert 500 < bend(COSTS, ONE) < 1_250
+    assert simulate(COSTS, ONE, 900.0, 20.0)["busiest"] == "embedders"
+
+
+def test_sizing_keeps_every_part_under_its_load_but_one_near_duplicate_index() -> None:
+    """The parts that are counted carry the rate; the one that there is only one of is full first."""
+    single, divided = sized(COSTS, 20_000), sized(COSTS, 20_000, divided=True)
+    assert single.keepers == 1 and divided.keepers > 1
+    assert simulate(COSTS, single, 20_000, 10.0)["busiest"] == "near-duplicates"
+    assert simulate(COSTS, divided, 20_000, 10.0)["p99_s"] < 2.0
+
+
+def test_hosts_follow_from_bytes_and_tokens() -> None:
+    """Twice the streams need twice the memory, and reading follows the articles, not the streams."""
+    one, two = hosts(COSTS, streams=100_000), hosts(COSTS, streams=200_000)
+    assert two["session_hosts_for_memory"] == pytest.approx(2 * one["session_hosts_for_memory"], abs=1)
+    assert two["session_hosts_for_reading"] == one["session_hosts_for_reading"]

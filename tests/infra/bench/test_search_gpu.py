@@ -1,0 +1,71 @@
+"""The search bench in miniature on the CPU: what it proves, it proves here too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from infra.bench import search, search_gpu
+from infra.bench.vectors import clustered, deviations, spectrum
+from pipeline.store.gpu_index import DeviceMatrix, largest
+
+
+def test_answers_are_those_of_brute_force_after_deletes_and_expiry(tmp_path: Path) -> None:
+    """On a torch device, in a real shard and in segments held in memory: no dead row, none missed."""
+    result = search_gpu.run(
+        rows=4_200, device="cpu:0", shard_chunks=800, runs=1, stages=("proof", "speed"), out=tmp_path
+    )
+    assert not [row for row in result["rows"] if "error" in row]
+    assert result["ratios"]["deleted_or_expired_returned"] == 0
+    assert result["ratios"]["worst_recall_at_10"] == 1.0
+    assert (tmp_path / "search_gpu.json").exists() and (tmp_path / "search_gpu.md").exists()
+
+
+def test_the_largest_in_two_steps_are_those_of_one() -> None:
+    """Whatever the length leaves over at the end, with ties and with rows that are hidden."""
+    generator = torch.Generator().manual_seed(1)
+    for n in (1, 63, 64, 5_000, 6_400, 6_465):
+        scores = torch.randint(0, 900, (3, n), generator=generator).float()
+        scores[0, : n // 2] = -torch.inf
+        k = min(7, n)
+        best, rows = largest(scores, k)
+        assert torch.equal(best, scores.topk(k, dim=1).values)
+        assert torch.equal(scores.gather(1, rows), best)
+        assert all(len(set(row)) == k for row in rows.tolist())
+
+
+def test_a_search_with_few_allowed_rows_is_complete() -> None:
+    """Where over-fetching leaves too few, the search is made again with the mask; deaths in a cluster too."""
+    vectors = clustered(2_000, 3, dim=32)
+    matrix = DeviceMatrix(32, 100, "cpu:0")
+    matrix.add(vectors)
+    question = vectors[:1].astype(np.float32)
+    order = np.argsort(-(question @ vectors.astype(np.float32).T)[0])
+    allowed = np.ones(2_000, dtype=bool)
+    allowed[order[:300]] = False
+    scores, rows = matrix.search(question, 10, allowed)
+    assert sorted(rows[0].tolist()) == sorted(order[300:310].tolist())
+    assert np.isfinite(scores).all()
+
+
+def test_made_vectors_have_the_measured_shape() -> None:
+    """Unit length, the mean and the largest variances of real embeddings; the same seed gives the same bytes."""
+    rows = clustered(4_000, 5)
+    assert (clustered(4_000, 5) == rows).all()
+    vectors = rows.astype(np.float32)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=2e-3)
+    mean_norm, variances = spectrum(vectors)
+    assert abs(mean_norm - 0.38) < 0.05
+    np.testing.assert_allclose(variances[:5], deviations()[:5] ** 2, rtol=0.35)
+
+
+def test_clients_search_while_rows_arrive() -> None:
+    """The store and the flat peer answer at every number of clients, and articles are taken in meanwhile."""
+    result = search.run(articles=300, seconds=0.2, peers="faiss flat,store")
+    assert {(row["index"], row["clients"]) for row in result["rows"]} == {
+        (name, clients) for name in ("faiss flat", "store") for clients in (1, 8, 64)
+    }
+    assert all(row["failures"] == 0 and row["searches_per_s"] > 0 for row in result["rows"])
+    assert all(row["recall_at_10"] == 1.0 for row in result["rows"])
