@@ -11,7 +11,6 @@ from infra.bench.faults.check import Differences
 from infra.bench.faults.cluster_world import ClusterWorld
 from infra.bench.faults.kinds import Kind
 from infra.bench.faults.report import FaultResult
-from pipeline.errors import DysraError
 
 _BEFORE_S, _AFTER_S = 0.6, 0.8
 
@@ -42,24 +41,13 @@ class ClusterRun:
             world.settle()
             recover_s = time.perf_counter() - began
             found = world.check()
-        except (AssertionError, TimeoutError, DysraError, OSError) as error:
+        except Exception as error:  # whatever it is, it is this fault's result, and the run goes on
             problems.append(f"{type(error).__name__}: {error}")
             recover_s = time.perf_counter() - began
         problems += found.notes
         if problems:
             self.close()
-        return FaultResult(
-            number=number,
-            kind=kind.name,
-            place=kind.place,
-            note=note,
-            recover_s=round(recover_s, 3),
-            lost=found.lost,
-            doubled=found.doubled,
-            wrong_version=found.wrong_version,
-            sessions_differing=found.sessions_differing,
-            problems=problems,
-        )
+        return FaultResult.of(number, kind, note, recover_s, found, problems)
 
     def close(self) -> None:
         """End the world."""

@@ -9,6 +9,9 @@ from typing import Any
 
 import orjson
 
+from infra.bench.faults.check import Differences
+from infra.bench.faults.kinds import Kind
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FaultResult:
@@ -26,6 +29,24 @@ class FaultResult:
     problems: list[str] = field(default_factory=list)
     at: str = ""
     commit: str = ""
+
+    @classmethod
+    def of(
+        cls, number: int, kind: Kind, note: str, recover_s: float, found: Differences, problems: list[str]
+    ) -> FaultResult:
+        """The result of fault `number` with the differences that were found after it."""
+        return cls(
+            number=number,
+            kind=kind.name,
+            place=kind.place,
+            note=note,
+            recover_s=round(recover_s, 4),
+            lost=found.lost,
+            doubled=found.doubled,
+            wrong_version=found.wrong_version,
+            sessions_differing=found.sessions_differing,
+            problems=problems,
+        )
 
     @property
     def held(self) -> bool:

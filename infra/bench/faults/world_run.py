@@ -9,7 +9,6 @@ from pathlib import Path
 
 from infra.bench.faults.check import Differences
 from infra.bench.faults.kinds import Kind
-from infra.bench.faults.process import Died, Failed
 from infra.bench.faults.report import FaultResult
 from infra.bench.faults.session_world import SessionWorld
 from infra.bench.faults.shard_world import ShardWorld
@@ -44,24 +43,13 @@ class WorldRun:
             recover_s = time.perf_counter() - began
             found = world.check()
             world.num_faults += 1
-        except (AssertionError, Failed, Died, TimeoutError, OSError) as error:
+        except Exception as error:  # whatever it is, it is this fault's result, and the run goes on
             problems.append(f"{type(error).__name__}: {error}")
             recover_s = time.perf_counter() - began
         problems += found.notes
         if problems:
             self._put_aside(world, number, kind)
-        return FaultResult(
-            number=number,
-            kind=kind.name,
-            place=kind.place,
-            note=note,
-            recover_s=round(recover_s, 4),
-            lost=found.lost,
-            doubled=found.doubled,
-            wrong_version=found.wrong_version,
-            sessions_differing=found.sessions_differing,
-            problems=problems,
-        )
+        return FaultResult.of(number, kind, note, recover_s, found, problems)
 
     def close(self) -> None:
         """End every process and remove the stores."""
