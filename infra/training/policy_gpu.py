@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from infra.training.policy_evaluation import BIASES, BUDGETS, evaluate
 from infra.training.policy_stages import (
     ALGORITHMS,
     CHUNK,
-    evaluate,
     load_readings,
     open_voice,
     read_chunk,
@@ -55,6 +55,8 @@ def main() -> None:
     parser.add_argument("--warm-steps", type=int, default=1500)
     parser.add_argument("--iterations", type=int, default=1_000_000, help="of learning by reward, at most")
     parser.add_argument("--most", type=int, default=0, help="questions of a set and split, at most (0: all)")
+    parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS), help="evaluate: tokens")
+    parser.add_argument("--biases", type=float, nargs="+", default=list(BIASES), help="evaluate: of STOP")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -96,8 +98,11 @@ def work(given: argparse.Namespace, worker: int) -> None:
         _train(given, worker, material, readings, until)
     else:
         found = evaluate(
-            material, readings, given.policies or given.out, device=given.device, say=_say, most=given.most
-        )
+            material, readings, given.policies or given.out, device=given.device, say=_say, most=given.most,
+            budgets=given.budgets, biases=given.biases, out=given.out, limit_s=until - time.monotonic(),
+        )  # fmt: skip
+        if found is None:
+            return
         (given.out / "evaluation.json").write_text(json.dumps(found, indent=1))
         _say(json.dumps(found["summary"]))
 

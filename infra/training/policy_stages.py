@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from infra.evaluation.policy_judge import choose, gap_closed, judge, paired
+from infra.training.policy_evaluation import LEARNING, Say
 from models.retriever.config import RetrieverConfig
 from models.retriever.network import PolicyNetwork
 from models.retriever.router import train_router
-from models.retriever.storage import load_policy, save_policy
+from models.retriever.storage import save_policy
 from models.retriever.supervised import SupervisedConfig, train_supervised
 from models.retriever.table import FEATURES
 from pipeline.tasks.material import Material
@@ -32,13 +32,8 @@ from rl.minimal_sets import mine
 from rl.paying import EpisodeConfig
 from rl.reward import RewardConfig
 
-BUDGETS = (32, 48, 64, 96, 128, 192, 256)
-BIASES = (-6.0, -3.0, -1.5, 0.0, 1.5)
-SIMPLE = ("random", "bm25", "dense", "hybrid")
 ALGORITHMS = ("supervised", "minimal", "router", "reinforce", "plain_ppo")
-LEARNING = ("reinforce", "plain_ppo")
 CHUNK = 64
-Say = Callable[[str], None]
 
 
 def planned(material: Material, row: int, most_random: int = 16, seed: int = 0) -> list[Request]:
@@ -150,89 +145,6 @@ def train_one(
     record["seconds"] = round(time.monotonic() - began, 1)
     (folder / "record.json").write_text(json.dumps(record))
     return record
-
-
-def evaluate(
-    material: Material, readings: Readings, policies: Path, *, device: str, say: Say,
-    budgets: Sequence[int] = BUDGETS, most: int = 0,
-) -> dict[str, Any]:  # fmt: skip
-    """Curves of F1 over tokens on the test questions of every set, for the simple methods and every policy."""
-    networks = {
-        folder.parent.name: load_policy(folder, device)[0] for folder in sorted(policies.glob("*/carried"))
-    }
-    found: dict[str, Any] = {"sets": {}, "summary": {}}
-    for dataset in sorted({question.dataset for question in material.questions}):
-        rows = material.rows("test", dataset, answerable=True)[: most or None]
-        if not len(rows):
-            continue
-        part = material.take(rows)
-        curves: list[dict[str, Any]] = []
-        each: dict[tuple[str, int, float], np.ndarray[Any, Any]] = {}
-
-        def point(method: str, budget: int, bias: float, name: str, network: PolicyNetwork | None) -> None:
-            chosen = choose(part, method, budget, network=network, stop_bias=bias, device=device)  # noqa: B023
-            figures, scores = judge(part, rows, chosen, readings)  # noqa: B023
-            curves.append({"name": name, "method": method, "budget": budget, "stop_bias": bias, **figures})  # noqa: B023
-            each[name, budget, bias] = scores  # noqa: B023
-
-        for budget in budgets:
-            for method in SIMPLE:
-                point(method, budget, 0.0, method, None)
-            for name, network in networks.items():
-                for bias in (0.0,) if name.startswith("router") else BIASES:
-                    point("router" if name.startswith("router") else "policy", budget, bias, name, network)
-        point("oracle", max(budgets), 0.0, "oracle", None)
-        found["sets"][dataset] = curves
-        found["summary"] |= summary(dataset, curves, each)
-        say(f"{dataset}: {json.dumps({k: v for k, v in found['summary'].items() if k.endswith(dataset)})}")
-    ratios = [v for k, v in found["summary"].items() if k.startswith("tokens_ratio_") and v]
-    gains = [v["gain"] for k, v in found["summary"].items() if k.startswith("rl_over_supervised_") and v]
-    found["summary"]["tokens_ratio_at_equal_f1"] = round(float(np.mean(ratios)), 3) if ratios else None
-    found["summary"]["rl_over_supervised_f1"] = round(float(np.mean(gains)), 3) if gains else None
-    return found
-
-
-def summary(
-    dataset: str, curves: Sequence[dict[str, Any]], each: dict[tuple[str, int, float], Any]
-) -> dict[str, Any]:
-    """The named figures of a set: the best simple point, the RL policies at no more tokens, the gap closed."""
-    simple = max((p for p in curves if p["name"] in SIMPLE), key=lambda p: p["forced_f1"])
-    oracle = next(p for p in curves if p["name"] == "oracle")
-    out: dict[str, Any] = {
-        f"best_simple_f1_{dataset}": simple["forced_f1"],
-        f"best_simple_tokens_{dataset}": simple["tokens"],
-        f"best_simple_{dataset}": simple["name"],
-        f"oracle_f1_{dataset}": oracle["forced_f1"],
-    }
-    best: dict[str, list[dict[str, Any]]] = {}
-    for name in sorted({p["name"] for p in curves} - {*SIMPLE, "oracle"}):
-        within = [p for p in curves if p["name"] == name and p["tokens"] <= simple["tokens"]]
-        if within:
-            best.setdefault(name.rsplit("-", 1)[0], []).append(max(within, key=lambda p: p["forced_f1"]))
-    for algorithm, points in best.items():
-        f1 = float(np.mean([p["forced_f1"] for p in points]))
-        out[f"{algorithm}_f1_{dataset}"] = round(f1, 2)
-        out[f"{algorithm}_f1_seeds_{dataset}"] = [p["forced_f1"] for p in points]
-        out[f"{algorithm}_gap_closed_{dataset}"] = gap_closed(f1, simple["forced_f1"], oracle["forced_f1"])
-    learned = {name: points for name, points in best.items() if name in LEARNING}
-    if learned:
-        name = max(learned, key=lambda key: float(np.mean([p["forced_f1"] for p in learned[key]])))
-        points = learned[name]
-        out[f"policy_f1_{dataset}"] = out[f"{name}_f1_{dataset}"]
-        out[f"policy_tokens_{dataset}"] = round(float(np.mean([p["tokens"] for p in points])), 1)
-        out[f"gap_closed_{dataset}"] = out[f"{name}_gap_closed_{dataset}"]
-        equal = [
-            p["tokens"] for p in curves
-            if p["name"].startswith(f"{name}-") and p["forced_f1"] >= simple["forced_f1"]
-        ]  # fmt: skip
-        out[f"tokens_ratio_{dataset}"] = round(simple["tokens"] / min(equal), 3) if equal else None
-        if taught := best.get("supervised"):
-            ours, theirs = (
-                np.mean([each[p["name"], p["budget"], p["stop_bias"]] for p in group], axis=0)
-                for group in (points, taught)
-            )
-            out[f"rl_over_supervised_{dataset}"] = paired(ours, theirs)
-    return out
 
 
 def starts(material: Material, rows: Iterable[int]) -> list[list[int]]:
