@@ -47,7 +47,7 @@ class _Reader(HTMLParser):
         self.parts: list[str] = []
         self._hidden: list[str] = []
 
-    def parse_marked_section(self, i: int, report: int = 1) -> int:
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
         """As HTML 5 reads what no section may be called: a comment up to the next bracket."""
         try:
             return super().parse_marked_section(i, report)

@@ -67,9 +67,9 @@ def run(articles: int = 20_000, repeats: int = 3, ingesters: int = 1, shards: in
             seconds["ingest"].append(done["seconds"])
             cpu["ingest"].append(done["cpu_s"])
             last = done["figures"]
-    rows = []
-    for name, spent in seconds.items():
-        rates = sorted(count / s for s in spent)
+    rows: list[dict[str, Any]] = []
+    for name, times in seconds.items():
+        rates = sorted(count / s for s in times)
         rows.append(
             {
                 "loop": name,
@@ -79,7 +79,7 @@ def run(articles: int = 20_000, repeats: int = 3, ingesters: int = 1, shards: in
                 "lowest_per_s": round(rates[0]),
                 "highest_per_s": round(rates[-1]),
                 "cpu_us_per_record": round(statistics.median(cpu[name]) / count * 1e6),
-                "repeats": len(spent),
+                "repeats": len(times),
             }
         )
     rate = {row["loop"]: row["records_per_s"] for row in rows}

@@ -138,7 +138,8 @@ class Lance:
 
     def search(self, query: NDArray[np.float32]) -> list[int]:
         """Ids."""
-        found = self._table.search(query).distance_type("dot").limit(K).to_list()
+        asked: Any = self._table.search(query)
+        found = asked.distance_type("dot").limit(K).to_list()
         return [int(row["id"]) for row in found]
 
 

@@ -21,6 +21,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,8 @@ def speed(rows: int, device: str, runs: int, note: Callable[[dict[str, Any]], No
     for state in ("whole", "tenth_deleted", "segment_expired"):
         if state == "tenth_deleted":
             for segment in segments:
-                for row in np.flatnonzero(generator.random(segment.num_articles) < 0.1).tolist():
-                    segment.kill(row)
+                for dying in np.flatnonzero(generator.random(segment.num_articles) < 0.1).tolist():
+                    segment.kill(dying)
         elif state == "segment_expired":
             core.segments = core.segments[1:]
             parts = parts[1:]
@@ -152,13 +153,13 @@ def speed(rows: int, device: str, runs: int, note: Callable[[dict[str, Any]], No
             given = np.ascontiguousarray(questions[:batch])
             request = SearchRequest(mode="dense", k=K, vectors=given)
             calls: dict[str, Callable[[], Any]] = {
-                "store": lambda r=request: nearest(core.look(r), r),
-                "store_passages": lambda r=request: candidates(core, r),
+                "store": partial(_nearest, core, request),
+                "store_passages": partial(candidates, core, request),
             }
             if state != "segment_expired":
-                calls["bare_torch"] = lambda g=given: product(g)
+                calls["bare_torch"] = partial(product, given)
             if flat is not None and state == "whole":
-                calls["bare_faiss_flat"] = lambda g=given: flat.search(g, K)
+                calls["bare_faiss_flat"] = partial(flat.search, given, K)
             row: dict[str, Any] = {"stage": "speed", "rows": at, "state": state, "batch": batch}
             for name, (median, low, high) in timed(calls, device, runs).items():
                 row |= {f"{name}_ms": median, f"{name}_low_ms": low, f"{name}_high_ms": high}
@@ -181,6 +182,10 @@ def speed(rows: int, device: str, runs: int, note: Callable[[dict[str, Any]], No
             "worst_score_gap": float(np.abs(scores - truth).max()),
         }
     )
+
+
+def _nearest(core: ShardCore, request: SearchRequest) -> Any:
+    return nearest(core.look(request), request)
 
 
 def _flat(vectors: torch.Tensor, device: str) -> FlatPeer | None:
@@ -208,8 +213,8 @@ def ivf(rows: int, device: str, runs: int, note: Callable[[dict[str, Any]], None
         given = np.ascontiguousarray(questions[:batch])
         times = timed(
             {
-                "ivf": lambda g=given: index.search(g, K, None),
-                "matrix": lambda g=given: matrix.search(g, K, None),
+                "ivf": partial(index.search, given, K, None),
+                "matrix": partial(matrix.search, given, K, None),
             },
             device,
             runs,

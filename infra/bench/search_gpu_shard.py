@@ -44,7 +44,8 @@ class Publisher:
         noise = np.random.default_rng(self._at).standard_normal((count, DIM), dtype=np.float32)
         self._at += count
         rows = self._pool[at].astype(np.float32) + 0.02 * noise
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+        unit: NDArray[np.float16] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+        return unit
 
     def upsert(self, name: str, day: float, version: int = 0) -> Upsert:
         """A version of an article with chunks of its own."""

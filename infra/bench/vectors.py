@@ -36,7 +36,8 @@ def deviations(dim: int = DIM) -> NDArray[np.float32]:
     logs = np.interp(np.arange(dim) * (DIM / dim), _AT, np.log(_VARIANCE))
     variances = np.exp(logs)
     variances *= (1 - MEAN_NORM**2) / variances.sum()
-    return np.sqrt(variances).astype(np.float32)
+    result: NDArray[np.float32] = np.sqrt(variances).astype(np.float32)
+    return result
 
 
 def clustered(num: int, seed: int, dim: int = DIM) -> NDArray[np.float16]:

@@ -131,7 +131,7 @@ def _search(
     """Scores and rows [Q, k] of the largest products; -inf where fewer are not hidden."""
     at_once = max(1, _MAX_SCORES // len(matrix))
     parts = []
-    for part in questions.split(at_once):
+    for part in torch.split(questions, at_once):
         scores = part @ matrix.T
         if hidden is not None:
             scores.masked_fill_(hidden, -math.inf)
@@ -153,7 +153,7 @@ def largest(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         best, rows = scores.topk(k, dim=1)
         return best, rows
     whole = num_blocks * _BLOCK
-    peaks = scores[:, :whole].unflatten(1, (num_blocks, _BLOCK)).amax(2)
+    peaks = torch.unflatten(scores[:, :whole], 1, (num_blocks, _BLOCK)).amax(2)
     blocks = peaks.topk(k, dim=1, sorted=False).indices
     inside = torch.arange(_BLOCK, device=scores.device)
     places = (blocks[:, :, None] * _BLOCK + inside).flatten(1)
