@@ -7,6 +7,7 @@ again from nothing. Each runner keeps the readings that it has seen; the reader'
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ from rl.reward import RewardConfig
 
 MODULE = "default_policy"
 ENVIRONMENT = "dysra-choosing"
+REVIVE_S = 300.0
+"""How long an iteration waits for runners that died."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,11 +125,21 @@ class PpoJob:
             "seed": config.seed,
         }
         self.algorithm = build(tables, self._env, network, config, begin_with)
+        self._sampled = 0.0
 
     def step(self) -> dict[str, float]:
-        """One iteration; its health and losses."""
-        result = self.algorithm.train()
-        return figures(result)
+        """One iteration; its health and losses.
+
+        While killed runners are made again, RLlib's iterations end at once with nothing sampled: such a one is done
+        again, for at most REVIVE_S seconds.
+        """
+        deadline = time.monotonic() + REVIVE_S
+        while True:
+            found = figures(self.algorithm.train())
+            before, self._sampled = self._sampled, found["steps"]
+            if found["steps"] != before or time.monotonic() > deadline:
+                return found
+            time.sleep(0.5)
 
     def run(
         self,
