@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -122,7 +123,11 @@ class Publisher:
         try:
             self._producer.close(timeout=timeout_s)
         except kafka_errors.KafkaError:
-            self._producer.close(timeout=0)
+            # The client flushes first and, where that fails, leaves its thread running: what was reported as not
+            # acknowledged could then still be sent, after records that were published in its place.
+            self._producer._sender.force_close()
+            with contextlib.suppress(kafka_errors.KafkaError):
+                self._producer.close(timeout=0)
 
     def __enter__(self) -> Publisher:
         return self

@@ -87,7 +87,7 @@ class Feed:
                 self.failures += 1
                 if publisher is not None:
                     publisher.close(0.5)
-                    publisher = None
+                publisher = None
             self._closing.wait(_BATCH_S)
         if publisher is not None:
             publisher.close(1.0)
