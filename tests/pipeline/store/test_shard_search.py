@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline.merge import merge_candidates
 from pipeline.store import (
     SearchRequest,
     Shard,
@@ -171,3 +174,17 @@ def test_questions_of_another_width_are_refused(shard: Shard) -> None:
     """Vectors of another embedder cannot be compared."""
     with pytest.raises(ValueError, match="width 3; this store holds 8"):
         shard.candidates(SearchRequest(mode="dense", vectors=np.zeros((1, 3), dtype=np.float32)))
+
+
+def test_a_store_without_embedding_answers_hybrid_questions_by_words(tmp_path: Path) -> None:
+    """Zero vectors of width 1 (embedder "none") score nothing, so BM25 alone orders what is found."""
+    with contextlib.closing(Shard.open(tmp_path, make.config(), 0, 1, "none-1", 1)) as shard:
+        for offset, name in enumerate(("one", "two", "three")):
+            record = make.upsert(name, offset)
+            zeros = np.zeros((len(record.chunks), 1), dtype=np.float16)
+            make.put(shard, dataclasses.replace(record, vectors=zeros))
+        asked = SearchRequest(
+            mode="hybrid", k=2, vectors=np.zeros((1, 1), dtype=np.float32), texts=["markertwo"]
+        )
+        found = merge_candidates([shard.candidates(asked)], asked)[0]
+        assert {passage.article_id for passage in found} == {"two"}
