@@ -35,6 +35,7 @@ from models.hf import HfBackbone, HfConfig
 from models.hf.backbone import LEARNED_TYPES
 
 SINKS, RECENT, QUERIES, HELD_OUT = 4, 256, 64, 2
+LEARNING_RATE = 5e-4
 EARLIEST, EVERY = 1100, 600
 """Where training queries begin, and the steps between held-out ones."""
 RANKS = {"projection": (8, 16, 32, 64, 96), "autoencoder": (16, 32, 64, 128)}
@@ -105,12 +106,12 @@ def fit_layer(
         for name in ("keys", "values")
     ]
     layer.start(*samples)  # type: ignore[operator]
-    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=LEARNING_RATE)
     began, step, curve = time.monotonic(), 0, [_held_out(spec, layer, held_out, ranks) | {"step": 0.0}]
     while time.monotonic() - began < seconds:
         done = (time.monotonic() - began) / seconds
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * (1 - 0.95 * done)
+            group["lr"] = LEARNING_RATE * (1 - 0.95 * done)
         trace = rng.choice(training)
         start = rng.randrange(EARLIEST, trace["ids"].shape[0] - QUERIES)
         loss = attention_loss(spec, layer, trace, start, rng.choice(ranks))
@@ -207,8 +208,10 @@ def fit_tokens(
     return curve
 
 
-def fit(given: argparse.Namespace, backbone: HfBackbone) -> None:
-    """Both kinds, all full-attention layers."""
+def fit(
+    given: argparse.Namespace, specs: Sequence[LayerSpec], weights_of: str, backbone: HfBackbone | None
+) -> None:
+    """The kinds and full-attention layers named; without a backbone on attention output alone."""
     found = [load_file(path) for path in sorted(given.traces.glob("trace-*.safetensors"))]
     traces = [trace for trace in found if len(trace["ids"]) > EARLIEST + QUERIES + 1]
     if len(traces) < HELD_OUT + 1:
@@ -216,28 +219,61 @@ def fit(given: argparse.Namespace, backbone: HfBackbone) -> None:
             f"{given.traces} holds {len(traces)} traces of more than {EARLIEST + QUERIES} tokens; record at least "
             f"{HELD_OUT + 1}"
         )
-    full = [spec for spec in backbone.specs if spec.window is None]
+    wanted = {int(part) for part in given.layers.split(",") if part}
+    full = [spec for spec in specs if spec.window is None]
     path = given.out / "curves.json"
     curves: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for kind in given.kinds.split(","):
-        layers, told = {}, {}
+        layers, about = _known(given, kind), curves.setdefault(kind, {"attention": {}, "next_token": []})
         for spec in full:
-            layers[spec.index], told[str(spec.index)] = fit_layer(
-                spec, kind, traces, given.seconds, given.seed
-            )
-            say(f"  {kind}, layer {spec.index}: {told[str(spec.index)]}")
-        before = _save(given, backbone, kind, layers)
-        curve = fit_tokens(backbone, kind, layers, traces, given.token_steps, given.seed)
-        after = [_held_out(spec, layers[spec.index], traces[-HELD_OUT:], RANKS[kind]) for spec in full]
-        _save(given, backbone, kind, layers)
-        curves[kind] = {"attention": told, "next_token": curve, "error_after": after, "contexts": len(traces)}
+            if not wanted or spec.index in wanted:
+                layers[spec.index], told = fit_layer(spec, kind, traces, given.seconds, given.seed)
+                about["attention"][str(spec.index)] = told
+                say(f"  {kind}, layer {spec.index}: {told}")
+        saved = _save(given, kind, layers, weights_of)
+        if given.token_steps and backbone is not None:
+            about["next_token"] = fit_tokens(backbone, kind, layers, traces, given.token_steps, given.seed)
+            saved = _save(given, kind, layers, weights_of)
+        about["error_after"] = {
+            str(spec.index): _held_out(spec, layers[spec.index], traces[-HELD_OUT:], RANKS[kind])
+            for spec in full
+            if spec.index in layers
+        }
+        about["contexts"] = len(traces)
         path.write_text(json.dumps(curves, indent=1) + "\n")
-        say(f"  {kind}: {before.stat().st_size:,} bytes; next token {curve[:3]} … {curve[-3:]}; {after}")
+        say(f"  {kind}: {saved.stat().st_size:,} bytes; {about['error_after']}")
 
 
-def _save(given: argparse.Namespace, backbone: HfBackbone, kind: str, layers: dict[int, LayerCodes]) -> Path:
+def _known(given: argparse.Namespace, kind: str) -> dict[int, LayerCodes]:
+    """The layers of an earlier call, trained further by none unless named again."""
+    if not (given.out / f"{kind}.safetensors").exists():
+        return {}
+    found = LearnedWeights.load(kind, LEARNED_TYPES[kind].layer_type, given.out).layers
+    for layer in found.values():
+        layer.requires_grad_(True)
+    return dict(found)
+
+
+def _save(given: argparse.Namespace, kind: str, layers: dict[int, LayerCodes], weights_of: str) -> Path:
     about = {"trained_by": "infra/training/compressors.py", "seed": str(given.seed)}
-    return LearnedWeights(kind, layers, base_identity(backbone.identity), about).save(given.out)
+    return LearnedWeights(kind, layers, weights_of, about).save(given.out)
+
+
+def shape_of_gemma() -> tuple[list[LayerSpec], str]:
+    """The layers of gemma-3-270m without its weights, and whose weights its traces are of.
+
+    Attention's loss needs heads and rotary angles alone. The identity is that of the shipped ranker's model.
+    """
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    from models.cache.ranker import Ranker
+    from models.hf import gemma_gguf
+    from models.hf.loading import layer_specs
+    from models.shipped import RANKER
+
+    config = json.loads((gemma_gguf.prepared() / "config.json").read_text())
+    slim = Gemma3TextConfig(**config | {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8})
+    return layer_specs(Gemma3ForCausalLM(slim)), Ranker.load(RANKER).weights_of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -252,20 +288,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--contexts", type=int, default=12)
     parser.add_argument("--kinds", default="projection,autoencoder")
     parser.add_argument("--seconds", type=float, default=60.0, help="of a layer's first stage")
-    parser.add_argument("--token-steps", type=int, default=40)
+    parser.add_argument("--token-steps", type=int, default=40, help="of the second stage; 0 needs no weights")
+    parser.add_argument("--layers", default="", help="train these alone, keep the others of --out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="gemma-3-270m")
     given = parser.parse_args(arguments)
+    if given.verb == "fit":
+        if given.out is None:
+            parser.error("fit needs --out, a folder")
+        given.out.mkdir(parents=True, exist_ok=True)
+        if given.token_steps == 0 and given.model == "gemma-3-270m":
+            fit(given, *shape_of_gemma(), None)
+            return
+    elif given.data is None:
+        parser.error("record needs --data, the data folder")
     backbone = HfBackbone.load(HfConfig(model=given.model, adapter="none", device="cpu"))
     if given.verb == "record":
-        if given.data is None:
-            parser.error("record needs --data, the data folder")
         record(backbone, given.data, given.traces, given.contexts)
-        return
-    if given.out is None:
-        parser.error("fit needs --out, a folder")
-    given.out.mkdir(parents=True, exist_ok=True)
-    fit(given, backbone)
+    else:
+        fit(given, backbone.specs, base_identity(backbone.identity), backbone)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from infra.training import compressors
+from models.cache.learned import LearnedWeights
+from models.cache.ranker import base_identity
 from models.compared.trace import read_exactly
-from models.hf import HfBackbone
 from models.hf.backbone import LEARNED_TYPES
 from tests.models import tiny
 
@@ -81,15 +82,20 @@ def test_training_lowers_the_held_out_error_and_the_weights_serve(tmp_path: Path
     folder.mkdir()
     traces(5, folder)
     given = Namespace(
-        traces=folder,
-        out=tmp_path / "out",
-        kinds="projection,autoencoder",
-        seconds=1.0,
-        token_steps=3,
-        seed=0,
-    )
+        traces=folder, out=tmp_path / "out", kinds="projection,autoencoder", seconds=1.0, token_steps=3, seed=0,
+        layers="",
+    )  # fmt: skip
     given.out.mkdir()
-    compressors.fit(given, backbone)
+    whose = base_identity(backbone.identity)
+    compressors.fit(given, backbone.specs, whose, backbone)
+
+    def stamp() -> int:
+        return LearnedWeights.load("projection", LEARNED_TYPES["projection"].layer_type, given.out).stamp
+
+    kept = stamp()
+    again = Namespace(**{**vars(given), "layers": "99", "token_steps": 0, "kinds": "projection"})
+    compressors.fit(again, backbone.specs, whose, None)  # no layer of that number: nothing changes
+    assert stamp() == kept
     curves = json.loads((given.out / "curves.json").read_text())
     for kind in LEARNED_TYPES:
         errors = [
@@ -126,6 +132,8 @@ def test_next_token_loss_is_the_models_where_nothing_is_lost(kind: str) -> None:
 
 def test_too_few_traces_are_told(tmp_path: Path) -> None:
     """Held-out contexts must be left over."""
-    given = Namespace(traces=tmp_path, out=tmp_path, kinds="projection", seconds=1.0, token_steps=1, seed=0)
+    given = Namespace(
+        traces=tmp_path, out=tmp_path, kinds="projection", seconds=1.0, token_steps=1, seed=0, layers=""
+    )
     with pytest.raises(SystemExit, match="holds 0 traces of more than 48 tokens; record at least 3"):
-        compressors.fit(given, HfBackbone)  # type: ignore[arg-type]
+        compressors.fit(given, tiny.backbone().specs, "", None)

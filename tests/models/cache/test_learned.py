@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models.cache.learned import LayerCodes, LearnedWeights
+from models.cache.learned_autoencoder import AutoencoderLayer
 from models.cache.ranker import base_identity
 from models.hf import HfBackbone
 from models.hf.backbone import LEARNED_TYPES
@@ -47,6 +48,22 @@ def test_starting_point_is_the_best_projection(kind: str) -> None:
         few, _ = layer.read(keys, values, 3)
         u, s, v = torch.linalg.svd(keys, full_matrices=False)
         torch.testing.assert_close(few, u[..., :3] * s[:, None, :3] @ v[:, :3], atol=1e-4, rtol=1e-3)
+
+
+def test_an_autoencoders_code_is_its_formula() -> None:
+    """Pairs over their deviations, a linear part and a hidden layer, added; one head against plain numbers."""
+    torch.manual_seed(4)
+    layer = AutoencoderLayer(1, 3, 2)
+    keys, values = 5 * torch.randn(1, 9, 3), torch.randn(1, 9, 3)
+    layer.start(keys, values)
+    with torch.no_grad():
+        layer.outer.normal_()
+    both = torch.cat((keys[0] / keys.std(), values[0] / values.std()), dim=1)
+    hidden = torch.nn.functional.gelu(both @ layer.inner[0])
+    wanted = both @ layer.encoder[0] + hidden @ layer.outer[0]
+    code, same = layer.encode(keys, values)
+    assert code is same
+    torch.testing.assert_close(code[0], wanted, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
