@@ -2,11 +2,13 @@
 
     python -m infra.training.compressors record --data FOLDER --traces DIR [--contexts 12]
     python -m infra.training.compressors fit --traces DIR --out FOLDER [--seconds 60] [--token-steps 40]
+    python -m infra.training.compressors compare --traces DIR --out FOLDER
 
 `record` reads contexts of the training split (infra/training/ranker_traces.py) exactly and keeps their pairs and
 queries; it goes on where it stopped. `fit` starts from SVD, learns each layer on the error of its attention output
 (a random rank each step, so that columns are nested), then all layers together on the loss of next tokens; the
-last two contexts are held out. Writes projection.safetensors, autoencoder.safetensors and curves.json.
+last two contexts are held out. `compare` judges on them at equal bytes, beside SVD and weighted SVD. Writes
+projection.safetensors, autoencoder.safetensors and curves.json.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infra.console import say
+from models.cache.config import CacheConfig
+from models.cache.full_layer import COMPRESSORS
 from models.cache.layers import ViewLayer
 from models.cache.learned import LayerCodes, LearnedWeights
 from models.cache.ranker import base_identity
@@ -66,7 +70,9 @@ def as_trace(read: Reading, ids: Sequence[int]) -> Trace:
     return kept
 
 
-def attention_loss(spec: LayerSpec, layer: LayerCodes, trace: Trace, start: int, rank: int) -> Tensor:
+def attention_loss(
+    spec: LayerSpec, layer: LayerCodes | Blocks, trace: Trace, start: int, rank: int
+) -> Tensor:
     """Relative squared error of what queries start … read when all but sinks and recent tokens are codes."""
     end = min(start + QUERIES, trace["ids"].shape[0])
     keys, values, queries = (trace[f"{spec.index}.{name}"].float() for name in ("keys", "values", "queries"))
@@ -254,6 +260,57 @@ def _known(given: argparse.Namespace, kind: str) -> dict[int, LayerCodes]:
     return dict(found)
 
 
+EQUAL = ((8, 24, 48), (16, 48, 96), (32, 96, 0))
+"""Ranks of SVD (blocks of 128 tokens, width 256), projection and autoencoder at the same bytes; 0: not trained."""
+
+
+@torch.no_grad()
+def compare(given: argparse.Namespace, specs: Sequence[LayerSpec]) -> list[dict[str, Any]]:
+    """Attention error of held-out contexts at equal bytes: SVD, weighted SVD and what was trained, by layer."""
+    traces = [load_file(path) for path in sorted(given.traces.glob("trace-*.safetensors"))]
+    traces = [trace for trace in traces if len(trace["ids"]) > EARLIEST + QUERIES + 1][-HELD_OUT:]
+    learned = {kind: _known(given, kind) for kind in LEARNED_TYPES}
+    rows = []
+    for ranks in EQUAL:
+        for name, rank in zip(("svd", "weighted_svd", *LEARNED_TYPES), (ranks[0], *ranks), strict=True):
+            row: dict[str, Any] = {"method": name, "rank": rank, "bytes_of_svd_rank": ranks[0]}
+            for spec in (spec for spec in specs if spec.window is None):
+                if name in learned and (not rank or spec.index not in learned[name]):
+                    continue
+                errors = []
+                for trace in traces:
+                    layer = learned[name][spec.index] if name in learned else Blocks(spec, name, rank, trace)
+                    start = trace["ids"].shape[0] - QUERIES - 1
+                    errors.append(float(attention_loss(spec, layer, trace, start, rank)) ** 0.5)
+                row[f"layer_{spec.index}"] = round(sum(errors) / len(errors), 4)
+            rows.append(row)
+            say(json.dumps(row))
+    return rows
+
+
+class Blocks:
+    """SVD and weighted SVD, block by block, as a cache evicts; read like learned codes."""
+
+    def __init__(self, spec: LayerSpec, name: str, rank: int, trace: Trace) -> None:
+        self._compressor = COMPRESSORS[name](spec, CacheConfig(compressor=name, rank=rank))
+        queries = trace[f"{spec.index}.queries"].float()
+        for step in queries[:, : -QUERIES - 1].split(128, dim=1):  # type: ignore[no-untyped-call]
+            self._compressor.observe(step)
+
+    def read(self, keys: Tensor, values: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+        """See LayerCodes.read; a last block of fewer than 128 tokens stays raw."""
+        whole = keys.shape[1] // 128 * 128
+        parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for at in range(0, whole, 128):
+            factors = self._compressor.compress(keys[:, at : at + 128], values[:, at : at + 128])
+            for part, factor in zip(parts, factors, strict=True):
+                part.append(factor.unpack())
+        return (
+            torch.cat([*parts[0], keys[:, whole:]], dim=1),
+            torch.cat([*parts[1], values[:, whole:]], dim=1),
+        )
+
+
 def _save(given: argparse.Namespace, kind: str, layers: dict[int, LayerCodes], weights_of: str) -> Path:
     about = {"trained_by": "infra/training/compressors.py", "seed": str(given.seed)}
     return LearnedWeights(kind, layers, weights_of, about).save(given.out)
@@ -281,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("verb", choices=["record", "fit"])
+    parser.add_argument("verb", choices=["record", "fit", "compare"])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--traces", type=Path, required=True)
     parser.add_argument("--out", type=Path)
@@ -293,6 +350,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="gemma-3-270m")
     given = parser.parse_args(arguments)
+    if given.verb == "compare":
+        if given.out is None:
+            parser.error("compare needs --out, the folder of what was trained")
+        rows = compare(given, shape_of_gemma()[0])
+        path = given.out / "curves.json"
+        curves = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(curves | {"equal_bytes": rows}, indent=1) + "\n")
+        return
     if given.verb == "fit":
         if given.out is None:
             parser.error("fit needs --out, a folder")

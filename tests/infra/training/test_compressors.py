@@ -137,3 +137,21 @@ def test_too_few_traces_are_told(tmp_path: Path) -> None:
     )
     with pytest.raises(SystemExit, match="holds 0 traces of more than 48 tokens; record at least 3"):
         compressors.fit(given, tiny.backbone().specs, "", None)
+
+
+def test_peers_compress_block_by_block_as_a_cache_does() -> None:
+    """Each block of 128 by its own SVD; what is left over stays raw."""
+    spec = next(spec for spec in tiny.backbone().specs if spec.window is None)
+    torch.manual_seed(0)
+    keys, values = torch.randn(2, 300, 16), torch.randn(2, 300, 16)
+    trace = {f"{spec.index}.queries": torch.randn(4, 400, 16)}
+    found = compressors.Blocks(spec, "svd", 3, trace).read(keys, values, 3)
+    for mine, given in zip(found, (keys, values), strict=True):
+        u, s, v = torch.linalg.svd(given[:, 128:256], full_matrices=False)
+        torch.testing.assert_close(
+            mine[:, 128:256], u[..., :3] * s[:, None, :3] @ v[:, :3], atol=1e-4, rtol=1e-3
+        )
+        torch.testing.assert_close(mine[:, 256:], given[:, 256:])
+    weighted = compressors.Blocks(spec, "weighted_svd", 3, trace).read(keys, values, 3)
+    assert not torch.allclose(weighted[0], found[0], atol=1e-3)
+    torch.testing.assert_close(weighted[1], found[1], atol=1e-4, rtol=1e-3)
