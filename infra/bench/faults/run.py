@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import platform
+import signal
+import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,6 +31,10 @@ _STORE_DISK_MB = 200
 _PROGRESS_S = 5.0
 
 
+def _end(number: int, frame: object) -> None:
+    sys.exit(128 + number)
+
+
 class Injector(Protocol):
     """What injects the faults of some places."""
 
@@ -43,6 +50,10 @@ class Injector(Protocol):
 def run(config: FaultsConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Inject the faults of `config` and check after each; the result as benchmarks keep it."""
     with ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():
+            # A terminated run ends what it started: a broker, a cluster, mounts.
+            before = signal.signal(signal.SIGTERM, _end)
+            stack.callback(signal.signal, signal.SIGTERM, before)
         if config.work is None:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dysra-faults-")))
         else:
