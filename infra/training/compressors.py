@@ -281,6 +281,7 @@ def compare(given: argparse.Namespace, specs: Sequence[LayerSpec]) -> list[dict[
                 for trace in traces:
                     layer = learned[name][spec.index] if name in learned else Blocks(spec, name, rank, trace)
                     start = trace["ids"].shape[0] - QUERIES - 1
+                    start -= (start - RECENT - SINKS) % 128  # whole blocks: nobody keeps a rest raw
                     errors.append(float(attention_loss(spec, layer, trace, start, rank)) ** 0.5)
                 row[f"layer_{spec.index}"] = round(sum(errors) / len(errors), 4)
             rows.append(row)

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.cache.learned import LayerCodes, LearnedWeights
+from models.cache.learned import LayerCodes, LearnedWeights, learned_folder
 from models.cache.learned_autoencoder import AutoencoderLayer
-from models.cache.ranker import base_identity
+from models.cache.ranker import Ranker, base_identity
 from models.hf import HfBackbone
 from models.hf.backbone import LEARNED_TYPES
+from models.shipped import COMPRESSORS, RANKER
 from tests.models import tiny
 
 KINDS = tuple(LEARNED_TYPES)
@@ -148,3 +149,17 @@ def test_weights_that_do_not_fit_name_both_sides(kind: str, tmp_path: Path) -> N
     (folder / f"{kind}.safetensors").write_bytes(b"x" * 40)
     with pytest.raises(ValueError, match="no safetensors file"):
         made()
+
+
+def test_shipped_codes_belong_to_the_shipped_rankers_model() -> None:
+    """Both kinds, the full-attention layers of gemma-3-270m, under 2 MB together."""
+    if not COMPRESSORS.is_dir() or not RANKER.is_dir():
+        pytest.skip("weights are not beside the code (a job's upload leaves them out)")
+    for kind in KINDS:
+        weights = LearnedWeights.load(kind, LEARNED_TYPES[kind].layer_type, learned_folder("shipped"))
+        weights.check(Ranker.load(RANKER).weights_of + ":adapter-none")
+        assert set(weights.layers) == {5, 11, 17}
+        assert {tuple(layer.key_decoder.shape) for layer in weights.layers.values()} == {
+            (1, weights.layers[5].most_rank, 256)
+        }
+    assert sum(path.stat().st_size for path in COMPRESSORS.glob("*.safetensors")) < 2 << 20
