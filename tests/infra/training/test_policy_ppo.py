@@ -36,7 +36,7 @@ def test_run_goes_on_when_a_runner_and_the_reader_are_killed(tmp_path: Path) -> 
     run_here(BackboneJob(kind="reader", out=tmp_path / "run", spec=spec, loop=LoopConfig(steps=120)))
     job = PolicyTrainConfig(
         data=(material(tmp_path / "material"),), out=tmp_path / "policy", algorithm="ppo", warm_start="none",
-        backbone=HfConfig(model=str(tmp_path / "run" / MODEL), adapter="none", device="cpu"), steps=20, minutes=6.0,
+        backbone=HfConfig(model=str(tmp_path / "run" / MODEL), adapter="none", device="cpu"), steps=10, minutes=6.0,
         questions=16, lr=2e-3, reward=RewardConfig(gamma=0.001, gold_weight=1.0),
     )  # fmt: skip
     records: list[dict[str, float]] = []
