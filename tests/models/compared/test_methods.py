@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from models.cache.ranker import LayerRanker, Ranker, base_identity, context_features
 from models.compared import METHODS, method
 from models.compared.base import budget_of
 from models.compared.kept import Kept
 from models.compared.trace import LayerTrace, Trace, read_exactly
+from models.compared.window import sinks_and_last
 from models.rotary import RotaryTable
 from tests.models import tiny
 from tests.models.compared import reference
@@ -400,3 +402,41 @@ def test_a_method_in_one_file_works_with_everything_else() -> None:
     memory = LongValues().memory(trace(), budget_of(trace(), 0.2))
     assert memory.nbytes <= 0.2 * trace().full_bytes
     assert isinstance(trace().layers[0].spec.rotary, RotaryTable)
+
+
+def test_the_full_cache_refuses_a_smaller_budget() -> None:
+    """It throws nothing away."""
+    with pytest.raises(ValueError, match=r"is less than the .* bytes of the full cache"):
+        method("full").memory(trace(), trace().full_bytes - 1)
+
+
+def test_attention_that_is_shared_by_one_layer_is_window_and_sinks() -> None:
+    """Span 1: every layer keeps its own keys, at the full price of a pair."""
+    kept = compressed("shared_attention", 0.5, span=1)
+    plain = compressed("window_sinks", 0.5)
+    assert [each.nbytes for each in kept] == [each.nbytes for each in plain]
+    assert all(each.leader is None and not each.leads for each in kept)
+    assert [chosen(each, 0) for each in kept] == [set(sinks_and_last(trace().layers[0], 4, 45).tolist())] * 2
+
+
+def test_the_learned_ranker_keeps_what_its_network_scores_highest() -> None:
+    """Scores of the networks for the context's features, as they are."""
+    torch.manual_seed(5)
+    backbone = tiny.backbone()
+    layers = {layer.spec.index: LayerRanker(2, 2 * 16 + 7) for layer in trace().layers}
+    known = Ranker(layers, base_identity(backbone.identity), {})
+    ready = method("ranker", known=known).prepare(backbone)
+    for layer in trace().layers:
+        given = context_features(layer.spec, layer.keys, layer.values)
+        with torch.no_grad():
+            torch.testing.assert_close(ready.score(layer), layers[layer.spec.index](given))
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_our_ring_takes_its_share_of_the_bytes(share: float) -> None:
+    """Of the pairs that the budget holds; the rest is for hitters or latents."""
+    spec = trace().layers[0].spec
+    made = method("ours_latents", raw_share=share)
+    pair = 2 * spec.num_kv_heads * spec.head_dim * 4
+    config = made.config(spec, 10_000, 2_000 * pair + 48)
+    assert config.ring == int(2_000 * share)
