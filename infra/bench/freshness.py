@@ -80,12 +80,14 @@ def steady(system: Local, rate: float, seconds: float, embedder: str, partitions
     with system.running(spec) as job:
         warm, _ = publish_steadily(kafka, articles, rate, 5.0)
         until(lambda: bool(job.progress()) and job.ledger().read >= warm, 120.0, "the warm-up to be read")
+        time.sleep(3 * spec.ingest.health_interval_s)  # the job's figures follow its ledgers by that much
         before = Counter(job.progress()["delays"])
         prober = Prober(kafka, job.client)
         count, behind_s = publish_steadily(kafka, articles, rate, seconds)
         prober.stop()
         total = warm + count + len(prober.waits_ms) + prober.lost
         until(lambda: bool(job.progress()) and job.ledger().read >= total, 300.0, "everything to be read")
+        time.sleep(3 * spec.ingest.health_interval_s)
         after = Counter(job.progress()["delays"])
         lag = sum(job.progress()["lag"].values())
     delays = Delays(after - before)
