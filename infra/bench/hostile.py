@@ -22,6 +22,7 @@ from models.embed import load_tokenizer
 from pipeline.article import Article, BadRecord, parse_record
 from pipeline.chunker import chunk_article
 from pipeline.near_duplicates import Fingerprinter, NearDuplicateConfig
+from pipeline.kafka import topic_partitions
 from pipeline.publisher import Publisher
 from pipeline.source import RecordSource, SourceConfig
 
@@ -111,9 +112,10 @@ def through_broker(system: Local, records: int, seed: int = 2, *, huge_every: in
         found = job.client.search(texts=["lighthouse of Quillhaven reopens"], k=3).passages[0]
         stored = sum(int(row["live_articles"]) for row in job.client.stats())
         job.stop()
-    letters = 0
-    with RecordSource(kafka, {0: None}, SourceConfig(), topic=kafka.dead_letter_topic) as source:
-        partitions = source.partitions
+    partitions = topic_partitions(kafka, kafka.dead_letter_topic)
+    with RecordSource(
+        kafka, dict.fromkeys(partitions), SourceConfig(), topic=kafka.dead_letter_topic
+    ) as source:
         letters = sum(source.end_offsets().values())
     accounted = done.stored + done.deleted + done.dead_lettered + done.duplicates
     return {
