@@ -21,8 +21,8 @@ from infra.bench.measure import commit
 from models.embed import load_tokenizer
 from pipeline.article import Article, BadRecord, parse_record
 from pipeline.chunker import chunk_article
-from pipeline.near_duplicates import Fingerprinter, NearDuplicateConfig
 from pipeline.kafka import topic_partitions
+from pipeline.near_duplicates import Fingerprinter, NearDuplicateConfig
 from pipeline.publisher import Publisher
 from pipeline.source import RecordSource, SourceConfig
 
