@@ -46,14 +46,14 @@ class BatchLayer(MemoryLayer):  # type: ignore[no-untyped-call]
         self.held, self.tail, self.num_rows = max(self.lengths), 0, len(views)
         capacity, device = self.held + room, spec.device
         shape = (self.num_rows, spec.num_kv_heads, capacity, spec.head_dim)
-        self.keys = torch.zeros(shape, dtype=spec.dtype, device=device)
-        self.values = torch.zeros_like(self.keys)
+        self.held_keys = torch.zeros(shape, dtype=spec.dtype, device=device)
+        self.held_values = torch.zeros_like(self.held_keys)
         self.bias = torch.zeros(shape[:3], device=device)
         # places of pairs count only where there is a window
         self.places = torch.zeros(self.num_rows, capacity, dtype=torch.int64, device=device)
         for row, (view, length) in enumerate(zip(views, self.lengths, strict=True)):
-            self.keys[row, :, :length] = view._keys[0, :, :length]
-            self.values[row, :, :length] = view._values[0, :, :length]
+            self.held_keys[row, :, :length] = view._keys[0, :, :length]
+            self.held_values[row, :, :length] = view._values[0, :, :length]
             self.bias[row, :, length : self.held] = _NEVER
             weighted = getattr(view, "_bias", None)
             if weighted is not None:
@@ -82,19 +82,19 @@ class BatchLayer(MemoryLayer):  # type: ignore[no-untyped-call]
         """Add the step's pairs `[B, H, T, d]` and return all pairs, keys turned."""
         steps = key_states.shape[2]
         start, end = self.held + self.tail, self.held + self.tail + steps
-        if end > self.keys.shape[2]:
+        if end > self.held_keys.shape[2]:
             raise ValueError(
-                f"the batch has room for {self.keys.shape[2] - self.held} tokens, given {self.tail + steps}: "
+                f"the batch has room for {self.held_keys.shape[2] - self.held} tokens, given {self.tail + steps}: "
                 "make it with more room"
             )
         places = self.next_place[:, None] + torch.arange(steps, device=self.places.device)
-        self.keys[:, :, start:end] = self.spec.rotary.turn(key_states, places[:, None])
-        self.values[:, :, start:end] = value_states
+        self.held_keys[:, :, start:end] = self.spec.rotary.turn(key_states, places[:, None])
+        self.held_values[:, :, start:end] = value_states
         self.places[:, start:end] = places
         self.next_place = self.next_place + steps
         self.tail += steps
         self._pair = (key_states, value_states)
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.held_keys[:, :, :end], self.held_values[:, :, :end]
 
     def attend_rows(self, query: Tensor, scaling: float, softcap: float | None) -> Tensor:
         """Attention `[B, heads, T, d]` of queries that are not turned over all pairs, the step's own the last."""
@@ -117,12 +117,12 @@ class BatchLayer(MemoryLayer):  # type: ignore[no-untyped-call]
         if self.spec.window is not None:
             gone = self.places[:, None, :end] <= places[:, :, None] - self.spec.window
             mask = mask.masked_fill(gone[:, None], _NEVER)
-        groups = heads // self.keys.shape[1]
+        groups = heads // self.held_keys.shape[1]
         grouped = turned.reshape(rows, -1, groups * steps, dim)
         if mask.shape[2] > 1:
             mask = mask.repeat(1, 1, groups, 1)
         mask = mask.to(query.dtype)
-        keys, values = self.keys[:, :, :end], self.values[:, :, :end]
+        keys, values = self.held_keys[:, :, :end], self.held_values[:, :, :end]
         if self.leads or self.followed:
             scores = (grouped @ keys.transpose(-1, -2)).float() * scaling + mask
             weights = scores.softmax(-1).to(query.dtype)

@@ -66,9 +66,10 @@ class LandmarkHead(nn.Module):
             {side: nn.Linear(config.width, config.landmark, bias=False) for side in ("chunk", "question")}
         )
         for side in ("chunk", "question"):
-            nn.init.zeros_(self.pool[side].weight)
-            nn.init.zeros_(self.pool[side].bias)
-        nn.init.orthogonal_(self.map["chunk"].weight)
+            for parameter in self.pool[side].parameters():
+                nn.init.zeros_(parameter)
+        for parameter in self.map["chunk"].parameters():
+            nn.init.orthogonal_(parameter)
         self.map["question"].load_state_dict(self.map["chunk"].state_dict())
 
     def forward(self, hidden: Tensor, offsets: Tensor, side: Side = "chunk") -> Tensor:

@@ -107,7 +107,8 @@ class Past:
         with listening(self.backbone, self.head.config.layer) as steps:
             self.backbone.run(asked, cache.view(len(asked)))
         own = torch.cat(steps)[len(cache.pending) :].float()
-        return self.head(own, torch.tensor([0, len(own)], device=own.device), "question")[0]
+        made: Tensor = self.head(own, torch.tensor([0, len(own)], device=own.device), "question")
+        return made[0]
 
     def search(self, query: Tensor, k: int, others: dict[str, Tensor] | None = None) -> list[Found]:
         """The k best of the past and of `others` (landmarks `[m, r]` by source) in one list, best first."""
@@ -119,10 +120,9 @@ class Past:
                 )
         held = min(self.num_chunks, self.config.most_chunks)
         first = self.num_chunks - held
-        rows = [("past", self.landmarks[:held])]
-        rows += list((others or {}).items())
+        lists = [("past", self.landmarks[:held]), *(others or {}).items()]
         found: list[Found] = []
-        for source, landmarks in rows:
+        for source, landmarks in lists:
             if not len(landmarks):
                 continue
             scores = landmarks.float() @ query.float().to(landmarks.device)

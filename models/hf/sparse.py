@@ -87,11 +87,13 @@ def sparse_retrieval(
             f"the layer caps its logits (softcap {softcap}); sparse retrieval reads without a cap: use eager"
         )
     _check_mask(attention_mask, num_tokens, num_keys)
-    turned = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    indices = choose(turned[0], turned[1], config)
+    q, k, v = (each.transpose(1, 2).contiguous() for each in (query, key, value))
+    indices = choose(q, k, config)
     fits = query.shape[-1] in HEAD_DIMS and query.is_cuda
-    out = sparse_attention(
-        *(each.contiguous() for each in turned),
+    read = sparse_attention(
+        q,
+        k,
+        v,
         indices,
         chunk_size=config.chunk,
         block_q=config.block,
@@ -100,8 +102,8 @@ def sparse_retrieval(
         query_start=num_keys - num_tokens,
         implementation="auto" if fits else "naive",
     )
-    assert isinstance(out, Tensor)
-    return out, None
+    assert isinstance(read, Tensor)
+    return read, None
 
 
 @torch.no_grad()

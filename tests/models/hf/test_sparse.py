@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,21 +32,18 @@ def switched(model: Any, name: str) -> Iterator[Any]:
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 2e-4), (torch.bfloat16, 0.15)])
 def test_choosing_all_chunks_is_the_plain_model(dtype: torch.dtype, most: float) -> None:
     """One pass, and token by token over transformers' own cache."""
-    model = tiny.backbone().model.to(dtype)
+    model = copy.deepcopy(tiny.backbone().model).to(dtype)
     ids = torch.tensor([[1, *tiny.ids(150)], [1, *tiny.ids(150, seed=1)]])
-    try:
-        with torch.no_grad():
-            with switched(model, "sdpa"):
-                plain = model(ids, use_cache=False).logits.float()
-            with switched(model, register_sparse(EVERYTHING)):
-                whole = model(ids, use_cache=False).logits.float()
-                part = model(ids[:, :140], use_cache=True)
-                rest = [
-                    model(ids[:, at : at + 1], past_key_values=part.past_key_values).logits[:, -1].float()
-                    for at in range(140, 151)
-                ]
-    finally:
-        model.to(torch.float32)
+    with torch.no_grad():
+        with switched(model, "sdpa"):
+            plain = model(ids, use_cache=False).logits.float()
+        with switched(model, register_sparse(EVERYTHING)):
+            whole = model(ids, use_cache=False).logits.float()
+            part = model(ids[:, :140], use_cache=True)
+            rest = [
+                model(ids[:, at : at + 1], past_key_values=part.past_key_values).logits[:, -1].float()
+                for at in range(140, 151)
+            ]
     assert float((whole - plain).abs().max()) < most
     assert float((torch.stack(rest, 1) - plain[:, 140:]).abs().max()) < most
 
