@@ -89,7 +89,7 @@ def _work(cell: Cell, backbone: SubqBackbone) -> Iterator[tuple[SubqCache, float
         )
     )  # fmt: skip
     for context, group in grouped(cases).items():
-        asked = [partial(_asked, backbone, case, cell.task == "qa") for case in group]
+        asked: list[Ask] = [partial(_asked, backbone, case, cell.task == "qa") for case in group]
         yield *_read(backbone, [*backbone.bos, *backbone.encode(context)]), asked
 
 

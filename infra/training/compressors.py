@@ -84,7 +84,9 @@ def attention_loss(
     ]
     places = torch.arange(end)
     spec.rotary.reserve(end)
-    asked = spec.rotary.turn(queries[:, start:end], places[start:]).unflatten(0, (spec.num_kv_heads, -1))
+    asked = spec.rotary.turn(queries[:, start:end], places[start:]).reshape(
+        spec.num_kv_heads, -1, end - start, spec.head_dim
+    )
     late = places > places[start:, None]
 
     def output(k: Tensor, v: Tensor) -> Tensor:
