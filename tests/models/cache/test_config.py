@@ -22,7 +22,10 @@ from tests.models import tiny
         ({"rank": 120, "heavy": 16}, "cache.rank is 120, more than the 112 tokens"),
         ({"heavy": 8, "heavy_per_block": 16}, "cache.heavy is 8, less than heavy_per_block 16"),
         ({"heavy": 256, "heavy_per_block": 128}, "heavy_per_block is 128, not less than evict_block 128"),
-        ({"compressor": "zip"}, "compressor is 'zip'; allowed: svd, weighted_svd, projection, autoencoder, drop"),
+        (
+            {"compressor": "zip"},
+            "compressor is 'zip'; allowed: svd, weighted_svd, projection, autoencoder, drop",
+        ),
         ({"dtype": "int8"}, "dtype is 'int8'"),
         ({"latent_blocks": -1}, "latent_blocks is -1"),
         ({"sinks": True}, "sinks is True"),
