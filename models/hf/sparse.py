@@ -126,10 +126,9 @@ def choose(query: Tensor, key: Tensor, config: SparseConfig) -> Tensor:
     widest = int(fixed.sum(1).max())
     slots = min(config.top_k, int(candidates.sum(1).max()))
     whole = num_keys // config.chunk * config.chunk
-    landmarks = (
-        key[:, :whole].float().unflatten(1, (whole // config.chunk, config.chunk)).mean(2)
-    )  # [B, whole chunks, H, d]
-    asked = query[:, :: config.block].float().unflatten(2, (kv_heads, -1)).mean(3)  # [B, blocks, H, d]
+    # [B, whole chunks, H, d] and [B, blocks, H, d]
+    landmarks = torch.unflatten(key[:, :whole].float(), 1, (whole // config.chunk, config.chunk)).mean(2)
+    asked = torch.unflatten(query[:, :: config.block].float(), 2, (kv_heads, -1)).mean(3)
     marked = torch.full((batch, blocks, kv_heads, chunks), float("-inf"), device=query.device)
     scores = torch.einsum("bqhd,bchd->bqhc", asked, landmarks)
     marked[..., : scores.shape[-1]] = scores
