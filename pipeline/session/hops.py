@@ -47,10 +47,7 @@ def leads_on(question: str) -> bool:
 
 def _describes(text: str) -> bool:
     """Whether a link is followed by another description rather than by a name."""
-    return (
-        re.search(r"\b(?:the|a)\s+(?:[a-z-]+\s+){1,4}?(?:that|whose|under|led|run|headed|to which)\b", text)
-        is not None
-    )
+    return _CLAUSE.search(text) is not None
 
 
 def names(text: str) -> list[str]:
