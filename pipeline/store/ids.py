@@ -15,6 +15,6 @@ def chunk_id(article_id: str, ordinal: int) -> int:
 
 
 @lru_cache(maxsize=8_192)
-def chunk_ids(article_id: str, num_chunks: int) -> list[int]:
-    """Ids of the chunks 0 to num_chunks - 1; an append asks thrice, so the list is shared: never change it."""
-    return [chunk_id(article_id, ordinal) for ordinal in range(num_chunks)]
+def chunk_ids(article_id: str, num_chunks: int) -> tuple[int, ...]:
+    """Ids of the chunks 0 to num_chunks - 1; remembered, because an append asks thrice."""
+    return tuple(chunk_id(article_id, ordinal) for ordinal in range(num_chunks))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -213,12 +214,24 @@ def test_records_that_contradict_themselves_cannot_be_made() -> None:
         Upsert(coordinate=make.at(0), article=good.article, chunks=good.chunks[::-1], vectors=good.vectors)
 
 
+@pytest.fixture
+def colliding(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """From the call on all chunks have one id; nothing of it is remembered afterwards."""
+
+    def collide() -> None:
+        monkeypatch.setattr(ids, "_MASK", 0)
+        ids.chunk_ids.cache_clear()
+
+    yield collide
+    ids.chunk_ids.cache_clear()
+
+
 def test_an_id_collision_is_detected_before_anything_is_stored(
-    shard: Shard, monkeypatch: pytest.MonkeyPatch
+    shard: Shard, colliding: Callable[[], None]
 ) -> None:
     """Two articles' chunks with one id: the error names both articles."""
     make.put(shard, make.upsert("a", 0))
-    monkeypatch.setattr(ids, "_MASK", 0)
+    colliding()
     with pytest.raises(ChunkIdCollision, match=r"'c'.*'b'|'b'.*'c'"):
         make.put(shard, make.upsert("b", 1, num_chunks=1), make.upsert("c", 2, num_chunks=1))
     make.put(shard, make.upsert("b", 1, num_chunks=1))
