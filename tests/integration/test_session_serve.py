@@ -325,7 +325,10 @@ def _redeploy(served: Served, **sections: Any) -> None:
 def test_withdrawal_on_the_topic_is_told_and_rebuilt(served: Served) -> None:
     """A deletion on the topic leaves the session at once and is followed by a rebuild, both in its events."""
     stream = served.streams[0]
-    withdrawn = f"{stream}-4"
+    before = served.page(stream)["articles_read"]
+    # the newest article: one that left the small cache long ago would leave no trace to rebuild
+    withdrawn = served.publish(stream, 30, 1)[0].id
+    served.wait(stream, lambda p: p["articles_read"] > before, "not read")
     served.filler.delete(withdrawn)
     served.publisher.delete(withdrawn, stream)
     served.publisher.flush()
