@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ class GrowingSegment(Segment):
         self._row_of: dict[int, int] = {}
 
     def add(
-        self, row: ArticleRow, chunks: list[Chunk], chunk_ids: list[int], vectors: NDArray[np.float16]
+        self, row: ArticleRow, chunks: list[Chunk], chunk_ids: Sequence[int], vectors: NDArray[np.float16]
     ) -> int:
         """Append an article and its chunks; returns its article row."""
         article, at, begin = row.article, self.num_articles, self.num_rows

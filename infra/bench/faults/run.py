@@ -121,6 +121,8 @@ def _inject_all(
         if config.minutes and time.monotonic() - began > 60 * config.minutes:
             say(f"{config.minutes:g} minutes are over after {len(results)} faults; --resume goes on")
             break
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _end)  # again: connecting to Ray puts its own handler there
         result = injectors[kind.place].inject(number, kind)
         result = dataclasses.replace(
             result, at=datetime.now(UTC).isoformat(timespec="seconds"), commit=at_commit
