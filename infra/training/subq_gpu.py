@@ -29,6 +29,7 @@ from infra.evaluation.passkey import CELLS, Cell, PasskeyTest, table
 from infra.training.subq import CURVE, SubqTrainConfig, SubqTrainer
 from infra.training.subq_checks import checks
 from infra.training.subq_data import SubqData
+from infra.training.subq_recipe import Recipe, tiny_form
 from models.subq.baselines import BASELINES, baseline
 from models.subq.checkpoint import load_checkpoint, save_checkpoint
 from models.subq.config import SubqConfig
@@ -36,7 +37,6 @@ from pipeline.prepare.needle_stream import NeedleStreamConfig
 from pipeline.tasks.needle_composition import ComposedGrammar
 
 UNITS = {"k": 1 << 10, "M": 1 << 20}
-Recipe = tuple[SubqConfig, NeedleStreamConfig, SubqTrainConfig]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,7 +57,7 @@ def recipe(vocabulary: int, given: argparse.Namespace) -> Recipe:
     )
     # more batches than the time allows: the schedule follows the time
     stream = NeedleStreamConfig(
-        seed=given.seed, real=0.15, twins=0.4,
+        seed=given.seed, real=0.15, twins=given.twins,
         phases=((4_096, int(given.short_steps)), (16_384, 100_000)),
     )  # fmt: skip
     train = SubqTrainConfig(
@@ -69,15 +69,9 @@ def recipe(vocabulary: int, given: argparse.Namespace) -> Recipe:
         seed=given.seed,
     )
     if tiny:
-        model = replace(
-            model, width=64, lower_blocks=1, upper_blocks=1, head_dim=16, feed_forward=128, window=32, chunk=32,
-            encoder_heads=4, landmark_dim=32, top_k=2, near=2, context_tokens=512,
-        )  # fmt: skip
-        stream = replace(
-            stream, tokens=1_024, targets=256, phases=((512, 100_000),), longer=0.0, longest=512, chunk=32, far=3,
-            per_4096=40,
-        )  # fmt: skip
-        train = replace(train, lr=4e-3, warmup=10, bank=1_024, save_every=20)
+        model, stream, train = tiny_form(model, stream, train)
+        stream = replace(stream, phases=((512, 100_000),))
+        train = replace(train, save_every=20)
     model = baseline(given.method, model)
     if given.method == "gca":  # what the paper trains with: the loss on tokens alone
         train = replace(
@@ -240,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--kernel", default="auto", help="of the chunk reader in training: auto, plain or fused"
     )
+    parser.add_argument("--twins", type=float, default=0.4, help="share of needles in another one's words")
     parser.add_argument("--scale-max", type=float, default=60.0, help="largest factor of cosines")
     parser.add_argument(
         "--short-steps", type=int, default=1_500, help="batches of 4,096 tokens a sequence, first"

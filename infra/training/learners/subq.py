@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from infra.training.subq import SubqTrainConfig, SubqTrainer
 from infra.training.subq_data import SubqData, batches
 from infra.training.subq_optim import learning_rate
+from infra.training.subq_recipe import tiny_form
 from models.data_parallel import Group
 from models.subq import SubqConfig
 from models.subq.checkpoint import save_checkpoint
@@ -126,15 +127,7 @@ def build_subq(spec: SubqSpec, out: Path, device: str) -> SubqLearner:
     model = model or SubqConfig(vocabulary=data.tokenizer.vocabulary, kernel="plain")
     stream = stream or NeedleStreamConfig()
     if spec.tiny:
-        model = replace(
-            model, width=64, lower_blocks=1, upper_blocks=1, head_dim=16, feed_forward=128, window=32, chunk=32,
-            encoder_heads=4, landmark_dim=32, top_k=2, near=2, context_tokens=512,
-        )  # fmt: skip
-        stream = replace(
-            stream, tokens=1_024, targets=256, phases=((512, 1),), longer=0.0, longest=512, chunk=32, far=3,
-            per_4096=40,
-        )  # fmt: skip
-        train = replace(train, lr=4e-3, warmup=10, bank=1_024)
+        model, stream, train = tiny_form(model, stream, train)
     stream = replace(stream, seed=spec.seed, phases=stretched(stream.phases, spec.steps * spec.accumulate))
     return SubqLearner(model, data, stream, replace(train, seed=spec.seed), out, device)
 
