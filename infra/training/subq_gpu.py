@@ -29,12 +29,10 @@ from infra.evaluation.passkey import CELLS, Cell, PasskeyTest, table
 from infra.training.subq import CURVE, SubqTrainConfig, SubqTrainer
 from infra.training.subq_checks import checks
 from infra.training.subq_data import SubqData
-from infra.training.subq_recipe import Recipe, tiny_form
+from infra.training.subq_recipe import Recipe, recipe_data, recipe_stream, tiny_form
 from models.subq.baselines import BASELINES, baseline
 from models.subq.checkpoint import load_checkpoint, save_checkpoint
 from models.subq.config import SubqConfig
-from pipeline.prepare.needle_stream import NeedleStreamConfig
-from pipeline.tasks.needle_composition import ComposedGrammar
 
 UNITS = {"k": 1 << 10, "M": 1 << 20}
 
@@ -56,10 +54,10 @@ def recipe(vocabulary: int, given: argparse.Namespace) -> Recipe:
         vocabulary=vocabulary, kernel=given.kernel, neighbours=given.neighbours, scale_max=given.scale_max
     )
     # more batches than the time allows: the schedule follows the time
-    stream = NeedleStreamConfig(
-        seed=given.seed, real=0.15, twins=given.twins,
-        phases=((4_096, int(given.short_steps)), (16_384, 100_000)),
-    )  # fmt: skip
+    most = given.steps or 100_000
+    short = min(given.short_steps, most)
+    phases = ((4_096, short), (16_384, most - short)) if most > short else ((4_096, short),)
+    stream = recipe_stream(given.seed, phases, given.twins)
     train = SubqTrainConfig(
         save_every=1_000,  # a state is half a gigabyte; the end of a call saves too
         limit_s=60.0 * given.minutes,
@@ -70,7 +68,7 @@ def recipe(vocabulary: int, given: argparse.Namespace) -> Recipe:
     )
     if tiny:
         model, stream, train = tiny_form(model, stream, train)
-        stream = replace(stream, phases=((512, 100_000),))
+        stream = replace(stream, phases=((512, most),))
         train = replace(train, save_every=20)
     model = baseline(given.method, model)
     if given.method == "gca":  # what the paper trains with: the loss on tokens alone
@@ -84,7 +82,7 @@ def recipe(vocabulary: int, given: argparse.Namespace) -> Recipe:
 
 def run_train(given: argparse.Namespace) -> None:
     """Train for the rest of this call, or to the end; at the end write the model."""
-    data = replace(SubqData.load(given.data, "train"), grammar=ComposedGrammar())
+    data = recipe_data(given.data)
     model, stream, config = recipe(data.tokenizer.vocabulary, given)
     began = time.monotonic()
     artifacts = given.work / "inductor.bin"
@@ -233,6 +231,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--neighbours", action="store_true", help="read chunk j + 1 beside j")
     parser.add_argument(
         "--kernel", default="auto", help="of the chunk reader in training: auto, plain or fused"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=0, help="updates at most (0: as many as the time allows)"
     )
     parser.add_argument("--twins", type=float, default=0.4, help="share of needles in another one's words")
     parser.add_argument("--scale-max", type=float, default=60.0, help="largest factor of cosines")

@@ -1,12 +1,30 @@
-"""The miniature of a backbone's training, for a try on a CPU."""
+"""What a backbone is trained on and how, whoever trains it; and the miniature of it, for a try on a CPU."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from infra.training.subq import SubqTrainConfig
+from infra.training.subq_data import SubqData
 from models.subq.config import SubqConfig
 from pipeline.prepare.needle_stream import NeedleStreamConfig
+from pipeline.tasks.needle_composition import ComposedGrammar
+
+PHASES = ((4_096, 1_200), (16_384, 1_400))
+
+
+def recipe_data(folder: Path) -> SubqData:
+    """The training part of a folder, its needles in composed wordings."""
+    return replace(SubqData.load(folder, "train"), grammar=ComposedGrammar())
+
+
+def recipe_stream(
+    seed: int, phases: tuple[tuple[int, int], ...] = PHASES, twins: float = 0.4
+) -> NeedleStreamConfig:
+    """Needles of made and of real questions, many of them worded alike (docs/subq.md says why)."""
+    return NeedleStreamConfig(seed=seed, real=0.15, twins=twins, phases=phases)
+
 
 Recipe = tuple[SubqConfig, NeedleStreamConfig, SubqTrainConfig]
 

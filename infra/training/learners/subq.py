@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from infra.training.subq import SubqTrainConfig, SubqTrainer
 from infra.training.subq_data import SubqData, batches
 from infra.training.subq_optim import learning_rate
-from infra.training.subq_recipe import tiny_form
+from infra.training.subq_recipe import recipe_data, recipe_stream, tiny_form
 from models.data_parallel import Group
 from models.subq import SubqConfig
 from models.subq.checkpoint import save_checkpoint
@@ -115,17 +115,19 @@ class SubqSpec:
     accumulate: int = field(default=1, metadata={"help": "parts of an update"})
     model: SubqConfig | None = field(default=None, metadata={"help": "None: the recipe's"})
     stream: NeedleStreamConfig | None = field(default=None, metadata={"help": "None: the recipe's"})
-    train: SubqTrainConfig = field(default_factory=SubqTrainConfig, metadata={"help": "see SubqTrainConfig"})
+    train: SubqTrainConfig = field(
+        default=SubqTrainConfig(joined=True), metadata={"help": "see SubqTrainConfig"}
+    )
     tiny: bool = field(default=False, metadata={"help": "a model and batches for a try on a CPU"})
     seed: int = field(default=0, metadata={"help": "of everything"})
 
 
 def build_subq(spec: SubqSpec, out: Path, device: str) -> SubqLearner:
     """The learner of a run; phases of the stream are stretched over the parts of all steps."""
-    data = SubqData.load(spec.data, "train")
+    data = recipe_data(spec.data)
     model, stream, train = spec.model, spec.stream, spec.train
     model = model or SubqConfig(vocabulary=data.tokenizer.vocabulary, kernel="plain")
-    stream = stream or NeedleStreamConfig()
+    stream = stream or recipe_stream(spec.seed)
     if spec.tiny:
         model, stream, train = tiny_form(model, stream, train)
     stream = replace(stream, seed=spec.seed, phases=stretched(stream.phases, spec.steps * spec.accumulate))
