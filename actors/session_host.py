@@ -7,12 +7,12 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
-
-from ray import serve
 
 from actors.library import StoreLibrary
 from actors.metrics import metric
+from actors.rank_claim import RankClaim
 from actors.serve_settings import ServeSettings
 from actors.session_service import SessionService
 from actors.slot_router import rank_of, slot_table
@@ -34,6 +34,7 @@ from pipeline.session.summary import SummaryRequest
 from pipeline.session.tail import StreamTail
 
 _METRICS_S = 5.0
+_CLAIM_GRACE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def build_service(settings: ServeSettings, library: Library, owner: str) -> Sess
         sessions=built.sessions,
         asking=built.asking,
         tails=built.tails,
-        root=settings.serve.sessions_dir.expanduser().absolute(),
+        root=sessions_root(settings),
         owner=owner,
         model=model,
     )
@@ -111,7 +112,11 @@ class SessionHost:
     def __init__(self, settings: ServeSettings, deferred: bool = False) -> None:
         """With `deferred` the sessions wait for `reconfigure`, which Serve calls with the user_config."""
         configure_logging(os.environ.get("DYSRA_LOG", "INFO"), json_lines=True)
-        self._rank = _own_rank()
+        # Taken here and not with the sessions: Serve asks for it once, when this returns.
+        self._claim = RankClaim.claim(
+            sessions_root(settings), settings.serve.replicas, settings.serve.drain_s + _CLAIM_GRACE_S
+        )
+        self._rank = self._claim.rank
         self._tags = {"replica": str(self._rank)}
         self._settings = with_threads(settings)
         self._current: ServeSettings | None = None
@@ -201,6 +206,14 @@ class SessionHost:
         service: SessionService | None = self.__dict__.pop("_service", None)
         for problem in [] if service is None else service.close():
             get_logger(replica=self._rank).warning("session_not_saved", reason=problem)
+        claim: RankClaim | None = self.__dict__.pop("_claim", None)
+        if claim is not None:
+            claim.release()
+
+
+def sessions_root(settings: ServeSettings) -> Path:
+    """The folder of the sessions, as every process of this machine finds it."""
+    return settings.serve.sessions_dir.expanduser().absolute()
 
 
 def with_threads(settings: ServeSettings) -> ServeSettings:
@@ -212,7 +225,3 @@ def with_threads(settings: ServeSettings) -> ServeSettings:
         return settings
     threads = max(1, len(os.sched_getaffinity(0)) // settings.serve.replicas)
     return replace(settings, backbone=replace(settings.backbone, threads=threads))
-
-
-def _own_rank() -> int:
-    return int(serve.get_replica_context().rank.rank)

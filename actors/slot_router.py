@@ -1,8 +1,8 @@
 """Which replica owns a session: session -> slot -> rank, the same before and after a crash.
 
-Serve gives a replacement the rank of the replica that it replaces, so it takes over exactly the dead one's
-sessions. Serve's own consistent-hash ring moves sessions of the living too. Rests on a private method of Ray
-2.60; `tests/actors/test_slot_router.py` holds the contract.
+A replacement claims the rank of the replica that it replaces (`actors/rank_claim.py`), so it takes over exactly
+the dead one's sessions. Serve's own consistent-hash ring moves sessions of the living too. Rests on a private
+method of Ray 2.60; `tests/actors/test_slot_router.py` holds the contract.
 """
 
 from __future__ import annotations
