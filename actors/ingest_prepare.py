@@ -128,6 +128,8 @@ class Preparer:
         item = Item(record)
         num_shards = self._spec.store.num_shards
         try:
+            if record.unreadable:
+                raise BadRecord("unreadable", record.unreadable)
             value = parse_record(record.key, record.value, record.headers, self._spec.articles)
             item.shard = shard_of(value.id, num_shards)
             if self._is_durable(item):

@@ -151,8 +151,8 @@ def replay_dead_letters(config: KafkaConfig, letters: Iterable[DeadLetter]) -> i
 def _republish(config: KafkaConfig, publishers: dict[str, Publisher], letter: DeadLetter) -> None:
     if not letter.replayable:
         raise BadData(
-            f"dead letter {letter.id} cannot be published again: only its head was kept, or it has neither key "
-            "nor value"
+            f"dead letter {letter.id} cannot be published again: its head or nothing of it was kept, or it has "
+            "neither key nor value"
         )
     publisher = _publisher(config, publishers, letter.topic)
     headers = [*letter.headers, (ATTEMPTS_HEADER, str(letter.attempts).encode())]
@@ -182,6 +182,8 @@ def _dead_letter(
         "time": isoformat(datetime.now(UTC)),
         "value-bytes": -1 if record.value is None else len(record.value),
     }
+    if record.unreadable:
+        facts["kept"] = "nothing"
     original = [(name, body) for name, body in record.headers if not name.startswith(PREFIX)]
     # The topic's limit counts key, value, headers and framing together.
     room = max_bytes + HEADER_ROOM_BYTES - _FRAMING_BYTES - 4 * _MAX_DETAIL_CHARS

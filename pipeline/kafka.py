@@ -63,6 +63,13 @@ class KafkaConfig:
         default=8_000_000,
         metadata={"help": "largest record a topic that we create takes, in bytes; larger ones are refused"},
     )
+    max_batch_bytes: int = field(
+        default=67_108_864,
+        metadata={
+            "help": "what a compressed batch may unpack to, in bytes (never less than max_record_bytes); "
+            "records of a larger one are dead-lettered unread"
+        },
+    )
     request_timeout_s: float = field(default=30.0, metadata={"help": "limit of one request, in seconds"})
     connect_timeout_s: float = field(
         default=5.0, metadata={"help": "limit of the first contact with the brokers, in seconds"}
@@ -110,6 +117,8 @@ class KafkaConfig:
             raise ValueError(
                 f"max_record_bytes is {self.max_record_bytes}; it must be 1,024 to 1,000,000,000"
             )
+        if self.max_batch_bytes < 1_024:
+            raise ValueError(f"max_batch_bytes is {self.max_batch_bytes}; it must be at least 1,024")
         for name in ("request_timeout_s", "connect_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")

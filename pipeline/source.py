@@ -14,8 +14,9 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 
+from pipeline.bounded_batches import Unreadable, bound
 from pipeline.errors import BadData, DependencyUnreachable, UsageError
-from pipeline.kafka import KafkaConfig, consumer, topic_partitions, unreachable
+from pipeline.kafka import HEADER_ROOM_BYTES, KafkaConfig, consumer, topic_partitions, unreachable
 from pipeline.log import get_logger
 from pipeline.source_config import Record, SourceConfig, SourceStats
 
@@ -51,7 +52,7 @@ class RecordSource:
         self._outage_since: float | None = None
         self._check_at = 0.0
         self._barren_stalls = 0
-        self._client: KafkaConsumer | None = consumer(kafka)
+        self._client: KafkaConsumer | None = self._connect()
         try:
             self.assign(offsets)
         except BaseException:
@@ -198,6 +199,7 @@ class RecordSource:
         self.close()
 
     def _take(self, client: KafkaConsumer, timeout_s: float) -> list[Record]:
+        self._begin_poll()
         try:
             batches = client.poll(timeout_ms=int(1_000 * timeout_s), max_records=self.config.max_records)
         except kafka_errors.OffsetOutOfRangeError as error:
@@ -220,6 +222,10 @@ class RecordSource:
         for place, batch in batches.items():
             self._next[place.partition] = batch[-1].offset + 1
             for one in batch:
+                if isinstance(one.value, Unreadable):
+                    place_of = (one.topic, one.partition, one.offset, one.timestamp)
+                    records.append(Record(*place_of, None, b"", (), one.value.why))
+                    continue
                 headers = tuple((name, value or b"") for name, value in one.headers) if one.headers else ()
                 records.append(
                     Record(one.topic, one.partition, one.offset, one.timestamp, one.key, one.value, headers)
@@ -331,9 +337,15 @@ class RecordSource:
 
     def _require_client(self) -> KafkaConsumer:
         if self._client is None:
-            self._client = consumer(self.kafka)
+            self._client = self._connect()
             self._seek_all(self._client)
         return self._client
+
+    def _connect(self) -> KafkaConsumer:
+        client = consumer(self.kafka)
+        room = self.kafka.max_record_bytes + HEADER_ROOM_BYTES
+        self._begin_poll = bound(client, max(self.kafka.max_batch_bytes, room))
+        return client
 
     def _seek_all(self, client: KafkaConsumer) -> None:
         client.assign(self._places())

@@ -7,7 +7,10 @@ from typing import Literal, NamedTuple
 
 
 class Record(NamedTuple):
-    """One Kafka record as it was read; `value` None deletes. `timestamp_ms` is Kafka's, since the epoch."""
+    """One Kafka record as it was read; `value` None deletes. `timestamp_ms` is Kafka's, since the epoch.
+
+    `unreadable` says why it could not be read: then key and value are empty, and only its place is known.
+    """
 
     topic: str
     partition: int
@@ -16,6 +19,7 @@ class Record(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...]
+    unreadable: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -202,7 +202,7 @@ def dlq_replay(
         say(f"{len(wanted) - found:,} of the ids are not among the dead letters of {kafka.topic}")
     say(f"{'would publish' if dry_run else 'published'} {count:,} dead letters to {kafka.topic} again")
     for name in itertools.islice(left_out, 10):
-        say(f"  left out, only its head was kept: {name}")
+        say(f"  left out, not kept whole: {name}")
     return {
         "topic": kafka.topic,
         "replayed": 0 if dry_run else count,

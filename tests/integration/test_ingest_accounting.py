@@ -11,7 +11,7 @@ import pytest
 from actors.ingest_job import IngestJob
 from pipeline.dead_letters import read_dead_letters
 from pipeline.errors import UsageError
-from pipeline.kafka import KafkaConfig
+from pipeline.kafka import KafkaConfig, producer
 from pipeline.publisher import Publisher
 from pipeline.store import StoreMismatch
 from pipeline.topics import group_lag
@@ -149,3 +149,23 @@ def test_store_refuses_another_embedder_and_a_second_job(
     with pytest.raises(StoreMismatch, match=identity) as caught:
         IngestJob.start(replace(spec, embedder=other))
     assert "other-32" in str(caught.value)
+
+
+def test_batch_that_unpacks_to_too_much_is_accounted_for(
+    local_ray: None, topic: TopicFactory, tmp_path: Path
+) -> None:
+    """A bomb between two articles is a dead letter with its place; both articles are stored."""
+    kafka = replace(topic(partitions=1), max_record_bytes=200_000, max_batch_bytes=1_000_000)
+    client = producer(kafka, max_request_size=1 << 30, buffer_memory=1 << 30)
+    with Publisher(kafka) as publisher:
+        publisher.publish(article(0))
+        publisher.flush()
+        client.send(kafka.topic, key=b"bomb", value=bytes(50_000_000), partition=0).get(60)
+        publisher.publish(article(1))
+        publisher.flush()
+    client.close()
+    with running(make_spec(kafka, tmp_path)) as job:
+        figures = settle(job)
+        assert (figures["read"], figures["stored"], figures["dead_lettered"]) == (3, 2, 1)
+    (letter,) = read_dead_letters(kafka)
+    assert (letter.partition, letter.offset, letter.reason) == (0, 1, "unreadable")
