@@ -1,15 +1,17 @@
 """The landmark head of a decoder as a learner: questions and the texts that tell lie close together (InfoNCE).
 
-Made of the triples: a question, the sentence that tells, and sentences read with it that do not. The head
-(`models/hf/landmark_head.py`) pools the hidden states of a text's tokens after a middle layer. The decoder is
-frozen (its hidden states are then computed once) or adapted by LoRA beside the head.
+Made of the triples (a question, the sentence that tells, and sentences read with it that do not), or of the files
+of `infra.training.landmark_data`. The head (`models/hf/landmark_head.py`) pools the hidden states of a text's
+tokens after a middle layer; layers above it are not computed. The decoder is frozen (its hidden states are then
+computed once) or adapted by LoRA beside the head.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from infra.training.learners.landmark_peers import peers_recall
+from infra.training.learners.landmark_pairs import (
+    ENDING,
+    TRAIN,
+    Pairs,
+    judged_files,
+    load_pairs,
+    pairs_of,
+)
+from infra.training.learners.landmark_peers import Ranking, add_peers, in_8_bits
 from infra.training.learners.reader import triples_in
 from models.cache.ranker import base_identity
 from models.data_parallel import Group
@@ -27,9 +37,6 @@ from models.hf.landmark_head import LandmarkHead, LandmarkHeadConfig, Side
 from models.hf.loading import Loaded, load, pick_device
 from models.reader_training import add_lora, save_adapter
 from models.subq.losses import info_nce
-from pipeline.prepare.triples import Triple
-from pipeline.session.prompts import GIVEN_UP, article_head
-from pipeline.tasks.scores import holds_answer
 
 METHODS = ("frozen", "lora")
 
@@ -38,7 +45,9 @@ METHODS = ("frozen", "lora")
 class LandmarkSpec:
     """One landmark head."""
 
-    data: Path = field(metadata={"help": "folder of triples, or a folder of such folders"})
+    data: Path = field(
+        metadata={"help": "folder of triples, a folder of such folders, or what landmark_data wrote"}
+    )
     backbone: HfConfig = field(default_factory=HfConfig, metadata={"help": "the decoder, with its adapter"})
     method: str = field(default="frozen", metadata={"help": ", ".join(METHODS)})
     dim: int = field(default=128, metadata={"help": "width of a landmark"})
@@ -51,6 +60,10 @@ class LandmarkSpec:
     scale: float = field(default=20.0, metadata={"help": "first factor of the cosines"})
     rank: int = field(default=16, metadata={"help": "rank of the adapter (lora)"})
     most_tokens: int = field(default=96, metadata={"help": "tokens of a text that are read"})
+    practice: float = field(
+        default=1.0,
+        metadata={"help": "share of the practice questions that are used, where the data has some"},
+    )
     embedder: str = field(default="", metadata={"help": "embedder that recall is compared with; empty: none"})
     seed: int = field(default=0, metadata={"help": "of everything"})
 
@@ -60,39 +73,36 @@ class LandmarkSpec:
         for name in ("dim", "steps", "accumulate", "questions", "rank", "most_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 1 or more")
+        if not 0 <= self.practice <= 1:
+            raise ValueError(f"practice: given {self.practice}; allowed: 0 to 1")
         if self.hard < 0:
             raise ValueError(f"hard: given {self.hard}; allowed: 0 or more")
 
 
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """Texts, and of each question its own place among them, the telling text's, and those that nearly tell."""
-
-    texts: tuple[str, ...]
-    questions: tuple[tuple[int, int, tuple[int, ...]], ...]
-
-
 class LandmarkLearner:
-    """See infra.training.backbone_loop.Learner."""
+    """See infra.training.backbone_loop.Learner. `held_out` names what recall is measured on."""
 
     def __init__(
-        self, loaded: Loaded, train: Pairs, held_out: Pairs, spec: LandmarkSpec, device: str,
+        self, loaded: Loaded, train: Pairs, held_out: Mapping[str, Pairs], spec: LandmarkSpec, device: str,
     ) -> None:  # fmt: skip
         torch.manual_seed(spec.seed)
         self.spec, self.device = spec, torch.device(device)
-        self.train, self.held_out = train, held_out
+        self.train, self.held_out = train, dict(held_out)
         if not train.questions:
             raise ValueError(f"{spec.data}: no question with a telling sentence to train on")
         self._loaded = loaded
+        decoder = loaded.model.get_decoder()
+        width = int(loaded.model.config.get_text_config(decoder=True).hidden_size)
+        layer = spec.layer if spec.layer >= 0 else 2 * len(decoder.layers) // 3
+        if layer >= len(decoder.layers):
+            raise ValueError(
+                f"layer: given {layer}; allowed: 0 to {len(decoder.layers) - 1}, or -1 for two thirds up"
+            )
+        decoder.layers = decoder.layers[: layer + 1]  # nobody listens to what is above
         model: nn.Module = loaded.model.to(self.device)
         if spec.method == "lora":
             model = add_lora(model, spec.rank, 2 * spec.rank, 0.0)
         self.model = model.eval()
-        width = int(loaded.model.config.get_text_config(decoder=True).hidden_size)
-        layers = len(loaded.model.get_decoder().layers)
-        layer = spec.layer if spec.layer >= 0 else 2 * layers // 3
-        if layer >= layers:
-            raise ValueError(f"layer: given {layer}; allowed: 0 to {layers - 1}, or -1 for two thirds up")
         shape = LandmarkHeadConfig(
             width=width, layer=layer, landmark=spec.dim, weights_of=base_identity(loaded.identity)
         )
@@ -106,15 +116,18 @@ class LandmarkLearner:
         self.parameters: Sequence[nn.Parameter] = [*outer, *inner]
         groups = [{"params": outer, "share": 1.0}, *([{"params": inner, "share": 0.1}] if inner else [])]
         self._optimizer = torch.optim.AdamW(groups, lr=spec.lr, weight_decay=0.01)
-        self._known = self._hidden_of(train.texts) if spec.method == "frozen" else None
+        self._rows = [self._ids(text) for text in train.texts]
+        self._known = self._hidden_of(self._rows) if spec.method == "frozen" else None
 
     def parts(self, numbers: Sequence[int]) -> Iterator[list[tuple[int, int, tuple[int, ...]]]]:
         """Questions by the part's number; every question once in an epoch."""
         spec, count = self.spec, len(self.train.questions)
         size = min(spec.questions, count)
-        an_epoch = count // size
+        an_epoch, epoch, order = count // size, -1, np.zeros(0, np.int64)
         for number in numbers:
-            order = np.random.default_rng([spec.seed, number // an_epoch]).permutation(count)
+            if number // an_epoch != epoch:
+                epoch = number // an_epoch
+                order = np.random.default_rng([spec.seed, epoch]).permutation(count)
             at = number % an_epoch * size
             yield [self.train.questions[row] for row in order[at : at + size]]
 
@@ -128,16 +141,21 @@ class LandmarkLearner:
         near = [
             text for _, _, wrong in part for text in chance.sample(wrong, min(len(wrong), self.spec.hard))
         ]
-        places = list(dict.fromkeys([*told, *near]))
-        hidden = self._hidden([*asked, *places])
-        queries = self._vectors(hidden[: len(asked)], "question")
-        landmarks = self._vectors(hidden[len(asked) :], "chunk")
-        gold = torch.tensor([[places.index(text)] * 2 for text in told], device=self.device)
+        places = {text: at for at, text in enumerate(dict.fromkeys([*told, *near]))}
+        queries = self._vectors(self._hidden(asked), "question")
+        landmarks = self._vectors(self._hidden(list(places)), "chunk")
+        gold = torch.tensor([[places[text]] * 2 for text in told], device=self.device)
         wrong = torch.ones(len(asked), len(places), dtype=torch.bool, device=self.device)
+        same: dict[int, list[int]] = {}
+        for question, text in zip(asked, told, strict=True):
+            same.setdefault(question, []).append(places[text])
+        for row, question in enumerate(asked):  # a question's other telling texts are not wrong
+            if len(same[question]) > 1:
+                wrong[row, same[question]] = False
         scale = self.log_scale.exp().clamp(max=100.0)
         loss = info_nce(queries, landmarks, gold, wrong, scale).mean()
         first = ((queries @ landmarks.T).argmax(1) == gold[:, 0]).float().mean()
-        count = sum(len(self._ids(self.train.texts[at])) for at in (*asked, *places))
+        count = sum(len(self._rows[at]) for at in (*asked, *places))
         return loss, {"contrastive": loss, "first": first, "scale": scale}, count
 
     def update(self, step: int, progress: float, group: Group) -> dict[str, float]:
@@ -161,29 +179,45 @@ class LandmarkLearner:
         self._optimizer.load_state_dict(state["optimizer"])
 
     def flops_per_token(self) -> float:
-        """Of the decoder where it is trained too, else nothing worth counting."""
+        """Of the decoder's layers where they are trained too, else nothing worth counting."""
         whole = sum(parameter.numel() for parameter in self.model.parameters())
-        return 4.0 * whole if self.spec.method == "lora" else 0.0
+        spared = sum(m.weight.numel() for m in self.model.modules() if isinstance(m, nn.Embedding))
+        return 4.0 * (whole - spared) if self.spec.method == "lora" else 0.0
+
+    def recall(self, ks: Sequence[int] = (1, 5, 20)) -> dict[str, float]:
+        """Share of held-out questions whose telling text is among the best k of the searched ones; peers' too."""
+        return {
+            key if len(self.held_out) == 1 else f"{name}_{key}": value
+            for name, (overall, _) in self.judged(ks).items()
+            for key, value in overall.items()
+        }
 
     @torch.no_grad()
-    def recall(self, ks: Sequence[int] = (1, 5, 20)) -> dict[str, float]:
-        """Share of held-out questions whose telling text is among the best k of all held-out texts; BM25's too."""
-        pairs = self.held_out
-        if not pairs.questions:
-            return {}
-        asked = {question for question, _, _ in pairs.questions}
-        places = [at for at in range(len(pairs.texts)) if at not in asked]
-        hidden = self._hidden_of(pairs.texts)
-        queries = self._vectors([hidden[question] for question, _, _ in pairs.questions], "question")
-        scores = queries @ self._vectors([hidden[at] for at in places], "chunk").T
-        gold = torch.tensor([places.index(text) for _, text, _ in pairs.questions], device=scores.device)
-        rank = (scores > scores.gather(1, gold[:, None])).sum(1)
-        found = {f"recall_{k}": round(float((rank < k).float().mean()), 4) for k in ks}
-        encode = self._embedder()
-        peers = peers_recall(
-            pairs.texts, pairs.questions, places, ks, encode, self.train.texts, self.spec.dim
-        )
-        return found | peers
+    def judged(
+        self, ks: Sequence[int] = (1, 5, 20)
+    ) -> dict[str, tuple[dict[str, float], dict[str, dict[str, Any]]]]:
+        """Recall by name of the held-out file: over all questions, and by their sets."""
+        out = {}
+        for name, pairs in self.held_out.items():
+            if not pairs.questions:
+                continue
+            ranking = Ranking(pairs, self.device)
+            asked = list(dict.fromkeys(question for question, _, _ in pairs.questions))
+            at = {question: number for number, question in enumerate(asked)}
+            queries = self._all_vectors([pairs.texts[q] for q in asked], "question")
+            queries = queries[[at[question] for question, _, _ in pairs.questions]]
+            landmarks = self._all_vectors([pairs.texts[place] for place in ranking.places], "chunk")
+            ranking.add("", queries @ landmarks.T)
+            ours = ranking.add("int8", queries @ in_8_bits(landmarks).T)
+            lexical = add_peers(ranking, self._embedder(), self.train.texts, self.spec.dim)
+            ranking.fuse("fused_ours", ours, lexical)
+            overall = {key.removeprefix("_"): value for key, value in ranking.recalls(ks).items()}
+            by_group = {
+                group: {key.removeprefix("_"): value for key, value in found.items()}
+                for group, found in ranking.by_group(ks).items()
+            }
+            out[name] = overall | {"searched": float(len(ranking.places))}, by_group
+        return out
 
     def _embedder(self) -> Any:
         if not self.spec.embedder:
@@ -193,15 +227,25 @@ class LandmarkLearner:
         return load_embedder(EmbedderConfig(model=self.spec.embedder)).encode
 
     def write(self, folder: Path, about: dict[str, Any]) -> list[Path]:
-        """The head (and its adapter) as safetensors; recall goes into what the card tells."""
+        """The head (and its adapter) as safetensors, figures.json; recall goes into what the card tells."""
+        judged = self.judged()
         about |= {
             "training_questions": len(self.train.questions),
-            "held_out": len(self.held_out.questions),
-            **self.recall(),
-        }
+            "held_out": {name: len(pairs.questions) for name, pairs in self.held_out.items()},
+            "bytes_a_text": {
+                "ours": 4 * self.spec.dim, "int8": self.spec.dim, f"minilm{self.spec.dim}": self.spec.dim,
+                "minilm": 4 * 384,
+            },
+        }  # fmt: skip
+        for name, (overall, _) in judged.items():
+            prefix = "" if len(judged) == 1 else f"{name}_"
+            about |= {f"{prefix}{key}": value for key, value in overall.items()}
         paths = [self.head.save(folder)]
+        figures = {name: {"all": overall, "sets": sets} for name, (overall, sets) in judged.items()}
+        (folder / "figures.json").write_text(json.dumps({"about": about, "judged": figures}, default=str))
         if self.spec.method == "lora":
             save_adapter(self.model, folder / "adapter")
+            (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's own
         return paths
 
     def _ids(self, text: str) -> list[int]:
@@ -218,22 +262,28 @@ class LandmarkLearner:
         """Hidden states of texts' tokens: looked up where the decoder is frozen."""
         if self._known is not None:
             return [self._known[at] for at in places]
-        return self._encode([self.train.texts[at] for at in places])
+        return self._encode([self._rows[at] for at in places])
 
     @torch.no_grad()
-    def _hidden_of(self, texts: Sequence[str], batch: int = 64) -> list[Tensor]:
-        """Of all texts, in half precision beside the device: a text takes 2 * tokens * width bytes."""
-        order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
-        found: list[Tensor] = [torch.zeros(0)] * len(texts)
-        for start in range(0, len(order), batch):
-            some = order[start : start + batch]
-            for at, rows in zip(some, self._encode([texts[at] for at in some]), strict=True):
-                found[at] = rows.bfloat16().cpu()  # float16 overflows: some tokens of Gemma pass 65,504
+    def _hidden_of(self, rows: Sequence[list[int]]) -> list[Tensor]:
+        """Of all texts, in half precision on the device: a text takes 2 * tokens * width bytes."""
+        found: list[Tensor] = [torch.zeros(0)] * len(rows)
+        for some in _by_length(rows):
+            for at, each in zip(some, self._encode([rows[at] for at in some]), strict=True):
+                found[at] = each.bfloat16()  # float16 overflows: some tokens of Gemma pass 65,504
         return found
 
-    def _encode(self, texts: Sequence[str]) -> list[Tensor]:
-        """Hidden states [tokens, d] of each text after the head's layer; the opening token is left out."""
+    @torch.no_grad()
+    def _all_vectors(self, texts: Sequence[str], side: Side) -> Tensor:
+        """The head's vectors of many texts [N, r], in their order; no hidden state is kept."""
         rows = [self._ids(text) for text in texts]
+        found = torch.zeros(len(rows), self.spec.dim, device=self.device)
+        for some in _by_length(rows):
+            found[some] = self._vectors(self._encode([rows[at] for at in some]), side)
+        return found
+
+    def _encode(self, rows: Sequence[list[int]]) -> list[Tensor]:
+        """Hidden states [tokens, d] of each text after the head's layer; the opening token is left out."""
         ids = torch.zeros(len(rows), max(map(len, rows)) + len(self._begin), dtype=torch.long)
         for at, row in enumerate(rows):
             ids[at, : len(self._begin) + len(row)] = torch.tensor([*self._begin, *row])
@@ -257,37 +307,27 @@ class LandmarkLearner:
         return [heard[0][at, first : first + len(row)] for at, row in enumerate(rows)]
 
 
+def _by_length(rows: Sequence[list[int]], most_tokens: int = 16384) -> Iterator[list[int]]:
+    """The rows' numbers in batches of like length."""
+    order = sorted(range(len(rows)), key=lambda at: len(rows[at]))
+    start = 0
+    for end in range(1, len(order) + 1):
+        longer = end < len(order) and len(rows[order[end]]) * (end + 1 - start) > most_tokens
+        if end == len(order) or longer:
+            yield order[start:end]
+            start = end
+
+
 def build_landmark(spec: LandmarkSpec, out: Path, device: str) -> LandmarkLearner:
-    """The learner over a folder of triples; dev and test questions are held out."""
+    """The learner over files of pairs, or over a folder of triples, whose dev and test questions are held out."""
     del out
     adapter = "none" if spec.method == "lora" else spec.backbone.adapter
     loaded = load(replace(spec.backbone, adapter=adapter, device=device, dtype="float32"))
-    triples = triples_in(spec.data)
-    train = pairs_of([triple for triple in triples if triple.split == "train"])
-    held_out = pairs_of([triple for triple in triples if triple.split != "train"])
+    if (spec.data / f"{TRAIN}{ENDING}").is_file():
+        train = load_pairs(spec.data / f"{TRAIN}{ENDING}").with_practice(spec.practice, spec.seed)
+        held_out = {name: load_pairs(path) for name, path in judged_files(spec.data).items()}
+    else:
+        triples = triples_in(spec.data)
+        train = pairs_of([triple for triple in triples if triple.split == "train"])
+        held_out = {"held_out": pairs_of([triple for triple in triples if triple.split != "train"])}
     return LandmarkLearner(loaded, train, held_out, spec, str(pick_device(device)))
-
-
-def pairs_of(triples: Sequence[Triple], most_hard: int = 8) -> Pairs:
-    """Question, telling sentence and sentences that do not tell, of every question that has an `oracle` triple."""
-    texts: dict[str, int] = {}
-    by_question: dict[str, list[Triple]] = {}
-    for triple in triples:
-        by_question.setdefault(triple.question_id, []).append(triple)
-    found = []
-    for group in by_question.values():
-        oracle = next((t for t in group if t.kind == "oracle" and t.tells and t.target != GIVEN_UP), None)
-        if oracle is None:
-            continue
-        golds = {_text(sentence) for sentence in oracle.sentences}
-        other = dict.fromkeys(_text(s) for triple in group if triple is not oracle for s in triple.sentences)
-        near = [t for t in other if t not in golds and not holds_answer(t, oracle.answers)][:most_hard]
-        places = [
-            texts.setdefault(t, len(texts)) for t in (oracle.question, _text(oracle.sentences[0]), *near)
-        ]
-        found.append((places[0], places[1], tuple(places[2:])))
-    return Pairs(tuple(texts), tuple(found))
-
-
-def _text(sentence: tuple[str, str, str]) -> str:
-    return f"{article_head(sentence[0], sentence[1])}: {sentence[2]}"
