@@ -14,7 +14,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _pack(scores, index):
+def pack(scores, index):
     """float32 scores and int32 indices (broadcastable) as int64 candidates; NaN ranks last."""
     scores = tl.where(scores == scores, scores, float("-inf"))
     bits = scores.to(tl.int32, bitcast=True)
@@ -23,12 +23,36 @@ def _pack(scores, index):
 
 
 @triton.jit
-def _limit(length_ptr, batch, num_landmarks, exclude_newest, LENGTHS: tl.constexpr):
+def limit_of(length_ptr, batch, num_landmarks, exclude_newest, LENGTHS: tl.constexpr):
     """How many landmarks of this row count."""
     limit = num_landmarks
     if LENGTHS:
         limit = tl.minimum(limit, tl.load(length_ptr + batch))
     return limit - exclude_newest
+
+
+@triton.jit
+def best_of_span(query_ptr, base, first, limit, dim, landmark_stride_n, K: tl.constexpr, STEPS: tl.constexpr,
+                 BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """The K best candidates [K] of STEPS * BLOCK_N landmarks from `first`, those at `limit` and after left out."""
+    depth = tl.arange(0, BLOCK_D)
+    q = tl.load(query_ptr + depth, mask=depth < dim, other=0.0)
+    q = q.to(tl.float32)[None, :]
+    lanes = tl.arange(0, BLOCK_N)
+    steps = tl.arange(0, STEPS)
+    scores = tl.full([STEPS, BLOCK_N], float("-inf"), tl.float32)
+    for step in tl.range(0, STEPS, num_stages=3):
+        index = first + step * BLOCK_N + lanes
+        tile = tl.load(
+            base + index.to(tl.int64)[:, None] * landmark_stride_n + depth[None, :],
+            mask=(index < limit)[:, None] & (depth < dim)[None, :],
+            other=0.0,
+        )
+        own = tl.sum(tile.to(tl.float32) * q, 1)
+        scores = tl.where(steps[:, None] == step, own[None, :], scores)
+    index = first + steps[:, None] * BLOCK_N + lanes[None, :]
+    packed = tl.where(index < limit, pack(scores, index), -0x8000000000000000)
+    return tl.reshape(tl.topk(tl.reshape(packed, [1, STEPS * BLOCK_N]), K), [K])
 
 
 @triton.jit
@@ -55,33 +79,18 @@ def scan_kernel(
     split = tl.program_id(0)
     query = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
-    limit = _limit(length_ptr, batch, num_landmarks, exclude_newest, LENGTHS)
+    limit = limit_of(length_ptr, batch, num_landmarks, exclude_newest, LENGTHS)
     line = ((batch * num_queries + query) * tl.num_programs(0) + split).to(tl.int64)
     first = split * (STEPS * BLOCK_N)
     if CHOSEN:
         block = tl.load(block_ptr + line)
         first = tl.maximum(block, 0) * (STEPS * BLOCK_N)
         limit = tl.where(block >= 0, limit, 0)
-    depth = tl.arange(0, BLOCK_D)
-    q = tl.load(query_ptr + (batch * num_queries + query) * dim + depth, mask=depth < dim, other=0.0)
-    q = q.to(tl.float32)[None, :]
-    base = landmark_ptr + batch * landmark_stride_b
-    lanes = tl.arange(0, BLOCK_N)
-    steps = tl.arange(0, STEPS)
-    scores = tl.full([STEPS, BLOCK_N], float("-inf"), tl.float32)
-    for step in tl.range(0, STEPS, num_stages=3):
-        index = first + step * BLOCK_N + lanes
-        tile = tl.load(
-            base + index.to(tl.int64)[:, None] * landmark_stride_n + depth[None, :],
-            mask=(index < limit)[:, None] & (depth < dim)[None, :],
-            other=0.0,
-        )
-        own = tl.sum(tile.to(tl.float32) * q, 1)
-        scores = tl.where(steps[:, None] == step, own[None, :], scores)
-    index = first + steps[:, None] * BLOCK_N + lanes[None, :]
-    packed = tl.where(index < limit, _pack(scores, index), -0x8000000000000000)
-    best = tl.topk(tl.reshape(packed, [1, STEPS * BLOCK_N]), K)
-    tl.store(part_ptr + line * K + tl.arange(0, K), tl.reshape(best, [K]))
+    best = best_of_span(
+        query_ptr + (batch * num_queries + query) * dim, landmark_ptr + batch * landmark_stride_b, first, limit,
+        dim, landmark_stride_n, K, STEPS, BLOCK_N, BLOCK_D,
+    )  # fmt: skip
+    tl.store(part_ptr + line * K + tl.arange(0, K), best)
 
 
 @triton.jit
@@ -109,7 +118,7 @@ def maxima_kernel(
     """
     block = tl.program_id(0)
     batch = tl.program_id(2).to(tl.int64)
-    limit = _limit(length_ptr, batch, num_landmarks, exclude_newest, LENGTHS)
+    limit = limit_of(length_ptr, batch, num_landmarks, exclude_newest, LENGTHS)
     queries = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q_ok = queries < num_queries
     q_row = query_ptr + (batch * num_queries + queries).to(tl.int64)[:, None] * dim
@@ -124,7 +133,7 @@ def maxima_kernel(
         q = tl.load(q_row + d + depth[None, :], mask=q_ok[:, None] & d_ok, other=0.0)
         scores = tl.dot(q, tl.trans(tile), scores, input_precision=PRECISION)
     scores = tl.where(ok[None, :] & (scores == scores), scores, float("-inf"))
-    packed = _pack(tl.max(scores, 1), block)
+    packed = pack(tl.max(scores, 1), block)
     packed = tl.where(block * BLOCK_N < limit, packed, -0x8000000000000000)
     tl.store(part_ptr + (batch * num_queries + queries).to(tl.int64) * width + block, packed, mask=q_ok)
 

@@ -40,7 +40,7 @@ def latent_decode(
     logarithm of the softmax' denominator, float32 [B, T, Hq]. `splits` overrides over how many programs the
     tokens of one key head are divided.
     """
-    _check(q, ring_k, ring_v, ring_place, q_place, latents, chunks, rotary)
+    check_decode(q, ring_k, ring_v, ring_place, q_place, latents, chunks, rotary)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if use_fused(implementation, q):
         check_head_dim(q.shape[-1], smallest=32)
@@ -75,7 +75,7 @@ def latent_decode(
     return (out, lse) if return_lse else out
 
 
-def _check(
+def check_decode(
     q: torch.Tensor,
     ring_k: torch.Tensor,
     ring_v: torch.Tensor,

@@ -45,7 +45,7 @@ def latent_decode_fused(
     chosen = chunks.pages.shape[1] if chunks is not None else 0
     units = max(-(-slots // tile) + blocks + chosen, 1)
     if splits is None:
-        splits = max(1, min(units, _MAX_SPLITS, (2 * _processors(q.device)) // (batch * kv_heads)))
+        splits = max(1, min(units, _MAX_SPLITS, (2 * processors(q.device)) // (batch * kv_heads)))
     out = torch.empty((batch, num_q, q_heads, dim), dtype=q.dtype, device=q.device)
     lse = torch.empty((batch, num_q, q_heads), dtype=torch.float32, device=q.device)
     part = part_peak = part_total = lse
@@ -54,21 +54,7 @@ def latent_decode_fused(
         part_peak = torch.empty((batch, num_q, q_heads, splits), dtype=torch.float32, device=q.device)
         part_total = torch.empty_like(part_peak)
 
-    factors = [q] * 4 + [ring_place]
-    ranks = runs = (0, 0)
-    if latents is not None:
-        factors = [
-            tensor.contiguous()
-            for tensor in (
-                latents.key_factor,
-                latents.key_basis,
-                latents.value_factor,
-                latents.value_basis,
-                latents.place,
-            )
-        ]
-        ranks = (latents.key_factor.shape[-1], latents.value_factor.shape[-1])
-        runs = (latents.place.shape[-1], latents.key_factor.shape[3] // latents.place.shape[-1])
+    factors, latent_constants = latent_arguments(latents, q, ring_place)
     pool = [q, q, ring_place, ring_place, ring_place]
     if chunks is not None:
         lengths = chunks.lengths.contiguous() if chunks.lengths is not None else ring_place
@@ -105,18 +91,12 @@ def latent_decode_fused(
         KV_HEADS=kv_heads,
         GROUP=group,
         DIM=dim,
-        BLOCK_R=_padded(num_q * group),
+        BLOCK_R=padded(num_q * group),
         BLOCK_N=tile,
         CHUNK=chunks.keys.shape[1] if chunks is not None else 0,
-        BLOCK_C=_padded(chunks.keys.shape[1]) if chunks is not None else 16,
+        BLOCK_C=padded(chunks.keys.shape[1]) if chunks is not None else 16,
         LENGTHS=chunks is not None and chunks.lengths is not None,
-        RUNS=runs[0] if blocks else 0,
-        RUN=runs[1],
-        BLOCK_RUN=_padded(runs[1]),
-        KEY_RANK=ranks[0],
-        BLOCK_KR=_padded(ranks[0]),
-        VALUE_RANK=ranks[1],
-        BLOCK_VR=_padded(ranks[1]),
+        **latent_constants,
         ROTARY=rotary is not None,
         DIRECT=splits == 1,
         PRECISION="ieee",
@@ -138,11 +118,39 @@ def latent_decode_fused(
     return out, lse
 
 
-def _padded(size: int) -> int:
+def latent_arguments(
+    latents: Latents | None, q: torch.Tensor, ring_place: torch.Tensor
+) -> tuple[list[torch.Tensor], dict[str, int]]:
+    """Pointers of the latents' factors and places (stand-ins where there are none), and the constants of their shape."""
+    factors, ranks, runs = [q] * 4 + [ring_place], (0, 0), (0, 0)
+    if latents is not None:
+        tensors = (
+            latents.key_factor,
+            latents.key_basis,
+            latents.value_factor,
+            latents.value_basis,
+            latents.place,
+        )
+        factors = [tensor.contiguous() for tensor in tensors]
+        ranks = (latents.key_factor.shape[-1], latents.value_factor.shape[-1])
+        if latents.key_factor.shape[2]:
+            runs = (latents.place.shape[-1], latents.key_factor.shape[3] // latents.place.shape[-1])
+    return factors, {
+        "RUNS": runs[0],
+        "RUN": runs[1],
+        "BLOCK_RUN": padded(runs[1]),
+        "KEY_RANK": ranks[0],
+        "BLOCK_KR": padded(ranks[0]),
+        "VALUE_RANK": ranks[1],
+        "BLOCK_VR": padded(ranks[1]),
+    }
+
+
+def padded(size: int) -> int:
     """The power of two, at least 16, that holds `size`: what a matrix unit takes."""
     return max(16, 1 << max(size - 1, 0).bit_length())
 
 
 @functools.cache
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

@@ -1,0 +1,52 @@
+"""What a decoding step searches: queries, landmarks, and the pool of pages that the landmarks stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Landmarks of a pool of raw chunks: landmark i stands for page i, and the best of each row are attended to.
+
+    queries [B, E]; landmarks [N, E] shared by all rows, or [B, N, E] (float16, bfloat16 or float32).
+    keys, values [P, C, Hkv, D] with P >= N (keys before rotary embedding); place int32 [B, K]: the rotary place of
+    the first token of the best chunk, of the second best, …; K of them are attended to.
+    length int32 [B] or None: only the first length[b] landmarks count, of which the newest `exclude_newest` are left out.
+    page_lengths int32 [P] or None: how many of a page's C tokens are valid.
+    """
+
+    queries: torch.Tensor
+    landmarks: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    place: torch.Tensor
+    length: torch.Tensor | None = None
+    exclude_newest: int = 0
+    page_lengths: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (
+            self.queries.ndim != 2
+            or self.landmarks.ndim not in (2, 3)
+            or self.queries.shape[1] != self.landmarks.shape[-1]
+        ):
+            raise ValueError(
+                f"queries are {tuple(self.queries.shape)}, landmarks {tuple(self.landmarks.shape)}; give [B, E] and "
+                "[N, E] or [B, N, E] with the same E"
+            )
+        if (
+            self.place.dtype != torch.int32
+            or self.place.ndim != 2
+            or self.place.shape[0] != self.queries.shape[0]
+        ):
+            raise ValueError(
+                f"place is {self.place.dtype} {tuple(self.place.shape)}; give int32 [{self.queries.shape[0]}, K]"
+            )
+        if self.keys.ndim != 4 or self.keys.shape[0] < self.landmarks.shape[-2]:
+            raise ValueError(
+                f"keys are {tuple(self.keys.shape)}; {self.landmarks.shape[-2]} landmarks need as many pages "
+                "[P, C, Hkv, D] or more"
+            )
