@@ -1,8 +1,8 @@
 """Counters in device memory for kernels whose last program to arrive finishes the work of all.
 
-A kernel finds its counters at zero and leaves them at zero, so no launch is spent on clearing them. Two launches that may
-run at the same time must not share counters: every stream has its own, and every launch that is captured into a
-CUDA graph gets counters that nobody else will ever use, because the graph may be replayed on any stream.
+A kernel finds its counters at zero and leaves them at zero, so no launch is spent on clearing them. Two launches
+that may run at the same time must not share counters: every stream has its own, and every launch that is captured
+into a CUDA graph gets counters that nobody else will ever use, because the graph may be replayed on any stream.
 """
 
 from __future__ import annotations

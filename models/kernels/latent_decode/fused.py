@@ -121,7 +121,7 @@ def latent_decode_fused(
 def latent_arguments(
     latents: Latents | None, q: torch.Tensor, ring_place: torch.Tensor
 ) -> tuple[list[torch.Tensor], dict[str, int]]:
-    """Pointers of the latents' factors and places (stand-ins where there are none), and the constants of their shape."""
+    """The latents' factors and places (stand-ins where there are none), and the constants of their shape."""
     factors, ranks, runs = [q] * 4 + [ring_place], (0, 0), (0, 0)
     if latents is not None:
         tensors = (

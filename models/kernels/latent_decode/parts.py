@@ -52,7 +52,7 @@ def score_raw(q1, q2, k1, k2, place, cos_ptr, sin_ptr, num_places, half, HALF: t
 def turned_queries(q_ptr, batch, kv_head, query, row_ok, step, cos_ptr, sin_ptr, num_places,
                    q_stride_b, q_stride_t, q_stride_h, GROUP: tl.constexpr, DIM: tl.constexpr,
                    BLOCK_R: tl.constexpr, ROTARY: tl.constexpr):  # fmt: skip
-    """Queries of rows (query t, head of the group) in halves [R, DIM / 2]: turned, in float32 and in their dtype."""
+    """Turned queries of rows (query t, head of the group) in halves [R, DIM / 2], in float32 and in their dtype."""
     HALF: tl.constexpr = DIM // 2
     half = tl.arange(0, HALF)
     head = kv_head * GROUP + tl.arange(0, BLOCK_R) % GROUP
@@ -137,7 +137,7 @@ def latent_block(block, peak, total, acc, q1, q2, turned1, turned2, key_factor_p
                  RUNS: tl.constexpr, RUN: tl.constexpr, BLOCK_RUN: tl.constexpr, KEY_RANK: tl.constexpr,
                  BLOCK_KR: tl.constexpr, VALUE_RANK: tl.constexpr, BLOCK_VR: tl.constexpr,
                  BLOCK_R: tl.constexpr, ROTARY: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """The state after block `block` of latents: queries turned back and projected once a run, values expanded once."""
+    """The state after block `block` of latents: queries projected once a run, values expanded once."""
     HALF: tl.constexpr = DIM // 2
     half = tl.arange(0, HALF)
     dims = tl.arange(0, DIM)

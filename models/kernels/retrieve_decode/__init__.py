@@ -1,4 +1,4 @@
-"""A decoding step that retrieves: the best landmarks' chunks, the ring and the latents in one softmax, in one launch."""
+"""A decoding step that retrieves: one softmax over ring, latents and the best landmarks' chunks, in one launch."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def retrieve_decode(
         check_head_dim(q.shape[-1], smallest=32)
         if rows > MAX_ROWS or q.dtype == torch.float64:
             raise ValueError(
-                f"{rows} rows (queries x heads of a group) of {q.dtype}; the fused kernel takes up to {MAX_ROWS} rows "
+                f"{rows} rows (queries x heads of a group) of {q.dtype}; the fused kernel takes up to {MAX_ROWS} "
                 "of float32, bfloat16 or float16: pass fewer queries, or use implementation='naive'"
             )
         from models.kernels.retrieve_decode.fused import retrieve_decode_fused

@@ -23,7 +23,7 @@ _REGISTERS = 8192  # float32 of stored parts that a program joins at a time
 
 
 class Plan(NamedTuple):
-    """How a step is cut: launches (0: search and attention apart), spans of a row, their landmarks, units of a pair."""
+    """How a step is cut: launches (0: search and attention apart), a row's spans, their landmarks, a pair's units."""
 
     launches: int
     spans: int

@@ -2,12 +2,14 @@
 # (Triton types the arguments of kernels at launch)
 """One launch for a decoding step that retrieves: search, attention and the joining of all parts.
 
-First every program scans a span of landmarks, or attends to a share of the ring and the latents. Programs then
-arrive at a counter; the last to arrive, one for each chosen chunk and key head, take the chunks: once all have arrived,
-each picks its chunk out of the spans' candidates, joins a share of the ring's and latents' sums to it, and
-arrives at the counter of its row and key head, where the last one joins the chunks' sums. Only programs whose turn comes
-after all others have begun to finish ever wait, and never for more programs than wait themselves, so nothing depends on the order in
-which a device starts programs, as long as it can hold one program more than there are chunks.
+First every program scans a span of landmarks, or attends to a share of the ring and the latents. Programs then arrive
+at a counter. The last to arrive, as many as there are chosen chunks times key heads, take one chunk each: once all
+programs have arrived, each finds its chunk among the spans' candidates, attends to it, joins a share of the ring's
+and latents' sums, and arrives at the counter of its row and key head, where the last one joins the chunks' sums.
+
+No program waits for one that could not start: a program waits only after its own first part, and only as many wait as
+there are chunks times key heads, so a device that holds one program more always finishes, in whatever order it starts
+them.
 """
 
 from __future__ import annotations
@@ -206,7 +208,7 @@ def retrieve_decode_kernel(
             arrived = ticket + 1
             while arrived < tl.num_programs(0):
                 arrived = tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu")
-    if PHASE != 1:
+    if PHASE != 1:  # noqa: SIM102 (decided when compiling)
         if role >= 0:
             pair = role // CHOSEN
             slot = role % CHOSEN

@@ -1,4 +1,4 @@
-"""A decoding step that retrieves, in plain PyTorch: search, then one softmax. The definition of the fused kernel."""
+"""A decoding step that retrieves in plain PyTorch, search, then one softmax: what the fused kernel computes."""
 
 from __future__ import annotations
 

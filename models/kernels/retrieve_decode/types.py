@@ -14,7 +14,7 @@ class Search:
     queries [B, E]; landmarks [N, E] shared by all rows, or [B, N, E] (float16, bfloat16 or float32).
     keys, values [P, C, Hkv, D] with P >= N (keys before rotary embedding); place int32 [B, K]: the rotary place of
     the first token of the best chunk, of the second best, …; K of them are attended to.
-    length int32 [B] or None: only the first length[b] landmarks count, of which the newest `exclude_newest` are left out.
+    length int32 [B] or None: only the first length[b] landmarks count, less the newest `exclude_newest`.
     page_lengths int32 [P] or None: how many of a page's C tokens are valid.
     """
 
@@ -34,8 +34,8 @@ class Search:
             or self.queries.shape[1] != self.landmarks.shape[-1]
         ):
             raise ValueError(
-                f"queries are {tuple(self.queries.shape)}, landmarks {tuple(self.landmarks.shape)}; give [B, E] and "
-                "[N, E] or [B, N, E] with the same E"
+                f"queries are {tuple(self.queries.shape)}, landmarks {tuple(self.landmarks.shape)}; give [B, E] "
+                "and [N, E] or [B, N, E] with the same E"
             )
         if (
             self.place.dtype != torch.int32
