@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from itertools import pairwise
 
+import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from models.embed import TextTokenizer, load_tokenizer
+from pipeline import chunker
 from pipeline.article import Article, BadRecord
-from pipeline.chunker import ChunkConfig, chunk_article, title_context
+from pipeline.chunker import ChunkConfig, chunk_article, chunk_articles, title_context
 
 TOKENIZER: TextTokenizer = load_tokenizer("minilm")
 SENTENCE = "The council of the northern district voted seven to two against the new bridge on Monday. "
@@ -32,6 +35,9 @@ _PIECES = st.sampled_from(
     ]
 )
 TEXT = st.lists(_PIECES, min_size=1, max_size=80).map("".join).filter(lambda text: text.strip() != "")
+_ENDS = st.sampled_from(
+    ["word ", "Rain fell. ", "。！", '.)"] ', "... ", "! ", "\n", "? A", ". b", ")", "”\n ", "\u200b", " - "]
+)
 
 
 def _article(text: str, title: str = "A title") -> Article:
@@ -127,3 +133,47 @@ def test_wrong_configuration_is_named(fields: dict[str, int]) -> None:
     name, value = next(iter(fields.items()))
     with pytest.raises(ValueError, match=f"{name} is {value}"):
         ChunkConfig(**fields)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    texts=st.lists(TEXT, min_size=1, max_size=6),
+    budget=st.integers(16, 64),
+    embedder=st.sampled_from(["minilm", "none"]),
+)
+def test_articles_cut_together_are_cut_as_each_alone(texts: list[str], budget: int, embedder: str) -> None:
+    """Locating the tokens of many articles at once changes no chunk of any."""
+    tokenizer = load_tokenizer(embedder)
+    config = ChunkConfig(max_tokens=budget, max_title_tokens=budget // 2, max_chunks=4)
+    articles = [_article(text, title) for text, title in zip(texts, reversed(texts), strict=True)]
+    alone: list[object] = []
+    for article in articles:
+        try:
+            alone.append(chunk_article(article, tokenizer, config))
+        except BadRecord as error:
+            alone.append(str(error))
+    together = chunk_articles(articles, tokenizer, config)
+    assert [str(cut) if isinstance(cut, BadRecord) else cut for cut in together] == alone
+
+
+@settings(max_examples=300, deadline=None)
+@given(pieces=st.lists(_ENDS, min_size=8, max_size=40), data=st.data())
+def test_sentence_ends_found_near_a_place_are_those_of_the_whole_text(
+    pieces: list[str], data: st.DataObject
+) -> None:
+    """A search that begins beside the place finds the cut that a search through all of the text finds."""
+    text = "".join(pieces)
+    starts = np.asarray(load_tokenizer("none").offsets(text), dtype=np.int64)[:, 0]
+    assume(len(starts) > 3)
+    above = data.draw(st.integers(0, len(starts) - 3))
+    target = data.draw(st.integers(above + 1, len(starts) - 2))
+    limit = data.draw(st.integers(target, len(starts) - 1))
+    whole = chunker._choose(chunker._cuts(chunker._SENTENCE_END, text, starts), above, target, limit)
+    assert chunker._SentenceCuts(text, starts).choose(above, target, limit) == whole
+
+
+def test_a_long_run_of_closing_brackets_is_searched_once() -> None:
+    """Text made to be looked through again and again takes no longer than its length allows."""
+    begun = time.perf_counter()
+    chunk_article(_article(")" * 200_000), load_tokenizer("none"), ChunkConfig(max_chunks=5_000))
+    assert time.perf_counter() - begun < 10

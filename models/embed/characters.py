@@ -1,0 +1,38 @@
+"""What kind each character of a text is: in a word, between words, or a mark, as regular expressions have it."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+BETWEEN, IN_WORD, MARK = 0, 1, 2
+
+
+def kinds(text: str) -> NDArray[np.uint8]:
+    """BETWEEN, IN_WORD or MARK for each character of `text`."""
+    if text.isascii():
+        return _ascii_kinds()[np.frombuffer(text.encode("ascii"), dtype=np.uint8)]
+    return _all_kinds()[np.frombuffer(text.encode("utf-32-le", "replace"), dtype=np.uint32)]
+
+
+@cache
+def _ascii_kinds() -> NDArray[np.uint8]:
+    return _kinds_of(0, 0x80)
+
+
+@cache
+def _all_kinds() -> NDArray[np.uint8]:
+    # In pieces that do not mix surrogates with others.
+    return np.concatenate([_kinds_of(begin, begin + 0x800) for begin in range(0, 0x110000, 0x800)])
+
+
+def _kinds_of(begin: int, end: int) -> NDArray[np.uint8]:
+    found = np.full(end - begin, MARK, dtype=np.uint8)
+    characters = "".join(map(chr, range(begin, end)))
+    for pattern, kind in ((r"\w+", IN_WORD), (r"\s+", BETWEEN)):
+        for match in re.finditer(pattern, characters):
+            found[match.start() : match.end()] = kind
+    return found
