@@ -8,7 +8,7 @@ centrality over TF-IDF or embeddings, as in LexRank, cs/0109021), and picked so 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipeline.errors import UsageError
 from pipeline.session.answer import Source
 from pipeline.session.asking import AskParts, View
 from pipeline.session.chooser import words
+from pipeline.session.guard import is_order, quoted
 from pipeline.session.prompts import one_line
 from pipeline.session.sentences import split_sentences, without_dateline
 
@@ -55,11 +56,15 @@ def summarize(request: SummaryRequest, view: View, parts: AskParts) -> dict[str,
         view.stream, parts.config.summary_articles, until, parts.config.search_deadline_s
     )
     articles = [a for a in recent if request.since_ms is None or a.published_ms >= request.since_ms]
-    picked = pick(articles, request.sentences or parts.config.summary_sentences, parts)
+    guard = parts.config.guard
+    # Of an article that only orders its reader about there is nothing to quote, however central it is.
+    leads = {a.id: sentence for a in articles if (sentence := lead(a, guard=guard))}
+    quotable = [a for a in articles if a.id in leads]
+    picked = pick(quotable, leads, request.sentences or parts.config.summary_sentences, parts)
     lines = []
     sources = []
     for number, article in enumerate(sorted(picked, key=lambda a: (a.published_ms, a.id)), start=1):
-        sentence = lead(article)
+        sentence = leads[article.id]
         said = without_dateline(sentence).lstrip("• ")
         lines.append(f"{article.published.date().isoformat()}: {said} [{number}]")
         sources.append(_source(article, sentence))
@@ -77,14 +82,16 @@ def summarize(request: SummaryRequest, view: View, parts: AskParts) -> dict[str,
     }
 
 
-def pick(articles: Sequence[Article], wanted: int, parts: AskParts) -> list[Article]:
+def pick(
+    articles: Sequence[Article], leads: Mapping[str, str], wanted: int, parts: AskParts
+) -> list[Article]:
     """Up to `wanted` articles that the others are closest to, each unlike those already picked.
 
     Articles come newest first; the newer of two that are equally central is preferred.
     """
     if len(articles) <= 1:
         return list(articles)
-    near = _similarity([f"{a.title}. {lead(a)}" for a in articles], parts)
+    near = _similarity([f"{a.title}. {leads[a.id]}" for a in articles], parts)
     np.fill_diagonal(near, 0.0)
     closest = np.sort(near, axis=1)[:, -_NEIGHBOURS:].mean(axis=1)
     spread = closest.max() - closest.min()
@@ -103,22 +110,27 @@ def pick(articles: Sequence[Article], wanted: int, parts: AskParts) -> list[Arti
     return [articles[i] for i in picked]
 
 
-def lead(article: Article) -> str:
+def lead(article: Article, *, guard: bool = True) -> str:
     """The opening sentence that says what the title says; the title itself where none does.
 
-    Openings are often a place line, a heading or somebody's words: the title tells which one carries the news.
+    Openings are often a place line, a heading or somebody's words: the title tells which one carries the news. With
+    `guard` no sentence that orders a reading model about is taken (then "", if the title is one too), and the marks
+    of a prompt lose their form, as for answers: a summary is read by models as well.
     """
     wanted = set(words(article.title))
-    best, best_score = one_line(article.title), 0.0
+    title = one_line(article.title)
+    best, best_score = "" if guard and is_order(title) else title, 0.0
     for place, sentence in enumerate(split_sentences(article.text)[:_OPENING]):
         bare = without_dateline(sentence)
         if len(bare.split()) < _LEAD_WORDS or bare[0] in _QUOTES:
+            continue
+        if guard and (is_order(sentence) or is_order(bare)):
             continue
         shared = len(wanted & set(words(bare))) / max(1, len(wanted))
         score = shared + _EARLY / (1 + place)
         if score > best_score:
             best, best_score = sentence, score
-    return best
+    return quoted(best) if guard else best
 
 
 def _similarity(texts: Sequence[str], parts: AskParts) -> npt.NDArray[np.float64]:
