@@ -51,8 +51,9 @@ def recipe(vocabulary: int, given: argparse.Namespace) -> Recipe:
     """Five minutes on one H100 or H200: the figures are those of docs/subq.md. Or the tiny form of it."""
     tiny, on_gpu = given.tiny, given.device.startswith("cuda")
     model = SubqConfig(
-        vocabulary=vocabulary, kernel=given.kernel, neighbours=given.neighbours, scale_max=given.scale_max
-    )
+        vocabulary=vocabulary, kernel=given.kernel, neighbours=given.neighbours, scale_max=given.scale_max,
+        rerank=not given.fixed_weights,
+    )  # fmt: skip
     # more batches than the time allows: the schedule follows the time
     most = given.steps or 100_000
     short = min(given.short_steps, most)
@@ -62,6 +63,7 @@ def recipe(vocabulary: int, given: argparse.Namespace) -> Recipe:
         save_every=1_000,  # a state is half a gigabyte; the end of a call saves too
         limit_s=60.0 * given.minutes,
         joined=True,
+        forced_until=given.forced_until,
         compiled=on_gpu and not given.eager,
         workers=8 if on_gpu else 0,
         seed=given.seed,
@@ -82,7 +84,7 @@ def recipe(vocabulary: int, given: argparse.Namespace) -> Recipe:
 
 def run_train(given: argparse.Namespace) -> None:
     """Train for the rest of this call, or to the end; at the end write the model."""
-    data = recipe_data(given.data)
+    data = recipe_data(given.data, given.frames)
     model, stream, config = recipe(data.tokenizer.vocabulary, given)
     began = time.monotonic()
     artifacts = given.work / "inductor.bin"
@@ -235,7 +237,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--steps", type=int, default=0, help="updates at most (0: as many as the time allows)"
     )
-    parser.add_argument("--twins", type=float, default=0.4, help="share of needles in another one's words")
+    parser.add_argument("--twins", type=float, default=0.5, help="share of needles in another one's words")
+    parser.add_argument(
+        "--frames", type=float, default=0.5, help="share of wordings made of the text's words"
+    )
+    parser.add_argument(
+        "--fixed-weights", action="store_true", help="one weight a chunk for all heads: no reranking"
+    )
+    parser.add_argument(
+        "--forced-until", type=float, default=0.25, help="share of the run in which gold chunks are forced in"
+    )
     parser.add_argument("--scale-max", type=float, default=60.0, help="largest factor of cosines")
     parser.add_argument(
         "--short-steps", type=int, default=1_500, help="batches of 4,096 tokens a sequence, first"

@@ -6,24 +6,40 @@ from dataclasses import replace
 from pathlib import Path
 
 from infra.training.subq import SubqTrainConfig
-from infra.training.subq_data import SubqData
+from infra.training.subq_data import Ids, SubqData
 from models.subq.config import SubqConfig
+from models.subq.tokenizer import SubqTokenizer
 from pipeline.prepare.needle_stream import NeedleStreamConfig
 from pipeline.tasks.needle_composition import ComposedGrammar
+from pipeline.tasks.needle_frames import FramedGrammar, frames_of
 
 PHASES = ((4_096, 1_200), (16_384, 1_400))
+FRAME_WINDOWS, FRAME_TOKENS = 2_000, 256
 
 
-def recipe_data(folder: Path) -> SubqData:
-    """The training part of a folder, its needles in composed wordings."""
-    return replace(SubqData.load(folder, "train"), grammar=ComposedGrammar())
+def recipe_data(folder: Path, frames: float = 0.5) -> SubqData:
+    """The training part of a folder; its needles in composed wordings, a share `frames` in the text's own words."""
+    data = SubqData.load(folder, "train")
+    if not frames:
+        return replace(data, grammar=ComposedGrammar())
+    found = text_frames(data.tokens, data.tokenizer)
+    # a text in another script has none
+    return replace(data, grammar=FramedGrammar(found, frames) if len(found) > 1 else ComposedGrammar())
+
+
+def text_frames(tokens: Ids, tokenizer: SubqTokenizer) -> list[str]:
+    """Frames from windows spread evenly over a text; the same text gives the same frames."""
+    stride = max(FRAME_TOKENS, len(tokens) // FRAME_WINDOWS)
+    starts = range(0, max(1, len(tokens) - FRAME_TOKENS), stride)
+    windows = (tokenizer.decode(tokens[at : at + FRAME_TOKENS].tolist()) for at in starts)
+    return list(dict.fromkeys(frames_of(windows)))
 
 
 def recipe_stream(
-    seed: int, phases: tuple[tuple[int, int], ...] = PHASES, twins: float = 0.4
+    seed: int, phases: tuple[tuple[int, int], ...] = PHASES, twins: float = 0.5
 ) -> NeedleStreamConfig:
     """Needles of made and of real questions, many of them worded alike (docs/subq.md says why)."""
-    return NeedleStreamConfig(seed=seed, real=0.15, twins=twins, phases=phases)
+    return NeedleStreamConfig(seed=seed, real=0.1, twins=twins, anonymous=0.9, phases=phases)
 
 
 Recipe = tuple[SubqConfig, NeedleStreamConfig, SubqTrainConfig]

@@ -56,6 +56,12 @@ class SubqConfig:
         default=False,
         metadata={"help": "read chunk j + 1 with j's weight (what straddles two is read whole)"},
     )
+    rerank: bool = field(
+        default=False,
+        metadata={
+            "help": "a head weighs chosen chunks also by how well their tokens match its query, by a learned factor"
+        },
+    )
     near: int = field(default=4, metadata={"help": "chunks nearer than this are never offered"})
     scale: float = field(default=16.0, metadata={"help": "initial factor of cosines in the choice's softmax"})
     scale_max: float = field(default=60.0, metadata={"help": "largest factor that training may reach"})
@@ -104,6 +110,11 @@ class SubqConfig:
         if not 0 < self.scale <= self.scale_max:
             raise ValueError(
                 f"scale: given {self.scale}; allowed: above 0, at most scale_max {self.scale_max}"
+            )
+        if self.rerank and self.kernel not in ("auto", "plain"):
+            raise ValueError(
+                f"kernel: given {self.kernel!r} with rerank; allowed: auto or plain (the kernels know only weights "
+                "that are the same for all heads)"
             )
         if self.neighbours and self.near < 2:
             raise ValueError(

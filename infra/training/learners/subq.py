@@ -126,7 +126,7 @@ def build_subq(spec: SubqSpec, out: Path, device: str) -> SubqLearner:
     """The learner of a run; phases of the stream are stretched over the parts of all steps."""
     data = recipe_data(spec.data)
     model, stream, train = spec.model, spec.stream, spec.train
-    model = model or SubqConfig(vocabulary=data.tokenizer.vocabulary, kernel="plain")
+    model = model or SubqConfig(vocabulary=data.tokenizer.vocabulary, kernel="plain", rerank=True)
     stream = stream or recipe_stream(spec.seed)
     if spec.tiny:
         model, stream, train = tiny_form(model, stream, train)

@@ -20,6 +20,7 @@ WRONG = [
     ({"upper_blocks": 0}, "retrieval: given 'chunk' with upper_blocks 0"),
     ({"scale": 0.0}, "scale: given 0.0; allowed: above 0, at most scale_max"),
     ({"neighbours": True, "near": 1}, "near: given 1 with neighbours"),
+    ({"rerank": True, "kernel": "fused"}, "kernel: given 'fused' with rerank; allowed: auto or plain"),
     ({"top_k": 0}, "top_k: given 0; allowed: 1 or more"),
 ]
 

@@ -24,6 +24,7 @@ SHAPES = {
     "token": {"retrieval": "token"},
     "untied": {"tied": False},
     "neighbours": {"neighbours": True},
+    "rerank": {"rerank": True},
     "log_k": {"top_k_log": 0.7, "top_k": 4},
     "no_retrieval": {"upper_blocks": 0, "retrieval": "none", "lower_mixers": ("state_space",)},
 }
