@@ -1,0 +1,280 @@
+"""Reader and policy trained alone, in turn, and together, at equal updates, on a GPU host without Ray or MLflow.
+
+    python3 -m infra.training.cotrain_gpu --material MATERIAL --reader READER \\
+        --adapter models/weights/reader-lora --work WORK --out OUT --seconds 230
+
+MATERIAL are folders of `pipeline.tasks.material`, READER a decoder's folder (its vocabulary may be cut). All runs
+begin with one policy, learned from labels, and one adapter. `reader` adapts the reader `--updates` times to what
+that policy chooses; `policy` learns by reward as often, paid by the reader as it is; `alternating` does both, in
+`--rounds` rounds; `joint` does both in one loss. Then each is judged on the test questions: F1 and tokens read by
+policy, hybrid and oracle choices, and what they gain on `start`, question by question. Runs are processes side by
+side; what is done is kept in WORK, and OUT gets cotrain.json and cotrain.tar (adapters and policies).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infra.evaluation.policy_judge import choose, judge, paired
+from infra.training.backbone_job import MODEL, BackboneJob, absolute, run_here
+from infra.training.backbone_loop import LoopConfig, read_curve
+from infra.training.cotrain import CoTrainConfig, contexts, cotrain
+from infra.training.learners.joint import POLICY, JointSpec
+from infra.training.learners.reader import ReaderSpec
+from infra.training.policy_train import PolicyTrainConfig
+from infra.training.policy_train import train as train_policy
+from infra.training.side_by_side import pack_results, read_json, run_side_by_side, tell
+from models.hf.adapter import adapter_folder
+from models.hf.config import HfConfig
+from models.retriever.storage import load_policy
+from models.subq.losses import LossWeights
+from pipeline.prepare.files import write_triples
+from pipeline.tasks.material import Material
+from rl.episodes import OutcomeReader, Readings, fingerprint
+from rl.reward import RewardConfig
+
+RUNS = ("start", "reader", "policy", "alternating", "joint")
+WARM, RESULT = "warm", "result.json"
+
+
+@dataclass(slots=True)
+class Untracked:
+    """A tracked run where there is no MLflow."""
+
+    run_id: str = ""
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        """Keep a point of the curve."""
+        self.curve.append({"step": float(step)} | values)
+
+
+@contextmanager
+def untracked(name: str, params: dict[str, Any]) -> Iterator[Untracked]:
+    """In the place of a child run."""
+    tell(f"{name} {json.dumps(params, default=str)}")
+    yield Untracked()
+
+
+def prepare(given: argparse.Namespace) -> Path:
+    """The material of all runs and the policy that they begin with, made once."""
+    folder = given.work / "material"
+    if not (folder / "manifest.json").exists():
+        whole = Material.join([Material.load(each) for each in given.material])
+        rows = [
+            row
+            for dataset in sorted({question.dataset for question in whole.questions})
+            for split, most in (("train", given.train), ("test", given.test))
+            for row in whole.rows(split, dataset, answerable=True)[:most]
+        ]
+        whole.take(rows).save(folder, {"from": [path.name for path in given.material]})
+    if not (given.work / WARM / "config.json").exists():
+        train_policy(
+            PolicyTrainConfig(
+                data=(folder,), out=given.work / WARM, algorithm="supervised", warm_start="labels",
+                warm_steps=given.warm_steps, minutes=1.0, seed=given.seed,
+            )
+        )  # fmt: skip
+    return folder
+
+
+def one_run(name: str, given: argparse.Namespace) -> None:
+    """Train as the run's name says and judge what came of it."""
+    out = given.work / name
+    began = time.monotonic()
+    backbone = HfConfig(model=str(given.reader), adapter=given.adapter, device=given.device)
+    figures: dict[str, Any] = {"run": name, "updates": 0 if name == "start" else given.updates}
+    policy, adapter, figures["training"] = trained(name, given, backbone, out)
+    figures["training_seconds"] = round(time.monotonic() - began, 1)
+    reader = backbone if adapter is None else replace(backbone, adapter=str(adapter))
+    figures["judged"], scores = judged(given, reader, policy)
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out / "scores.npz", **scores)  # type: ignore[arg-type]
+    (out / RESULT).write_text(json.dumps(figures, default=str))
+    tell(json.dumps(figures["judged"]))
+
+
+def trained(
+    name: str, given: argparse.Namespace, backbone: HfConfig, out: Path
+) -> tuple[Path, Path | None, dict[str, Any]]:
+    """The policy's folder, the adapter's (None: as it was), and the figures of training."""
+    material, warm = given.work / "material", given.work / WARM
+    minutes = max(0.2, given.training / 60)
+    if name == "start":
+        return warm, None, {}
+    if name == "reader":
+        triples = contexts(Material.load(material), warm, given.budget, 0.3, given.seed)
+        if not (out / "triples" / "manifest.json").exists():
+            write_triples(triples, out / "triples", {"policy": WARM, "seed": given.seed})
+        spec = ReaderSpec(
+            data=out / "triples", backbone=backbone, steps=given.updates, lr=given.lr, tokens_per_batch=8192,
+            begin_with=adapter_folder(backbone), seed=given.seed,
+        )  # fmt: skip
+        loop = LoopConfig(steps=given.updates, limit_s=given.training)
+        return (
+            warm,
+            out / MODEL,
+            run_job(BackboneJob(kind="reader", out=out, spec=spec, loop=loop), given.device),
+        )
+    reward = RewardConfig(gamma=given.gamma)
+    if name == "policy":
+        job = PolicyTrainConfig(
+            data=(material,), out=out / POLICY, algorithm="plain_ppo", warm_start="none", begin_with=warm,
+            reward=reward, backbone=backbone, steps=given.updates, minutes=minutes, questions=given.questions,
+            seed=given.seed,
+        )  # fmt: skip
+        return out / POLICY, None, train_policy(job, on_step=_progress)
+    joint = JointSpec(
+        data=material, backbone=backbone, policy=warm, steps=given.updates, lr=given.lr, budget=given.budget,
+        questions=given.questions, policy_lr=given.policy_lr, losses=LossWeights(tokens=given.gamma),
+        seed=given.seed,
+    )  # fmt: skip
+    config = CoTrainConfig(
+        data=material, out=out, mode=name, backbone=backbone, policy=warm, rounds=given.rounds,
+        reader_steps=max(1, given.updates // given.rounds), policy_steps=max(1, given.updates // given.rounds),
+        policy_minutes=max(0.1, minutes / given.rounds * 0.7), reader_lr=given.lr, questions=given.questions,
+        reward=reward, budget=given.budget, joint=joint if name == "joint" else None, seed=given.seed,
+    )  # fmt: skip
+    figures = cotrain(config, lambda job: run_job(job, given.device), untracked)
+    return Path(figures["policy"]), Path(figures["reader"]), figures
+
+
+def run_job(job: BackboneJob, device: str) -> dict[str, Any]:
+    """A backbone job in this process; the ends of its curve."""
+    run_here(absolute(job), device)
+    curve = read_curve(job.out)
+    tenth = max(1, len(curve) // 10)
+    ends = {"first": curve[:tenth], "last": curve[-tenth:]}
+    means = {
+        f"{key}_{end}": round(float(np.mean([row[key] for row in rows])), 4)
+        for key in ("loss", "gold_chosen", "stop_rate", "answers")
+        if curve and key in curve[0]
+        for end, rows in ends.items()
+    }
+    return {"kind": job.kind, "steps": len(curve), "seconds": curve[-1]["seconds"], **means}
+
+
+def judged(
+    given: argparse.Namespace, reader: HfConfig, policy: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """F1 and tokens on the test questions by set, choice and budget; F1 question by question."""
+    from models.hf import HfBackbone
+    from pipeline.tasks.reading import MaterialReader, voice_of
+
+    material = Material.load(given.work / "material")
+    network, _ = load_policy(policy)
+    voice = voice_of(HfBackbone.load(reader), adapter_folder(reader) is not None)
+    readings = Readings(
+        OutcomeReader(MaterialReader(material, voice, want_loss=False)), fingerprint(material)
+    )
+    points = [("oracle", max(given.budgets))]
+    points += [(method, budget) for budget in given.budgets for method in ("policy", "filled", "hybrid")]
+    found: dict[str, Any] = {}
+    scores: dict[str, Any] = {}
+    for dataset in sorted({question.dataset for question in material.questions}):
+        rows = material.rows("test", dataset, answerable=True)
+        part = material.take(rows)
+        for method, budget in points:
+            chosen = choose(part, method, budget, network=network)
+            key = f"{method}_{budget}"
+            found.setdefault(dataset, {})[key], scores[f"{dataset}.{key}"] = judge(
+                part, rows, chosen, readings
+            )
+    return found, scores
+
+
+def gather(given: argparse.Namespace, codes: dict[str, int]) -> int:
+    """Write OUT/cotrain.json and OUT/cotrain.tar of the runs that were judged."""
+    found: dict[str, Any] = {}
+    for name in given.runs:
+        if (figures := read_json(given.work / name / RESULT)) is not None:
+            found[name] = figures | {"code": codes.get(name, 0)}
+    begun = _scores(given.work / "start")
+    for name, figures in found.items():
+        ours = _scores(given.work / name)
+        if name != "start" and begun:
+            figures["gain_on_start"] = {key: paired(ours[key], begun[key]) for key in ours if key in begun}
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "cotrain.json").write_text(json.dumps(found))
+    kept = {name: given.work / name for name in (*found, WARM) if (given.work / name).exists()}
+    pack_results(kept, given.out / "cotrain.tar", ("states/", "triples", "readings", "work/", "scores.npz"))
+    for name, figures in found.items():
+        for dataset, points in figures["judged"].items():
+            shown = {key: [each["f1"], each["forced_f1"], each["tokens"]] for key, each in points.items()}
+            tell(f"{name} {dataset} (F1, made to answer, tokens): {json.dumps(shown)}")
+    return 0 if found else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prepare, start the runs, wait for them, gather what they found; or be one of them (--run)."""
+    given = _parser().parse_args(arguments)
+    began = time.monotonic()
+    if given.run:
+        one_run(given.run, given)
+        return 0
+    prepare(given)
+    left = given.seconds - (time.monotonic() - began)
+    told = list(sys.argv[1:] if arguments is None else arguments)
+    training = str(given.training or max(10.0, left - 70.0))  # loading and judging take their share
+    commands = {
+        name: ["-m", "infra.training.cotrain_gpu", *told, "--run", name, "--training", training]
+        for name in given.runs
+        if read_json(given.work / name / RESULT) is None
+    }
+    return gather(given, run_side_by_side(commands, given.work / "logs", left + 20.0))
+
+
+def _scores(folder: Path) -> dict[str, Any]:
+    path = folder / "scores.npz"
+    if not path.exists():
+        return {}
+    with np.load(path) as packed:
+        return {name: packed[name] for name in packed.files}
+
+
+def _progress(row: dict[str, float]) -> None:
+    if int(row.get("iteration", 0)) % 5 == 0:
+        tell(json.dumps({key: float(f"{value:.4g}") for key, value in row.items() if value == value}))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--material", type=Path, nargs="+", required=True)
+    parser.add_argument("--reader", type=Path, required=True, help="folder of the decoder")
+    parser.add_argument("--adapter", default="none", help="folder of the adapter to begin with")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=RUNS)
+    parser.add_argument("--updates", type=int, default=90, help="of each part")
+    parser.add_argument("--rounds", type=int, default=3, help="of the alternating run")
+    parser.add_argument("--questions", type=int, default=32, help="of a policy's iteration or a joint part")
+    parser.add_argument("--train", type=int, default=300, help="training questions of a set, at most")
+    parser.add_argument("--test", type=int, default=200, help="test questions of a set, at most")
+    parser.add_argument("--budget", type=int, default=128, help="tokens that training may read")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[64, 128], help="judged")
+    parser.add_argument("--gamma", type=float, default=0.0005, help="price of a token, by reward or loss")
+    parser.add_argument("--lr", type=float, default=2e-4, help="of the reader")
+    parser.add_argument("--policy-lr", type=float, default=3e-4, help="of the policy in the joint run")
+    parser.add_argument("--warm-steps", type=int, default=300)
+    parser.add_argument("--seconds", type=float, default=230.0, help="of everything")
+    parser.add_argument("--training", type=float, default=0.0, help="of training alone (0: all but 70 s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--run", choices=RUNS, help="be this run")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

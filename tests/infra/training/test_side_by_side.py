@@ -1,0 +1,36 @@
+"""Runs side by side end with their codes, or at the limit; their files travel in one."""
+
+from __future__ import annotations
+
+import tarfile
+import time
+from pathlib import Path
+
+from infra.training.side_by_side import pack_results, read_json, run_side_by_side
+
+
+def test_runs_end_with_their_codes_or_at_the_limit(tmp_path: Path) -> None:
+    """One ends well, one fails and its words are kept, one is ended when the time is over."""
+    commands = {
+        "well": ["-c", "print('done')"],
+        "badly": ["-c", "import sys; sys.exit('no data')"],
+        "late": ["-c", "import time; time.sleep(600)"],
+    }
+    began = time.monotonic()
+    codes = run_side_by_side(commands, tmp_path, 15.0)
+    assert codes == {"well": 0, "badly": 1, "late": -9}
+    assert time.monotonic() - began < 120
+    assert "no data" in (tmp_path / "badly.log").read_text()
+
+
+def test_results_travel_in_one_file_without_what_is_left_out(tmp_path: Path) -> None:
+    """Files keep their folders' names; states stay behind; a cut-off JSON file counts as none."""
+    (tmp_path / "run" / "states").mkdir(parents=True)
+    (tmp_path / "run" / "model.bin").write_bytes(b"m")
+    (tmp_path / "run" / "states" / "step.pt").write_bytes(b"s")
+    packed = pack_results({"a": tmp_path / "run"}, tmp_path / "out" / "all.tar", ("states/",))
+    with tarfile.open(packed) as file:
+        assert file.getnames() == ["a/model.bin"]
+    (tmp_path / "half.json").write_text('{"a": ')
+    assert read_json(tmp_path / "half.json") is None
+    assert read_json(tmp_path / "none.json") is None
