@@ -18,7 +18,7 @@ from actors.serve_config import ServeConfig
 from pipeline.errors import DependencyUnreachable, DysraError, UsageError
 from pipeline.log import get_logger
 from pipeline.session.answer import Question
-from pipeline.session.pool import SessionPool
+from pipeline.session.pool import SessionPool, TooManySessions
 from pipeline.session.state import SessionKey
 from pipeline.session.summary import SummaryRequest
 
@@ -216,6 +216,8 @@ class SessionService:
             return error
         if isinstance(error, UsageError):
             return Refused(422, str(error))
+        if isinstance(error, TooManySessions):
+            return Refused(409, str(error))
         if isinstance(error, TimeoutError):
             limit_s = self.config.answer_timeout_s
             return Refused(504, f"no answer within {limit_s:.0f} s", self.config.retry_after_s)

@@ -96,6 +96,12 @@ class SessionConfig:
         default=32,
         metadata={"help": "sessions held in memory by one replica; others rest in their snapshots"},
     )
+    max_per_tenant: int = field(
+        default=1_000,
+        metadata={
+            "help": "sessions of one tenant, in memory or at rest; a further one is refused; 0: no limit"
+        },
+    )
     retractions: Literal["rebuild", "drop"] = field(
         default="rebuild",
         metadata={
@@ -133,8 +139,9 @@ class SessionConfig:
             raise ValueError(f"max_article_tokens is {self.max_article_tokens}; it must be at least 16")
         if self.give_up_margin < 0:
             raise ValueError(f"give_up_margin is {self.give_up_margin}; it must be at least 0")
-        if self.dense_sentences < 0:
-            raise ValueError(f"dense_sentences is {self.dense_sentences}; it must be at least 0")
+        for name in ("dense_sentences", "max_per_tenant"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.token_budget > self.max_token_budget:
             raise ValueError(
                 f"token_budget is {self.token_budget}, above max_token_budget {self.max_token_budget}"

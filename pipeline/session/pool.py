@@ -32,6 +32,10 @@ _RETRY_S = 5.0
 _LET_GO_S = 150.0
 
 
+class TooManySessions(DysraError):
+    """The tenant has as many sessions as it may have."""
+
+
 class SessionPool:
     """Sessions by key. Thread-safe; `close` saves them all."""
 
@@ -86,6 +90,8 @@ class SessionPool:
                     return resident
                 self._changed.wait(timeout=1.0)
             path = self._folder(key)
+            if not path.is_dir():
+                self._require_room(key)
             path.mkdir(parents=True, exist_ok=True)
             self._note(key, resident=True)
             folder = SnapshotFolder(path, self._owner, self.sessions.config.keep_snapshots)
@@ -106,6 +112,8 @@ class SessionPool:
                     resident.session.parts = sessions
             self.sessions, self.asking, self._tails = sessions, asking, tails
             held = list(self._residents.items()) if reopen else []
+            for _, resident in held:
+                resident.outdated = resident.leaving = True
         for key, resident in held:
             try:
                 self._let_go(key, resident)
@@ -141,17 +149,17 @@ class SessionPool:
         self, key: SessionKey, question: Question, cancelled: threading.Event | None = None
     ) -> Iterator[Event]:
         """The events of one answer; the session is left as it was."""
-        resident = self._enter(key)
+        resident, asking = self._enter(key)
         try:
-            yield from answer(question, resident.view(), self.asking, cancelled)
+            yield from answer(question, resident.view(), asking, cancelled)
         finally:
             self._exit(resident)
 
     def summarize(self, key: SessionKey, request: SummaryRequest) -> dict[str, Any]:
         """A summary of the session's stream."""
-        resident = self._enter(key)
+        resident, asking = self._enter(key)
         try:
-            return summarize(request, resident.view(), self.asking)
+            return summarize(request, resident.view(), asking)
         finally:
             self._exit(resident)
 
@@ -208,12 +216,16 @@ class SessionPool:
             self._residents.pop(key, None)
         return problems
 
-    def _enter(self, key: SessionKey) -> Resident:
+    def _enter(self, key: SessionKey) -> tuple[Resident, AskParts]:
+        """The session with the parts that fit it: its cache and the model that answers belong together."""
         with self._changed:
+            held = self._residents.get(key)
+            if held is not None and held.outdated:
+                raise DysraError(f"stream {key.stream!r} is being taken over by another model; ask again")
             resident = self.open(key)
             resident.users += 1
             resident.questions += 1
-            return resident
+            return resident, self.asking
 
     def _exit(self, resident: Resident) -> None:
         with self._changed:
@@ -229,6 +241,17 @@ class SessionPool:
 
     def _tenant_folder(self, tenant: str) -> Path:
         return self._root / SessionKey("", tenant).folder
+
+    def _require_room(self, key: SessionKey) -> None:
+        """Raise TooManySessions if the tenant may have no further one; each is a folder on disk."""
+        limit = self.sessions.config.max_per_tenant
+        folder = self._tenant_folder(key.tenant)
+        held = sum(1 for _ in folder.iterdir()) if limit and folder.is_dir() else 0
+        if limit and held >= limit:
+            raise TooManySessions(
+                f"tenant {key.tenant!r} has {held} sessions, as many as session.max_per_tenant allows: ask one of "
+                f"them, or have the operator raise it or remove folders of {folder.name}"
+            )
 
     def _make_room(self, newest: SessionKey) -> None:
         """Mark the sessions used longest ago as leaving; the reader saves and drops them."""
@@ -280,9 +303,10 @@ class SessionPool:
             self.open(key).fail(problem, _RETRY_S)
 
     def _put_to_rest(self, key: SessionKey, resident: Resident) -> None:
-        if resident.users:
-            resident.leaving = False
-            return
+        with self._changed:
+            if resident.users:
+                resident.leaving = resident.outdated
+                return
         try:
             resident.leave(save=True)
             self._note(key, resident=False)

@@ -45,6 +45,7 @@ class Resident:
         self.questions = 0
         self.last_used = time.monotonic()
         self.leaving = False
+        self.outdated = False
         self.retry_at = 0.0
         self.problem: str | None = None
         self._tail = tail

@@ -257,3 +257,18 @@ def test_a_flood_of_sessions_is_bounded_and_the_rest_goes_on(app: FastAPI, servi
     assert len(service.pool.infos("local")) <= 4
     asked = send(app, "POST", f"/v1/streams/{STREAM}/ask", json={"question": "Which pier opened?"})
     assert asked.status_code == 200
+
+
+def test_a_tenant_with_all_its_sessions_is_told_so(app: FastAPI, service: SessionService) -> None:
+    """409 with the setting's name for one more; the sessions it has answer as ever."""
+    pool = service.pool
+    assert send(app, "POST", f"/v1/streams/{STREAM}").status_code == 201
+    held = pool.sessions
+    pool.sessions = replace(held, config=replace(held.config, max_per_tenant=1))
+    try:
+        refused = send(app, "POST", "/v1/streams/one-more")
+        assert refused.status_code == 409 and "max_per_tenant" in refused.json()["error"]["message"]
+        assert refused.json()["error"]["type"] == "too_many_sessions"
+        assert send(app, "POST", f"/v1/streams/{STREAM}").status_code == 201
+    finally:
+        pool.sessions = held

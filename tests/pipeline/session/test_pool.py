@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import DependencyUnreachable
+from pipeline.errors import DependencyUnreachable, DysraError
 from pipeline.session.answer import Question
-from pipeline.session.pool import SessionPool
+from pipeline.session.pool import SessionPool, TooManySessions
 from pipeline.session.state import SessionKey
 from pipeline.source import Record
 from tests.actors.session_support import ListTail, make_pool
@@ -233,3 +233,49 @@ def test_promoted_model_is_taken_over_by_running_sessions(pool: Callable[..., Se
     assert page["model"] == backbone(seed=1).identity and page["restored"]
     assert page["records_seen"] == seen and not page["rebuilding"]
     assert [event.kind for event in one.ask(KEY, Question(text="Which pier?"))][-1] == "done"
+
+
+def test_question_never_meets_a_model_that_did_not_write_the_cache(pool: Callable[..., SessionPool]) -> None:
+    """While another model takes over, answers under way end with theirs; new questions are told to come again."""
+    one = pool(attend="both")
+    caught_up(one)
+    under_way = one.ask(KEY, Question(text="Which pier?"))
+    assert next(under_way).kind == "sources"
+    sessions = replace(one.sessions, backbone=backbone(seed=1))
+    asking = replace(one.asking, backbone=backbone(seed=1))
+    change = threading.Thread(
+        target=one.configure, args=(sessions, asking, one._tails), kwargs={"reopen": True}, daemon=True
+    )
+    change.start()
+    until(lambda: one.asking is asking, "not configured")
+    for _ in range(3):  # the reader looks at the session meanwhile
+        with pytest.raises(DysraError, match="another model; ask again"):
+            next(one.ask(KEY, Question(text="Which pier?")))
+        time.sleep(0.1)
+    assert [event.kind for event in under_way][-1] == "done"
+    change.join(30)
+    assert not change.is_alive()
+    assert [event.kind for event in one.ask(KEY, Question(text="Which pier?"))][-1] == "done"
+    assert one.info(KEY)["model"] == backbone(seed=1).identity  # type: ignore[index]
+
+
+def test_tenant_has_no_more_sessions_than_it_may(pool: Callable[..., SessionPool]) -> None:
+    """A further session is refused by name; those at rest count, and open as ever; another tenant is free."""
+    one = pool(max_per_tenant=2, max_resident=1)
+    one.open(KEY)
+    one.open(SessionKey(KEY.tenant, "second"))
+    until(lambda: one.info(KEY) == {"stream": STREAM, "state": "stored"}, "not put to rest")
+    with pytest.raises(TooManySessions, match=r"2 sessions.*session\.max_per_tenant"):
+        one.open(SessionKey(KEY.tenant, "third"))
+    assert one.info(SessionKey(KEY.tenant, "third")) is None
+    one.open(KEY)
+    one.open(SessionKey("another", "third"))
+    assert sorted(one.stored(KEY.tenant)) == sorted([STREAM, "second"])
+
+
+def test_no_limit_of_sessions_is_a_setting(pool: Callable[..., SessionPool]) -> None:
+    """0 lets a tenant have as many as it asks for."""
+    one = pool(max_per_tenant=0)
+    for number in range(5):
+        one.open(SessionKey(KEY.tenant, f"stream {number}"))
+    assert len(one.stored(KEY.tenant)) == 5
