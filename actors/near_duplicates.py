@@ -16,6 +16,7 @@ from pipeline.near_duplicates import (
 from pipeline.placement import shard_of
 
 _SHARD_TIMEOUT_S = 30.0
+_PAGE = 512
 _ALL_TIME_MS = -(2**62)
 
 
@@ -46,8 +47,7 @@ class NearDuplicateActor:
             rows = []
             since_ms = self._oldest_needed()
             for index in range(len(shard_names)):
-                for row in self._ask(index, "signatures", since_ms):
-                    rows.append(Fingerprint(row.article_id, row.stream, row.published_ms, row.signature))
+                rows += self._stored(index, since_ms)
             self._index.add_all(rows)
 
     def judge(self, entries: list[Fingerprint | str], generation: int | None) -> Verdicts:
@@ -58,17 +58,20 @@ class NearDuplicateActor:
         """
         if generation != self._generation:
             return Verdicts(self._generation, None)
+        index = self._index
+        keys = iter(index.keys_of([entry for entry in entries if not isinstance(entry, str)]))
         matches: list[Match | None] = []
         for entry in entries:
             if isinstance(entry, str):
-                self._index.remove(entry)
+                index.remove(entry)
                 matches.append(None)
                 continue
-            match = None if entry.known or entry.article_id in self._index else self._index.match(entry)
+            mine = next(keys)
+            match = None if entry.known or entry.article_id in index else index.match(entry, mine)
             if match is not None and self._known(entry.article_id):
                 match = None
             if match is None:
-                self._index.add(entry)
+                index.add(entry, mine)
             else:
                 self._linked += 1
             matches.append(match)
@@ -98,6 +101,19 @@ class NearDuplicateActor:
     def ping(self) -> int:
         """The process id, for health checks."""
         return os.getpid()
+
+    def _stored(self, shard: int, since_ms: int) -> list[Fingerprint]:
+        """What a shard holds, its signatures made anew where an earlier version of this program made them."""
+        rows = [Fingerprint(*row) for row in self._ask(shard, "signatures", since_ms)]
+        old = [at for at, row in enumerate(rows) if row.signature and not self._index.fits(row.signature)]
+        for begin in range(0, len(old), _PAGE):
+            part = old[begin : begin + _PAGE]
+            found = self._ask(shard, "articles", [rows[at].article_id for at in part])
+            articles = [one.article for one in found if one is not None and one.article is not None]
+            marks = {one.article_id: one.signature for one in self._fingerprinter.fingerprints(articles)}
+            for at in part:
+                rows[at] = rows[at]._replace(signature=marks.get(rows[at].article_id, b""))
+        return rows
 
     def _oldest_needed(self) -> int:
         """From when signatures are loaded: all of them, or in a large store those near its newest article."""

@@ -1,30 +1,31 @@
-"""Near-duplicates by MinHash over word shingles, found through LSH bands before anything is embedded.
+"""Near-duplicates by sketches of word shingles, found through LSH bands before anything is embedded.
 
-Signatures: Broder, "On the resemblance and containment of documents" (1997); banding: Leskovec, Rajaraman and
-Ullman, "Mining of Massive Datasets", chapter 3. Same stream and a window of event time only; the same id is
-never a duplicate of itself. The same articles in the same order give the same links.
+Sketches: pipeline/shingles.py; banding: Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets",
+chapter 3. Same stream and a window of event time only; the same id is never a duplicate of itself. The same
+articles in the same order give the same links.
 """
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from pipeline.article import Article
+from pipeline.shingles import sketches, word_shingles
 
-_WORD = re.compile(r"\w+")
-_WORD_CACHE_SIZE = 200_000
+SCHEME = b"\x02"
+"""Ends every signature: another way to make them has another byte, and is never compared with this one."""
+
+_GROUP_CHARS = 65_536
+"""Articles that are hashed together: about so much text, which stays in the processor's cache."""
+_MAX_SEEDS = 100_000
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-_SEED = 0x0D15C0
-_ROOM_SHINGLES = 1_024
-"""Articles of up to so many words are mixed in memory that is kept: fresh pages cost as much as the product."""
+_29 = np.uint64(29)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +70,7 @@ class NearDuplicateConfig:
 
 
 class Fingerprint(NamedTuple):
-    """What is compared of an article: `signature` of uint32, little-endian; `shingles` sorted uint32 or none."""
+    """What is compared of an article: `signature` of uint32 and SCHEME; `shingles` sorted uint32 or none."""
 
     article_id: str
     stream: str
@@ -89,57 +90,46 @@ class Match(NamedTuple):
 
 
 class Fingerprinter:
-    """Articles to fingerprints; not shared between threads (it caches words)."""
+    """Articles to fingerprints."""
 
     def __init__(self, config: NearDuplicateConfig) -> None:
         self._config = config
-        generator = np.random.Generator(np.random.PCG64(_SEED))
-        draws = generator.integers(0, 2**63, size=(2, config.num_permutations), dtype=np.uint64)
-        self._factors = draws[0] * np.uint64(2) + np.uint64(1)
-        self._terms = draws[1]
-        self._words: dict[str, int] = {}
-        self._room = np.empty((_ROOM_SHINGLES, config.num_permutations), dtype=np.uint64)
 
     def fingerprint(self, article: Article) -> Fingerprint:
         """The article's fingerprint; its signature is empty where it is too short to be compared."""
-        words = _WORD.findall(f"{article.title} {article.text}".lower())
-        if not self._config.enabled or len(words) < self._config.min_words:
-            return Fingerprint(article.id, article.stream, article.published_ms, b"")
-        shingles = self._shingles(words)
-        mixed = self._room[: len(shingles)] if len(shingles) <= _ROOM_SHINGLES else None
-        mixed = np.multiply(shingles[:, None], self._factors, out=mixed)
-        mixed += self._terms
-        signature = (mixed.min(axis=0) >> np.uint64(32)).astype("<u4").tobytes()
-        short = _distinct((shingles >> np.uint64(32)).astype("<u4"))
-        return Fingerprint(article.id, article.stream, article.published_ms, signature, short.tobytes())
+        return self.fingerprints((article,))[0]
 
-    def _shingles(self, words: list[str]) -> NDArray[np.uint64]:
-        cache = self._words
-        if len(cache) > _WORD_CACHE_SIZE:
-            cache.clear()
-        values = []
-        for word in words:
-            value = cache.get(word)
-            if value is None:
-                value = cache[word] = xxhash.xxh3_64_intdigest(word.encode())
-            values.append(value)
-        hashes = np.array(values, dtype=np.uint64)
-        width = min(self._config.shingle_words, len(words))
-        count = len(words) - width + 1
-        shingles = np.zeros(count, dtype=np.uint64)
-        for offset in range(width):
-            shingles = (shingles ^ hashes[offset : offset + count]) * _MULTIPLIER
-            shingles ^= shingles >> np.uint64(29)
-        return _distinct(shingles)
+    def fingerprints(self, articles: Sequence[Article]) -> list[Fingerprint]:
+        """`fingerprint` of each, many at once."""
+        if not self._config.enabled:
+            return [Fingerprint(one.id, one.stream, one.published_ms, b"") for one in articles]
+        found: list[Fingerprint] = []
+        group: list[Article] = []
+        size = 0
+        for article in articles:
+            group.append(article)
+            size += len(article.text)
+            if size >= _GROUP_CHARS:
+                found += self._group(group)
+                group, size = [], 0
+        return [*found, *self._group(group)] if group else found
 
-
-def _distinct(values: NDArray[Any]) -> NDArray[Any]:
-    """Sorted and each once; sorts in place. Quicker than numpy.unique for a few hundred values."""
-    values.sort()
-    keep = np.empty(len(values), dtype=bool)
-    keep[:1] = True
-    np.not_equal(values[1:], values[:-1], out=keep[1:])
-    return values[keep]
+    def _group(self, articles: list[Article]) -> list[Fingerprint]:
+        config = self._config
+        texts = [f"{article.title} {article.text}" for article in articles]
+        shingles, counts, num_words = word_shingles(texts, config.shingle_words, config.min_words)
+        marks = sketches(shingles, counts, config.num_permutations).tobytes()
+        body = shingles.astype("<u4", copy=False).tobytes()
+        width, begin = 4 * config.num_permutations, 0
+        found: list[Fingerprint] = []
+        for at, article in enumerate(articles):
+            signature = mine = b""
+            if num_words[at] >= config.min_words:
+                end = begin + 4 * counts[at]
+                signature, mine = marks[at * width : (at + 1) * width] + SCHEME, body[begin:end]
+                begin = end
+            found.append(Fingerprint(article.id, article.stream, article.published_ms, signature, mine))
+        return found
 
 
 def jaccard(left: bytes, right: bytes) -> float:
@@ -151,7 +141,9 @@ def jaccard(left: bytes, right: bytes) -> float:
 
 def estimated(left: bytes, right: bytes) -> float:
     """The share of equal signature rows: an unbiased estimate of the Jaccard similarity."""
-    return float((np.frombuffer(left, dtype="<u4") == np.frombuffer(right, dtype="<u4")).mean())
+    rows = len(left) // 4
+    same = np.frombuffer(left, dtype="<u4", count=rows) == np.frombuffer(right, dtype="<u4", count=rows)
+    return float(same.mean())
 
 
 class NearDuplicateIndex:
@@ -171,11 +163,13 @@ class NearDuplicateIndex:
         self._keep_shingles = keep_shingles
         self._window_ms = int(config.window_hours * 3_600_000)
         self._bands = config.num_permutations // config.rows_per_band
-        self._band_bytes = config.rows_per_band * 4
+        self._signature_bytes = config.num_permutations * 4 + len(SCHEME)
         # Slack below the threshold, so that an unlucky estimate still reaches the exact comparison.
         self._least_estimate = config.threshold - 2.5 * (0.25 / config.num_permutations) ** 0.5
         self._articles: OrderedDict[str, Fingerprint] = OrderedDict()
-        self._buckets: dict[tuple[str, int, bytes], list[str]] = {}
+        self._buckets: dict[int, str | list[str]] = {}
+        """Ids by the hash of a stream, a band and its rows: one id, or a list of several."""
+        self._seeds: dict[str, int] = {}
         self._with_shingles: OrderedDict[str, None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -184,12 +178,19 @@ class NearDuplicateIndex:
     def __contains__(self, article_id: str) -> bool:
         return article_id in self._articles
 
-    def match(self, given: Fingerprint) -> Match | None:
-        """The most similar earlier article of the stream within the window, at or above the threshold."""
+    def fits(self, signature: bytes) -> bool:
+        """Whether a signature was made as this index compares them."""
+        return len(signature) == self._signature_bytes and signature.endswith(SCHEME)
+
+    def match(self, given: Fingerprint, keys: Sequence[int] | None = None) -> Match | None:
+        """The most similar earlier article of the stream within the window, at or above the threshold.
+
+        `keys` are those of `keys_of`, where they are known.
+        """
         if not given.signature:
             return None
         best: Match | None = None
-        for other in self._candidates(given):
+        for other in self._candidates(given, self.keys_of([given])[0] if keys is None else keys):
             estimate = estimated(given.signature, other.signature)
             if estimate < self._least_estimate:
                 continue
@@ -199,16 +200,24 @@ class NearDuplicateIndex:
                 best = Match(other.article_id, round(similarity, 4), bool(shingles))
         return best
 
-    def add(self, given: Fingerprint) -> None:
+    def add(self, given: Fingerprint, keys: Sequence[int] | None = None) -> None:
         """Remember an article that is stored; a newer version replaces the older one's fingerprint."""
-        self.remove(given.article_id)
-        if not given.signature or len(given.signature) != self._config.num_permutations * 4:
+        article_id = given.article_id
+        if article_id in self._articles:
+            self.remove(article_id)
+        if not self.fits(given.signature):
             return
-        self._articles[given.article_id] = given
+        self._articles[article_id] = given
         if given.shingles:
-            self._with_shingles[given.article_id] = None
-        for key in self._keys(given):
-            self._buckets.setdefault(key, []).append(given.article_id)
+            self._with_shingles[article_id] = None
+        buckets = self._buckets
+        for key in self.keys_of([given])[0] if keys is None else keys:
+            held = buckets.setdefault(key, article_id)
+            if held is not article_id:
+                if isinstance(held, str):
+                    buckets[key] = [held, article_id]
+                else:
+                    held.append(article_id)
         while len(self._articles) > self._config.max_articles:
             self.remove(next(iter(self._articles)))
         while len(self._with_shingles) > self._keep_shingles:
@@ -217,8 +226,11 @@ class NearDuplicateIndex:
 
     def add_all(self, rows: Iterable[Fingerprint]) -> None:
         """Remember many, oldest publication first so that the newest are kept."""
-        for row in sorted(rows, key=lambda row: (row.published_ms, row.article_id)):
-            self.add(row)
+        ordered = sorted(rows, key=lambda row: (row.published_ms, row.article_id))
+        for begin in range(0, len(ordered), 1_024):
+            part = ordered[begin : begin + 1_024]
+            for row, keys in zip(part, self.keys_of(part), strict=True):
+                self.add(row, keys)
 
     def remove(self, article_id: str) -> None:
         """Forget an article: a withdrawn one is nobody's original."""
@@ -226,21 +238,59 @@ class NearDuplicateIndex:
         if known is None:
             return
         self._with_shingles.pop(article_id, None)
-        for key in self._keys(known):
+        for key in self.keys_of([known])[0]:
             bucket = self._buckets.get(key)
-            if bucket is not None:
+            if isinstance(bucket, list):
                 bucket.remove(article_id)
-                if not bucket:
-                    del self._buckets[key]
+                if len(bucket) == 1:
+                    self._buckets[key] = bucket[0]
+            elif bucket == article_id:
+                del self._buckets[key]
 
-    def _candidates(self, given: Fingerprint) -> list[Fingerprint]:
-        """Articles that share a band, in the order in which they became known."""
+    def keys_of(self, given: Sequence[Fingerprint]) -> list[list[int]]:
+        """The buckets of each fingerprint, one a band; none for one that does not fit."""
+        keys: list[list[int]] = [[] for _ in given]
+        fitting = [at for at, one in enumerate(given) if self.fits(one.signature)]
+        if not fitting:
+            return keys
+        body = np.frombuffer(b"".join([given[at].signature for at in fitting]), dtype=np.uint8)
+        marks = body.reshape(len(fitting), -1)[:, : -len(SCHEME)].copy().view("<u4")
+        width = self._config.rows_per_band
+        bands = marks[:, : self._bands * width].reshape(len(fitting), self._bands, width)
+        seeds = np.array([self._seed(given[at].stream) for at in fitting], dtype=np.uint64)
+        mixed = np.add.outer(seeds, np.arange(self._bands, dtype=np.uint64)).astype(np.uint64, copy=False)
+        for row in range(width):
+            mixed *= _MULTIPLIER
+            mixed ^= mixed >> _29
+            mixed ^= bands[:, :, row]
+        mixed *= _MULTIPLIER
+        for at, row_keys in zip(fitting, mixed.tolist(), strict=True):
+            keys[at] = row_keys
+        return keys
+
+    def _seed(self, stream: str) -> int:
+        seed = self._seeds.get(stream)
+        if seed is None:
+            if len(self._seeds) >= _MAX_SEEDS:
+                self._seeds.clear()
+            seed = self._seeds[stream] = xxhash.xxh3_64_intdigest(stream.encode("utf-8", "surrogatepass"))
+        return seed
+
+    def _candidates(self, given: Fingerprint, keys: Sequence[int]) -> list[Fingerprint]:
+        """Articles of the stream that share a band, oldest publication first."""
         found: dict[str, None] = {}
-        for key in self._keys(given):
-            for article_id in self._buckets.get(key, ()):
-                found[article_id] = None
+        for bucket in map(self._buckets.get, keys):
+            if bucket is not None:
+                for article_id in (bucket,) if isinstance(bucket, str) else bucket:
+                    found[article_id] = None
+        if not found:
+            return []
         rows = (self._articles[article_id] for article_id in found if article_id != given.article_id)
-        near = [row for row in rows if abs(row.published_ms - given.published_ms) <= self._window_ms]
+        near = [
+            row
+            for row in rows
+            if row.stream == given.stream and abs(row.published_ms - given.published_ms) <= self._window_ms
+        ]
         near.sort(key=lambda row: (row.published_ms, row.article_id))
         return near
 
@@ -252,10 +302,3 @@ class NearDuplicateIndex:
             self._articles[other.article_id] = other._replace(shingles=shingles)
             self._with_shingles[other.article_id] = None
         return shingles
-
-    def _keys(self, given: Fingerprint) -> list[tuple[str, int, bytes]]:
-        width = self._band_bytes
-        return [
-            (given.stream, band, given.signature[band * width : (band + 1) * width])
-            for band in range(self._bands)
-        ]

@@ -11,11 +11,16 @@ from numpy.typing import NDArray
 BETWEEN, IN_WORD, MARK = 0, 1, 2
 
 
-def kinds(text: str) -> NDArray[np.uint8]:
-    """BETWEEN, IN_WORD or MARK for each character of `text`."""
+def codes(text: str) -> NDArray[np.uint8] | NDArray[np.uint32]:
+    """The code point of each character; a lone surrogate counts as a question mark."""
     if text.isascii():
-        return _ascii_kinds()[np.frombuffer(text.encode("ascii"), dtype=np.uint8)]
-    return _all_kinds()[np.frombuffer(text.encode("utf-32-le", "replace"), dtype=np.uint32)]
+        return np.frombuffer(text.encode("ascii"), dtype=np.uint8)
+    return np.frombuffer(text.encode("utf-32-le", "replace"), dtype=np.uint32)
+
+
+def kinds(points: NDArray[np.uint8] | NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """BETWEEN, IN_WORD or MARK for each code point that `codes` gave."""
+    return (_ascii_kinds() if points.dtype == np.uint8 else _all_kinds())[points]
 
 
 @cache

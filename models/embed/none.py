@@ -12,7 +12,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from models.embed.characters import IN_WORD, MARK, kinds
+from models.embed.characters import IN_WORD, MARK, codes, kinds
 from models.embed.embedder import Offsets, Vectors
 
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -35,7 +35,7 @@ class WordTokenizer:
 
     def offsets_many(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """`offsets` of each text, found in one pass over all."""
-        found = kinds("\n".join(texts))  # a line break is no part of a word
+        found = kinds(codes("\n".join(texts)))  # a line break is no part of a word
         word = np.zeros(len(found) + 2, dtype=bool)
         word[1:-1] = found == IN_WORD
         mark = found == MARK

@@ -1,0 +1,69 @@
+"""The near-duplicate actor without Ray: what it remembers of the shards when it starts."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from actors.near_duplicates import NearDuplicateActor
+from pipeline.article import Article
+from pipeline.near_duplicates import Fingerprinter, NearDuplicateConfig
+from pipeline.store import SignatureRow, StoredArticle
+
+CONFIG = NearDuplicateConfig()
+WORDS = " ".join(f"word{number}" for number in range(60))
+
+
+def _article(article_id: str, text: str = WORDS) -> Article:
+    return Article(
+        id=article_id,
+        published=datetime(2024, 5, 1, tzinfo=UTC),
+        source="s",
+        title="t",
+        text=text,
+        stream="w",
+    )
+
+
+class _Actor(NearDuplicateActor):
+    """Asks a shard that is a dictionary."""
+
+    def __init__(self, rows: list[SignatureRow], articles: dict[str, Article]) -> None:
+        self.rows, self.articles = rows, articles
+        self.asked: list[str] = []
+        super().__init__(CONFIG, ["shard"])
+
+    def _ask(self, shard: int, method: str, *args: Any) -> Any:
+        if method == "stats":
+            return {"newest_ms": 0, "live_articles": len(self.rows)}
+        if method == "signatures":
+            return self.rows
+        self.asked += args[0]
+        return [
+            StoredArticle(id=name, version_ms=1, article=self.articles[name])
+            if name in self.articles
+            else None
+            for name in args[0]
+        ]
+
+
+def test_signatures_of_an_earlier_version_are_made_anew_from_the_articles() -> None:
+    """A copy of what an earlier program stored is still linked; nothing that fits is asked for again."""
+    stored, fresh = _article("stored"), _article("fresh", WORDS.upper().replace("WORD", "other"))
+    mark = Fingerprinter(CONFIG).fingerprint(fresh).signature
+    rows = [
+        SignatureRow("stored", "w", stored.published_ms, bytes(4 * CONFIG.num_permutations)),
+        SignatureRow("fresh", "w", fresh.published_ms, mark),
+        SignatureRow("short", "w", fresh.published_ms, b""),
+        SignatureRow("gone", "w", fresh.published_ms, bytes(4 * CONFIG.num_permutations)),
+    ]
+    actor = _Actor(rows, {"stored": stored, "fresh": fresh})
+    assert actor.asked == ["stored", "gone"]
+    assert actor.stats()["articles"] == 2
+    generation = actor.remember([])
+    copies = [
+        Fingerprinter(CONFIG).fingerprint(_article(f"copy-{one.id}", one.text)) for one in (stored, fresh)
+    ]
+    matches = actor.judge([*copies], generation).matches
+    assert matches is not None
+    assert [match.canonical_id if match else None for match in matches] == ["stored", "fresh"]
