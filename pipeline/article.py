@@ -143,6 +143,25 @@ def parse_record(
         return _parse_deletion(key, headers, limits)
     if len(value) > limits.max_record_bytes:
         raise BadRecord("too_large", f"the value has {len(value)} bytes; at most {limits.max_record_bytes}")
+    shallow = value.count(b"[") + value.count(b"{") <= limits.max_depth
+    try:
+        fields = orjson.loads(value) if shallow else _checked(value, limits)
+    except orjson.JSONDecodeError:
+        fields = _checked(value, limits)
+    return _article(fields, limits, now, clean=_is_plain(value))
+
+
+def _is_plain(value: bytes) -> bool:
+    """Whether no string of this JSON can hold a control character or a lone surrogate: JSON must escape them, all
+    but DEL, and here the only escapes are line ends and quotes."""
+    backslashes = value.count(b"\\")
+    if backslashes and backslashes != value.count(b"\\n") + value.count(b'\\"'):
+        return False
+    return b"\x7f" not in value
+
+
+def _checked(value: bytes, limits: ArticleLimits) -> Any:
+    """The decoded JSON value, every check made in order so that the first fault is the one that is told."""
     try:
         text = value.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -150,49 +169,55 @@ def parse_record(
     if _depth_exceeds(text, limits.max_depth):
         raise BadRecord("too_deep", f"the value nests deeper than {limits.max_depth} levels")
     try:
-        fields = orjson.loads(text)
+        return orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise BadRecord("not_json", f"the value is not JSON: {error}") from None
-    return parse_article(fields, limits, now)
 
 
 def parse_article(fields: Any, limits: ArticleLimits | None = None, now: datetime | None = None) -> Article:
     """An article from a decoded JSON value; raises BadRecord naming the field at fault."""
-    limits = limits or ArticleLimits()
+    return _article(fields, limits or ArticleLimits(), now, clean=False)
+
+
+def _article(fields: Any, limits: ArticleLimits, now: datetime | None, *, clean: bool) -> Article:
+    """`clean`: no string can hold a control character or a lone surrogate, so that none need be looked for."""
     if not isinstance(fields, dict):
         raise BadRecord("not_object", f"the value is a JSON {_json_type(fields)}; an object is needed")
-    article_id = _text(fields, "id", required=True)
+    article_id = _text(fields, "id", clean)
     if len(article_id) > limits.max_id_chars:
         raise BadRecord("bad_id", f"the id has {len(article_id)} characters; at most {limits.max_id_chars}")
-    if _CONTROL.search(article_id):
+    if not clean and _CONTROL.search(article_id):
         raise BadRecord("bad_id", "the id holds control characters")
-    source = _text(fields, "source", required=True)
-    title = _text(fields, "title", required=True)
+    source = _text(fields, "source", clean)
+    title = _text(fields, "title", clean)
     if len(title) > limits.max_title_chars:
         raise BadRecord(
             "bad_title", f"the title has {len(title)} characters; at most {limits.max_title_chars}"
         )
-    body = _CONTROL.sub(" ", _text(fields, "text", required=True))
-    if not body.strip():
-        raise BadRecord("missing_field", "'text' is blank")
+    body = _text(fields, "text", clean)
+    if not clean:
+        title, body = _CONTROL.sub(" ", title), _CONTROL.sub(" ", body)
+        if not body.strip():
+            raise BadRecord("missing_field", "'text' is blank")
     topics = fields.get("topics") or []
     if not isinstance(topics, list) or not all(isinstance(topic, str) for topic in topics):
         raise BadRecord("bad_topics", "'topics' must be a list of strings")
-    published = _time(fields, "published", limits, now)
+    latest = (now or datetime.now(UTC)) + timedelta(seconds=limits.max_future_s)
+    published = _time(fields, "published", limits, latest)
     if published is None:
         raise BadRecord("missing_field", "'published' is missing or null; an ISO 8601 time is needed")
-    updated = _time(fields, "updated", limits, now)
+    updated = _time(fields, "updated", limits, latest)
     if updated is not None and updated < published:
         raise BadRecord("bad_time", f"'updated' {isoformat(updated)} lies before 'published'")
     url = fields.get("url")
     if url is not None and not isinstance(url, str):
         raise BadRecord("bad_url", f"'url' is a {_json_type(url)}; a string is needed")
-    stream = _text(fields, "stream", required=False) or default_stream(source)
+    stream = _text(fields, "stream", clean, required=False) or default_stream(source)
     return Article(
         id=article_id,
         published=published,
         source=source,
-        title=_CONTROL.sub(" ", title),
+        title=title,
         text=body,
         topics=tuple(topics),
         url=url,
@@ -216,7 +241,7 @@ def _parse_deletion(
     return Deletion(id=article_id)
 
 
-def _text(fields: dict[str, Any], name: str, *, required: bool) -> str:
+def _text(fields: dict[str, Any], name: str, clean: bool, *, required: bool = True) -> str:
     value = fields.get(name)
     if value is None:
         if required:
@@ -224,16 +249,17 @@ def _text(fields: dict[str, Any], name: str, *, required: bool) -> str:
         return ""
     if not isinstance(value, str):
         raise BadRecord("wrong_type", f"'{name}' is a {_json_type(value)}; a string is needed")
-    if required and not value.strip():
+    if required and (not value or value.isspace()):
         raise BadRecord("missing_field", f"'{name}' is blank")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise BadRecord("not_utf8", f"'{name}' holds a lone surrogate") from None
+    if not clean:
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise BadRecord("not_utf8", f"'{name}' holds a lone surrogate") from None
     return value
 
 
-def _time(fields: dict[str, Any], name: str, limits: ArticleLimits, now: datetime | None) -> datetime | None:
+def _time(fields: dict[str, Any], name: str, limits: ArticleLimits, latest: datetime) -> datetime | None:
     value = fields.get(name)
     if value is None:
         return None
@@ -245,7 +271,6 @@ def _time(fields: dict[str, Any], name: str, limits: ArticleLimits, now: datetim
         moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError):
         raise BadRecord("bad_time", f"'{name}' is {value[:40]!r}; an ISO 8601 time is needed") from None
-    latest = (now or datetime.now(UTC)) + timedelta(seconds=limits.max_future_s)
     if moment < limits.earliest or moment > latest:
         raise BadRecord(
             "bad_time",
