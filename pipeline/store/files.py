@@ -139,8 +139,13 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        shutil.copyfile(source, target)
-        sync_file(target)
+        copy_file(source, target)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """A copy that shares nothing with its source, flushed."""
+    shutil.copyfile(source, target)
+    sync_file(target)
 
 
 def folder_bytes(path: Path) -> int:

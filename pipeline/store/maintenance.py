@@ -112,7 +112,11 @@ def expire(core: ShardCore, now_ms: int) -> int:
 def snapshot(core: ShardCore, target: Path) -> None:
     """Write a whole copy of the shard as of now into `target`, which must not exist yet."""
     seal(core)
-    copy_shard(core.folder, dataclasses.replace(core.checkpoint, wal=None), target)
+    mended = copy_shard(core.folder, core.checkpoint, target, copies=core.config.snapshot_copies)
+    for path in mended:
+        core.log.error(
+            "snapshot_mended", file=str(path), note="the live file is damaged until it is next opened"
+        )
 
 
 def should_freeze(segment: GrowingSegment, config: StoreConfig) -> bool:

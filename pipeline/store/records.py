@@ -332,6 +332,13 @@ class StoreConfig:
             "help": "set damaged files aside and take what they held from the topic again; false: refuse to open"
         },
     )
+    snapshot_copies: bool = field(
+        default=False,
+        metadata={
+            "help": "snapshots are copies of the files, checked once written; false: hard links, which cost no "
+            "room and share whatever happens to the file later"
+        },
+    )
 
     def __post_init__(self) -> None:
         for name in ("num_shards", "seal_rows", "seal_bytes", "min_seal_rows", "ivf_probes", "wal_bytes"):

@@ -62,7 +62,7 @@ class SealedSegment(Segment):
         self.repaired = ""
         damaged = [name for name in TRUTH if not matches(folder / name, truth[name], verify=config.verify)]
         if damaged:
-            self.truth = _rewritten_truth(folder, truth, damaged, repair=config.repair)
+            self.truth = rewritten_truth(folder, truth, damaged, repair=config.repair)
             self.repaired = f"{folder / damaged[0]} was written again from its mapped copy"
         if not _derived_is_whole(folder, config):
             get_logger(segment=str(folder)).warning("segment_index_rebuilt")
@@ -244,7 +244,7 @@ def _derived_is_whole(folder: Path, config: StoreConfig) -> bool:
         return False
 
 
-def _rewritten_truth(
+def rewritten_truth(
     folder: Path, truth: dict[str, dict[str, int]], damaged: list[str], *, repair: bool
 ) -> dict[str, dict[str, int]]:
     """Write damaged Parquet files again from their Arrow copies; the truth's new sizes and checksums."""

@@ -1,4 +1,4 @@
-"""Snapshots of shards, and their restoration: every file is checked on the way."""
+"""Snapshots of shards, and their restoration: every file is checked on the way, and mended where it can be."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.store import manifest
-from pipeline.store.files import folder_bytes, link_or_copy, require, sync_folder
+from pipeline.store.errors import StoreCorrupt
+from pipeline.store.files import copy_file, folder_bytes, link_or_copy, matches, require, sync_folder
 from pipeline.store.manifest import Checkpoint
-from pipeline.store.sealed import TRUTH
+from pipeline.store.sealed import TRUTH, rewritten_truth
 
 
 def shard_folder(root: Path, shard_index: int) -> Path:
@@ -29,27 +30,52 @@ def shard_folders(root: Path) -> list[Path]:
     return folders
 
 
-def copy_shard(folder: Path, checkpoint: Checkpoint, target: Path) -> None:
-    """Copy a checkpoint's segments to `target` (hard links where possible) and write its manifest last;
-    raises StoreCorrupt that names a file which does not match its checksum."""
+def copy_shard(folder: Path, checkpoint: Checkpoint, target: Path, *, copies: bool) -> list[Path]:
+    """Bring a checkpoint's segments to `target` and write its manifest last, without its log.
+
+    Every file of the truth matches its checksum there; returns those that were damaged in `folder` and were written
+    again from their mapped copies. Hard links where possible, unless `copies` are wanted: a link shares a bit that
+    flips later. Raises StoreCorrupt that names a file which is damaged and cannot be mended.
+    """
     if target.exists():
         raise UsageError(f"{target} exists; name a folder that does not")
     temporary = target.with_name(target.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "segments").mkdir(parents=True)
-    for info in checkpoint.segments:
-        source = folder / "segments" / info.name
-        into = temporary / "segments" / info.name
-        into.mkdir()
-        for name in TRUTH:
-            require(source / name, info.truth[name], verify=True)
-        for path in sorted(source.iterdir()):
-            link_or_copy(path, into / path.name)
-        sync_folder(into)
-    sync_folder(temporary / "segments")
-    manifest.save(temporary, dataclasses.replace(checkpoint, wal=None))
-    temporary.rename(target)
+    infos, mended = [], []
+    try:
+        for info in checkpoint.segments:
+            source, into = folder / "segments" / info.name, temporary / "segments" / info.name
+            into.mkdir()
+            for path in sorted(source.iterdir()):
+                (copy_file if copies else link_or_copy)(path, into / path.name)
+            truth, damaged = _mended(source, into, info.truth)
+            mended += [source / name for name in damaged]
+            infos.append(dataclasses.replace(info, truth=truth))
+            sync_folder(into)
+        sync_folder(temporary / "segments")
+        manifest.save(temporary, dataclasses.replace(checkpoint, segments=infos, wal=None))
+        temporary.rename(target)
+    except StoreCorrupt:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     sync_folder(target.parent)
+    return mended
+
+
+def _mended(
+    source: Path, into: Path, truth: dict[str, dict[str, int]]
+) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """The truth's checksums in `into`, and which of its files had to be written again there."""
+    damaged = [name for name in TRUTH if not matches(into / name, truth[name], verify=True)]
+    if not damaged:
+        return truth, []
+    try:
+        return rewritten_truth(into, truth, damaged, repair=True), damaged
+    except StoreCorrupt:
+        for name in damaged:  # told of the file that stays, not of the copy that goes
+            require(source / name, truth[name], verify=True)
+        raise
 
 
 def restore(source: Path, root: Path) -> list[Path]:
@@ -60,7 +86,7 @@ def restore(source: Path, root: Path) -> list[Path]:
         checkpoint, _ = manifest.load(folder)
         target = shard_folder(root, checkpoint.identity.shard_index)
         root.mkdir(parents=True, exist_ok=True)
-        copy_shard(folder, checkpoint, target)
+        copy_shard(folder, checkpoint, target, copies=True)  # the snapshot stays what it is
         restored.append(target)
     return restored
 

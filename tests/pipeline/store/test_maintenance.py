@@ -227,21 +227,68 @@ def test_a_snapshot_restores_to_the_same_store(tmp_path: Path) -> None:
     shard.close()
 
 
-def test_a_damaged_snapshot_is_not_restored(tmp_path: Path) -> None:
-    """The error names the file, and nothing is left behind."""
-    shard = make.open_shard(tmp_path / "one")
+def _truth(root: Path) -> Path:
+    """The Parquet file of a shard's only segment."""
+    return next(root.glob("shard-0000/segments/*/chunks.parquet"))
+
+
+def test_a_damaged_snapshot_is_mended_or_not_restored(tmp_path: Path) -> None:
+    """From its mapped copy where that is whole; else the error names the file, and nothing is left behind."""
+    shard = make.open_shard(tmp_path / "one", snapshot_copies=True)
     make.put(shard, make.upsert("a", 0))
+    live = everything(shard)
     shard.snapshot(tmp_path / "copy")
     shard.close()
-    path = next((tmp_path / "copy").glob("shard-0000/segments/*/chunks.parquet"))
-    path.chmod(0o644)
-    content = path.read_bytes()
-    path.unlink()
-    path.write_bytes(content)
+    path = _truth(tmp_path / "copy")
     flip(path, 999)
+    damaged = path.read_bytes()
+    Shard.restore(tmp_path / "copy", tmp_path / "two")
+    restored = make.open_shard(tmp_path / "two")
+    assert everything(restored) == live and path.read_bytes() == damaged
+    restored.close()
+    flip(path.with_name("chunks.arrow"), 999)
     with pytest.raises(StoreCorrupt, match=str(path)):
-        Shard.restore(tmp_path / "copy", tmp_path / "two")
-    assert not (tmp_path / "two/shard-0000").exists()
+        Shard.restore(tmp_path / "copy", tmp_path / "three")
+    assert list((tmp_path / "three").iterdir()) == []
+
+
+def test_a_bit_that_flips_in_the_live_file_is_not_in_a_copied_snapshot(tmp_path: Path) -> None:
+    """With `snapshot_copies` a snapshot shares no file with the store, nor a restored store with its snapshot."""
+    shard = make.open_shard(tmp_path / "one", snapshot_copies=True)
+    make.put(shard, make.upsert("a", 0))
+    live = everything(shard)
+    shard.snapshot(tmp_path / "copy")
+    shard.close()
+    for path in (tmp_path / "one").glob("shard-0000/segments/*/*"):
+        flip(path, path.stat().st_size // 2)
+    for target in ("two", "three"):
+        Shard.restore(tmp_path / "copy", tmp_path / target)
+        restored = make.open_shard(tmp_path / target)
+        assert everything(restored) == live
+        restored.close()
+        for path in (tmp_path / target).glob("shard-0000/segments/*/*"):
+            flip(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_a_damaged_live_file_is_mended_in_the_snapshot_or_refused(tmp_path: Path, copies: bool) -> None:
+    """A snapshot is never made of damage: it holds the file written again, or none is made."""
+    shard = make.open_shard(tmp_path / "one", snapshot_copies=copies)
+    make.put(shard, make.upsert("a", 0))
+    shard.seal()
+    live = everything(shard)
+    path = _truth(tmp_path / "one")
+    flip(path, 999)
+    shard.snapshot(tmp_path / "copy")
+    Shard.restore(tmp_path / "copy", tmp_path / "two")
+    restored = make.open_shard(tmp_path / "two")
+    assert everything(restored) == live and restored.stats()["repairs"] == []
+    restored.close()
+    flip(path.with_name("chunks.arrow"), 999)
+    with pytest.raises(StoreCorrupt, match=str(path)):
+        shard.snapshot(tmp_path / "second")
+    assert not (tmp_path / "second/shard-0000").exists()
+    shard.close()
 
 
 def test_snapshots_and_restores_never_overwrite(tmp_path: Path) -> None:
