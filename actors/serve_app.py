@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import random
 import socket
 import time
 from dataclasses import dataclass, replace
@@ -143,9 +144,28 @@ def deploy(settings: ServeSettings, *, timeout_s: float = 900.0, detached_store:
             request_timeout_s=math.ceil(max(config.answer_timeout_s, config.events_s) + 3 * _GRACE_S),
         ),
     )
-    serve.run(app, name=APP, route_prefix="/", blocking=False)
+    _run(app)
     _wait_until_running(timeout_s)
     return Deployed(config.url, store)
+
+
+def redeploy(settings: ServeSettings) -> None:
+    """Give the running application other settings, without waiting: new replicas take the sessions over in turn."""
+    _run(application(settings))
+
+
+def _run(app: serve.Application) -> None:
+    """Hand the application to Serve as a version that was never there.
+
+    Serve draws the version from Python's shared random numbers: a process that seeds them would name two versions
+    alike, and the later one would change no replica.
+    """
+    state = random.getstate()
+    random.seed()
+    try:
+        serve.run(app, name=APP, route_prefix="/", blocking=False)
+    finally:
+        random.setstate(state)
 
 
 def shutdown(timeout_s: float = 90.0) -> bool:
