@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -47,11 +48,13 @@ def test_run_goes_on_when_a_runner_and_the_reader_are_killed(tmp_path: Path) -> 
         while len(records) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         for name in ("SingleAgentEnvRunner", "ReaderActor"):
-            for process in psutil.process_iter(["cmdline"]):
-                if name in " ".join(process.info["cmdline"] or []):
-                    killed.append(process.pid)
-                    process.kill()
-                    break
+            # of this run's own Ray alone: others may train on this machine
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if name in " ".join(process.cmdline()):
+                        process.kill()
+                        killed.append(process.pid)
+                        break
 
     thread = threading.Thread(target=kill_both)
     thread.start()
