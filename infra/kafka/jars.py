@@ -21,6 +21,10 @@ KAFKA_VERSION = "4.3.0"
 MINIMUM_JAVA = 17
 
 
+LIBS_VARIABLE = "DYSRA_KAFKA_LIBS"
+"""Names a folder that has Kafka's jars already, for a host that reaches no Maven repository."""
+
+
 def cache_root() -> Path:
     """$DYSRA_CACHE, or ~/.cache/dysra."""
     given = os.environ.get("DYSRA_CACHE")
@@ -54,8 +58,12 @@ def ensure_jars(timeout_s: float = 600.0, on_step: Callable[[str], None] | None 
     """The folder of Kafka's jars, fetched if need be (20 s on a quick line, 43 MB).
 
     Safe to call from several processes at once: one fetches, the others wait, and a folder is either whole or
-    absent. DependencyUnreachable if Maven is absent, fails, or takes longer than `timeout_s`.
+    absent. DependencyUnreachable if Maven is absent, fails, or takes longer than `timeout_s`. Where the variable
+    DYSRA_KAFKA_LIBS names a folder, that one is used and nothing is fetched.
     """
+    given = os.environ.get(LIBS_VARIABLE)
+    if given:
+        return _given_jars(Path(given).expanduser())
     pom = (HERE / "pom.xml").read_bytes()
     folder = cache_root() / f"kafka-{KAFKA_VERSION}-{hashlib.sha256(pom).hexdigest()[:8]}"
     if folder.is_dir():
@@ -74,6 +82,15 @@ def ensure_jars(timeout_s: float = 600.0, on_step: Callable[[str], None] | None 
                 on_step(f"fetching Apache Kafka {KAFKA_VERSION} with Maven (once, 43 MB)")
             _fetch(pom, folder, deadline)
     return folder
+
+
+def _given_jars(folder: Path) -> Path:
+    if not (folder / f"kafka_2.13-{KAFKA_VERSION}.jar").is_file():
+        raise DependencyUnreachable(
+            f"{LIBS_VARIABLE} is {folder}, and there is no kafka_2.13-{KAFKA_VERSION}.jar in it; name a folder "
+            f"with the jars of Kafka {KAFKA_VERSION}, or unset it to have Maven fetch them"
+        )
+    return folder.absolute()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import pytest
 
 from infra.kafka import Broker, find, start, stop
 from infra.kafka import broker as broker_module
-from infra.kafka.jars import ensure_jars, java, locked
+from infra.kafka.jars import KAFKA_VERSION, ensure_jars, java, locked
 from pipeline.errors import DependencyUnreachable, UsageError
 from pipeline.kafka import KafkaConfig, reachable
 from tests.broker import TopicFactory
@@ -172,6 +172,20 @@ def test_absent_maven_says_what_to_install(tmp_path: Path, monkeypatch: pytest.M
 
     with pytest.raises(DependencyUnreachable, match=r"apt install maven.*--bootstrap-servers"):
         ensure_jars()
+
+
+def test_jars_that_were_carried_along_are_used_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a host without Maven the folder that DYSRA_KAFKA_LIBS names is the one; a wrong one is told."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setenv("DYSRA_KAFKA_LIBS", str(tmp_path))
+
+    with pytest.raises(DependencyUnreachable, match=r"no kafka_2\.13-.*\.jar in it; name a folder"):
+        ensure_jars()
+    (tmp_path / f"kafka_2.13-{KAFKA_VERSION}.jar").touch()
+
+    assert ensure_jars() == tmp_path
 
 
 def test_failing_maven_leaves_no_half_made_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,232 @@
+"""The benches of the running system on a host without network: unpack what was carried, run, bring the rows back.
+
+    python3 infra/bench/host_session.py unpack build/host-ray build/host-store build/host-minilm
+    python3 infra/bench/host_session.py run ingest freshness search --out DIR --seconds 520 --commit ID
+    python3 infra/bench/host_session.py run 'bench ingest --set ingesters=8 --set partitions=8' --out DIR
+
+`unpack` joins the pieces of `host_pack.py` into --target (/tmp/host); folders that came in an earlier call stay.
+`run` takes names of STAGES or command lines of `dysra`, one after the other: each in its own session of processes,
+ended when its limit or the whole call's is over. After each DIR/host.json (every result so far), DIR/host.md and
+DIR/host.log are written anew; results of earlier calls on the same machine are kept and told again. The standard
+library alone is used here, so that nothing need be installed first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import lzma
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+LOG_BYTES = 4 << 20
+_END_S = 15.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """A command line of `dysra`, and the seconds after which it is ended."""
+
+    command: str
+    limit_s: float
+
+
+STAGES: dict[str, Stage] = {
+    "ingest": Stage(command="bench ingest --articles 100000", limit_s=240),
+    "freshness": Stage(command="bench freshness --set embedder=minilm --set seconds=30", limit_s=200),
+    "search": Stage(
+        command="bench search --set seconds=10 --set 'peers=faiss flat,store'",
+        limit_s=240,
+    ),
+    "search-lance": Stage(command="bench search --set seconds=10 --set peers=store,lancedb", limit_s=300),
+    "search-gpu": Stage(
+        command="bench search-gpu --set rows=10000000 --set device=cuda:0 --set shard_chunks=200000",
+        limit_s=400,
+    ),
+    "soak": Stage(command="bench soak --articles 720000 --set seconds=400", limit_s=500),
+}
+
+
+class _Pieces:
+    """A stream over the pieces of a part, in order."""
+
+    def __init__(self, pieces: list[Path]) -> None:
+        self._left = pieces
+        self._open: Any = None
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes; fewer than asked at the end alone."""
+        data = b""
+        while size < 0 or len(data) < size:
+            if self._open is None:
+                if not self._left:
+                    break
+                self._open = self._left.pop(0).open("rb")
+            more = self._open.read(size - len(data) if size >= 0 else -1)
+            if not more:
+                self._open.close()
+                self._open = None
+            data += more
+        return data
+
+
+def unpack(part: Path, target: Path) -> None:
+    """Extract a part into the target; what another part has put there stays."""
+    pieces = sorted(part.glob("bundle-*"))
+    numbers = [int(piece.name.rpartition("-")[2]) for piece in pieces]
+    if not pieces or numbers != list(range(len(pieces))):
+        raise SystemExit(
+            f"host_session: {part} has pieces {numbers}; they must count up from 0: carry them all"
+        )
+    target.mkdir(parents=True, exist_ok=True)
+    joined: Any = _Pieces(pieces)
+    with lzma.open(joined) as plain, tarfile.open(fileobj=plain, mode="r|") as tar:
+        tar.extractall(target, filter="tar")
+
+
+def environment(target: Path, commit: str) -> dict[str, str]:
+    """The variables under which our code finds what was unpacked."""
+    known = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{target / 'site'}",
+        "PYTHONUNBUFFERED": "1",
+        "DYSRA_CACHE": str(target / "cache"),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if commit:
+        known["DYSRA_COMMIT"] = commit
+    if (target / "jre" / "bin" / "java").exists():
+        known["JAVA_HOME"] = str(target / "jre")
+    if (target / "kafka-libs").is_dir():
+        known["DYSRA_KAFKA_LIBS"] = str(target / "kafka-libs")
+    return known
+
+
+@contextlib.contextmanager
+def session(command: list[str], env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a session of its own, ended with all that it started."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, sign)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=_END_S)
+                break
+        with contextlib.suppress(ProcessLookupError):  # what it left behind of its own group
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def run_stage(stage: Stage, env: dict[str, str], folder: Path, limit_s: float) -> dict[str, Any]:
+    """What it printed last as JSON, its exit code and seconds; `result` is None where it did not end well."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "log.txt"
+    log.unlink(missing_ok=True)
+    words = shlex.split(stage.command)
+    command = [sys.executable, "-m", "infra.cli", *words, "--out", str(folder), "--json"]
+    started = time.monotonic()
+    with session(command, env, log) as process:
+        try:
+            code: int | str = process.wait(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            code = f"ended after {limit_s:.0f} s"
+    found = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    return {
+        "command": f"dysra {stage.command}",
+        "exit": code,
+        "seconds": round(time.monotonic() - started, 1),
+        "result": json.loads(found[-1].read_text()) if found else None,
+    }
+
+
+def tell(target: Path, out: Path) -> None:
+    """Write every result on this machine, the pages and the ends of the logs into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    folders = sorted((target / "results").iterdir(), key=lambda path: path.stat().st_mtime)
+    reports = {
+        folder.name: json.loads((folder / "report.json").read_text())
+        for folder in folders
+        if (folder / "report.json").exists()
+    }
+    (out / "host.json").write_text(json.dumps(reports, indent=1))
+    pages = [page.read_text() for folder in folders for page in sorted(folder.glob("*.md"))]
+    (out / "host.md").write_text("\n".join(pages))
+    with (out / "host.log").open("wb") as joined:
+        for folder in folders:
+            log = folder / "log.txt"
+            text = log.read_bytes() if log.exists() else b""
+            joined.write(
+                f"==== {folder.name}\n".encode() + text[-LOG_BYTES // max(1, len(folders)) :] + b"\n"
+            )
+
+
+def run(given: argparse.Namespace) -> int:
+    """Run the stages within the limit; the number that did not give a result."""
+    env = environment(given.target, given.commit)
+    deadline = time.monotonic() + given.seconds
+    failed = 0
+    for name in given.stages:
+        stage = STAGES.get(name) or Stage(command=name, limit_s=given.seconds)
+        label = "".join(c if c.isalnum() else "-" for c in name)[:80]
+        left = deadline - time.monotonic() - _END_S
+        if left < _END_S:
+            sys.stdout.write(f"{name}: left out, the call's {given.seconds:.0f} s are over\n")
+            failed += 1
+            continue
+        folder = given.target / "results" / label
+        report = run_stage(stage, env, folder, min(stage.limit_s, left))
+        (folder / "report.json").write_text(json.dumps(report))
+        tell(given.target, given.out)
+        ratios = (report["result"] or {}).get("ratios")
+        sys.stdout.write(f"{name}: exit {report['exit']}, {report['seconds']} s, {json.dumps(ratios)}\n")
+        if report["result"] is None:
+            failed += 1
+            sys.stdout.write((folder / "log.txt").read_text(errors="replace")[-1_500:] + "\n")
+        sys.stdout.flush()
+    return failed
+
+
+def main() -> None:
+    """Read the arguments; the exit code is the number of stages without a result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(required=True, dest="verb")
+    unpacking = verbs.add_parser("unpack")
+    unpacking.add_argument("parts", nargs="+", type=Path)
+    running = verbs.add_parser("run")
+    running.add_argument("stages", nargs="+", help=f"{', '.join(STAGES)}, or a command line of dysra")
+    running.add_argument("--out", type=Path, required=True)
+    running.add_argument("--seconds", type=float, default=520.0)
+    running.add_argument("--commit", default="", help="what results name; the host has no git history")
+    for verb in (unpacking, running):
+        verb.add_argument("--target", type=Path, default=Path("/tmp/host"))  # noqa: S108 - a machine of one's own
+    given = parser.parse_args()
+    if given.verb == "unpack":
+        for part in given.parts:
+            unpack(part, given.target)
+            sys.stdout.write(f"unpacked {part} into {given.target}\n")
+        return
+    sys.exit(run(given))
+
+
+if __name__ == "__main__":
+    main()
