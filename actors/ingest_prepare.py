@@ -12,13 +12,16 @@ from actors.metrics import metric
 from actors.near_duplicates import Verdicts
 from models.embed import TextTokenizer
 from pipeline.article import Article, BadRecord, Deletion, parse_record
-from pipeline.chunker import chunk_article
+from pipeline.chunker import chunk_articles
 from pipeline.dead_letters import DeadLetterWriter
 from pipeline.errors import DependencyUnreachable
 from pipeline.near_duplicates import Fingerprint, Fingerprinter
 from pipeline.placement import shard_of
 from pipeline.source import Record
 from pipeline.store import Chunk, Coordinate
+
+_GROUP = 128
+"""Records that are parsed, cut and fingerprinted together."""
 
 _ResultT = TypeVar("_ResultT")
 Persist = Callable[[Callable[[], _ResultT], str], _ResultT]
@@ -103,13 +106,13 @@ class Preparer:
         """Batches in order; each is complete (judged, dead letters acknowledged) when it is handed out."""
         items: list[Item] = []
         num_chunks = 0
-        for record in records:
-            item = self._item(record)
-            items.append(item)
-            num_chunks += len(item.chunks) or 1
-            if num_chunks >= target():
-                yield self._finish(items)
-                items, num_chunks = [], 0
+        for begin in range(0, len(records), _GROUP):
+            for item in self._items(records[begin : begin + _GROUP]):
+                items.append(item)
+                num_chunks += len(item.chunks) or 1
+                if num_chunks >= target():
+                    yield self._finish(items)
+                    items, num_chunks = [], 0
         if items:
             yield self._finish(items)
 
@@ -124,27 +127,41 @@ class Preparer:
         item.article, item.chunks, item.texts = None, [], []
         item.shard = dead_letter_shard(item.record, self._spec.store.num_shards)
 
-    def _item(self, record: Record) -> Item:
+    def _items(self, records: list[Record]) -> list[Item]:
+        items = [self._parsed(record) for record in records]
+        fresh = [item for item in items if item.article is not None]
+        articles = [item.article for item in fresh if item.article is not None]
+        prints = self._fingerprinter.fingerprints(articles)
+        cuts = chunk_articles(articles, self._tokenizer, self._spec.chunks)
+        for item, cut, fingerprint in zip(fresh, cuts, prints, strict=True):
+            if isinstance(cut, BadRecord):
+                item.article = None
+                self._refuse(item, cut)
+            else:
+                item.chunks, item.texts = cut
+                item.fingerprint = fingerprint
+        return items
+
+    def _parsed(self, record: Record) -> Item:
         item = Item(record)
-        num_shards = self._spec.store.num_shards
         try:
-            if record.unreadable:
-                raise BadRecord("unreadable", record.unreadable)
             value = parse_record(record.key, record.value, record.headers, self._spec.articles)
-            item.shard = shard_of(value.id, num_shards)
-            if self._is_durable(item):
-                return item
-            if isinstance(value, Deletion):
-                item.delete_id = value.id
-                return item
-            chunks, texts = chunk_article(value, self._tokenizer, self._spec.chunks)
-            item.article, item.chunks, item.texts = value, chunks, texts
-            item.fingerprint = self._fingerprinter.fingerprint(value)
         except BadRecord as error:
-            item.reason, item.detail = error.reason, error.detail
-            item.shard = dead_letter_shard(record, num_shards)
-            self._is_durable(item)
+            self._refuse(item, error)
+            return item
+        item.shard = shard_of(value.id, self._spec.store.num_shards)
+        if self._is_durable(item):
+            return item
+        if isinstance(value, Deletion):
+            item.delete_id = value.id
+        else:
+            item.article = value
         return item
+
+    def _refuse(self, item: Item, error: BadRecord) -> None:
+        item.reason, item.detail = error.reason, error.detail
+        item.shard = dead_letter_shard(item.record, self._spec.store.num_shards)
+        self._is_durable(item)
 
     def _is_durable(self, item: Item) -> bool:
         """Whether the owning shard already has this record: it was read again for another shard's sake."""
