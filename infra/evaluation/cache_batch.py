@@ -1,8 +1,9 @@
-"""Many cells of one context judged together: what every compressed memory says to every question, in batches.
+"""Many cells of one context judged together: what every compressed memory says to every question, in one batch.
 
-One forward serves all memories: the tokens are the same, the memories differ. Figures are those of judging
-them one by one (tests compare); beside them stands the error of the attention output in the full-attention
-layers, question and answer teacher-forced, each layer given the exact queries.
+A row is a memory and a question; rows of unequal questions are filled up on the left, so that one forward serves
+all of them. Figures are those of judging them one by one (tests compare); beside them stands the error of the
+attention output in the full-attention layers, question and answer teacher-forced, each layer given the exact
+queries.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from infra.evaluation.cache_cases import Case
 from infra.evaluation.cache_tasks import ANSWER_TOKENS, Judged
 from models.cache.rotating import CacheView
 from models.hf import HfBackbone
-from models.hf.batch import BatchView, Step, forward, greedy, joined
+from models.hf.batch import BatchView, forward, greedy, joined
+from models.hf.batch_layer import Step
 from pipeline.session.prompts import parse_answer
 from pipeline.tasks.scores import answer_f1, exact_match
 
-_LOGIT_BYTES = 400 << 20
-_MOST_BYTES = {"cpu": 1 << 30, "cuda": 4 << 30}
+_LOGIT_BYTES = {"cpu": 400 << 20, "cuda": 4 << 30}
+_MOST_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +44,60 @@ def asked_of(backbone: HfBackbone, case: Case) -> Asked:
     return Asked(case.case_id, backbone.encode(case.asked), gold, case.answers)
 
 
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """The questions as rows of one length: prompts end in the same column, answers follow.
+
+    `ids [Q, T]`; `pads [Q]` tokens in front of the prompt; `judged [Q, T]` the tokens of prompt and answer.
+    """
+
+    ids: Tensor
+    pads: Tensor
+    judged: Tensor
+    prompt: int
+    golds: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, asked: Sequence[Asked], device: torch.device) -> Lanes:
+        """Fill up what is asked to the longest prompt and the longest answer."""
+        prompt, gold = max(len(each.prompt) for each in asked), max(len(each.gold) for each in asked)
+        rows, judged = [], []
+        for each in asked:
+            before, after = prompt - len(each.prompt), gold - len(each.gold)
+            rows.append([each.prompt[0]] * before + each.prompt + each.gold + each.gold[:1] * after)
+            judged.append([0] * before + [1] * (len(each.prompt) + len(each.gold) - 1) + [0] * after)
+        ids = torch.tensor(rows, device=device)
+        return cls(
+            ids[:, :-1],
+            torch.tensor([prompt - len(each.prompt) for each in asked], device=device),
+            torch.tensor(judged, dtype=torch.float32, device=device),
+            prompt,
+            ids[:, prompt:],
+            torch.tensor([len(each.gold) for each in asked], device=device),
+        )
+
+
 def judge_all(
     backbone: HfBackbone, full: Any, memories: Sequence[Any], asked: Sequence[Asked], *, generate: bool
 ) -> list[list[Judged]]:
-    """What each memory says to each question `[memory][question]`; `full` holds everything."""
+    """What each memory says to each question `[memory][question]`; `full` holds everything.
+
+    A memory with `for_question` gives another one for each question (models/compared/brought_back.py).
+    """
     with torch.no_grad():
-        recorded = [_recorded(backbone, full, each) for each in asked]
-        found: list[list[Judged]] = [[] for _ in memories]
-        room = max(len(each.prompt) + max(len(each.gold), ANSWER_TOKENS) for each in asked) + 1
-        for rows, pending, batch in _batches(backbone, memories, room):
+        lanes = Lanes.of(asked, backbone.device)
+        recorded = _recorded(backbone, full, lanes)
+        found: list[list[Any]] = [[None] * len(asked) for _ in memories]
+        room = lanes.prompt + max(lanes.golds.shape[1], ANSWER_TOKENS) + 1
+        for rows, pending, batch in _batches(backbone, memories, asked, room):
             if pending:
                 forward(backbone, pending, batch, 1)
-            for each, steps in zip(asked, recorded, strict=True):
-                judged = _judge(backbone, batch, each, steps, generate)
-                for row, one in zip(rows, judged, strict=True):
-                    found[row].append(one)
+            judged = _judge(
+                backbone, batch, [question for _, question in rows], asked, lanes, recorded, generate
+            )
+            for (memory, question), one in zip(rows, judged, strict=True):
+                found[memory][question] = one
     return found
 
 
@@ -64,16 +105,19 @@ def attention_errors(
     backbone: HfBackbone, full: Any, memory: Any, asked: Sequence[Asked]
 ) -> list[float] | list[None]:
     """The attention error of one memory for each question; Nones where the model caps its logits."""
-    room = max(len(each.prompt) + len(each.gold) for each in asked)
-    found: list[float] = []
+    found: list[float] = [0.0] * len(asked)
     try:
         with torch.no_grad():
-            for _, pending, batch in _batches(backbone, [memory], room):
+            lanes = Lanes.of(asked, backbone.device)
+            recorded = _recorded(backbone, full, lanes)
+            for rows, pending, batch in _batches(backbone, [memory], asked, lanes.ids.shape[1] + 1):
                 if pending:
                     forward(backbone, pending, batch, 1)
-                for each in asked:
-                    recorded = _recorded(backbone, full, each)
-                    found.append(round(float(batch.errors(recorded).mean()), 6))
+                errors = _errors(
+                    batch, torch.tensor([q for _, q in rows], device=backbone.device), lanes, recorded
+                )
+                for (_, question), error in zip(rows, errors, strict=True):
+                    found[question] = error
     except ValueError as error:
         if "softcap" not in str(error):
             raise
@@ -82,32 +126,33 @@ def attention_errors(
 
 
 def _batches(
-    backbone: HfBackbone, memories: Sequence[Any], room: int
-) -> Iterator[tuple[list[int], list[int], BatchView]]:
-    """Memories of one size and with the same pending tokens together, as many as fit."""
+    backbone: HfBackbone, memories: Sequence[Any], asked: Sequence[Asked], room: int
+) -> Iterator[tuple[list[tuple[int, int]], list[int], BatchView]]:
+    """Rows (memory, question) of like size and with the same pending tokens together, as many as fit."""
     limit = _MOST_BYTES[backbone.device.type]
-    # rows that lend or borrow attention weights are read the slow way: by themselves
-    kinds = [
-        (
-            tuple(memory.pending),
-            any(getattr(held, "leads", False) for held in getattr(memory, "held", ())),
-        )
-        for memory in memories
-    ]
+    kinds = [tuple(memory.pending) for memory in memories]
     for kind in dict.fromkeys(kinds):
         members = [at for at, of in enumerate(kinds) if of == kind]
         members.sort(key=lambda at: memories[at].nbytes)
-        pending = list(kind[0])
-        rows: list[int] = []
+        pending = list(kind)
+        rows: list[tuple[int, int]] = []
         views: list[CacheView] = []
         for at in members:
-            view = memories[at].view(0)
-            if rows and (len(rows) + 1) * _bytes(view, room + len(pending)) > limit:
-                yield rows, pending, BatchView(views, room + len(pending))
-                rows, views = [], []
-            rows.append(at)
-            views.append(view)
+            for question, view in enumerate(_views(memories[at], asked)):
+                # rows are in order of size: all are padded to the newest one
+                if rows and (len(rows) + 1) * _bytes(view, room + len(pending)) > limit:
+                    yield rows, pending, BatchView(views, room + len(pending))
+                    rows, views = [], []
+                rows.append((at, question))
+                views.append(view)
         yield rows, pending, BatchView(views, room + len(pending))
+
+
+def _views(memory: Any, asked: Sequence[Asked]) -> list[CacheView]:
+    choose = getattr(memory, "for_question", None)
+    if choose is not None:
+        return [choose(each.prompt).view(0) for each in asked]
+    return [memory.view(0)] * len(asked)
 
 
 def _bytes(view: CacheView, room: int) -> int:
@@ -117,38 +162,59 @@ def _bytes(view: CacheView, room: int) -> int:
     return 2 * pairs * view.views[0].spec.dtype.itemsize
 
 
-def _recorded(backbone: HfBackbone, full: Any, asked: Asked) -> dict[int, Step]:
-    batch = BatchView([full.view(0)], len(asked.prompt) + len(asked.gold))
+def _recorded(backbone: HfBackbone, full: Any, lanes: Lanes) -> dict[int, Step]:
+    batch = BatchView([full.view(0)] * len(lanes.ids), lanes.ids.shape[1])
     steps = batch.record()
-    forward(backbone, [*asked.prompt, *asked.gold[:-1]], batch, 1)
+    forward(backbone, lanes.ids, batch, 1, lanes.pads)
     return {index: joined(found) for index, found in steps.items()}
 
 
+def _errors(batch: BatchView, questions: Tensor, lanes: Lanes, recorded: dict[int, Step]) -> list[float]:
+    given = {index: step.of(questions) for index, step in recorded.items()}
+    return [round(error, 6) for error in batch.errors(given, lanes.judged[questions]).mean(1).tolist()]
+
+
 def _judge(
-    backbone: HfBackbone, batch: BatchView, asked: Asked, recorded: dict[int, Step], generate: bool
+    backbone: HfBackbone,
+    batch: BatchView,
+    questions: Sequence[int],
+    asked: Sequence[Asked],
+    lanes: Lanes,
+    recorded: dict[int, Step],
+    generate: bool,
 ) -> list[Judged]:
     before = batch.tail
-    errors = batch.errors(recorded).mean(1).tolist()
-    first, right, nats = _forced(backbone, batch, asked)
-    shown = [
-        i for i, token in enumerate(asked.gold) if any(c.isdigit() for c in backbone.decode([token]))
-    ] or list(range(len(asked.gold)))
-    judged = [
-        Judged(
-            float(right[row].min()),
-            float(right[row, shown].mean()),
-            float(nats[row]),
-            len(asked.gold),
-            attention_error=round(errors[row], 6),
+    of = torch.tensor(questions, device=backbone.device)
+    errors = _errors(batch, of, lanes, recorded)
+    first, right, nats = _forced(backbone, batch, lanes, of)
+    shown = [_digits(backbone, each.gold) for each in asked]
+    judged = []
+    for row, question in enumerate(questions):
+        hits = right[row][: len(asked[question].gold)]
+        judged.append(
+            Judged(
+                min(hits),
+                sum(hits[at] for at in shown[question]) / len(shown[question]),
+                nats[row],
+                len(hits),
+                attention_error=errors[row],
+            )
         )
-        for row in range(batch.num_rows)
-    ]
     if generate:
-        batch.rewind(batch.tail - before - len(asked.prompt))
-        answers = greedy(backbone, first, batch, ANSWER_TOKENS)
-        judged = [_with_answer(backbone, one, ids, asked) for one, ids in zip(judged, answers, strict=True)]
+        batch.rewind(batch.tail - before - lanes.prompt)
+        said = greedy(backbone, first, batch, ANSWER_TOKENS)
+        judged = [
+            _with_answer(backbone, one, ids, asked[question])
+            for one, ids, question in zip(judged, said, questions, strict=True)
+        ]
     batch.rewind(batch.tail - before)
     return judged
+
+
+def _digits(backbone: HfBackbone, gold: Sequence[int]) -> list[int]:
+    """Which tokens of an answer hold a digit; all where none does."""
+    with_digit = [at for at, token in enumerate(gold) if any(c.isdigit() for c in backbone.decode([token]))]
+    return with_digit or list(range(len(gold)))
 
 
 def _with_answer(backbone: HfBackbone, judged: Judged, ids: list[int], asked: Asked) -> Judged:
@@ -156,23 +222,26 @@ def _with_answer(backbone: HfBackbone, judged: Judged, ids: list[int], asked: As
     return replace(judged, f1=answer_f1(said, asked.answers), em=exact_match(said, asked.answers), said=said)
 
 
-def _forced(backbone: HfBackbone, batch: BatchView, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits after the prompt [B, V]; whether each gold token is the likeliest [B, g]; nats of all of them [B]."""
-    piece = max(1, _LOGIT_BYTES // (8 * batch.num_rows * backbone.vocabulary))
-    gold = torch.tensor(asked.gold, device=backbone.device)
-    # the first piece brings the prompt along
-    parts = [gold[at : at + piece] for at in range(0, len(gold), piece)]
-    given = [*asked.prompt, *asked.gold[:-1]]
-    ends = [len(asked.prompt) + sum(map(len, parts[: at + 1])) - 1 for at in range(len(parts))]
+def _forced(
+    backbone: HfBackbone, batch: BatchView, lanes: Lanes, of: Tensor
+) -> tuple[Tensor, list[list[float]], list[float]]:
+    """Logits after the prompt [B, V]; by row, whether each gold token is the likeliest, and nats of all."""
+    piece = max(1, _LOGIT_BYTES[backbone.device.type] // (8 * batch.num_rows * backbone.vocabulary))
+    golds, total = lanes.golds[of], lanes.golds.shape[1]
+    counted = torch.arange(total, device=backbone.device) < lanes.counts[of][:, None]
     first: Tensor | None = None
     right, nats = [], torch.zeros(batch.num_rows, dtype=torch.float64, device=backbone.device)
-    for at, (part, end) in enumerate(zip(parts, ends, strict=True)):
-        start = ends[at - 1] if at else 0
-        logits = forward(backbone, given[start:end], batch, len(part)).float()
+    for at in range(0, total, piece):
+        part = golds[:, at : at + piece]
+        # the first piece brings the prompt along
+        start, end = (0 if first is None else lanes.prompt - 1 + at), lanes.prompt - 1 + at + part.shape[1]
+        pads = lanes.pads[of] if first is None else None
+        logits = forward(backbone, lanes.ids[of, start:end], batch, part.shape[1], pads).float()
         if first is None:
             first = logits[:, 0].clone()
         right.append((logits.argmax(-1) == part).float())
-        chosen = logits.gather(-1, part.expand(batch.num_rows, -1)[..., None])[..., 0]
-        nats += (logits.logsumexp(-1) - chosen).double().sum(1)
+        chosen = logits.gather(-1, part[..., None])[..., 0]
+        lost = (logits.logsumexp(-1) - chosen).double()
+        nats += (lost * counted[:, at : at + piece]).sum(1)
     assert first is not None
-    return first, torch.cat(right, dim=1).cpu(), nats.cpu()
+    return first, torch.cat(right, dim=1).tolist(), nats.tolist()

@@ -54,11 +54,11 @@ def features(
         cosine_similarity(turned, mean_turned, dim=-1),
     ]
     if places is None:
-        where = torch.full((NUM_PLACE_FEATURES, keys.shape[1]), float("nan"), device=keys.device)
+        where = torch.full((NUM_PLACE_FEATURES, keys.shape[-2]), float("nan"), device=keys.device)
     else:
         at, total = places.at.float(), places.total
         where = torch.stack(((at + 1).log(), (total - at).clamp_min(1).log(), at / max(1, total)))
-    scalars += [row.expand(keys.shape[0], -1) for row in where]
+    scalars += [row.expand(keys.shape[:-1]) for row in where]
     return torch.cat((keys, values, torch.stack(scalars, dim=-1)), dim=-1)
 
 
@@ -114,11 +114,11 @@ class Ranker:
 
     @torch.no_grad()
     def score(self, index: int, given: Tensor) -> Tensor:
-        """Scores `[H, n]` of layer `index` for features `[H, n, f]`."""
+        """Scores `[H, n]` of layer `index` for features `[H, n, f]`, or `[B, H, n]` for `[B, H, n, f]`."""
         if index not in self.layers:
             raise ValueError(f"the ranker has no layer {index}; it knows {', '.join(map(str, self.layers))}")
         layer = self.layers[index]
-        if layer.mean.shape[0] != given.shape[0] or layer.mean.shape[-1] != given.shape[-1]:
+        if layer.mean.shape[0] != given.shape[-3] or layer.mean.shape[-1] != given.shape[-1]:
             raise ValueError(
                 f"layer {index}: features of shape {tuple(given.shape)}, the ranker takes "
                 f"[{layer.mean.shape[0]}, tokens, {layer.mean.shape[-1]}]"

@@ -17,7 +17,8 @@ class Evicted:
 
     `keys, values [H, n, d]` the block; `ring_keys [H, m, d]` all raw keys still held, the block first;
     `sink_keys [H, s, d]` the sinks; `queries [num_heads, w, d]` the newest queries and `query_places [w]`, counted
-    from the block's first token.
+    from the block's first token. Blocks that left alike may come together, `[B, H, n, d]`, the sinks and queries
+    in common.
     """
 
     spec: LayerSpec
@@ -36,7 +37,7 @@ _ASKED_AFTER = 50  # tokens between the newest one and the imagined question
 def key_difference(block: Evicted) -> Tensor:
     """How little a key resembles the mean key: minus the cosine (KeyDiff, arXiv 2504.15364)."""
     unit = torch.nn.functional.normalize(block.ring_keys, dim=-1)
-    anchor = unit.mean(1, keepdim=True)
+    anchor = unit.mean(-2, keepdim=True)
     likeness: Tensor = torch.nn.functional.cosine_similarity(block.keys, anchor, dim=-1)
     return -likeness
 
@@ -59,7 +60,7 @@ def question_bank(block: Evicted) -> Tensor:
         raise ValueError(
             "the score question_bank needs recorded questions; make the cache by backbone.new_cache"
         )
-    asked = block.ring_keys.shape[1] + _ASKED_AFTER
+    asked = block.ring_keys.shape[-2] + _ASKED_AFTER
     places = torch.full((questions.shape[1],), asked, device=questions.device)
     return _mean_attention(block, questions, places)
 
@@ -71,30 +72,31 @@ def ranker(block: Evicted) -> Tensor:
     learned, rotary = block.spec.ranker, block.spec.rotary
     if learned is None:
         raise ValueError("the score ranker needs a trained ranker; make the cache by backbone.new_cache")
-    held = block.ring_keys.shape[1]
+    held = block.ring_keys.shape[-2]
     rotary.reserve(held)
     turned = rotary.turn(block.ring_keys, torch.arange(held, device=block.keys.device))
     means = [
-        torch.nn.functional.normalize(x, dim=-1).mean(1, keepdim=True) for x in (block.ring_keys, turned)
+        torch.nn.functional.normalize(x, dim=-1).mean(-2, keepdim=True) for x in (block.ring_keys, turned)
     ]
-    n = block.keys.shape[1]
-    given = features(block.keys, block.values, means[0], turned[:, :n], means[1], None)
+    n = block.keys.shape[-2]
+    given = features(block.keys, block.values, means[0], turned[..., :n, :], means[1], None)
     return learned.score(block.spec.index, given)
 
 
 def _mean_attention(block: Evicted, queries: Tensor, places: Tensor) -> Tensor:
     """Attention to the block's tokens `[H, n]`, mean over queries `[num_heads, w, d]` at `places [w]`."""
-    spec, num_sinks = block.spec, block.sink_keys.shape[1]
-    keys = torch.cat((block.sink_keys, block.ring_keys), dim=1)
-    at = torch.arange(keys.shape[1], device=spec.device)
+    spec, num_sinks = block.spec, block.sink_keys.shape[-2]
+    sinks = block.sink_keys.expand(*block.ring_keys.shape[:-2], -1, -1)
+    keys = torch.cat((sinks, block.ring_keys), dim=-2)
+    at = torch.arange(keys.shape[-2], device=spec.device)
     places = places + num_sinks
-    spec.rotary.reserve(keys.shape[1] + _ASKED_AFTER + 1)
+    spec.rotary.reserve(keys.shape[-2] + _ASKED_AFTER + 1)
     turned = spec.rotary.turn(queries, places).reshape(spec.num_kv_heads, -1, spec.head_dim)
     scores = turned @ spec.rotary.turn(keys, at).transpose(-1, -2) * spec.scaling
     # a query of the window may be older than the youngest keys
     late = at > places.repeat(spec.num_heads // spec.num_kv_heads)[:, None]
-    mass: Tensor = scores.masked_fill(late, float("-inf")).softmax(-1).mean(1)
-    return mass[:, num_sinks : num_sinks + block.keys.shape[1]]
+    mass: Tensor = scores.masked_fill(late, float("-inf")).softmax(-1).mean(-2)
+    return mass[..., num_sinks : num_sinks + block.keys.shape[-2]]
 
 
 BY_NAME: dict[str, Scorer] = {

@@ -46,7 +46,7 @@ class H2O(ScoredMethod):
         """The last `recent` tokens and the best of the others, `count` in all."""
         from models.compared.kept import keep_tokens
 
-        scores = self.score(layer)
+        scores = self.scores(layer).clone()
         scores[:, : self.sinks] = float("inf")
         if recent:
             scores[:, -recent:] = float("inf")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
@@ -69,6 +69,15 @@ class ScoredMethod(Method):
     def score(self, layer: LayerTrace) -> Tensor:
         """A score a token and head, `[H, n]`; infinite for what must stay."""
 
+    def scores(self, layer: LayerTrace) -> Tensor:
+        """What `score` gives, computed once for all budgets; not to be changed in place."""
+        settings = tuple(
+            value if isinstance(value, str | int | float | bool) else id(value)
+            for value in (getattr(self, part.name) for part in fields(self))
+        )
+        found: Tensor = layer.noted((type(self), settings), lambda: self.score(layer))
+        return found
+
     def compress(self, trace: Trace, budget_bytes: int) -> list[Kept]:
         """See Method.compress."""
         count = even_tokens(trace, budget_bytes, self.sinks)
@@ -76,7 +85,7 @@ class ScoredMethod(Method):
 
     def keep_best(self, layer: LayerTrace, count: int) -> Kept:
         """`layer` with its `count` best tokens a head."""
-        scores = self.score(layer).clone()
+        scores = self.scores(layer).clone()
         assert scores.shape == layer.keys.shape[:2]
         scores[:, : self.sinks] = float("inf")
         return keep_tokens(layer, list(scores.topk(min(count, layer.num_tokens), dim=1).indices))

@@ -167,7 +167,7 @@ class CompressedContext:
                 f"layers kept are {given}; the full-attention layers of {trace.model} are {indices}"
             )
         self.model, self.num_tokens, self.held = trace.model, trace.num_tokens, list(held)
-        self._sliding = trace.sliding
+        self._sliding, self._still = trace.sliding, trace.still
         self.full_bytes, self.sliding_bytes = trace.full_bytes, trace.sliding_bytes
 
     @property
@@ -178,12 +178,18 @@ class CompressedContext:
     def view(self, room: int) -> CacheView:
         """What one question reads; see RotatingCompressiveCache.view."""
         views = {layer.spec.index: layer.frozen(room) for layer in self.held}
-        views |= {layer.spec.index: layer.frozen(room) for layer in self._sliding}
+        # what nothing can be read into may be shared
+        views |= {s.spec.index: s.frozen(room) if room else self._shared(s) for s in self._sliding}
         for view, layer in zip((views[held.spec.index] for held in self.held), self.held, strict=True):
             leader = getattr(layer, "leader", None)
             if isinstance(view, KeptLayer) and leader is not None:
                 view.leader = cast("KeptLayer", views[leader])
         return CacheView([views[index] for index in sorted(views)])
+
+    def _shared(self, layer: Any) -> ViewLayer:
+        if layer.spec.index not in self._still:
+            self._still[layer.spec.index] = layer.frozen(0)
+        return self._still[layer.spec.index]
 
     def as_cache(self) -> Any:
         """Itself, for the methods of HfBackbone that take a cache."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class KVCompress(Method):
     def compress(self, trace: Trace, budget_bytes: int) -> list[Kept]:
         """See Method.compress."""
         block_bytes = [self.block_size * (layer.pair_bytes + _METADATA_BYTES) for layer in trace.layers]
-        ordered = [self.metric(layer).sort(dim=1) for layer in trace.layers]  # ascending, protected last
+        ordered = [self._ordered(layer) for layer in trace.layers]
         evictable: list[tuple[float, int, int]] = []
         held = 0
         for at, layer in enumerate(trace.layers):
@@ -45,10 +46,10 @@ class KVCompress(Method):
             # a block's metric is its last one; infinite where it holds a protected token
             last = ordered[at].values[:, self.block_size - 1 : full * self.block_size : self.block_size]
             evictable += [
-                (float(last[head, block]), at, head)
-                for head in range(heads)
-                for block in range(full)
-                if torch.isfinite(last[head, block])
+                (metric, at, head)
+                for head, blocks in enumerate(last.tolist())
+                for metric in blocks
+                if math.isfinite(metric)
             ]
         gone = [[0] * layer.keys.shape[0] for layer in trace.layers]
         for _, at, head in sorted(evictable):
@@ -71,6 +72,10 @@ class KVCompress(Method):
             overhead = slots * _METADATA_BYTES + empty * layer.pair_bytes
             kept.append(keep_tokens(layer, chosen, overhead_bytes=overhead))
         return kept
+
+    def _ordered(self, layer: LayerTrace) -> Any:
+        """Metrics and positions, ascending: protected ones last."""
+        return layer.noted((KVCompress, self.protected), lambda: self.metric(layer).sort(dim=1))
 
     def metric(self, layer: LayerTrace) -> Tensor:
         """`[H, n]`, infinite for protected tokens."""

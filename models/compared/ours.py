@@ -19,6 +19,7 @@ from models.cache.layers import ViewLayer
 from models.cache.ranker import Ranker, find_ranker
 from models.cache.spec import LayerSpec
 from models.compared.base import Method
+from models.compared.ours_at_once import can_fill, fill
 from models.compared.trace import LayerTrace, Trace, read_exactly
 
 if TYPE_CHECKING:
@@ -100,6 +101,9 @@ class Ours(Method):
         spec = replace(trace.spec, questions=self.bank.get(index), ranker=self.known)
         config = self.config(spec, trace.num_tokens, budget_bytes)
         layer = RotatingLayer(spec, config, spec.dtype)
+        if can_fill(layer):
+            fill(layer, trace)
+            return Rotating(layer)
         for start in range(0, trace.num_tokens, config.read_block):
             part = slice(start, start + config.read_block)
             keys, values = trace.keys[:, part], trace.values[:, part]

@@ -6,8 +6,8 @@ Shapes: `H` key heads, `n` context tokens, `d` head width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -34,6 +34,14 @@ class LayerTrace:
     values: Tensor
     queries: Tensor
     likeness: float = 1.0
+    notes: dict[Any, Any] = field(default_factory=dict, repr=False, init=False)
+    """What methods have worked out about this layer, so that other budgets need not do it again (`noted`)."""
+
+    def noted(self, name: Any, work_out: Callable[[], Any]) -> Any:
+        """What `work_out` returns, computed once a trace for each `name` (hashable); not to be changed in place."""
+        if name not in self.notes:
+            self.notes[name] = work_out()
+        return self.notes[name]
 
     def __post_init__(self) -> None:
         spec, n = self.spec, self.keys.shape[1] if self.keys.ndim == 3 else -1
@@ -78,6 +86,8 @@ class Trace:
     num_tokens: int
     layers: tuple[LayerTrace, ...]
     sliding: tuple[SlidingLayer, ...]
+    still: dict[int, ViewLayer] = field(default_factory=dict, repr=False, init=False)
+    """Views of the sliding layers that nothing is read into; all compressed contexts share them."""
 
     @property
     def full_bytes(self) -> int:
@@ -99,7 +109,7 @@ class _RecordingLayer(StoredLayer):  # type: ignore[no-untyped-call]
         self.all_keys = torch.empty(spec.num_kv_heads, capacity, spec.head_dim, **like)
         self.all_values = torch.empty_like(self.all_keys)
         self.queries = torch.empty(spec.num_heads, capacity, spec.head_dim, **like)
-        self.cosine_sum = 0.0
+        self.cosine_sum = torch.zeros((), dtype=torch.float64, device=spec.device)
 
     def tensors(self) -> dict[str, Tensor]:
         """See StoredLayer.tensors."""
@@ -165,7 +175,9 @@ def read_exactly(backbone: HfBackbone, ids: Sequence[int]) -> Trace:
         for hook in hooks:
             hook.remove()
     traces = tuple(
-        LayerTrace(layer.spec, layer.all_keys, layer.all_values, layer.queries, layer.cosine_sum / len(ids))
+        LayerTrace(
+            layer.spec, layer.all_keys, layer.all_values, layer.queries, float(layer.cosine_sum) / len(ids)
+        )
         for layer in recording
     )
     sliding = tuple(layer for layer in layers if isinstance(layer, SlidingLayer))
@@ -187,6 +199,6 @@ def _watch_residual(backbone: HfBackbone, layer: _RecordingLayer) -> list[Any]:
         before[:] = [args[0] if args else kwargs["hidden_states"]]
 
     def after(_: Any, args: tuple[Any, ...]) -> None:
-        layer.cosine_sum += float(cosine_similarity(before[0].float(), args[0].float(), dim=-1).sum())
+        layer.cosine_sum += cosine_similarity(before[0].float(), args[0].float(), dim=-1).sum().double()
 
     return [block.register_forward_pre_hook(enter, with_kwargs=True), norm.register_forward_pre_hook(after)]

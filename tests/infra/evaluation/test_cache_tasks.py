@@ -184,7 +184,7 @@ def test_cells_judged_together_are_those_judged_alone(limit: int, monkeypatch: p
     ids = [*backbone.bos, *backbone.encode(TEXT)]
     trace = read_exactly(backbone, ids)
     monkeypatch.setitem(cache_batch._MOST_BYTES, "cpu", limit)
-    monkeypatch.setattr(cache_batch, "_LOGIT_BYTES", 2000 if limit == 1 else 1 << 30)
+    monkeypatch.setitem(cache_batch._LOGIT_BYTES, "cpu", 2000 if limit == 1 else 1 << 30)
     names = ("full", "window_sinks", "shared_attention", "key_norm")
     memories = [
         method(name).prepare(backbone).memory(trace, trace.full_bytes // (1 if name == "full" else 2))

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from models.cache.ranker import LayerRanker, Ranker, base_identity, context_features
-from models.compared import METHODS, method
+from models.compared import METHODS, method, ours
 from models.compared.base import budget_of
 from models.compared.kept import Kept
+from models.compared.keys import KeyNorm
 from models.compared.trace import LayerTrace, Trace, read_exactly
 from models.compared.window import sinks_and_last
 from models.rotary import RotaryTable
@@ -419,13 +420,20 @@ def test_attention_that_is_shared_by_one_layer_is_window_and_sinks() -> None:
     assert [chosen(each, 0) for each in kept] == [set(sinks_and_last(trace().layers[0], 4, 45).tolist())] * 2
 
 
+def tiny_ranker() -> Ranker:
+    """Random networks for the tiny model."""
+    torch.manual_seed(5)
+    layers = {layer.spec.index: LayerRanker(2, 2 * 16 + 7).eval() for layer in trace().layers}
+    for layer in layers.values():
+        layer.requires_grad_(False)
+    return Ranker(layers, base_identity(tiny.backbone().identity), {})
+
+
 def test_the_learned_ranker_keeps_what_its_network_scores_highest() -> None:
     """Scores of the networks for the context's features, as they are."""
-    torch.manual_seed(5)
-    backbone = tiny.backbone()
-    layers = {layer.spec.index: LayerRanker(2, 2 * 16 + 7) for layer in trace().layers}
-    known = Ranker(layers, base_identity(backbone.identity), {})
-    ready = method("ranker", known=known).prepare(backbone)
+    known = tiny_ranker()
+    layers = known.layers
+    ready = method("ranker", known=known).prepare(tiny.backbone())
     for layer in trace().layers:
         given = context_features(layer.spec, layer.keys, layer.values)
         with torch.no_grad():
@@ -440,3 +448,45 @@ def test_our_ring_takes_its_share_of_the_bytes(share: float) -> None:
     pair = 2 * spec.num_kv_heads * spec.head_dim * 4
     config = made.config(spec, 10_000, 2_000 * pair + 48)
     assert config.ring == int(2_000 * share)
+
+
+@pytest.mark.parametrize("name", ["ours_latents", "ours_question_bank", "ours_ranker"])
+@pytest.mark.parametrize("keep", [0.7, 0.4, 0.2])
+def test_our_cache_filled_at_once_is_the_one_read_step_by_step(
+    name: str, keep: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bytes, the same pairs at the same places, the same latents; heavy hitters in any slot."""
+    backbone = tiny.backbone()
+    given = read_exactly(backbone, [1, *tiny.ids(601)])
+    maker = method(name)
+    if name == "ours_ranker":
+        maker = dataclasses.replace(maker, known=tiny_ranker())
+    maker = maker.prepare(backbone)
+    fast = maker.memory(given, int(given.full_bytes * keep))
+    monkeypatch.setattr(ours, "can_fill", lambda layer: False)
+    slow = maker.memory(given, int(given.full_bytes * keep))
+    for quick, plain in zip(fast.held, slow.held, strict=True):
+        assert quick.nbytes == plain.nbytes and plain.layer.blocks > 3
+        assert quick.layer.counters() == plain.layer.counters()
+        ways = [layer.layer.visible() for layer in (quick, plain)]
+        orders = [places.argsort(dim=1) for _, _, places, _ in ways]
+        for at in (0, 1):
+            found, wanted = (
+                way[at].gather(1, order[..., None].expand_as(way[at]))
+                for way, order in zip(ways, orders, strict=True)
+            )
+            torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
+        assert ways[0][3] == ways[1][3]
+        torch.testing.assert_close(ways[0][2].sort(dim=1).values, ways[1][2].sort(dim=1).values)
+
+
+def test_scores_are_worked_out_once_for_all_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second budget of the same method looks them up; other settings do not."""
+    given, counted = read_exactly(tiny.backbone(), [1, *tiny.ids(40)]), []
+    plain = KeyNorm.score
+    monkeypatch.setattr(KeyNorm, "score", lambda self, layer: counted.append(1) or plain(self, layer))
+    for budget in (0.5, 0.3):
+        method("key_norm").memory(given, int(given.full_bytes * budget))
+    assert len(counted) == len(given.layers)
+    method("key_norm", sinks=6).memory(given, given.full_bytes // 2)
+    assert len(counted) == 2 * len(given.layers)
