@@ -7,7 +7,7 @@
 
 DATA is what `infra.training.subq_pack` wrote. WORK keeps the run's state and the finished model between calls: a
 call of `train` that ends early (--call-seconds) is simply made again. Every stage writes JSON into OUT as it goes,
-`train` the model in files under 16 MiB. --tiny takes a model that a CPU can train for a try. Needs torch, numpy,
+`train` the model in 8 bits, in files under 16 MiB (WORK keeps it in bf16 too; --checkpoint takes either). --tiny takes a model that a CPU can train for a try. Needs torch, numpy,
 tokenizers and safetensors; uses fla where it is installed.
 """
 
@@ -113,8 +113,12 @@ def run_train(given: argparse.Namespace) -> None:
     _write(given.out / f"train-{_name(given)}.json", record)
     if record["done"]:
         about = {key: record[key] for key in ("method", "seed", "steps", "seconds", "tokens", "device")}
-        for folder in (given.out / _name(given), given.work / _name(given)):
-            save_checkpoint(trainer.model, folder, tokenizer=data.tokenizer, about=about)
+        # what comes back from the host is what ships; needles can judge either
+        small = f"{_name(given)}-int8"
+        for folder, storage in (
+            (given.work / _name(given), "bfloat16"), (given.work / small, "int8"), (given.out / small, "int8"),
+        ):  # fmt: skip
+            save_checkpoint(trainer.model, folder, tokenizer=data.tokenizer, storage=storage, about=about)
     else:
         _say("not finished: call again", began)
 
@@ -135,7 +139,7 @@ def run_needles(given: argparse.Namespace) -> None:
         "stage": "needles", "model": described["about"], "device": _device(given), "text_tokens": len(data.tokens),
         "rows": [],
     }  # fmt: skip
-    target = given.out / f"needles-{_name(given)}.json"
+    target = given.out / f"needles-{folder.name}.json"
 
     def keep(row: dict[str, Any]) -> None:
         record["rows"].append(row)

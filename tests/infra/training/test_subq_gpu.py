@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from infra.training.subq_data import SubqData
 from infra.training.subq_gpu import length_of, main
@@ -35,13 +36,18 @@ def test_training_in_two_calls_leaves_a_model_that_the_table_is_made_of(tmp_path
     train = ["train", *common, "--minutes", "10", "--steps", "4", "--seed", "3"]
     main([*train, "--call-seconds", "0"])
     first = json.loads((out / "train-subq-3.json").read_text())
-    assert not first["done"] and first["steps"] == 1 and not (out / "subq-3").exists()
+    assert not first["done"] and first["steps"] == 1 and not (out / "subq-3-int8").exists()
     main(train)
     record = json.loads((out / "train-subq-3.json").read_text())
     assert record["done"] and record["steps"] == 4
-    assert max(path.stat().st_size for path in (out / "subq-3").iterdir()) < 16 << 20
-    model, described = load_checkpoint(out / "subq-3")
-    assert model.config.chunk == 32 and described["about"]["seed"] == 3
+    assert max(path.stat().st_size for path in (out / "subq-3-int8").iterdir()) < 16 << 20
+    model, described = load_checkpoint(out / "subq-3-int8")
+    assert model.config.chunk == 32 and described["about"]["seed"] == 3 and described["storage"] == "int8"
+    whole, _ = load_checkpoint(work / "subq-3")
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(
+            model.state_dict()[name], tensor, atol=0.02 * float(tensor.abs().max()), rtol=0
+        )
     main(["needles", *common, "--seed", "3", "--lengths", "1k,8k", "--trials", "2", "--keys", "4",
           "--cells", "single-5,known-5"])  # fmt: skip
     judged = json.loads((out / "needles-subq-3.json").read_text())
