@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=6, help="runs at a time")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", default=",".join(METHODS), help="which, in this order within a seed")
-    parser.add_argument("--tokens", type=int, default=16_000_000, help="trained on by each run")
+    parser.add_argument("--tokens", type=int, default=20_000_000, help="trained on by each run")
     parser.add_argument("--judged", type=int, default=32, help="unseen sequences")
     parser.add_argument("--hindsight", type=float, default=0.1, help="weight of the hindsight loss of subq")
     parser.add_argument("--method", default="", choices=("", *METHODS), help="only this run, in this process")

@@ -7,8 +7,9 @@
 
 DATA is what `infra.training.subq_pack` wrote. WORK keeps the run's state and the finished model between calls: a
 call of `train` that ends early (--call-seconds) is simply made again. Every stage writes JSON into OUT as it goes,
-`train` the model in 8 bits, in files under 16 MiB (WORK keeps it in bf16 too; --checkpoint takes either). --tiny takes a model that a CPU can train for a try. Needs torch, numpy,
-tokenizers and safetensors; uses fla where it is installed.
+`train` the model in 8 bits, in files under 16 MiB (WORK keeps it in bf16 too; --checkpoint takes either). --tiny
+takes a model that a CPU can train for a try. Needs torch, numpy, tokenizers and safetensors; uses fla where it is
+installed.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ _PIECE = 8_192  # positions whose logits are held at once when judging
 class LmConfig:
     """One run of the comparison."""
 
-    tokens: int = field(default=16_000_000, metadata={"help": "tokens trained on"})
+    tokens: int = field(default=20_000_000, metadata={"help": "tokens trained on"})
     batch: int = field(default=2, metadata={"help": "sequences an update"})
     length: int = field(default=16_384, metadata={"help": "tokens a sequence, in training and when judged"})
     lr: float = field(default=2e-3, metadata={"help": "largest learning rate"})
