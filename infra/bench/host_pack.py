@@ -29,10 +29,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PIECE_BYTES = 50 * 2**20
 PYTHON = "3.12"
 WHEELS = {
-    "ray": ("ray", "jsonschema", "jsonschema-specifications", "referencing", "rpds-py"),
+    "ray": ("ray", "jsonschema", "jsonschema-specifications", "referencing", "rpds-py", "pydantic",
+            "pydantic-core", "typing-inspection", "annotated-types"),
     "store": ("kafka-python", "crc32c", "faiss-cpu", "orjson", "structlog", "tantivy", "zstandard"),
-    "peer": ("lancedb", "lance-namespace", "lance-namespace-urllib3-client", "deprecation", "pydantic",
-             "pydantic-core", "typing-inspection", "annotated-types"),
+    "peer": ("lancedb", "lance-namespace", "lance-namespace-urllib3-client", "deprecation"),
 }  # fmt: skip
 _PLATFORMS = (
     *(f"manylinux_2_{n}_x86_64" for n in (28, 27, 24, 17)),
