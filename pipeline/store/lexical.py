@@ -46,13 +46,19 @@ class LexicalHit(NamedTuple):
 class LexicalIndex:
     """Chunks by their words. One writer; searches see what was committed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, verify: bool = False) -> None:
+        """With `verify` every file is read first, and an index with a damaged one (`damaged`) is begun anew: the
+        Rust side, given one, may end the process."""
         self._folder = folder / f"v{_VERSION}"
         self._schema = _schema()
         self._analyzer = _analyzer(stopwords=True)
         self._question_analyzer = _analyzer(stopwords=False)
         self._pending = 0
         self._committed_at = -1.0
+        self.damaged = self.damaged_file() if verify else ""
+        if self.damaged:
+            get_logger(lexical=str(self._folder)).warning("lexical_index_damaged", file=self.damaged)
+            shutil.rmtree(self._folder, ignore_errors=True)
         self._open()
 
     @property
@@ -63,7 +69,7 @@ class LexicalIndex:
 
     def damaged_file(self) -> str:
         """A file of the index that does not match the checksum in its own footer; empty if there is none."""
-        for path in sorted(self._folder.iterdir()):
+        for path in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
             if path.suffix in _FOOTED and not _footer_holds(path.read_bytes()):
                 return path.name
         return ""

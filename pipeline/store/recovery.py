@@ -44,10 +44,12 @@ def recover(core: ShardCore) -> tuple[Wal, LexicalIndex]:
         _begin_anew(core, str(error))
         fell_back = _load(core)
     wal = Wal(core.folder / "wal", max_bytes=core.config.wal_bytes, compress=core.config.wal_compress)
-    lexical = core.lexical = LexicalIndex(core.folder / "lexical")
+    lexical = core.lexical = LexicalIndex(core.folder / "lexical", verify=core.config.verify)
     core.wal = wal
     _replay(core, wal)
     core.repairs += wal.repairs
+    if lexical.damaged:
+        core.repairs.append(f"the keyword index was damaged ({lexical.damaged}) and made again")
     if not fell_back:
         manifest.collect_garbage(core.folder)
     core.commit_lexical(force=True)
@@ -147,11 +149,14 @@ def _lexical_is_whole(core: ShardCore, lexical: LexicalIndex) -> bool:
     """Whether the keyword index holds exactly what lives; it may be ahead of a log that was cut."""
     if not core.config.verify:
         return lexical.num_docs == core.live_chunks()
-    if damaged := lexical.damaged_file():
-        core.repairs.append(f"the keyword index was damaged ({damaged}) and made again")
-        return False
     alive = [~segment.dead[: segment.num_rows] for segment in core.segments]
     parts = list(zip(core.segments, alive, strict=True))
     ids = np.concatenate([segment.chunk_id[: segment.num_rows][rows] for segment, rows in parts])
     versions = np.concatenate([segment.version_ms[: segment.num_rows][rows] for segment, rows in parts])
-    return lexical.holds(ids, versions)
+    try:
+        return lexical.holds(ids, versions)
+    except BaseException as error:  # its list of files has no checksum; the Rust side panics over a wrong one
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        core.log.warning("lexical_index_unreadable", error=str(error))
+        return False

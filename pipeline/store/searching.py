@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.store.asking_words import ask_words
 from pipeline.store.core import SegmentView, ShardCore
+from pipeline.store.lexical import LexicalHit
 from pipeline.store.records import Candidates, Passage, SearchRequest
 from pipeline.store.segment import Fields
 
@@ -88,7 +90,12 @@ def _by_words(
 ) -> dict[Place, float]:
     """Rows that hold words of the question with their BM25 score, best first."""
     assert request.texts is not None
-    hits = core.lexical.search(request.texts[question], request.list_depth + _MARGIN, request)
+    text = request.texts[question]
+    hits: list[LexicalHit] = ask_words(
+        core,
+        lambda index: index.search(text, request.list_depth + _MARGIN, request),
+        otherwise=None if request.mode == "bm25" else [],
+    )
     if not hits:
         return {}
     ids = np.array([hit.chunk_id for hit in hits], dtype=np.int64)
@@ -137,7 +144,8 @@ def _complete(
     """Give what only the vectors found its BM25 score too."""
     assert request.texts is not None
     ids = {_chunk_id(views, place): place for place in found.dense if place not in found.bm25_scores}
-    rest = core.lexical.scores(request.texts[number], list(ids))
+    text, nothing = request.texts[number], dict[int, float]()
+    rest = ask_words(core, lambda index: index.scores(text, list(ids)), otherwise=nothing)
     found.bm25_scores.update({place: rest.get(chunk_id, 0.0) for chunk_id, place in ids.items()})
 
 

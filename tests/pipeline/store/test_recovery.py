@@ -10,13 +10,15 @@ import time
 from pathlib import Path
 
 import crc32c
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.store import OffsetGap, Shard, StoreCorrupt, StoreTooNew
+from pipeline.store import OffsetGap, SearchRequest, Shard, StoreCorrupt, StoreFailed, StoreTooNew
 from pipeline.store.files import write_json
+from pipeline.store.lexical import LexicalIndex
 from tests.pipeline.store import kill_writer, make
 
 NAMES = [f"n{n}" for n in range(12)]
@@ -362,3 +364,61 @@ def outline_of_run(root: Path, seed: int, through: int) -> dict:
     state = outline(shard)
     shard.close()
     return state
+
+
+@pytest.mark.parametrize("suffix", [".term", ".idx", ".fast", ".store", ".fieldnorm"])
+def test_a_bit_flipped_in_the_keyword_index_is_found_before_the_index_is_used(
+    tmp_path: Path, suffix: str
+) -> None:
+    """The log's records are replayed into a new index, never into the damaged one."""
+    _, live = filled(tmp_path)
+    path = next((tmp_path / "shard-0000/lexical").glob(f"*/*{suffix}"))
+    for bit in (0, 8 * (path.stat().st_size // 2)):
+        flip(path, bit)
+    shard = make.open_shard(tmp_path)
+    assert everything(shard) == live
+    assert any(path.name in repair and "made again" in repair for repair in shard.stats()["repairs"])
+    shard.close()
+
+
+def test_keyword_search_over_a_damaged_file_costs_neither_the_process_nor_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A panic over a bit that flipped under the running shard: hybrid search goes on by vector, words alone are an
+    outage, and the next maintenance makes the index again."""
+    _, live = filled(tmp_path)
+    shard = make.open_shard(tmp_path)
+    flip(next((tmp_path / "shard-0000/lexical").glob("*/*.term")), 0)
+
+    class Panic(BaseException):
+        """As the Rust side raises it."""
+
+    def panic(*_: object) -> None:
+        raise Panic("attempt to add with overflow")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LexicalIndex, "_run", panic)
+        vectors = np.ones((1, make.DIM), dtype=np.float32)
+        hybrid = SearchRequest(mode="hybrid", k=5, vectors=vectors, texts=["word"])
+        assert shard.candidates(hybrid).dense[0] and not shard.candidates(hybrid).bm25[0]
+        with pytest.raises(StoreFailed, match="made again within seconds"):
+            shard.candidates(SearchRequest(mode="bm25", k=5, texts=["word"]))
+    assert "overflow" in shard.stats()["keyword_index_broken"]
+    shard.maintain(0)
+    assert not shard.stats()["keyword_index_broken"] and everything(shard) == live
+    shard.close()
+
+
+def test_an_error_over_whole_files_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defect of ours is not taken for damage, or every question would make the index again."""
+    filled(tmp_path)
+    shard = make.open_shard(tmp_path)
+
+    def defect(*_: object) -> None:
+        raise TypeError("a defect")
+
+    monkeypatch.setattr(LexicalIndex, "_run", defect)
+    with pytest.raises(TypeError, match="a defect"):
+        shard.candidates(SearchRequest(mode="bm25", k=5, texts=["word"]))
+    assert not shard.stats()["keyword_index_broken"]
+    shard.close()
