@@ -37,11 +37,11 @@ from pipeline.store import StoreConfig
 from tests.integration.session_store import StoreFiller
 from tests.tiny_model import save_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.ray, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.ray, pytest.mark.timeout(900)]
 
 TENANT = "desk"
 REPLICAS, SLOTS = 2, 16
-LIMIT_S = 120.0
+LIMIT_S = 240.0
 
 
 @dataclass
