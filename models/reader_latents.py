@@ -1,0 +1,271 @@
+"""A reader's loss with its compressed cache in the path: answers whose context is held as a session holds it.
+
+The context is read exactly; its pairs in the full-attention layers are then what `RotatingLayer` would hold at a
+share of the bytes (low-rank latents and a ring, or heavy hitters by a ranker and a ring), and questions are read
+against that. Which pairs stay, and the subspace of a block, are chosen without a gradient; what is held is a linear
+function of the context's pairs, so the gradient reaches every weight that made them.
+
+Shapes: `H` key heads, `N` context tokens, `m` held pairs, `d` head width, `B` questions of the context, `T` tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.cache_utils import Cache
+
+from models.cache.config import CacheConfig
+from models.cache.layers import MemoryLayer
+from models.cache.ranker import Ranker, context_features
+from models.cache.spec import LayerSpec
+from models.compared.ours import Ours
+from models.reader_training import Batch
+
+FORMS = ("full", "latents", "hitters")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Squeeze:
+    """How the full-attention layers of a context are held."""
+
+    form: str = field(default="latents", metadata={"help": ", ".join(FORMS)})
+    keep: float = field(default=0.1, metadata={"help": "share of the full layers' bytes, 0 to 1"})
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise ValueError(f"form: given {self.form!r}; allowed: {', '.join(FORMS)}")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep: given {self.keep}; allowed: above 0, at most 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a layer holds of its context: stream `positions [H, m]`, `places [H, m]`, the next token's place.
+
+    From the `first`-th held pair on, `rows [H, blocks, n, r]` (of keys, of values) are the orthonormal columns that
+    blocks of latents are projected on; None where all pairs are raw.
+    """
+
+    positions: Tensor
+    places: Tensor
+    next_place: int
+    first: int = 0
+    rows: tuple[Tensor, Tensor] | None = None
+
+    def rebuild(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The held keys (not turned) and values `[H, m, d]` of the context's pairs `[H, N, d]`; differentiable."""
+        which = self.positions[..., None].expand(-1, -1, keys.shape[-1])
+        found = [pair.float().gather(1, which) for pair in (keys, values)]
+        if self.rows is None:
+            return found[0], found[1]
+        out = []
+        for pair, rows in zip(found, self.rows, strict=True):
+            heads, blocks, n, _ = rows.shape
+            end = self.first + blocks * n
+            block = pair[:, self.first : end].reshape(heads, blocks, n, -1)
+            latent = rows @ (rows.transpose(-1, -2) @ block)
+            out.append(torch.cat((pair[:, : self.first], latent.flatten(1, 2), pair[:, end:]), 1))
+        return out[0], out[1]
+
+
+@torch.no_grad()
+def choose(
+    spec: LayerSpec, keys: Tensor, values: Tensor, squeeze: Squeeze, ranker: Ranker | None = None
+) -> Kept:
+    """What is held of a layer's pairs `[H, N, d]`; places are those of `RotatingLayer` with the same budget.
+
+    Heavy hitters are the highest scored of all evicted tokens, where the cache chooses block by block.
+    """
+    heads, count = keys.shape[:2]
+    spec = replace(spec, dtype=torch.float32)
+    every = torch.arange(count, device=keys.device).expand(heads, -1)
+    if squeeze.form == "full":
+        return Kept(every, every, count)
+    scorer = "ranker" if squeeze.form == "hitters" else ""
+    budget = int(squeeze.keep * 2 * heads * spec.head_dim * 4 * count)
+    config = Ours(scorer=scorer).config(spec, count, budget)
+    blocks = evicted_blocks(config, count)
+    sinks, gone = min(config.sinks, count), config.sinks + blocks * config.evict_block
+    if not blocks:
+        return Kept(every, every, count)
+    if config.has_latents:
+        held = min(blocks, config.latent_blocks)
+        shift = (blocks - held) * config.evict_block
+        positions = torch.cat((every[:, :sinks], every[:, sinks + shift :]), 1)
+        places = torch.cat((every[:, :sinks], every[:, sinks + shift :] - shift), 1)
+        span = slice(sinks + shift, gone)
+        ranks = config.key_and_value_ranks
+        rows = tuple(
+            _subspace(pair[:, span].float().reshape(heads, held, config.evict_block, -1), rank)
+            for pair, rank in zip((keys, values), ranks, strict=True)
+        )
+        return Kept(positions, places, count - shift, sinks, cast("tuple[Tensor, Tensor]", rows))
+    heavy = min(config.heavy, blocks * config.heavy_per_block)
+    shift = max(0, gone - config.sinks - config.heavy)
+    ring = every[:, gone:]
+    parts, stands = [every[:, :sinks]], [every[:, :sinks]]
+    if heavy:
+        if ranker is None:
+            raise ValueError(
+                "form hitters: given no ranker; give the model's (models.cache.ranker.find_ranker)"
+            )
+        scores = ranker.score(spec.index, context_features(spec, keys.float(), values.float()))
+        best = scores[:, sinks:gone].topk(heavy, dim=1).indices.sort(dim=1).values + sinks
+        by_age = torch.arange(heavy, device=keys.device) + config.sinks
+        parts.append(best)
+        stands.append(torch.maximum(best - shift, by_age))
+    positions, places = torch.cat((*parts, ring), 1), torch.cat((*stands, ring - shift), 1)
+    return Kept(positions, places, count - shift)
+
+
+def evicted_blocks(config: CacheConfig, num_tokens: int) -> int:
+    """Blocks that have left a `RotatingLayer`'s ring when it was given so many tokens, step by step."""
+    blocks = 0
+    for start in range(0, num_tokens, config.read_block):
+        in_ring = max(0, start - config.sinks) - blocks * config.evict_block
+        new = min(config.read_block, num_tokens - start)
+        new -= max(0, min(new, config.sinks - start))
+        while in_ring + new > config.ring:
+            blocks, in_ring = blocks + 1, in_ring - config.evict_block
+    return blocks
+
+
+def _subspace(blocks: Tensor, rank: int) -> Tensor:
+    """The `rank` leading left singular vectors `[H, b, n, r]` of each block `[H, b, n, d]`."""
+    _, vectors = torch.linalg.eigh((blocks @ blocks.transpose(-1, -2)).double())
+    return vectors[..., -rank:].flip(-1).to(blocks.dtype)
+
+
+class ContextLayer(MemoryLayer):  # type: ignore[no-untyped-call]
+    """Hands a context's pairs through, turned, and keeps them as they came, with their gradients."""
+
+    def __init__(self, spec: LayerSpec) -> None:
+        super().__init__(spec)
+        self.pair: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """See MemoryLayer; the whole context comes in one step."""
+        self.pair = (key_states[0], value_states[0])
+        self.spec.rotary.reserve(key_states.shape[2])
+        places = torch.arange(key_states.shape[2], device=key_states.device)
+        return self.spec.rotary.turn(key_states, places), value_states
+
+    def get_seq_length(self) -> int:
+        """Nothing is held before the context."""
+        return 0
+
+    def held(self, squeeze: Squeeze, ranker: Ranker | None) -> QuestionLayer:
+        """What questions read of it: a sliding layer its window, a full one what `squeeze` leaves."""
+        assert self.pair is not None
+        keys, values = self.pair
+        if self.spec.window is None:
+            kept = choose(self.spec, keys.detach(), values.detach(), squeeze, ranker)
+            keys, values = kept.rebuild(keys, values)
+            places, next_place = kept.places, kept.next_place
+        else:
+            keys, values = (pair[:, -(self.spec.window - 1) :] for pair in (keys, values))
+            next_place = keys.shape[1]
+            places = torch.arange(next_place, device=keys.device).expand(keys.shape[0], -1)
+        return QuestionLayer(self.spec, keys, values, places, next_place)
+
+
+class QuestionLayer(MemoryLayer):  # type: ignore[no-untyped-call]
+    """Pairs `[H, m, d]` held of a context, read by `B` questions side by side, each with its own tokens behind."""
+
+    def __init__(
+        self, spec: LayerSpec, keys: Tensor, values: Tensor, places: Tensor, next_place: int
+    ) -> None:
+        super().__init__(spec)
+        spec.rotary.reserve(next_place + 1024)
+        self.keys, self.values = spec.rotary.turn(keys, places), values  # type: ignore[assignment]
+        self.places, self.next_place = places, next_place
+        self._own: tuple[Tensor, Tensor] | None = None
+
+    def get_seq_length(self) -> int:
+        """Pairs held of the context."""
+        return int(self.places.shape[1])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Take the questions' pairs `[B, H, T, d]`; `attend_rows` reads them with what is held."""
+        self._own = (key_states, value_states)
+        return key_states, value_states
+
+    def attend_rows(self, query: Tensor, scaling: float, softcap: float | None) -> Tensor:
+        """Attention `[B, heads, T, d]` of queries that are not turned, over held pairs and the questions' own."""
+        if softcap is not None:
+            raise ValueError(
+                f"layer {self.spec.index} caps its logits (softcap {softcap}); train a reader without a cap"
+            )
+        assert self._own is not None
+        rows, heads, steps, dim = query.shape
+        own = torch.arange(self.next_place, self.next_place + steps, device=query.device)
+        self.spec.rotary.reserve(self.next_place + steps)
+        turn = self.spec.rotary.turn
+        keys, values = (
+            torch.cat((held.to(query.dtype).expand(rows, -1, -1, -1), new.to(query.dtype)), 2)
+            for held, new in ((self.keys, turn(self._own[0], own)), (self.values, self._own[1]))
+        )
+        causal = own[:, None] >= own  # [T, T]
+        seen = torch.ones(steps, self.get_seq_length(), dtype=torch.bool, device=query.device)
+        if self.spec.window is not None:
+            causal &= own > own[:, None] - self.spec.window
+            seen = self.places[0] > own[:, None] - self.spec.window
+        mask = torch.cat((seen, causal), 1)
+        groups = heads // keys.shape[1]
+        grouped = turn(query, own).reshape(rows, -1, groups * steps, dim)
+        out = F.scaled_dot_product_attention(
+            grouped, keys, values, attn_mask=mask.repeat(groups, 1), scale=scaling
+        )
+        return out.reshape(rows, heads, steps, dim)
+
+
+def read_context(model: nn.Module, specs: Sequence[LayerSpec], ids: Tensor) -> list[ContextLayer]:
+    """The layers of a context `ids [N]` read exactly, with gradients where they are on."""
+    layers = [ContextLayer(spec) for spec in specs]
+    _decode(model, layers, ids[None])
+    return layers
+
+
+def latent_answer_loss(
+    model: nn.Module, specs: Sequence[LayerSpec], context: Tensor, questions: Batch, squeeze: Squeeze,
+    ranker: Ranker | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Mean cross entropy of the answers' tokens given the squeezed context, and the share of them right (argmax).
+
+    `model` is a decoder with our attention (`models.hf.loading.load`) or a peft model around one, `specs` its
+    layers, `context [N]` its ids; `questions` are rows of question and answer (`models.reader_training.collate`).
+    """
+    held = [layer.held(squeeze, ranker) for layer in read_context(model, specs, context)]
+    hidden = _decode(model, held, questions.ids)
+    logits = _base(model).lm_head(hidden[questions.predicts]).float()
+    targets = questions.ids[:, 1:][questions.predicts[:, :-1]]
+    return F.cross_entropy(logits, targets), (logits.argmax(-1) == targets).float().mean()
+
+
+def _decode(model: nn.Module, layers: Sequence[MemoryLayer], ids: Tensor) -> Tensor:
+    memory = Cache(layers=cast("list[Any]", list(layers)))
+    hidden: Tensor = (
+        _base(model)
+        .get_decoder()(
+            input_ids=ids,
+            position_ids=torch.zeros_like(ids),
+            past_key_values=memory,
+            use_cache=True,
+            memory=memory,
+        )
+        .last_hidden_state
+    )  # position 0 everywhere: the layers turn keys and queries (models/hf/attention.py)
+    return hidden
+
+
+def _base(model: nn.Module) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
