@@ -7,6 +7,7 @@ one at a time), `writer` (appends and checkpoints), `view` (short: which segment
 from __future__ import annotations
 
 import threading
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.log import get_logger
-from pipeline.store.codec import Batch, DeleteOp, LinkOp, Op, StoreOp
+from pipeline.store.codec import Batch, CountOp, DeleteOp, LinkOp, Op, StoreOp
 from pipeline.store.errors import ChunkIdCollision
 from pipeline.store.growing import GrowingSegment
 from pipeline.store.ids import chunk_ids
@@ -24,6 +25,9 @@ from pipeline.store.records import SearchRequest, StoreConfig
 from pipeline.store.recovery import recover
 from pipeline.store.segment import ArticleRow, Segment
 from pipeline.store.state import Entry, ShardState
+
+_MAX_WAITING = 2_048
+"""Operations that may wait for the keyword index; an append that adds more carries them there itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,10 @@ class ShardCore:
         """What was damaged when the shard was opened, and what became of it."""
         self.lexical_broken = ""
         """Why the keyword index takes nothing more; it is made again by maintenance. Empty while all is well."""
+        self._waiting: deque[StoreOp | LinkOp | DeleteOp] = deque()
+        self._committer: threading.Thread | None = None
+        self._committer_lock = threading.Lock()
+        self._closing = threading.Event()
         self.lock = FolderLock(folder)
         try:
             self.wal, self.lexical = recover(self)
@@ -74,17 +82,21 @@ class ShardCore:
         return GrowingSegment("growing", self.identity.dim, self.config.seal_rows, self.config.device)
 
     def apply(self, batch: Batch, *, replaying: bool = False) -> int:
-        """Apply a logged batch: at once for searches by vector, at the next commit for searches by word.
-        Returns the number of chunks that were added."""
+        """Apply a logged batch: at once for searches by vector, while for searches by word it waits for the next
+        commit. Returns the number of chunks that were added."""
         num_chunks = 0
         with self.view:
             for op in batch.ops:
                 num_chunks += self._apply(op)
             self.state.advance(batch)
+        if not replaying:
+            if not self.lexical_broken:
+                self._waiting.extend(op for op in batch.ops if not isinstance(op, CountOp))
+            return num_chunks
         with self.lexical_lock:
             try:
                 for op in batch.ops if not self.lexical_broken else ():
-                    self._apply_lexical(op, replaying=replaying)
+                    self._apply_lexical(op, replaying=True)
             except BaseException as error:
                 self._lexical_failed(error)
         return num_chunks
@@ -119,21 +131,82 @@ class ShardCore:
 
     def commit_lexical(self, *, force: bool = False, wait: bool = True) -> None:
         """Make keyword search see what was appended, unless it did so less than `lexical_commit_ms` ago (or,
-        without `wait`, unless an append is at the index)."""
+        without `wait`, unless another is at the index)."""
         if not self.lexical_lock.acquire(blocking=wait):
             return
         try:
-            if not self.lexical_broken:
-                self.lexical.commit_if_due(0 if force else self.config.lexical_commit_ms)
+            if not self.lexical_broken and (force or self._commit_is_due()):
+                self._carry()
+                self.lexical.commit()
         except BaseException as error:
             self._lexical_failed(error)
         finally:
             self.lexical_lock.release()
 
+    def commit_lexical_soon(self) -> None:
+        """`commit_lexical` for an append: at once after a pause; beside the appends that follow while they come
+        one upon the other, and not later than `lexical_commit_ms` after the commit before."""
+        if len(self._waiting) > _MAX_WAITING:
+            with self.lexical_lock:
+                try:
+                    self._carry()
+                except BaseException as error:
+                    self._lexical_failed(error)
+        with self._committer_lock:
+            if self._committer is not None:
+                return
+            paused = self.lexical.since_commit_ms >= 2 * self.config.lexical_commit_ms
+            if not paused:
+                self._committer = threading.Thread(target=self._commit_in_time, name="words", daemon=True)
+                self._committer.start()
+        if paused:
+            self.commit_lexical()
+
+    def remove_lexical(self, article_ids: list[str]) -> None:
+        """Take articles out of the keyword index now."""
+        with self.lexical_lock:
+            self._carry()
+            for article_id in article_ids:
+                self.lexical.remove(article_id)
+            self.lexical.commit()
+
+    def close_lexical(self) -> None:
+        """Commit what waits and give the keyword index back; the caller lets nobody append any more."""
+        self._closing.set()
+        with self._committer_lock:
+            committer = self._committer
+        if committer is not None:
+            committer.join()
+        with self.lexical_lock:
+            if not self.lexical_broken:
+                self._carry()
+                self.lexical.close()
+
+    def _commit_in_time(self) -> None:
+        """Commit whenever it is due until nothing waits, so that no thread outlives the appends for long."""
+        while True:
+            wait_ms = self.config.lexical_commit_ms - self.lexical.since_commit_ms
+            if not self._closing.wait(max(0.0, wait_ms) / 1_000):
+                self.commit_lexical()
+            with self._committer_lock:
+                if not self._waiting or self.lexical_broken or self._closing.is_set():
+                    self._committer = None
+                    return
+
+    def _commit_is_due(self) -> bool:
+        waiting = bool(self._waiting) or self.lexical.has_pending
+        return waiting and self.lexical.since_commit_ms >= self.config.lexical_commit_ms
+
+    def _carry(self) -> None:
+        """Bring what waits to the keyword index; the caller has `lexical_lock`."""
+        while self._waiting:
+            self._apply_lexical(self._waiting.popleft(), replaying=False)
+
     def rebuild_lexical(self) -> None:
         """Make the keyword index again from the segments."""
         self.log.warning("lexical_index_rebuilt", folder=str(self.folder))
         with self.lexical_lock:
+            self._waiting.clear()  # the segments have them
             self.lexical.clear()
             for segment in self.segments:
                 for row in np.flatnonzero(~segment.dead_articles[: segment.num_articles]):
@@ -161,6 +234,7 @@ class ShardCore:
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise error
         self.lexical_broken = str(error) or type(error).__name__
+        self._waiting.clear()
         self.log.error("keyword_index_broken", error=self.lexical_broken)
 
     def capture(self) -> Checkpoint:

@@ -7,6 +7,7 @@ them. Questions are untrusted text: they are cut into terms here, never parsed a
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
 import time
@@ -54,7 +55,7 @@ class LexicalIndex:
         self._analyzer = _analyzer(stopwords=True)
         self._question_analyzer = _analyzer(stopwords=False)
         self._pending = 0
-        self._committed_at = -1.0
+        self._committed_at = -math.inf
         self.damaged = self.damaged_file() if verify else ""
         if self.damaged:
             get_logger(lexical=str(self._folder)).warning("lexical_index_damaged", file=self.damaged)
@@ -73,6 +74,16 @@ class LexicalIndex:
             if path.suffix in _FOOTED and not _footer_holds(path.read_bytes()):
                 return path.name
         return ""
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether something was added or removed since the last commit."""
+        return self._pending > 0
+
+    @property
+    def since_commit_ms(self) -> float:
+        """Milliseconds since the last commit."""
+        return (time.monotonic() - self._committed_at) * 1_000
 
     def holds(self, chunk_ids: NDArray[np.int64], versions_ms: NDArray[np.int64]) -> bool:
         """Whether the committed chunks are exactly these, in any order."""
@@ -118,11 +129,6 @@ class LexicalIndex:
             self._index.reload()
             self._pending = 0
         self._committed_at = time.monotonic()
-
-    def commit_if_due(self, every_ms: float) -> None:
-        """Commit unless the last one was less than `every_ms` ago: under load commits are shared."""
-        if self._pending and (time.monotonic() - self._committed_at) * 1000 >= every_ms:
-            self.commit()
 
     def search(self, text: str, k: int, request: SearchRequest) -> list[LexicalHit]:
         """The best k chunks for a question; never raises for any text."""

@@ -101,10 +101,7 @@ def expire(core: ShardCore, now_ms: int) -> int:
             for article_id in gone:
                 core.state.remove(article_id)
             core.segments = [segment for segment in core.segments if segment not in old]
-        with core.lexical_lock:
-            for article_id in gone:
-                core.lexical.remove(article_id)
-            core.lexical.commit()
+        core.remove_lexical(gone)
     core.log.info("segments_expired", segments=len(old), chunks=num_chunks, before_ms=before_ms)
     return num_chunks
 

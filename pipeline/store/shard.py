@@ -13,6 +13,7 @@ from pipeline.store import copies, maintenance, searching
 from pipeline.store.codec import pack_batch
 from pipeline.store.core import ShardCore
 from pipeline.store.files import folder_bytes
+from pipeline.store.joined import SearchQueue
 from pipeline.store.manifest import Identity
 from pipeline.store.records import (
     AppendResult,
@@ -35,6 +36,7 @@ class Shard:
 
     def __init__(self, core: ShardCore) -> None:
         self._core = core
+        self._searches = SearchQueue.on(core.config.device, self._search)
         self._sealing: threading.Thread | None = None
         self._closed = False
 
@@ -88,13 +90,19 @@ class Shard:
                 num_chunks = core.apply(batch)
             generation = core.checkpoint.generation
             full = maintenance.should_freeze(core.growing, core.config)
-        core.commit_lexical()
+        core.commit_lexical_soon()
         if full:
             self._seal_in_background()
         return AppendResult(outcomes=tuple(outcomes), num_chunks=num_chunks, generation=generation)
 
-    def candidates(self, request: SearchRequest) -> Candidates:
-        """This shard's best passages of each list; `pipeline.merge.merge_candidates` joins the shards."""
+    def candidates(self, request: SearchRequest, limit_s: float | None = None) -> Candidates:
+        """This shard's best passages of each list; `pipeline.merge.merge_candidates` joins the shards.
+
+        Searches that wait for others are joined into one (`joined.py`); TimeoutError after `limit_s`.
+        """
+        return self._searches.ask(request, limit_s)
+
+    def _search(self, request: SearchRequest) -> Candidates:
         self._check_open()
         if request.mode != "dense":
             # What the last append left uncommitted is due by now, and no later append may come.
@@ -306,9 +314,7 @@ class Shard:
         with core.maintenance, core.writer:
             self._closed = True
             try:
-                with core.lexical_lock:
-                    if not core.lexical_broken:
-                        core.lexical.close()
+                core.close_lexical()
             finally:
                 core.wal.close()
                 core.lock.release()
