@@ -3,11 +3,16 @@
 The validator must answer each with an article, a deletion or a BadRecord, and nothing else; accepted articles are
 also cut into chunks and fingerprinted. Ingest must account for each record exactly: read = stored + deleted +
 dead-lettered + duplicates = published, as many dead letters on their topic as were counted and as the validator
-foretold, and an article published last must be found by a search.
+foretold, and an article published last must be found by a search. Among them is a compressed batch that unpacks to
+more than it may: its record is a dead letter that was never unpacked.
+
+The part through the broker is cut into pieces, each with a topic and a store of its own. With a folder (`work`)
+every piece's row is kept the moment it is known, and a run that was ended goes on behind the last one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,7 +26,7 @@ from infra.bench.measure import commit
 from models.embed import load_tokenizer
 from pipeline.article import Article, BadRecord, parse_record
 from pipeline.chunker import chunk_article
-from pipeline.kafka import topic_partitions
+from pipeline.kafka import KafkaConfig, producer, topic_partitions
 from pipeline.near_duplicates import Fingerprinter, NearDuplicateConfig
 from pipeline.publisher import Publisher
 from pipeline.source import RecordSource, SourceConfig
@@ -82,8 +87,9 @@ def validate(records: int, seed: int = 1, *, huge_every: int = 50_000) -> dict[s
 def through_broker(system: Local, records: int, seed: int = 2, *, huge_every: int = 20_000) -> dict[str, Any]:
     """Publish, ingest, and compare every count."""
     kafka = system.topic()
-    foretold: Counter[str] = Counter()
+    foretold: Counter[str] = Counter({"unreadable": 1})
     begun = time.perf_counter()
+    _publish_bomb(kafka)
     with Publisher(kafka) as publisher:
         for number, record in zip(range(records), Maker(seed, huge_every=huge_every), strict=False):
             # The client refuses a record of neither key nor value before any broker sees it.
@@ -99,7 +105,7 @@ def through_broker(system: Local, records: int, seed: int = 2, *, huge_every: in
                 foretold[error.reason] += 1
         publisher.publish_raw(b"the-last", orjson.dumps(_LAST), partition=0)
         publisher.flush()
-    published = records + 1
+    published = records + 2
     publish_s = time.perf_counter() - begun
     started = time.perf_counter()
     with system.running(system.spec(kafka)) as job:
@@ -120,6 +126,7 @@ def through_broker(system: Local, records: int, seed: int = 2, *, huge_every: in
     accounted = done.stored + done.deleted + done.dead_lettered + done.duplicates
     return {
         "stage": "broker and ingest",
+        "seed": seed,
         "records": published,
         "accounted": accounted,
         "unexpected": published - accounted,
@@ -139,28 +146,88 @@ def through_broker(system: Local, records: int, seed: int = 2, *, huge_every: in
     }
 
 
-def run(records: int = 1_000_000, through: int = -1, seed: int = 1, previous: str = "") -> dict[str, Any]:
+def _publish_bomb(kafka: KafkaConfig) -> None:
+    """One record of a few kilobytes that unpacks to more than a batch may."""
+    size = kafka.max_batch_bytes + 1_000_000
+    client = producer(kafka, max_request_size=2 * size, buffer_memory=2 * size, compression_type="zstd")
+    try:
+        client.send(kafka.topic, key=b"bomb", value=bytes(size), partition=0).get(timeout=120)
+    finally:
+        client.close()
+
+
+def run(
+    records: int = 1_000_000,
+    through: int = -1,
+    seed: int = 1,
+    previous: str = "",
+    piece: int = 20_000,
+    work: str = "",
+    minutes: float = 0.0,
+) -> dict[str, Any]:
     """`records` through the validator and a tenth of them (or `through`) through a broker of its own.
 
-    `previous`: a result of the validator alone, whose row is kept and not made again.
+    `previous`: a result of the validator alone, whose row is kept and not made again. After `minutes` (0: no limit)
+    no further piece is begun; the ratios say how many records went through.
     """
+    ends = time.monotonic() + 60 * minutes if minutes else float("inf")
+    kept = _Kept(Path(work) if work else None)
     if previous:
-        kept = orjson.loads(Path(previous).read_bytes())["rows"]
-        rows = [row for row in kept if row["stage"] == "validator"]
+        rows = orjson.loads(Path(previous).read_bytes())["rows"]
+        validated = next(row for row in rows if row["stage"] == "validator")
     else:
-        rows = [validate(records, seed)]
+        validated = kept.get("validator", seed, records) or kept.add(validate(records, seed), seed, records)
     through = records // 10 if through < 0 else through
-    ratios = {
-        "hostile_validated": rows[0]["records"],
-        "hostile_unexpected": rows[0]["unexpected"],
-    }
+    sizes = [min(piece, through - at) for at in range(0, through, piece)]
+    pieces: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as cleanup:
+        system: Local | None = None
+        for number, size in enumerate(sizes, start=1):
+            row = kept.get("broker and ingest", seed + number, size)
+            if row is None and time.monotonic() < ends:
+                system = system or cleanup.enter_context(local())
+                row = kept.add(through_broker(system, size, seed + number), seed + number, size)
+            if row is not None:
+                pieces.append(row)
+    ratios = {"hostile_validated": validated["records"], "hostile_unexpected": validated["unexpected"]}
     if through:
-        with local() as system:
-            rows.append(row := through_broker(system, through, seed + 1))
-        counts = (row["dead_lettered"], row["on_dead_letter_topic"], row["dead_letters"])
+        told = [(row["dead_lettered"], row["on_dead_letter_topic"], row["dead_letters"]) for row in pieces]
         ratios |= {
-            "hostile_through_broker": row["records"],
-            "hostile_unaccounted": abs(row["unexpected"]),
-            "dead_letters_differing": max(counts) - min(counts),
+            "hostile_through_broker": sum(row["records"] for row in pieces),
+            "hostile_unaccounted": sum(abs(row["unexpected"]) for row in pieces),
+            "dead_letters_differing": sum(max(counts) - min(counts) for counts in told),
+            "last_articles_not_found": sum(not row["last_article_found"] for row in pieces),
+            "pieces_not_run": len(sizes) - len(pieces),
         }
-    return {"bench": "hostile", "device": "cpu", "commit": commit(), "rows": rows, "ratios": ratios}
+    return {
+        "bench": "hostile",
+        "device": "cpu",
+        "commit": commit(),
+        "rows": [validated, *pieces],
+        "ratios": ratios,
+    }
+
+
+class _Kept:
+    """Rows of an earlier run in a folder, by stage, seed and size; without a folder nothing is kept."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._file = None if folder is None else folder / "hostile.jsonl"
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        lines = [] if self._file is None or not self._file.exists() else self._file.read_bytes().splitlines()
+        self._rows = [orjson.loads(line) for line in lines]
+
+    def get(self, stage: str, seed: int, size: int) -> dict[str, Any] | None:
+        """The row of such a piece, None if it was not run."""
+        for kept in self._rows:
+            if (kept["row"]["stage"], kept["seed"], kept["size"]) == (stage, seed, size):
+                return dict(kept["row"])
+        return None
+
+    def add(self, row: dict[str, Any], seed: int, size: int) -> dict[str, Any]:
+        """Keep a row; it is given back."""
+        if self._file is not None:
+            with self._file.open("ab") as file:
+                file.write(orjson.dumps({"seed": seed, "size": size, "row": row}) + b"\n")
+        return row

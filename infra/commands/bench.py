@@ -42,10 +42,10 @@ def bench(
         str | None, typer.Option("--kinds", help="faults: kinds or places, comma separated; none: all")
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option("--minutes", help="faults: stop after so long with what was done")
+        float | None, typer.Option("--minutes", help="faults, hostile: stop after so long with what was done")
     ] = None,
     work: Annotated[
-        Path | None, typer.Option("--work", help="faults: folder of a run that can be gone on with")
+        Path | None, typer.Option("--work", help="faults, hostile: folder of a run that can be gone on with")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="faults: go on after the results that are in --work")

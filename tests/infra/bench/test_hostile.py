@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.bench import hostile
 from infra.bench.hostile import validate
 from infra.bench.hostile_records import Hostile, Maker
 
@@ -36,3 +44,39 @@ def test_the_validator_answers_every_record_with_an_article_a_deletion_or_a_reas
     assert row["accounted"] == row["records"] == 4_000
     assert row["accepted"] + row["dead_letters"] == 4_000
     assert row["accepted"] > 500 and row["dead_letters"] > 500
+
+
+def test_a_run_that_was_ended_goes_on_behind_its_last_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each piece is run once over all starts, its row kept; the ratios are those of all pieces."""
+    ran: list[tuple[int, int]] = []
+
+    def piece(_: object, records: int, seed: int) -> dict[str, Any]:
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        ran.append((records, seed))
+        return {
+            "stage": "broker and ingest", "records": records, "unexpected": 0, "dead_lettered": 5,
+            "on_dead_letter_topic": 5, "dead_letters": 4, "last_article_found": True,
+        }  # fmt: skip
+
+    @contextlib.contextmanager
+    def nothing() -> Iterator[None]:
+        yield None
+
+    monkeypatch.setattr(hostile, "through_broker", piece)
+    monkeypatch.setattr(hostile, "local", nothing)
+    arguments: dict[str, Any] = {"records": 200, "through": 50, "piece": 20, "seed": 3, "work": str(tmp_path)}
+    with pytest.raises(KeyboardInterrupt):
+        hostile.run(**arguments)
+    assert ran == [(20, 4), (20, 5)]
+    ran.clear()
+    result = hostile.run(**arguments)
+    assert ran == [(10, 6)]
+    assert result["ratios"]["hostile_through_broker"] == 50
+    assert result["ratios"]["dead_letters_differing"] == 3 and result["ratios"]["pieces_not_run"] == 0
+    ran.clear()
+    assert hostile.run(**arguments, minutes=1e-9)["rows"] == result["rows"] and ran == []
+    other = hostile.run(**{**arguments, "seed": 9}, minutes=1e-9)
+    assert ran == [] and other["ratios"]["pieces_not_run"] == 3
