@@ -145,6 +145,8 @@ class Preparer:
     def _parsed(self, record: Record) -> Item:
         item = Item(record)
         try:
+            if record.unreadable:
+                raise BadRecord("unreadable", record.unreadable)
             value = parse_record(record.key, record.value, record.headers, self._spec.articles)
         except BadRecord as error:
             self._refuse(item, error)
