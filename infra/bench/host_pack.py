@@ -29,9 +29,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PIECE_BYTES = 50 * 2**20
 PYTHON = "3.12"
 WHEELS = {
-    "ray": ("ray", "jsonschema", "jsonschema-specifications", "referencing", "rpds-py", "pydantic",
-            "pydantic-core", "typing-inspection", "annotated-types"),
-    "store": ("kafka-python", "crc32c", "faiss-cpu", "orjson", "structlog", "tantivy", "zstandard"),
+    "ray": ("ray", "jsonschema", "jsonschema-specifications", "referencing", "rpds-py"),
+    "store": ("kafka-python", "crc32c", "faiss-cpu", "orjson", "structlog", "tantivy", "zstandard", "pydantic",
+              "pydantic-core", "typing-inspection", "annotated-types"),
     "peer": ("lancedb", "lance-namespace", "lance-namespace-urllib3-client", "deprecation"),
 }  # fmt: skip
 _PLATFORMS = (
@@ -45,9 +45,12 @@ _UNUSED = (
 )  # fmt: skip
 """Of Ray's wheel: what neither ingest, nor the store, nor the benches load."""
 _JAVA_MODULES = (
-    "java.base", "java.logging", "java.management", "java.naming", "java.net.http", "java.security.jgss",
-    "java.security.sasl", "java.sql", "java.xml", "jdk.crypto.ec", "jdk.management", "jdk.unsupported", "jdk.zipfs",
+    "java.base", "java.desktop", "java.logging", "java.management", "java.naming", "java.net.http",
+    "java.security.jgss", "java.security.sasl", "java.sql", "java.xml", "jdk.crypto.ec", "jdk.management",
+    "jdk.unsupported", "jdk.zipfs",
 )  # fmt: skip
+_SCREEN = ("awt", "fontmanager", "mlib_image", "lcms", "javajpeg", "splashscreen", "jsound", "jawt")
+"""java.desktop is there for java.beans, which log4j loads: its libraries for pictures and sound are not."""
 _UNUSED_JARS = ("scala-reflect-", "jspecify-")
 _NATIVE = (".so", ".dll", ".dylib", ".jnilib", ".a")
 _HERE = ("linux/amd64", "Linux/x86_64")
@@ -113,6 +116,9 @@ def java_runtime(target: Path) -> None:
     command = [jlink, "--add-modules", ",".join(_JAVA_MODULES), "--strip-debug", "--no-man-pages"]
     # Not compressed here: what packs the parts does it better.
     subprocess.run([*command, "--no-header-files", "--compress=0", "--output", str(target)], check=True)
+    for library in (target / "lib").glob("lib*.so"):
+        if library.stem.removeprefix("lib").startswith(_SCREEN):
+            library.unlink()
 
 
 def thin_jars(source: Path, target: Path) -> None:
