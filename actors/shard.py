@@ -32,8 +32,9 @@ from pipeline.store import (
 )
 from pipeline.store.copies import Copy, Settlement
 
-CONCURRENCY = {"append": 1, "search": 4, "admin": 2}
-"""Threads of the actor by kind of call: appends keep their order, and searches do not wait for them."""
+CONCURRENCY = {"append": 1, "search": 64, "admin": 2}
+"""Threads of the actor by kind of call: appends keep their order, and searches do not wait for them. Few searches
+run at a time (pipeline/store/joined.py); the other threads hold those that wait, so that they can be joined."""
 
 _LOCK_WAIT_S = 5.0
 _OPEN_AGAIN_S = 1.0
@@ -112,9 +113,9 @@ class ShardActor:
             raise
 
     @ray.method(concurrency_group="search")
-    def candidates(self, request: SearchRequest) -> Candidates:
-        """The shard's lists for each question."""
-        return self._open().candidates(request)
+    def candidates(self, request: SearchRequest, limit_s: float | None = None) -> Candidates:
+        """The shard's lists for each question; TimeoutError where they are not wanted any more (`limit_s`)."""
+        return self._open().candidates(request, limit_s)
 
     @ray.method(concurrency_group="search")
     def articles(self, ids: list[str]) -> list[StoredArticle | None]:

@@ -64,8 +64,8 @@ class StoreSearch(ABC):
                 request = replace(request, vectors=self.embed_questions(texts))
             except DependencyUnreachable:
                 request = self._without_vectors(request)
-        refs = self._ask_shards(request)
         limit_s = self.search_config.deadline_s if deadline_s is None else deadline_s
+        refs = self._ask_shards(request, limit_s)
         done = (
             set(ray.wait(list(refs.values()), num_returns=len(refs), timeout=limit_s)[0]) if refs else set()
         )
@@ -79,6 +79,8 @@ class StoreSearch(ABC):
                     errors.append(TimeoutError(f"shard {shard} needed more than {limit_s} s"))
             except RayError as error:
                 self._forget(shard)
+                errors.append(error)
+            except TimeoutError as error:  # the shard did not get to it in time, and lives
                 errors.append(error)
         return self._merged(request, replies, errors, mode, started)
 
@@ -103,10 +105,9 @@ class StoreSearch(ABC):
                 request = replace(request, vectors=np.asarray(vectors, dtype=np.float32))
             except (RayError, TimeoutError, DependencyUnreachable):
                 request = self._without_vectors(request)
-        tasks = {
-            shard: asyncio.ensure_future(awaited(ref)) for shard, ref in self._ask_shards(request).items()
-        }
         limit_s = self.search_config.deadline_s if deadline_s is None else deadline_s
+        asked = self._ask_shards(request, limit_s)
+        tasks = {shard: asyncio.ensure_future(awaited(ref)) for shard, ref in asked.items()}
         if tasks:
             await asyncio.wait(tasks.values(), timeout=limit_s)
         replies: dict[int, Candidates] = {}
@@ -121,6 +122,8 @@ class StoreSearch(ABC):
                 replies[shard] = task.result()
             elif isinstance(unwrapped(error), ValueError | DysraError):
                 raise unwrapped(error)
+            elif isinstance(unwrapped(error), TimeoutError):
+                errors.append(unwrapped(error))
             else:
                 self._forget(shard)
                 errors.append(error)
@@ -145,13 +148,13 @@ class StoreSearch(ABC):
     @abstractmethod
     def _forget(self, shard: int) -> None: ...
 
-    def _ask_shards(self, request: SearchRequest) -> dict[int, Any]:
-        """A reference to each living shard's candidates."""
+    def _ask_shards(self, request: SearchRequest, limit_s: float) -> dict[int, Any]:
+        """A reference to each living shard's candidates; a shard drops what it has not begun within `limit_s`."""
         shared = ray.put(request) if self.num_shards > 1 else request
         refs: dict[int, Any] = {}
         for shard in range(self.num_shards):
             try:
-                refs[shard] = self._shard(shard).candidates.remote(shared)
+                refs[shard] = self._shard(shard).candidates.remote(shared, limit_s)
             except (DependencyUnreachable, RayError):
                 self._forget(shard)
         return refs
