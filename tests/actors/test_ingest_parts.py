@@ -321,3 +321,13 @@ def test_article_that_would_need_too_many_chunks_is_a_dead_letter(tmp_path: Path
     )
     list(preparer.batches([_record(0, _value("a", "Rain fell on the harbour. " * 200))], lambda: 100))
     assert letters.sent == [(0, "too_long")]
+
+
+def test_record_that_could_not_be_unpacked_says_so(tmp_path: Path) -> None:
+    """It has neither key nor value, and is no withdrawal and no bad JSON: the letter's reason is why."""
+    preparer, letters = _preparer(tmp_path)
+    lost = Record("news", 0, 1, 1_700_000_000_000, None, b"", (), "its batch unpacks to more than 1,000")
+    (batch,) = preparer.batches([_record(0, _value("a")), lost], lambda: 100)
+    assert [item.reason for item in batch.items] == ["", "unreadable"]
+    assert batch.items[1].detail == lost.unreadable
+    assert letters.sent == [(1, "unreadable")]
