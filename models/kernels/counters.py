@@ -42,7 +42,9 @@ def counters(device: torch.device, size: int) -> torch.Tensor:
         return torch.zeros(size, dtype=torch.int32, device=device)
     capturing = torch.cuda.is_current_stream_capturing()
     if device not in _pools:
-        if capturing:  # memory taken now would belong to the graph: it clears counters of its own in every replay
+        if (
+            capturing
+        ):  # memory taken now would belong to the graph: it clears counters of its own in every replay
             return torch.zeros(size, dtype=torch.int32, device=device)
         _pools[device] = _Pool(device)
     pool = _pools[device]

@@ -119,9 +119,7 @@ def chunk_page(page, first, peak, total, acc, q1, q2, pool_k_ptr, pool_v_ptr, pa
     k_row = pool_k_ptr + row * pk_stride_p + kv_head * pk_stride_h + tokens[:, None] * pk_stride_c
     k1 = tl.load(k_row + half[None, :], mask=ok[:, None], other=0.0)
     k2 = tl.load(k_row + (half + HALF)[None, :], mask=ok[:, None], other=0.0)
-    s = score_raw(
-        q1, q2, k1, k2, first + tokens, cos_ptr, sin_ptr, num_places, half, HALF, ROTARY, PRECISION
-    )
+    s = score_raw(q1, q2, k1, k2, first + tokens, cos_ptr, sin_ptr, num_places, half, HALF, ROTARY, PRECISION)
     s = tl.where(ok[None, :], s * scale_log2, float("-inf"))
     p, decay, peak, total = online_step(s, peak, total)
     v_row = pool_v_ptr + row * pv_stride_p + kv_head * pv_stride_h + tokens[:, None] * pv_stride_c

@@ -38,7 +38,9 @@ def retrieve_decode(
     batch = q.shape[0]
     chunks = ChosenChunks(search.keys, search.values, search.place, search.place, search.page_lengths)
     check_decode(q, ring_k, ring_v, ring_place, q_place, latents, chunks, rotary)
-    if search.queries.shape[0] != batch or (search.landmarks.ndim == 3 and search.landmarks.shape[0] != batch):
+    if search.queries.shape[0] != batch or (
+        search.landmarks.ndim == 3 and search.landmarks.shape[0] != batch
+    ):
         raise ValueError(
             f"queries {tuple(search.queries.shape)} and landmarks {tuple(search.landmarks.shape)} do not fit "
             f"{batch} rows of q"

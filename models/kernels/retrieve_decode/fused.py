@@ -23,7 +23,7 @@ _REGISTERS = 8192  # float32 of stored parts that a program joins at a time
 
 
 class Plan(NamedTuple):
-    """How a step is cut: launches (0: search and attention apart), a row's spans, their landmarks, a pair's units."""
+    """A step's cut: launches (0: search and attention apart), a row's spans, landmarks of one, a pair's units."""
 
     launches: int
     spans: int
@@ -126,9 +126,7 @@ def _launch(
     lse = torch.empty((batch, num_q, q_heads), dtype=torch.float32, device=device)
     pages = torch.empty((batch, chosen), dtype=torch.int32, device=device)
     candidates = torch.empty((batch, plan.spans, width), dtype=torch.int64, device=device)
-    parts = torch.empty(
-        (pairs, plan.units + chosen, num_q * group, dim), dtype=torch.float32, device=device
-    )
+    parts = torch.empty((pairs, plan.units + chosen, num_q * group, dim), dtype=torch.float32, device=device)
     peaks = torch.empty(parts.shape[:3], dtype=torch.float32, device=device)
     totals = torch.empty_like(peaks)
     counted = counters(device, 2 + pairs)

@@ -2,14 +2,14 @@
 # (Triton types the arguments of kernels at launch)
 """One launch for a decoding step that retrieves: search, attention and the joining of all parts.
 
-First every program scans a span of landmarks, or attends to a share of the ring and the latents. Programs then arrive
-at a counter. The last to arrive, as many as there are chosen chunks times key heads, take one chunk each: once all
-programs have arrived, each finds its chunk among the spans' candidates, attends to it, joins a share of the ring's
-and latents' sums, and arrives at the counter of its row and key head, where the last one joins the chunks' sums.
+First every program scans a span of landmarks, or attends to a share of the ring and the latents. Programs then
+arrive at a counter. The last to arrive, as many as there are chosen chunks times key heads, take one chunk each: once
+all programs have arrived, each finds its chunk among the spans' candidates, attends to it, joins a share of the
+ring's and latents' sums, and arrives at the counter of its row and key head, where the last joins the chunks' sums.
 
-No program waits for one that could not start: a program waits only after its own first part, and only as many wait as
-there are chunks times key heads, so a device that holds one program more always finishes, in whatever order it starts
-them.
+No program waits for one that could not start: a program waits only after its own first part, and only as many wait
+as there are chunks times key heads, so a device that holds one program more always finishes, in whatever order it
+starts them.
 """
 
 from __future__ import annotations
@@ -217,8 +217,16 @@ def retrieve_decode_kernel(
             held = tl.load(
                 candidate_ptr + batch * (SPANS * K) + tl.arange(0, SPANS * K), cache_modifier=".cg"
             )
-            best = tl.reshape(tl.topk(tl.reshape(held, [1, SPANS * K]), K), [K])
-            own = tl.max(tl.where(tl.arange(0, K) == slot, best, -0x8000000000000000), 0)
+            if (
+                CHOSEN <= 16
+            ):  # as many maxima as the slot asks for: a fifth of the code of a sort, and as fast
+                own = tl.max(held, 0)
+                for _ in range(0, slot):
+                    held = tl.where(held >= own, -0x8000000000000000, held)
+                    own = tl.max(held, 0)
+            else:
+                best = tl.reshape(tl.topk(tl.reshape(held, [1, SPANS * K]), K), [K])
+                own = tl.max(tl.where(tl.arange(0, K) == slot, best, -0x8000000000000000), 0)
             page = tl.where(own == -0x8000000000000000, -1, 0x7FFFFFFF - (own & 0xFFFFFFFF).to(tl.int32))
             if kv_head == 0:
                 tl.store(index_ptr + batch * CHOSEN + slot, page)

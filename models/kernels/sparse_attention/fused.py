@@ -13,7 +13,7 @@ from models.kernels.dispatch import last_contiguous
 from models.kernels.sparse_attention.backward import delta_kernel, dkv_kernel, dq_kernel
 from models.kernels.sparse_attention.forward import forward_kernel
 from models.kernels.sparse_attention.inverse import InverseIndex, invert_indices
-from models.kernels.sparse_attention.tuning import Tiles, tiles_for
+from models.kernels.sparse_attention.tuning import Tiles, fits, tiles_for
 
 _LOG2E = math.log2(math.e)
 _PRECISION = "ieee"  # float32 dots; tf32 would be wrong by 3e-4
@@ -108,7 +108,19 @@ def launch_forward(
         lse.fill_(float("-inf"))
     grid = (-(-rows // tiles.block_m), indices.shape[1], batch * k.shape[2])
     tma = tiles.tma and tiles.step == 1 and _even(k, v, options["chunk_size"])
-    if out.numel() and indices.shape[1]:
+    if tiles.hopper and fits(
+        q,
+        k,
+        v,
+        options["chunk_size"],
+        options["block_q"],
+        mixed=weights is not None,
+        causal=options["causal"],
+    ):
+        from models.kernels.sparse_attention.hopper import launch_hopper
+
+        launch_hopper(q, k, v, indices, out, lse, options["scale"] * _LOG2E)
+    elif out.numel() and indices.shape[1]:
         forward_kernel[grid](
             q,
             _descriptor(k, options["chunk_size"]) if tma else k,

@@ -9,15 +9,21 @@ from typing import NamedTuple
 
 import torch
 
+HOPPER_ROWS, HOPPER_HEADS = 64, 4  # rows of one head of a block of queries, and heads of a tile of hopper.py
+
 
 class Tiles(NamedTuple):
-    """How one kernel is cut: rows of a program, chunks read at a time, warps, stages, copy engine."""
+    """How one kernel is cut: rows of a program, chunks read at a time, warps, stages, copy engine.
+
+    hopper: hopper.py's kernel runs where it fits; the other fields then say how the general one is cut elsewhere.
+    """
 
     block_m: int
     step: int
     num_warps: int
     num_stages: int
     tma: bool = False
+    hopper: bool = False
 
 
 _HALF = {
@@ -52,3 +58,32 @@ def tiles_for(kernel: str, dim: int, dtype: torch.dtype, rows: int, mixed: bool)
     if fitting < tiles.block_m:
         tiles = tiles._replace(block_m=fitting, num_warps=4)
     return tiles._replace(step=1) if mixed else tiles
+
+
+def fits(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    chunk_size: int,
+    block_q: int,
+    *,
+    mixed: bool,
+    causal: bool,
+) -> bool:
+    """Whether hopper.py takes these inputs: whole blocks of 64 queries, whole chunks of 64, heads of 64 or 128."""
+    return (
+        q.is_cuda
+        and torch.cuda.get_device_capability(q.device)[0] == 9
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and q.shape[3] in (64, 128)
+        and (q.shape[2] // k.shape[2]) % HOPPER_HEADS == 0
+        and block_q == HOPPER_ROWS
+        and chunk_size == 64
+        and q.shape[1] % block_q == 0
+        and k.shape[1] % chunk_size == 0
+        and k.shape[1] > 0
+        and all(x.is_contiguous() for x in (q, k, v))
+        and max(q.shape[0] * q.shape[1], k.shape[0] * k.shape[1]) < 2**31
+        and not mixed
+        and not causal
+    )

@@ -74,6 +74,7 @@ CASES: dict[str, dict[str, Any]] = {
     "a-row-that-sees-nothing-else": {"batch": 2, "landmarks": 40, "chosen": 4, "hide_first": True},
     "one-chunk": {"batch": 1, "landmarks": 50, "chosen": 1, "lengths": False},
     "fewer-landmarks-than-chosen": {"batch": 2, "landmarks": 5, "chosen": 6},
+    "more-than-16": {"batch": 1, "landmarks": 60, "chosen": 18},
     "index-per-row-no-latents": {"batch": 2, "landmarks": 33, "chosen": 2, "shared": False, "blocks": 0},
     "as-given": {"batch": 1, "landmarks": 20, "chosen": 2, "rotary": False},
 }
