@@ -13,12 +13,14 @@ from torch.nn import functional as F
 
 def discounted_returns(rewards: Tensor, ends: Tensor, discount: float) -> Tensor:
     """The discounted sum of rewards from each step to its episode's end. All [T]."""
-    returns = torch.zeros_like(rewards)
-    running = rewards.new_zeros(())
-    for step in range(rewards.shape[0] - 1, -1, -1):
-        running = rewards[step] + discount * running * (~ends[step])
+    # plain numbers on the host, in double: a loop over tensors is a launch a step
+    paid, last = rewards.tolist(), ends.tolist()
+    returns = [0.0] * len(paid)
+    running = 0.0
+    for step in range(len(paid) - 1, -1, -1):
+        running = paid[step] + (0.0 if last[step] else discount * running)
         returns[step] = running
-    return returns
+    return torch.tensor(returns, dtype=rewards.dtype, device=rewards.device)
 
 
 def advantages(
@@ -35,14 +37,16 @@ def advantages(
     `next_values` are the values of the states after each step; they count unless the episode terminated there;
     `trace` is lambda.
     """
-    out = torch.zeros_like(rewards)
-    running = rewards.new_zeros(())
-    for step in range(rewards.shape[0] - 1, -1, -1):
-        terminated = ends[step] & ~truncated[step]
-        delta = rewards[step] + discount * next_values[step] * (~terminated) - values[step]
-        running = delta + discount * trace * running * (~ends[step])
+    paid, last, cut = rewards.tolist(), ends.tolist(), truncated.tolist()
+    now, after = values.tolist(), next_values.tolist()
+    out = [0.0] * len(paid)
+    running = 0.0
+    for step in range(len(paid) - 1, -1, -1):
+        terminated = last[step] and not cut[step]
+        delta = paid[step] + (0.0 if terminated else discount * after[step]) - now[step]
+        running = delta + (0.0 if last[step] else discount * trace * running)
         out[step] = running
-    return out
+    return torch.tensor(out, dtype=rewards.dtype, device=rewards.device)
 
 
 def masked_log_probs(logits: Tensor, legal: Tensor) -> Tensor:

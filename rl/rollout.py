@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.retriever.choosing import Choosing
-from models.retriever.network import PolicyNetwork, as_tensors, entropy, log_probabilities
+from models.retriever.network import PolicyNetwork, entropy, log_probabilities
 from models.retriever.table import TableBatch
 from rl.episodes import Readings, Request
 from rl.health import Health, value_fit
@@ -88,8 +88,9 @@ def collect(
     stopped = np.zeros(len(rows), bool)
     while not state.ended.all():
         live = np.flatnonzero(~state.ended)
-        seen = state.observe()
-        observed = as_tensors({name: array[live] for name, array in seen.items()}, device)
+        observed = static.rows(torch.from_numpy(rows[live]).to(device))
+        for name, array in state.moving().items():
+            observed[name] = torch.from_numpy(array[live]).to(device)
         logits, values = network(observed)
         log_probs = log_probabilities(logits)
         actions = torch.multinomial(log_probs.exp().cpu(), 1, generator=generator)[:, 0]

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from infra.training.policy_evaluation import LEARNING, Say
+from infra.training.policy_evaluation import Say
 from models.retriever.config import RetrieverConfig
 from models.retriever.network import PolicyNetwork
 from models.retriever.router import train_router
-from models.retriever.storage import save_policy
+from models.retriever.storage import load_policy, save_policy
 from models.retriever.supervised import SupervisedConfig, train_supervised
-from models.retriever.table import FEATURES
+from models.retriever.table import FEATURES, names_for
 from pipeline.tasks.material import Material
 from pipeline.tasks.reading import Voice
 from rl.episodes import Readings, Request, mask_of, picks_of
@@ -32,8 +31,72 @@ from rl.minimal_sets import mine
 from rl.paying import EpisodeConfig
 from rl.reward import RewardConfig
 
-ALGORITHMS = ("supervised", "minimal", "router", "reinforce", "plain_ppo")
 CHUNK = 64
+LEARNING = ("reinforce", "plain_ppo")
+MADE_TO_ANSWER = math.inf
+"""Margin of giving up in training and judging: the reader is made to answer, as the curves count it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyJob:
+    """One policy that is trained: `kind` names what it is in the results, `algorithm` how it learns."""
+
+    kind: str
+    algorithm: str
+    seed: int
+    form: Literal["terminal", "stepwise"] = "terminal"
+    price: float = 0.0005
+    """gamma, or beta in the stepwise form: the price of a token."""
+    pair: bool = True
+    """Whether it sees the pair reader's features."""
+
+    @property
+    def name(self) -> str:
+        """The folder of the policy."""
+        return f"{self.kind}-{self.seed}"
+
+
+def taught_jobs(seeds: Sequence[int]) -> list[PolicyJob]:
+    """Policies that learn without reward: the warm starts among them; one without the pair reader."""
+    made = [
+        PolicyJob(kind=kind, algorithm=kind, seed=seed) for kind in ("supervised", "router") for seed in seeds
+    ]
+    return [
+        *made,
+        PolicyJob(kind="supervised_without_pair", algorithm="supervised", seed=seeds[0], pair=False),
+    ]
+
+
+def reward_jobs(seeds: Sequence[int], prices: Sequence[float] = (0.0, 0.002)) -> list[PolicyJob]:
+    """Policies that learn by reward, every seed; other prices of a token, and the stepwise form, one seed each."""
+    first = seeds[0]
+    return [
+        *(PolicyJob(kind=kind, algorithm=kind, seed=seed) for kind in LEARNING for seed in seeds),
+        *(
+            PolicyJob(kind=f"plain_ppo_gamma{price:g}", algorithm="plain_ppo", seed=first, price=price)
+            for price in prices
+        ),
+        PolicyJob(kind="plain_ppo_stepwise", algorithm="plain_ppo", seed=first, form="stepwise"),
+    ]
+
+
+def reward_of(job: PolicyJob) -> RewardConfig:
+    """What the job's episodes are paid."""
+    if job.form == "stepwise":
+        return RewardConfig(form="stepwise", beta=job.price, alpha=0.1, min_loss=0.1, gold_weight=0.2)
+    return RewardConfig(gamma=job.price, gold_weight=0.2)
+
+
+def planned_singles(material: Material, row: int, most: int = 16) -> list[Request]:
+    """What the router needs of a training question: likely candidates and those that tell, each read alone."""
+    tables = material.tables
+    here = np.flatnonzero(tables.present[row])
+    order = here[np.argsort(-tables.features[row, here, FEATURES.index("fused")], kind="stable")][:most]
+    if tables.num_features > len(FEATURES):
+        by_pair = here[np.argsort(-tables.features[row, here, len(FEATURES)], kind="stable")][:most]
+        order = np.concatenate([order[: most // 2], by_pair[: most // 2]])
+    gold = np.flatnonzero(tables.labels[row] > 0)[:4]
+    return [(row, (int(at),)) for at in sorted({*map(int, order), *map(int, gold)})]
 
 
 def planned(material: Material, row: int, most_random: int = 16, seed: int = 0) -> list[Request]:
@@ -56,10 +119,13 @@ def planned(material: Material, row: int, most_random: int = 16, seed: int = 0) 
     return [(row, picks_of(mask)) for mask in sorted(masks)]
 
 
-def read_chunk(material: Material, rows: Sequence[int], readings: Readings, path: Path) -> int:
+def read_chunk(
+    material: Material, rows: Sequence[int], readings: Readings, path: Path, singles: bool = False
+) -> int:
     """Read what is planned of some rows and write the shard; the number of readings in it."""
     mine_only = Readings(readings, readings.material)
-    mine_only.read([request for row in rows for request in planned(material, int(row))])
+    plan = planned_singles if singles else planned
+    mine_only.read([request for row in rows for request in plan(material, int(row))])
     mine_only.save(path)
     return len(mine_only)
 
@@ -70,81 +136,115 @@ def load_readings(folders: Iterable[Path], readings: Readings) -> int:
 
 
 def train_one(
-    material: Material, rows: np.ndarray[Any, Any], readings: Readings, algorithm: str, seed: int, *,
-    out: Path, seconds: float, start: Path | None, device: str, say: Say,
-    projection: np.ndarray[Any, Any] | None = None, gamma: float = 0.001, width: int = 128, layers: int = 2,
-    warm_steps: int = 1500, questions: int = 64, iterations: int = 1_000_000,
+    material: Material, rows: np.ndarray[Any, Any], readings: Readings, job: PolicyJob, *,
+    out: Path, seconds: float, device: str, say: Say, projection: np.ndarray[Any, Any] | None = None,
+    width: int = 128, layers: int = 2, warm_steps: int = 1500, questions: int = 128,
+    iterations: int = 1_000_000,
 ) -> dict[str, Any]:  # fmt: skip
-    """One policy of one seed, saved under OUT/<algorithm>-<seed>.
+    """One policy of one seed, saved under OUT/<name>; what is there and finished is left, a loop goes on.
 
-    Goes on from `start`'s checkpoint if there is one; what `start` has finished is only copied.
+    Learning by reward begins with the supervised policy of its seed in OUT where that is there.
     """
-    began, name = time.monotonic(), f"{algorithm}-{seed}"
-    folder = out / name
-    finished = None if start is None or algorithm in LEARNING else start / name
-    if finished is not None and (finished / "record.json").exists():
-        shutil.copytree(finished, folder, dirs_exist_ok=True)
+    began, folder = time.monotonic(), out / job.name
+    learns = job.algorithm in LEARNING
+    if (folder / "record.json").exists() and not learns:
         return dict(json.loads((folder / "record.json").read_text()))
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(seed)
+    torch.manual_seed(job.seed)
     tables = material.tables.take(rows)
+    if not job.pair:
+        tables = tables.seen_with(len(FEATURES))
     here = _Rows(readings, rows)
-    config = RetrieverConfig(
-        dim=tables.dim, num_features=tables.num_features, width=width, layers=layers, dropout=0.2,
-        feature_names=FEATURES if tables.num_features == len(FEATURES) else (),
-    )  # fmt: skip
-    network = PolicyNetwork(config).to(device)
-    record: dict[str, Any] = {"algorithm": algorithm, "seed": seed, "questions": len(rows), "gamma": gamma}
-    before = _begun(start, name)
-    if algorithm == "router":
-        losses = Readings.singles(_table_of(readings, rows), len(rows), tables.num_candidates, "loss")
-        known = ~np.isnan(losses)
-        routed = replace(tables, present=tables.present & known)
-        usable = np.flatnonzero(routed.present.any(1))
-        curve = train_router(
-            network, routed.take(usable), np.nan_to_num(losses[usable], nan=20.0), steps=warm_steps, seed=seed,
-            device=device,
-        )  # fmt: skip
-        record["loss"] = float(np.mean(curve[-50:]))
+    network = PolicyNetwork(
+        RetrieverConfig(
+            dim=tables.dim, num_features=tables.num_features, width=width, layers=layers, dropout=0.2,
+            feature_names=names_for(tables.num_features),
+        )  
+    ).to(device)  # fmt: skip
+    record: dict[str, Any] = {**asdict(job), "questions": len(rows)}
+    before = folder / "loop.pt"
+    taught = out / f"supervised-{job.seed}" / "carried"
+    if job.algorithm == "router":
+        record["loss"] = _route(network, tables, readings, rows, warm_steps, job.seed, device)
+    elif learns and (before.exists() or (taught / "config.json").exists()):
+        if not before.exists():
+            network, _ = load_policy(taught, device)
     else:
-        if before is None:
-            wanted = None
-            taught = tables
-            if algorithm == "minimal":
-                sets = mine(tables, Readings(here), starts(material, rows), keep_gold=True)
-                wanted, record["sets_found"] = sets.or_labels(tables), sets.found
-                taught = replace(tables, needs_all=tables.needs_all | (sets.wanted.sum(1) > 1))
-            records = train_supervised(
-                network, taught, SupervisedConfig(steps=warm_steps, seed=seed, limit_s=0.5 * seconds),
-                wanted=wanted, device=device,
-            )  # fmt: skip
-            record["warm_loss"] = float(np.mean([each["loss"] for each in records[-50:]]))
-        if algorithm in LEARNING:
-            loop = PolicyLoop(
-                network, tables, Readings(here),
-                LoopConfig(
-                    algorithm=algorithm, seed=seed, questions=min(questions, len(rows)), group=8, minibatch=2048,
-                    episode=EpisodeConfig(reward=RewardConfig(gamma=gamma, gold_weight=0.2)), anchor_weight=0.02,
-                ),
-                device,
-            )  # fmt: skip
-            if before is not None:
-                loop.restore(before)
-            records, alarm = loop.run(
-                iterations, limit_s=seconds - (time.monotonic() - began),
-                on_step=lambda step: _told(step, loop, folder, say, name),
-            )  # fmt: skip
-            loop.save(folder / "loop.pt")
-            record |= {
-                "iterations": loop.iteration,
-                "alarm": alarm,
-                "curve": records[:: max(1, len(records) // 200)],
-            }
+        wanted, known = None, tables
+        if job.algorithm == "minimal":
+            sets = mine(tables, Readings(here), starts(material, rows), keep_gold=True)
+            wanted, record["sets_found"] = sets.or_labels(tables), sets.found
+            known = replace(tables, needs_all=tables.needs_all | (sets.wanted.sum(1) > 1))
+        records = train_supervised(
+            network, known,
+            SupervisedConfig(
+                steps=warm_steps, batch=128, seed=job.seed, vector_noise=0.05, weight_decay=0.05,
+                limit_s=0.5 * seconds if learns else seconds,
+            ),
+            wanted=wanted, device=device,
+        )  # fmt: skip
+        record["warm_loss"] = float(np.mean([each["loss"] for each in records[-50:]]))
+        record["steps"] = len(records)
+    if learns:
+        record |= _learn(
+            network, tables, Readings(here), job, before, questions, iterations,
+            seconds - (time.monotonic() - began), device, say,
+        )  # fmt: skip
     save_policy(unfold(network, projection), folder / "policy", {**_plain(record), "unit": "sentence"})
     save_policy(network, folder / "carried", _plain(record))
     record["seconds"] = round(time.monotonic() - began, 1)
     (folder / "record.json").write_text(json.dumps(record))
     return record
+
+
+def _route(
+    network: PolicyNetwork, tables: Any, readings: Readings, rows: np.ndarray[Any, Any], steps: int, seed: int,
+    device: str,
+) -> float:  # fmt: skip
+    """Train a router on the candidates whose reading alone is recorded; its last loss."""
+    losses = Readings.singles(_table_of(readings, rows), len(rows), tables.num_candidates, "loss")
+    known = ~np.isnan(losses)
+    routed = replace(tables, present=tables.present & known)
+    usable = np.flatnonzero(routed.present.any(1))
+    curve = train_router(
+        network, routed.take(usable), np.nan_to_num(losses[usable], nan=20.0), steps=steps, seed=seed,
+        device=device,
+    )  # fmt: skip
+    return float(np.mean(curve[-50:]))
+
+
+def _learn(
+    network: PolicyNetwork, tables: Any, readings: Readings, job: PolicyJob, checkpoint: Path, questions: int,
+    iterations: int, seconds: float, device: str, say: Say,
+) -> dict[str, Any]:  # fmt: skip
+    """Learn by reward until the time is over; goes on from the checkpoint if there is one."""
+    loop = PolicyLoop(
+        network, tables, readings,
+        LoopConfig(
+            algorithm=job.algorithm, seed=job.seed, questions=min(questions, len(tables)), group=8,
+            minibatch=1024 if job.algorithm == "plain_ppo" else 4096,
+            lr=2e-4 if job.algorithm == "plain_ppo" else 4e-4,
+            entropy_weight=0.003, anchor_weight=0.02,
+            episode=EpisodeConfig(
+                reward=reward_of(job), budget_low=32, budget_high=256, max_choices=8,
+                give_up_margin=MADE_TO_ANSWER,
+            ),
+        ),
+        device,
+    )  # fmt: skip
+    if checkpoint.exists():
+        loop.restore(checkpoint)
+    records, alarm = loop.run(
+        iterations, limit_s=seconds, on_step=lambda step: _told(step, loop, checkpoint, say, job.name)
+    )
+    loop.save(checkpoint)
+    return {
+        "iterations": loop.iteration,
+        "alarm": alarm,
+        "readings_asked": readings.num_asked,
+        "readings_done": readings.num_read,
+        "curve": records[:: max(1, len(records) // 100)],
+    }
 
 
 def starts(material: Material, rows: Iterable[int]) -> list[list[int]]:
@@ -228,14 +328,9 @@ def _table_of(readings: Readings, rows: np.ndarray[Any, Any]) -> Readings:
     return part
 
 
-def _begun(start: Path | None, name: str) -> Path | None:
-    path = None if start is None else start / name / "loop.pt"
-    return path if path is not None and path.exists() else None
-
-
-def _told(step: dict[str, float], loop: PolicyLoop, folder: Path, say: Say, name: str) -> None:
-    if int(step["iteration"]) % 20 == 0:
-        loop.save(folder / "loop.pt")
+def _told(step: dict[str, float], loop: PolicyLoop, checkpoint: Path, say: Say, name: str) -> None:
+    if int(step["iteration"]) % 10 == 0:
+        loop.save(checkpoint)
         shown = {key: float(f"{value:.4g}") for key, value in step.items() if math.isfinite(value)}
         say(f"{name} {json.dumps(shown)}")
 

@@ -104,14 +104,22 @@ class Choosing:
     def observe(self) -> dict[str, Floats | Ints]:
         """What the network sees, all arrays of fixed shape, see `PolicyNetwork.forward`."""
         tables, rows = self.tables, self.rows
-        costs = self.costs()
-        left = self.budget - self.read
-        paid = np.take_along_axis(self.paid, tables.groups[rows], 1)
-        number = self.chosen.sum(1)
         return {
             "query": tables.query[rows],
             "vectors": tables.vectors[rows].astype(np.float32),
             "features": tables.features[rows],
+            "present": tables.present[rows].astype(np.float32),
+            "words": tables.words[rows],
+            **self.moving(),
+        }
+
+    def moving(self) -> dict[str, Floats]:
+        """What of an observation changes from step to step: choice, state and legal."""
+        costs = self.costs()
+        left = self.budget - self.read
+        paid = np.take_along_axis(self.paid, self.tables.groups[self.rows], 1)
+        number = self.chosen.sum(1)
+        return {
             "choice": np.stack([self.chosen, paid, costs / _SCALE], 2).astype(np.float32),
             "state": np.stack(
                 [
@@ -123,9 +131,7 @@ class Choosing:
                 ],
                 1,
             ).astype(np.float32),
-            "present": tables.present[rows].astype(np.float32),
             "legal": self.legal().astype(np.float32),
-            "words": tables.words[rows],
         }
 
     def holds_gold(self) -> Bools:

@@ -72,6 +72,7 @@ def router_scores(
 ) -> npt.NDArray[np.float32]:
     """The router's score of every candidate [N, K], for `selecting.fill`."""
     network.eval()
+    tables = tables.seen_with(network.config.num_features)
     parts = [
         _scores(network, tables, np.arange(at, min(at + batch, len(tables))), device).float().cpu().numpy()
         for at in range(0, len(tables), batch)

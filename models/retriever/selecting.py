@@ -42,6 +42,7 @@ def select(
     Temperature 0 takes the best action, above 0 samples.
     """
     network.eval()
+    tables = tables.seen_with(network.config.num_features)
     generator = torch.Generator().manual_seed(seed)
     found: list[Chosen] = []
     for start in range(0, len(tables), batch):

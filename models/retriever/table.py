@@ -7,7 +7,7 @@ tokens: a candidate's own, and its text's head ("Title (date):"), paid once for 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,23 @@ FEATURES = (
     "neighbour",  # bm25 of the sentence before or after, over the best
 )
 """What describes a candidate beside its vector, in this order; `pipeline/candidate_features.py` makes them."""
+
+PAIR_FEATURES = (
+    "pair",  # the pair reader's score over "none of them", by 8
+    "pair_share",  # its probability among the candidates and "none of them"
+    "pair_rank",  # 1 / (1 + place)
+    "next",  # the same score with the best candidate already read, by 8; -1 where not asked
+    "next_share",
+    "enough",  # the probability that nothing more is needed beside the best candidate; one for all
+)
+"""What follows them where a pair reader has looked (`models/retriever/pair_reader.py`)."""
+
+ALL_FEATURES = (*FEATURES, *PAIR_FEATURES)
+
+
+def names_for(num_features: int) -> tuple[str, ...]:
+    """The names of a table's features, where their number tells; else none."""
+    return next((names for names in (FEATURES, ALL_FEATURES) if len(names) == num_features), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +133,20 @@ class TableBatch:
         """The tables of some rows, in the order given."""
         at = np.asarray(rows, np.int64)
         return TableBatch(**{name: getattr(self, name)[at] for name in self.__slots__})
+
+    def seen_with(self, num_features: int) -> TableBatch:
+        """The same tables for a network that knows the first `num_features` features only.
+
+        ValueError where it knows more than these tables have: they were made without a pair reader then.
+        """
+        if num_features == self.num_features:
+            return self
+        if num_features > self.num_features:
+            raise ValueError(
+                f"features: the policy knows {num_features}, these tables have {self.num_features}; make them with "
+                "a pair reader (its folder stands beside the policy, or is named by `session.pair_reader`)"
+            )
+        return replace(self, features=self.features[:, :, :num_features])
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Every array by its name, as `TableBatch(**arrays)` takes them."""

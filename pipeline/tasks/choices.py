@@ -62,8 +62,7 @@ def material_of(
 
     `label` tells GOLD, HOLDS or 0; default: by the question's golds, support and answers.
     """
-    told = label or (lambda choice: label_of(question, choice))
-    units = [_unit(choice, count_tokens, told(choice)) for choice in choices]
+    units = units_of(question, choices, count_tokens, label)
     kept = preselect(question.text, units, most)
     units, choices = [units[at] for at in kept], [choices[at] for at in kept]
     table = candidate_table(
@@ -80,6 +79,17 @@ def material_of(
         places=tuple(choice.place for choice in choices),
     )
     return made, table, list(choices)
+
+
+def units_of(
+    question: Question,
+    choices: Sequence[Candidate],
+    count_tokens: CountTokens,
+    label: Callable[[Candidate], int] | None = None,
+) -> list[Unit]:
+    """The candidates with their costs and labels, in the order given."""
+    told = label or (lambda choice: label_of(question, choice))
+    return [_unit(choice, count_tokens, told(choice)) for choice in choices]
 
 
 def needs_all(question: Question) -> bool:

@@ -52,7 +52,7 @@ class MaterialReader:
 
     F1 is of the answer that the reader gives when it must answer; `margin` tells by how much it would rather give
     up (docs/reader.md). A question without an answer is read rightly by giving up: its F1 is 1 then, else 0, its
-    loss that of giving up, its margin -inf, so that nothing is taken off again.
+    loss that of giving up, its margin -inf, so that nothing is taken off again. Without `want_loss` losses are NaN.
     """
 
     def __init__(self, material: Material, voice: Voice, want_loss: bool = True) -> None:
@@ -79,7 +79,7 @@ class MaterialReader:
             tokens_per_batch=voice.tokens_per_batch,
             device=voice.device,
         )
-        losses = self._losses(requests, prompts) if self._want_loss else [0.0] * len(requests)
+        losses = self._losses(requests, prompts) if self._want_loss else [math.nan] * len(requests)
         found = []
         for (row, _), answer, loss in zip(requests, said, losses, strict=True):
             golds = self.material.questions[row].answers

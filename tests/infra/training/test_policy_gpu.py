@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import lzma
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import Gemma3ForCausalLM
 
 from infra.training import policy_gpu
+from infra.training.policy_carry import join, split
+from infra.training.policy_collect import collect, unpack
 from infra.training.policy_pack import main_directions, turn
-from infra.training.policy_stages import open_voice, planned, unfold
+from infra.training.policy_pairs import with_scores
+from infra.training.policy_stages import load_readings, open_voice, planned, unfold
 from models.retriever import Choosing, PolicyNetwork, TableBatch, load_policy
 from models.retriever.network import as_tensors
+from models.retriever.pair_reader import load_pair_reader
+from models.retriever.table import ALL_FEATURES
+from pipeline.errors import BadData
 from pipeline.tasks.material import Material
 from pipeline.tasks.reading import MaterialReader
-from rl.episodes import Readings, fingerprint
+from rl.episodes import Outcome, Readings, fingerprint
 from tests.models import tiny
 from tests.rl.toy import material, network_config, tables
 
@@ -72,69 +81,187 @@ def carried(tmp_path: Path) -> Path:
     return folder
 
 
+NAMES = ("Ann", "Bob", "Cid", "Dee", "Eve", "Fay", "Gil", "Hal")
+
+
+def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
+    """JSON lines, compressed as the data folder's files are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pa.CompressedOutputStream(pa.OSFile(str(path), "wb"), "zstd") as file:
+        for row in rows:
+            file.write((json.dumps(row) + "\n").encode())
+
+
+def small_bert(folder: Path, words: list[str]) -> None:
+    """A BERT of one layer over whole words, saved as MiniLM is carried."""
+    from transformers import BertConfig, BertModel
+
+    vocabulary = {word: at for at, word in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["[PAD]", "[CLS]", "[SEP]", "[UNK]"])
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=512,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
+    save_file(BertModel(config, add_pooling_layer=False).state_dict(), folder / "model.safetensors")
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture
+def texts(carried: Path) -> Path:
+    """Questions of three sets over forty passages, and a small BERT, as `policy_carry` carries them."""
+    passages: list[dict[str, object]] = []
+    rows: dict[str, list[dict[str, object]]] = {"nq_open": [], "squad2": [], "hotpotqa": []}
+    for at in range(36):
+        who, other, thing = NAMES[at % 8], NAMES[(at + 3) % 8], f"thing{at}"
+        tells = f"{who} keeps the {thing} in box{at}."
+        passages.append(
+            {"id": f"p{at}", "title": f"House {at}", "text": f"{other} lives here. {tells} It is old."}
+        )
+        name = ("nq_open", "squad2", "hotpotqa")[at % 3]
+        row: dict[str, object] = {
+            "id": f"{name}{at}", "question": f"where does {who} keep the {thing}", "answers": [f"box{at}"],
+            "gold_passage_ids": [f"p{at}"],
+        }  # fmt: skip
+        extra: dict[str, dict[str, object]] = {
+            "nq_open": {"gold_title": f"House {at}"},
+            "squad2": {"title": f"House_{at}", "answerable": True},
+            "hotpotqa": {
+                "type": "bridge",
+                "supporting_facts": [[f"House {at}", 1], [f"House {at}", 2]],
+                "context": [
+                    {
+                        "title": f"House {at}", "passage_id": f"p{at}",
+                        "sentences": [f"{other} lives here.", tells, "It is old."],
+                    }
+                ],
+            },
+        }  # fmt: skip
+        rows[name].append(row | extra[name])
+    write_rows(carried / "corpus" / "passages_wiki.jsonl.zst", passages)
+    for name, found in rows.items():
+        write_rows(carried / "qa" / f"{name}.jsonl.zst", found)
+    words = sorted(
+        {w for p in passages for w in re.findall(r"\w+", str(p["text"]).lower())} | {"where", "does"}
+    )
+    small_bert(carried / "minilm", words)
+    return carried
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    """The script with these arguments, in this process."""
-    monkeypatch.setattr(sys, "argv", ["policy_gpu", *arguments])
+    """The script with these arguments; every worker in this process, one after another."""
+    own = ["--workers", "2", "--device", "cpu", *arguments]
+
+    def stage_here(given: argparse.Namespace, stage: str, seconds: float) -> bool:
+        count = {"material": 1, "report": 1, "pairs": 3}.get(stage, 2)
+        if stage in ("teach", "reward"):
+            count = len(policy_gpu._jobs(given, stage))
+        for at in range(count):
+            policy_gpu.work(argparse.Namespace(**{**vars(given), "stage": stage, "worker": at}))
+        return True
+
+    monkeypatch.setattr(policy_gpu, "run_stage", stage_here)
+    monkeypatch.setattr(sys, "argv", ["policy_gpu", *own])
     policy_gpu.main()
 
 
-def test_the_stages_follow_each_other_and_go_on_where_they_stopped(
-    carried: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_whole_run_makes_material_policies_and_curves_and_goes_on_where_it_stopped(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Readings in shards, policies of every kind, curves with the named figures; a second start repeats nothing."""
-    monkeypatch.setattr(policy_gpu, "CHUNK", 6)
-    common = ("--carried", str(carried), "--device", "cpu", "--workers", "1")
-    first, second, third = (str(tmp_path / name) for name in ("out1", "out2", "out3"))
-    run(monkeypatch, "--stage", "readings", *common, "--out", first)
-    shards = sorted(Path(first).glob("readings-*.npz"))
-    assert [path.name for path in shards] == ["readings-000000.npz", "readings-000006.npz"]
-    run(monkeypatch, "--stage", "readings", *common, "--readings", first, "--out", str(tmp_path / "again"))
-    assert list((tmp_path / "again").glob("*.npz")) == []
-
-    train = (
-        "--readings",
-        first,
-        "--seeds",
-        "0",
-        "--warm-steps",
-        "12",
-        "--width",
-        "16",
-        "--layers",
-        "1",
-        "--iterations",
-        "2",
-        "--seconds",
-        "120",
-    )
-    run(monkeypatch, "--stage", "train", *common, *train, "--out", second)
-    records = {path.parent.name: json.loads(path.read_text()) for path in Path(second).glob("*/record.json")}
-    assert set(records) == {"supervised-0", "minimal-0", "router-0", "reinforce-0", "plain_ppo-0"}
-    run(
-        monkeypatch, "--stage", "train", *common, *train, "--policies", second, "--out", str(tmp_path / "on"),
-        "--algorithms", "supervised", "plain_ppo",
+    """Every stage in a row; a second start repeats nothing but the loops, which go on; what came home unpacks."""
+    out = tmp_path / "state"
+    common = (
+        "--carried", str(texts), "--out", str(out), "--seeds", "0", "--prices", "0.002", "--warm-steps", "6",
+        "--iterations", "2", "--width", "16", "--layers", "1", "--budgets", "48", "96", "--biases", "-12", "0",
+        "--pair-epochs", "2", "--seconds", "600", "--most", "2", "--most-judged", "2",
     )  # fmt: skip
-    on = json.loads((tmp_path / "on" / "plain_ppo-0" / "record.json").read_text())
-    assert (records["plain_ppo-0"]["iterations"], on["iterations"]) == (2, 4)
-    assert "warm_loss" not in on
-    wide, _ = load_policy(Path(second) / "plain_ppo-0" / "policy")
-    assert wide.config.dim == 8
-
-    run(
-        monkeypatch, "--stage", "evaluate", *common, "--readings", first, "--policies", second, "--out", third
-    )
-    found = json.loads((tmp_path / "out3" / "evaluation.json").read_text())
-    assert {p["name"] for p in found["sets"]["toy"]} >= {
-        "bm25",
-        "hybrid",
-        "oracle",
-        "router-0",
-        "plain_ppo-0",
+    run(monkeypatch, *common)
+    made = Material.load(out / "material")
+    splits = {question.split for question in made.questions}
+    assert splits == {"train", "dev", "test"}
+    held_back = {q.sentences[0][0] for q in made.questions if q.split == "test"}
+    assert held_back
+    gold = {
+        split: {
+            question.sentences[at][0]
+            for row, question in enumerate(made.questions)
+            if question.split == split
+            for at in np.flatnonzero(made.tables.labels[row] == 2)
+        }
+        for split in splits
     }
-    assert {"policy_f1_toy", "best_simple_f1_toy", "gap_closed_toy", "tokens_ratio_at_equal_f1"} <= set(
-        found["summary"]
+    assert not gold["train"] & gold["test"]
+    assert not gold["train"] & gold["dev"]
+    scored = with_scores(made, out / "pairs")
+    assert scored.tables.num_features == len(ALL_FEATURES)
+    np.testing.assert_array_equal(scored.tables.features[..., :15], made.tables.features)
+    assert (scored.tables.features[..., ALL_FEATURES.index("pair_rank")].max(1) == 1).all()
+
+    records = {path.parent.name: json.loads(path.read_text()) for path in out.glob("policies/*/record.json")}
+    assert set(records) == {
+        "supervised-0", "router-0", "supervised_without_pair-0", "reinforce-0", "plain_ppo-0",
+        "plain_ppo_gamma0.002-0", "plain_ppo_stepwise-0",
+    }  # fmt: skip
+    assert "warm_loss" not in records["plain_ppo-0"], "it begins with the supervised policy of its seed"
+    blind, _ = load_policy(out / "policies" / "supervised_without_pair-0" / "policy")
+    assert blind.config.num_features == 15
+    assert load_policy(out / "policies" / "plain_ppo-0" / "policy")[0].config.dim == 32
+
+    found = json.loads((out / "evaluation.json").read_text())
+    assert set(found["sets"]) == {"nq", "squad", "hotpot"}
+    names = {p["name"] for p in found["sets"]["nq"]["test"]}
+    assert names >= {"bm25", "hybrid", "pair", "oracle", "router-0", "plain_ppo-0"}
+    assert all(p["tokens"] <= p["budget"] for p in found["sets"]["nq"]["test"])
+    assert {"best_simple_f1_nq", "oracle_f1_nq", "pair_f1_nq"} <= set(found["summary"])
+
+    before = sorted(path.stat().st_mtime for path in out.glob("readings/*.npz"))
+    run(monkeypatch, *common)
+    assert sorted(path.stat().st_mtime for path in out.glob("readings/*.npz")) == before
+    again = json.loads((out / "policies" / "plain_ppo-0" / "record.json").read_text())
+    assert (records["plain_ppo-0"]["iterations"], again["iterations"]) == (2, 4)
+
+    sizes = collect(out, tmp_path / "home")
+    assert sum(sizes.values()) < 64 << 20
+    unpack(sorted((tmp_path / "home").iterdir()), tmp_path / "unpacked")
+    reader, about = load_pair_reader(tmp_path / "unpacked" / "pairs" / "whole")
+    assert about["fold"] == "whole"
+    assert reader.features("where does Ann keep the thing1", ["House 1: Ann keeps the thing1"]).shape == (
+        1,
+        6,
     )
-    assert all(p["tokens"] <= p["budget"] for p in found["sets"]["toy"])
+
+
+def test_readings_of_any_other_material_are_refused(carried: Path, tmp_path: Path) -> None:
+    """Shards of one material do not enter another's readings."""
+    made = questions_with_features()
+    kept = Readings(None, fingerprint(made))
+    kept.add([0], [1], [Outcome(1.0, 0.5, -1.0)])
+    kept.save(tmp_path / "readings-000000.npz")
+    assert load_readings([tmp_path], Readings(None, fingerprint(made))) == 1
+    with pytest.raises(BadData, match="of material"):
+        load_readings([tmp_path], Readings(None, "another"))
+
+
+def test_parts_join_to_the_files_they_were_cut_from(tmp_path: Path) -> None:
+    """Each part is full but the last; a missing one is named, not joined over."""
+    whole = tmp_path / "whole"
+    for name, size in (("a/large", 2_500), ("b", 0), ("c", 10)):
+        path = whole / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(np.random.default_rng(size).bytes(size))
+    sizes = split(whole, tmp_path, 1_000)
+    assert list(sizes.values()) == [1_000, 1_000, 510]
+    parts = sorted(tmp_path.glob("part-*"))
+    join(parts, tmp_path / "joined")
+    for name in ("a/large", "b", "c"):
+        assert (tmp_path / "joined" / name).read_bytes() == (whole / name).read_bytes()
+    with pytest.raises(FileNotFoundError, match="a/large"):
+        join([parts[0], parts[2]], tmp_path / "torn")
 
 
 def test_what_is_planned_holds_every_single_and_no_choice_twice() -> None:

@@ -1,0 +1,70 @@
+"""What of a GPU run is carried home: at most eight files of at most 16 MiB, and how they are put together again.
+
+python -m infra.training.policy_collect build/gpu-files/*.tar.gz* --out build/policy-home     # here, afterwards
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+PIECE = 15 << 20
+
+
+def collect(state: Path, out: Path) -> dict[str, int]:
+    """Pack evaluation, policies, pair reader and the judged readings of `state` into OUT; bytes of each file."""
+    out.mkdir(parents=True, exist_ok=True)
+    sizes: dict[str, int] = {}
+    groups = {
+        "results": [
+            *state.glob("evaluation.json"),
+            *sorted(state.glob("policies/*/record.json")),
+            *sorted(state.glob("policies/*/policy/*")),
+            *sorted(state.glob("pairs/*/config.json")),
+        ],
+        "pair": [path for path in sorted(state.glob("pairs/whole/*")) if path.suffix != ".npz"],
+    }
+    for name, paths in groups.items():
+        held = io.BytesIO()
+        with tarfile.open(fileobj=held, mode="w:gz", compresslevel=6) as tar:
+            for path in paths:
+                tar.add(path, path.relative_to(state).as_posix())
+        packed = held.getvalue()
+        for at in range(0, len(packed), PIECE):
+            target = out / f"{name}.tar.gz.{at // PIECE:02d}"
+            target.write_bytes(packed[at : at + PIECE])
+            sizes[target.name] = target.stat().st_size
+    if len(sizes) > 8:
+        raise ValueError(f"{len(sizes)} files; allowed: 8. Train fewer policies or make them narrower")
+    return sizes
+
+
+def unpack(files: Sequence[Path], out: Path) -> list[Path]:
+    """Put the pieces that `collect` made together and extract them; the files written."""
+    groups: dict[str, list[Path]] = {}
+    for path in sorted(files):
+        groups.setdefault(path.name.rpartition(".")[0], []).append(path)
+    for pieces in groups.values():
+        whole = io.BytesIO(b"".join(path.read_bytes() for path in pieces))
+        with tarfile.open(fileobj=whole, mode="r:gz") as tar:
+            tar.extractall(out, filter="data")
+    return sorted(path for path in out.rglob("*") if path.is_file())
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    for path in unpack(given.files, given.out):
+        print(path)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""The pair reader: a small cross-encoder that reads a question and a candidate together, one score each.
+
+all-MiniLM-L6 (22.7M weights) with one linear head, trained by `pair_training.py`. Scores are logits against "none
+of these", which stands at 0: softmax over a question's candidates and that 0 gives how likely each one is what
+tells. With `given` (a sentence already read) it says what is still needed beside that sentence. Costs no token of
+the reader's budget; it costs one batch of the small model a question (two with `given`).
+
+`K` candidates, `N` rows, `T` tokens, `W` the model's width.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from models.retriever.table import Floats
+
+WEIGHTS, CONFIG, TOKENIZER, CARD = "pair_reader.safetensors", "config.json", "tokenizer.json", "README.md"
+QUESTION_TOKENS, GIVEN_TOKENS, TEXT_TOKENS = 48, 64, 96
+NEXT_CANDIDATES = 24
+"""So many best candidates are read again beside the very best one."""
+_SCALE = 8.0
+_BERT = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+TokenIds = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """One pair as token ids without special ones: a question, what was read already, a candidate."""
+
+    question: TokenIds
+    text: TokenIds
+    given: TokenIds = ()
+
+
+class PairModel(nn.Module):
+    """BERT and a linear head over its first token and the mean of all: a score a row. [N]"""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        from transformers import BertConfig, BertModel
+
+        super().__init__()
+        self.sizes = {name: int(config[name]) for name in _BERT}
+        places = int(config.get("max_position_embeddings", 512))
+        made = BertConfig(**self.sizes, max_position_embeddings=places)
+        made._attn_implementation = "sdpa"
+        self.sizes["max_position_embeddings"] = places
+        self.bert = BertModel(made, add_pooling_layer=False)
+        self.head = nn.Linear(2 * self.sizes["hidden_size"], 1)
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, ids: Tensor, kinds: Tensor, mask: Tensor) -> Tensor:
+        """Token ids, 0 for the question's side and 1 for the candidate's, 1 for tokens; all [N, T]."""
+        hidden = self.bert(input_ids=ids, token_type_ids=kinds, attention_mask=mask).last_hidden_state
+        weight = mask[..., None].to(hidden.dtype)
+        mean = (hidden * weight).sum(1) / weight.sum(1)
+        score: Tensor = self.head(torch.cat([hidden[:, 0], mean], -1))[:, 0].float()
+        return score
+
+
+class PairReader:
+    """Scores of candidates for questions, in batches of like length."""
+
+    def __init__(self, model: PairModel, tokenizer: Tokenizer, device: str = "cpu") -> None:
+        self.model, self.device = model.to(device).eval(), device
+        self._tokenizer = tokenizer
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        found = [tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]", "[PAD]")]
+        if None in found:
+            raise ValueError("tokenizer: needs the tokens [CLS], [SEP] and [PAD]; give MiniLM's")
+        self._cls, self._sep, self._pad = map(int, found)
+        self.rows_per_batch = 1024 if device.startswith("cuda") else 32
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The ids of [CLS] and [SEP]."""
+        return self._cls, self._sep
+
+    def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
+        """The token ids of each text, without special tokens."""
+        made = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [tuple(each.ids) for each in made]
+
+    def collate(self, rows: Sequence[PairRow]) -> tuple[Tensor, Tensor, Tensor]:
+        """[CLS] question ([SEP] given) [SEP] candidate [SEP] as ids, kinds and mask on the device. [N, T]"""
+        firsts, seconds = [], []
+        for row in rows:
+            before = [self._cls, *row.question[:QUESTION_TOKENS], self._sep]
+            if row.given:
+                before += [*row.given[:GIVEN_TOKENS], self._sep]
+            firsts.append(before)
+            seconds.append([*row.text[:TEXT_TOKENS], self._sep])
+        width = max(len(a) + len(b) for a, b in zip(firsts, seconds, strict=True))
+        width = -(-width // 8) * 8
+        ids = np.full((len(rows), width), self._pad, np.int64)
+        kinds = np.zeros((len(rows), width), np.int64)
+        mask = np.zeros((len(rows), width), np.int64)
+        for at, (a, b) in enumerate(zip(firsts, seconds, strict=True)):
+            whole = a + b
+            ids[at, : len(whole)] = whole
+            kinds[at, len(a) : len(whole)] = 1
+            mask[at, : len(whole)] = 1
+        made = [torch.from_numpy(array).to(self.device) for array in (ids, kinds, mask)]
+        return made[0], made[1], made[2]
+
+    @torch.inference_mode()
+    def scores(self, rows: Sequence[PairRow]) -> Floats:
+        """A score for every row, in order; above 0: likelier than "none of them". [N]"""
+        out = np.zeros(len(rows), np.float32)
+        order = sorted(range(len(rows)), key=lambda at: len(rows[at].text) + len(rows[at].given))
+        on_gpu = self.device.startswith("cuda")
+        for start in range(0, len(order), self.rows_per_batch):
+            chosen = order[start : start + self.rows_per_batch]
+            with torch.autocast("cuda" if on_gpu else "cpu", torch.bfloat16, enabled=on_gpu):
+                found = self.model(*self.collate([rows[at] for at in chosen]))
+            out[chosen] = found.cpu().numpy()
+        return out
+
+    def features(self, question: str, texts: Sequence[str]) -> Floats:
+        """What `table.PAIR_FEATURES` names, of each candidate of a question. [K, 6]"""
+        return self.features_of([(question, texts)])[0]
+
+    def features_of(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[Floats]:
+        """The same for many questions at once: two passes over all their candidates."""
+        distinct = list(dict.fromkeys(text for question, texts in asked for text in (question, *texts)))
+        ids = dict(zip(distinct, self.tokenize(distinct), strict=True))
+        tokens = [(ids[question], [ids[text] for text in texts]) for question, texts in asked]
+        flat = self.scores([PairRow(q, text) for q, texts in tokens for text in texts])
+        ends = np.cumsum([len(texts) for _, texts in tokens])
+        firsts = np.split(flat, ends[:-1]) if len(tokens) else []
+        again: list[PairRow] = []
+        places: list[npt.NDArray[np.int64]] = []
+        for (question_ids, texts), first in zip(tokens, firsts, strict=True):
+            order = np.argsort(-first, kind="stable")
+            places.append(order[1:NEXT_CANDIDATES])
+            if len(order):
+                best = texts[int(order[0])]
+                again += [PairRow(question_ids, texts[int(at)], best) for at in places[-1]]
+        flat = self.scores(again)
+        found, start = [], 0
+        for first, place in zip(firsts, places, strict=True):
+            second = np.full(len(first), np.nan, np.float32)
+            second[place] = flat[start : start + len(place)]
+            start += len(place)
+            found.append(pair_columns(first, second))
+        return found
+
+
+def pair_columns(first: Floats, second: Floats) -> Floats:
+    """The pair features from scores of the first pass and of the second (NaN where not asked). [K, 6]"""
+    if not len(first):
+        return np.zeros((0, 6), np.float32)
+    places = np.empty(len(first), np.int64)
+    places[np.argsort(-first, kind="stable")] = np.arange(len(first))
+    asked = ~np.isnan(second)
+    shares, none_more = _shares(np.where(asked, second, -np.inf))
+    after = np.where(asked, np.clip(np.nan_to_num(second) / _SCALE, -1, 2), -1.0)
+    columns = [
+        np.clip(first / _SCALE, -2, 2),
+        _shares(first)[0],
+        1 / (1 + places),
+        after,
+        shares,
+        np.full(len(first), none_more),
+    ]
+    return np.stack(columns, 1).astype(np.float32)
+
+
+def _shares(scores: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], float]:
+    """Probabilities of the scores beside a 0 for "none of them", and that one's own."""
+    top = max(0.0, float(scores.max(initial=0.0)))
+    weights, none = np.exp(scores - top), float(np.exp(-top))
+    whole = float(weights.sum()) + none
+    return weights / whole, none / whole
+
+
+def save_pair_reader(reader: PairReader, folder: Path, about: Mapping[str, Any], card: str = "") -> Path:
+    """Write the reader with matrices in 8 bits, a scale for each row; the configuration last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state: dict[str, Tensor] = {}
+    for name, tensor in reader.model.state_dict().items():
+        plain = tensor.detach().cpu().float()
+        if plain.ndim == 2 and plain.shape[0] > 1:
+            scale = plain.abs().amax(1, keepdim=True).clamp_min(1e-9) / 127.0
+            state[name] = (plain / scale).round().to(torch.int8).contiguous()
+            state[f"{name}:scale"] = scale.contiguous()
+        else:
+            state[name] = plain.contiguous()
+    save_file(state, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
+    os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
+    (folder / TOKENIZER).write_text(reader._tokenizer.to_str(), encoding="utf-8")
+    (folder / CARD).write_text(card or _card(about), encoding="utf-8")
+    body = {"model": reader.model.sizes, "about": dict(about)}
+    (folder / f"{CONFIG}.part").write_text(json.dumps(body, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(folder / f"{CONFIG}.part", folder / CONFIG)
+    return folder
+
+
+def load_pair_reader(folder: Path, device: str = "cpu") -> tuple[PairReader, dict[str, Any]]:
+    """A saved reader and what it says about itself; ValueError names what does not fit."""
+    missing = [name for name in (CONFIG, WEIGHTS, TOKENIZER) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"pair_reader: given {folder}, which lacks {', '.join(missing)}; allowed: a folder that "
+            "`save_pair_reader` wrote"
+        )
+    try:
+        body = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        model = PairModel(body["model"])
+        packed = load_file(folder / WEIGHTS)
+        state = {
+            name: tensor.float() * packed[f"{name}:scale"] if f"{name}:scale" in packed else tensor.float()
+            for name, tensor in packed.items()
+            if not name.endswith(":scale")
+        }
+        model.load_state_dict(state)
+    except (json.JSONDecodeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"pair_reader: {folder} cannot be read: {str(error).splitlines()[0]}") from None
+    return PairReader(model, Tokenizer.from_file(str(folder / TOKENIZER)), device), dict(body["about"])
+
+
+def from_minilm(folder: Path, device: str = "cpu") -> PairReader:
+    """An untrained reader that begins with the weights in `folder` (MiniLM's, float16 or float32)."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model = PairModel(config)
+    state = {
+        name.removeprefix("bert."): t.float() for name, t in load_file(folder / "model.safetensors").items()
+    }
+    wanted = set(model.bert.state_dict())
+    model.bert.load_state_dict({name: tensor for name, tensor in state.items() if name in wanted})
+    return PairReader(model, Tokenizer.from_file(str(folder / TOKENIZER)), device)
+
+
+def _card(about: Mapping[str, Any]) -> str:
+    rows = "\n".join(f"| {name} | {value} |" for name, value in about.items())
+    return (
+        "# Pair reader\n\nReads a question and a candidate sentence together (docs/policy.md); its scores are "
+        "features of the retriever's policy. all-MiniLM-L6-v2 (Apache-2.0) fine-tuned; matrices in 8 bits, a scale "
+        f"for each row.\n\n| what | value |\n| --- | --- |\n{rows}\n"
+    )

@@ -1,0 +1,202 @@
+"""Training the pair reader from labels: of a question's candidates, which tells, or none of them.
+
+A listwise loss: softmax over the candidates drawn for a question and a fixed 0 for "none of these". Half the time a
+candidate stands as already read (`given`): then what is still needed is right, and "none" where it already tells.
+So one model learns relevance, the second hop, and when to stop.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.retriever.pair_reader import PairReader, PairRow, TokenIds
+from models.retriever.table import FEATURES, GOLD, Bools, Floats, Ints, TableBatch
+
+FUSED = FEATURES.index("fused")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairTrainConfig:
+    """One training of the pair reader."""
+
+    epochs: float = field(default=4.0, metadata={"help": "passes over the questions"})
+    questions: int = field(default=32, metadata={"help": "questions of a step"})
+    candidates: int = field(default=14, metadata={"help": "candidates drawn for a question"})
+    lr: float = field(default=1.2e-4, metadata={"help": "peak learning rate (AdamW)"})
+    given: float = field(
+        default=0.5, metadata={"help": "share of steps' questions with a sentence already read"}
+    )
+    weak_weight: float = field(
+        default=0.3, metadata={"help": "weight of questions without a gold candidate among theirs"}
+    )
+    seed: int = field(default=0, metadata={"help": "order and draws"})
+    limit_s: float = field(default=math.inf, metadata={"help": "seconds that the run may take"})
+
+    def __post_init__(self) -> None:
+        for name in ("questions", "candidates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 1 or more")
+        for name in ("epochs", "lr", "limit_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: given {getattr(self, name)}; allowed: above 0")
+        if not 0 <= self.given <= 1:
+            raise ValueError(f"given: given {self.given}; allowed: 0 to 1")
+
+
+@dataclass(frozen=True, slots=True)
+class PairExample:
+    """A question with some candidates: `right` [M] are those that tell; none: "none of them" is right."""
+
+    rows: tuple[PairRow, ...]
+    right: Bools
+    all_needed: bool
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class PairTexts:
+    """The token ids of questions and of their candidates, row by row of a table batch."""
+
+    questions: Sequence[TokenIds]
+    candidates: Sequence[Sequence[TokenIds]]
+
+    @classmethod
+    def of(
+        cls, reader: PairReader, questions: Sequence[str], candidates: Sequence[Sequence[str]]
+    ) -> PairTexts:
+        """Tokenized, each distinct text once."""
+        distinct = list(dict.fromkeys([*questions, *(text for texts in candidates for text in texts)]))
+        ids = dict(zip(distinct, reader.tokenize(distinct), strict=True))
+        return cls([ids[each] for each in questions], [[ids[text] for text in texts] for texts in candidates])
+
+
+def train_pairs(
+    reader: PairReader,
+    tables: TableBatch,
+    texts: PairTexts,
+    rows: Ints,
+    config: PairTrainConfig,
+    on_step: Callable[[dict[str, float]], None] | None = None,
+) -> list[dict[str, float]]:
+    """Train the reader in place on these rows; one record a step. Raises RuntimeError where the loss is lost."""
+    if not len(rows):
+        raise ValueError("rows: given none; allowed: one question or more")
+    chance = np.random.default_rng(config.seed)
+    torch.manual_seed(config.seed)
+    steps = max(1, math.ceil(config.epochs * len(rows) / config.questions))
+    model = reader.model.train()
+    head = list(model.head.parameters())
+    optimizer = torch.optim.AdamW(
+        [{"params": list(model.bert.parameters()), "lr": 1.0}, {"params": head, "lr": 10.0}],
+        weight_decay=0.01,
+    )
+    factors = [1.0, 10.0]
+    on_gpu = reader.device.startswith("cuda")
+    records: list[dict[str, float]] = []
+    order: list[int] = []
+    started = time.monotonic()
+    for step in range(steps):
+        used = max(step / steps, (time.monotonic() - started) / config.limit_s)
+        if used >= 1:
+            break
+        rate = config.lr * min(1.0, (step + 1) / (0.06 * steps + 1)) * (1.0 - used)
+        for group, factor in zip(optimizer.param_groups, factors, strict=True):
+            group["lr"] = rate * factor
+        if len(order) < config.questions:
+            order += chance.permutation(rows).tolist()
+        drawn, order = order[: config.questions], order[config.questions :]
+        examples = [draw(tables, texts, row, config, chance) for row in drawn]
+        flat = [row for example in examples for row in example.rows]
+        with torch.autocast("cuda" if on_gpu else "cpu", torch.bfloat16, enabled=on_gpu):
+            scores = model(*reader.collate(flat))
+        loss, right = listwise_loss(scores, examples)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 20 == 0 or step == steps - 1:  # figures are fetched rarely: each waits for the device
+            value = loss.item()
+            if not math.isfinite(value):
+                raise RuntimeError(
+                    f"the loss is {value} at step {step}; lower the learning rate (given {config.lr})"
+                )
+            records.append({"step": step, "loss": value, "right": right.item(), "lr": rate})
+            if on_step is not None:
+                on_step(records[-1])
+    model.eval()
+    return records
+
+
+def draw(
+    tables: TableBatch, texts: PairTexts, row: int, config: PairTrainConfig, chance: np.random.Generator
+) -> PairExample:
+    """A question as it is learned from now: candidates that tell, hard and random others, perhaps one read."""
+    labels = tables.labels[row]
+    best = int(labels.max(initial=0))
+    wanted = [int(at) for at in np.flatnonzero((labels == best) & tables.present[row])] if best else []
+    others = np.flatnonzero((labels == 0) & tables.present[row])
+    hard = others[np.argsort(-tables.features[row, others, FUSED], kind="stable")][:12]
+    needs_all = bool(tables.needs_all[row]) and len(wanted) > 1
+    given, right = -1, wanted
+    if chance.random() < config.given:
+        if best == GOLD and chance.random() < (0.6 if needs_all else 0.4):
+            given = int(chance.choice(wanted))
+            right = [at for at in wanted if at != given] if needs_all else []
+        elif len(hard):
+            given = int(chance.choice(hard))
+    # another gold of a question that needs one only is neither right nor wrong once one was read
+    shown = right[:4]
+    room = max(1, config.candidates - len(shown))
+    hard = hard[hard != given]
+    some = chance.permutation(hard)[: (room + 1) // 2].tolist()
+    rest = np.array([at for at in others if at != given and at not in some], np.int64)
+    some += chance.permutation(rest)[: room - len(some)].tolist()
+    picks = [*shown, *map(int, some)]
+    candidates = texts.candidates[row]
+    read = candidates[given] if given >= 0 else ()
+    return PairExample(
+        tuple(PairRow(texts.questions[row], candidates[at], read) for at in picks),
+        np.array([at in shown for at in picks], bool),
+        needs_all,
+        1.0 if best == GOLD else config.weak_weight,
+    )
+
+
+def listwise_loss(scores: Tensor, examples: Sequence[PairExample]) -> tuple[Tensor, Tensor]:
+    """The weighted mean loss of the examples whose rows stand one after another, and the share won by a right one.
+
+    Where one right candidate is enough their probabilities are added up; where all are needed each counts alike.
+    """
+    width = max(len(example.rows) for example in examples)
+    place = np.zeros((len(examples), width), np.int64)
+    there = np.zeros((len(examples), width), bool)
+    goal: Floats = np.zeros((len(examples), width + 1), np.float32)
+    start = 0
+    for at, example in enumerate(examples):
+        size = len(example.rows)
+        place[at, :size] = np.arange(start, start + size)
+        there[at, :size] = True
+        start += size
+        if example.right.any():
+            goal[at, :size] = example.right
+        else:
+            goal[at, width] = 1.0
+    device = scores.device
+    table = torch.where(torch.from_numpy(there).to(device), scores[torch.from_numpy(place).to(device)], -1e4)
+    logits = torch.cat([table, table.new_zeros(len(examples), 1)], 1)
+    log_probs = logits.log_softmax(1)
+    wanted = torch.from_numpy(goal).to(device)
+    together = -torch.logsumexp(torch.where(wanted > 0, log_probs, -1e4), 1)
+    each = -(wanted * log_probs).sum(1) / wanted.sum(1)
+    needs = torch.tensor([example.all_needed for example in examples], device=device)
+    weight = torch.tensor([example.weight for example in examples], device=device)
+    loss = (torch.where(needs, each, together) * weight).sum() / weight.sum()
+    right = wanted.gather(1, logits.argmax(1, keepdim=True)).mean()
+    return loss, right
