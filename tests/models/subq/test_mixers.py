@@ -66,7 +66,7 @@ def test_sliding_window_is_attention_to_the_last_tokens() -> None:
     torch.testing.assert_close(found[0], mixer.project.out(expected.flatten(1)), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("length", [1, 15, 16, 50])
+@pytest.mark.parametrize("length", [1, 15, 16, 50, 600])
 def test_gated_linear_attention_in_chunks_is_the_recurrence(length: int) -> None:
     """Forward, state and gradients of the chunked form are those of the recurrence, at weak and strong gates."""
     q, k, v = (_random(2, length, 3, 8, seed=seed).requires_grad_() for seed in range(3))
