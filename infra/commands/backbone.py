@@ -149,7 +149,13 @@ def _spec(
             embedder="minilm",
             **peak, seed=seed,
         )  # fmt: skip
-    raise UsageError(f"--kind: given {kind!r}; allowed: subq, reader, landmark")
+    if kind == "latents":
+        from infra.training.learners.latents import LatentsSpec
+
+        return LatentsSpec(
+            data=data, backbone=backbone, steps=steps, accumulate=accumulate, **peak, seed=seed
+        )
+    raise UsageError(f"--kind: given {kind!r}; allowed: subq, reader, landmark, latents")
 
 
 def loss_weights(text: str) -> Any:

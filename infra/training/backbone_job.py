@@ -15,12 +15,13 @@ from infra.training.backbone_loop import Learner, LoopConfig, Place, read_curve,
 from infra.training.cards import CARD, write_card
 from models.data_parallel import Group
 
-KINDS = ("subq", "reader", "landmark", "joint")
+KINDS = ("subq", "reader", "landmark", "joint", "latents")
 MODEL = "model"
 SAYS = {
     "subq": "A sub-quadratic language model trained from scratch (docs/subq.md).",
     "reader": "Adaptation of a decoder to read few chosen sentences (docs/reader.md). Of Gemma: under its terms.",
     "joint": "A reader and the policy that chooses for it, trained together (docs/training.md).",
+    "latents": "A reader adapted to read its compressed cache (docs/training.md). Of Gemma: under its terms.",
     "landmark": "A landmark head over a decoder's hidden states: questions lie close to the texts that tell.",
 }
 
@@ -100,6 +101,10 @@ def build(job: BackboneJob, device: str) -> Learner:
         from infra.training.learners.joint import build_joint
 
         return build_joint(job.spec, job.out, device)
+    if job.kind == "latents":
+        from infra.training.learners.latents import build_latents
+
+        return build_latents(job.spec, job.out, device)
     from infra.training.learners.landmark import build_landmark
 
     return build_landmark(job.spec, job.out, device)
