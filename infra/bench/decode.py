@@ -2,13 +2,15 @@
 
 Heads: 16 of 128 over 2 key heads, bf16. Ours: ring of 512, 16 latent blocks of 64 tokens (rank 32), 8 chosen
 chunks of 64, landmarks of width 256. GCA reads the same window and 8 chunks, as its paper says: exhaustive
-landmark scores, top 8, chunks gathered, a softmax inside each, mixed by the scores' softmax; plain PyTorch. Batch
-rows are questions over one shared stream, so that the stream's keys exist once. Times are CUDA graph replays.
+landmark scores, top 8, chunks gathered, a softmax inside each, mixed by the scores' softmax; plain PyTorch, and
+beside it the same compiled by torch.compile. Batch rows are questions over one shared stream, so that the stream's
+keys exist once. Times are CUDA graph replays. FlashInfer is a peer of dense attention where it can be imported.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from infra.bench.measure import copy_bandwidth, environment, fastest, floor_ms, matmul_rate, time_cuda
 from models.kernels.landmark_topk import landmark_topk
 from models.kernels.latent_decode import ChosenChunks, Latents, latent_decode
+from models.kernels.retrieve_decode import Search, retrieve_decode
 
 HEADS, KV_HEADS, DIM = 16, 2, 128
 CHUNK, CHOSEN, WINDOW = 64, 8, 512
@@ -89,9 +92,25 @@ class Step:
             latents=self.latents, chunks=chunks, rotary=self.rotary,
         )  # fmt: skip
 
-    def ours(self) -> Any:
-        """Search, then attend: a step that retrieves."""
-        return self.attend(self.search())
+    def ours(self, launches: int | None = None) -> Any:
+        """A step that retrieves: search and attention in one call."""
+        search = Search(
+            self.query[0], self.stream.landmarks, self.stream.k, self.stream.v, self.page_place,
+            exclude_newest=WINDOW // CHUNK,
+        )  # fmt: skip
+        return retrieve_decode(
+            self.q, self.ring_k, self.ring_v, self.ring_place, self.q_place, search,
+            latents=self.latents, rotary=self.rotary, launches=launches,
+        )  # fmt: skip
+
+    def disagreement(self) -> float:
+        """Largest relative difference of our step from search and attention apart, in all numbers of launches."""
+        expected = self.attend(self.search()).float()
+        worst = 0.0
+        for launches in (None, 2):
+            found = self.ours(launches)[0].float()
+            worst = max(worst, float((found - expected).norm() / expected.norm()))
+        return round(worst, 5)
 
     def gca_search(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """GCA's retrieval: all scores, top 8, their softmax, and the chunks' keys and values copied out."""
@@ -128,6 +147,34 @@ class Step:
         q = self.q.transpose(1, 2)
         return lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
 
+    def flashinfer(self) -> dict[str, Callable[[], torch.Tensor]]:
+        """FlashInfer's ways to do the same, planned: its paged cache is the stream's chunks as they lie."""
+        import flashinfer
+
+        key, value = self.stream.k, self.stream.v
+        pages = self.stream.chunks
+        ways: dict[str, Callable[[], torch.Tensor]] = {}
+        if self.batch == 1:
+            k, v = (x.view(self.stream.tokens, KV_HEADS, DIM) for x in (key, value))
+            for name, units in (("single", False), ("single-tensor-cores", True)):
+                ways[name] = functools.partial(
+                    flashinfer.single_decode_with_kv_cache, self.q[0, 0], k, v, use_tensor_cores=units
+                )
+        space = torch.empty(256 * 2**20, dtype=torch.uint8, device="cuda")
+        starts = torch.arange(self.batch + 1, dtype=torch.int32, device="cuda") * pages
+        index = torch.arange(pages, dtype=torch.int32, device="cuda").repeat(self.batch)
+        last = torch.full((self.batch,), CHUNK, dtype=torch.int32, device="cuda")
+        paged = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+            space, "NHD", use_cuda_graph=True, use_tensor_cores=True, paged_kv_indptr_buffer=starts,
+            paged_kv_indices_buffer=index, paged_kv_last_page_len_buffer=last,
+        )  # fmt: skip
+        paged.plan(
+            starts, index, last, HEADS, KV_HEADS, DIM, CHUNK, q_data_type=self.q.dtype, kv_data_type=key.dtype
+        )
+        queries = self.q[:, 0]
+        ways["paged-tensor-cores"] = lambda: paged.run(queries, (key, value))
+        return ways
+
     def attend_bytes(self) -> int:
         """Bytes that one attending step must move: ring, latents' factors and chosen chunks, once each."""
         raw = self.batch * WINDOW * KV_HEADS * DIM * 4
@@ -150,15 +197,19 @@ def run(
     batches: Sequence[int] = BATCHES,
     runs: int = 20,
     ceilings: tuple[float, float] | None = None,
+    compiled: bool = True,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Rows for every length and batch, and the named ratios (batch 1 unless the name says otherwise)."""
+    """Rows for every length and batch, and the named ratios (batch 1 unless the name says otherwise).
+
+    `compiled`: also GCA by torch.compile, at batch 1.
+    """
     bandwidth, rate = ceilings or (copy_bandwidth(), matmul_rate())
     rows = []
     for length in tokens:
         stream = Stream(length)
         for batch in batches:
-            row = _row(Step(stream, batch), bandwidth, rate, runs)
+            row = _row(Step(stream, batch), bandwidth, rate, runs, compiled)
             rows.append(row)
             if report is not None:
                 report(row)
@@ -184,6 +235,10 @@ def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         found["decode_speedup_over_gca_128k_per_chunk"] = (
             by[131_072, 1]["gca_per_chunk_ms"] / by[131_072, 1]["ours_per_chunk_ms"]
         )
+        if "gca_compiled_ms" in by[131_072, 1]:
+            found["decode_speedup_over_compiled_gca_128k"] = (
+                by[131_072, 1]["gca_compiled_ms"] / by[131_072, 1]["ours_ms"]
+            )
     if long:
         found["decode_speedup_over_gca_min"] = min(row["gca_ms"] / row["ours_ms"] for row in long)
     for batch in sorted({row["batch"] for row in rows}):
@@ -191,6 +246,10 @@ def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         million = by.get((1_048_576, batch), {})
         if million.get("dense_ms"):
             found[f"decode_speedup_over_dense_1m{suffix}"] = million["dense_ms"] / million["ours_ms"]
+        if million.get("flashinfer_ms"):
+            found[f"decode_speedup_over_flashinfer_1m{suffix}"] = (
+                million["flashinfer_ms"] / million["ours_ms"]
+            )
         if (16_384, batch) in by and (16_777_216, batch) in by:
             small, large = by[16_384, batch], by[16_777_216, batch]
             found[f"decode_16m_over_16k{suffix}"] = large["ours_per_chunk_ms"] / small["ours_per_chunk_ms"]
@@ -200,7 +259,7 @@ def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in found.items()}
 
 
-def _row(step: Step, bandwidth: float, rate: float, runs: int) -> dict[str, Any]:
+def _row(step: Step, bandwidth: float, rate: float, runs: int, compiled: bool) -> dict[str, Any]:
     retrieved = step.gca_search()
     landmarks = step.stream.landmarks.numel() * 2
     attend_floor = floor_ms(step.attend_bytes(), 0, bandwidth, rate)
@@ -210,8 +269,10 @@ def _row(step: Step, bandwidth: float, rate: float, runs: int) -> dict[str, Any]
         "attend_floor_ms": round(attend_floor, 5),
         "step_floor_ms": round(attend_floor + floor_ms(landmarks, 0, bandwidth, rate), 5),
     }
+    row["difference_from_apart"] = step.disagreement()
     timed: dict[str, Callable[[], Any]] = {
         "ours": step.ours,
+        "apart": lambda: step.attend(step.search()),
         "attend": step.attend,
         "search": step.search,
         "gca": step.gca,
@@ -232,7 +293,46 @@ def _row(step: Step, bandwidth: float, rate: float, runs: int) -> dict[str, Any]
         if timing is not None:
             row.update(timing.row("dense"))
             row["dense_backend"] = choice
+        row.update(_flashinfer(step, dense, runs))
+    if compiled and step.batch == 1:
+        row.update(_compiled_gca(step, runs))
     return row
+
+
+def _flashinfer(step: Step, dense: Callable[[], torch.Tensor], runs: int) -> dict[str, Any]:
+    """Time of FlashInfer's fastest way that runs and agrees with SDPA, or why there is none."""
+    if importlib.util.find_spec("flashinfer") is None:
+        return {"flashinfer_backend": "not installed"}
+    expected = dense().view(step.batch, HEADS, DIM).float()
+    fitting, errors = {}, []
+    try:
+        ways = step.flashinfer()
+    except Exception as error:
+        return {"flashinfer_backend": f"does not run: {error}"[:200]}
+    for name, way in ways.items():
+        try:
+            found = way().view(step.batch, HEADS, DIM).float()
+            difference = float((found - expected).norm() / expected.norm())
+            if difference < 2e-2:
+                fitting[name] = way
+            else:
+                errors.append(f"{name} differs by {difference:.3g}")
+        except Exception as error:
+            errors.append(f"{name}: {error}"[:120])
+    choice, timing = fastest(fitting, runs=runs, graph=True)
+    if timing is None:
+        return {"flashinfer_backend": f"does not run: {'; '.join(errors)}"[:300]}
+    return {**timing.row("flashinfer"), "flashinfer_backend": choice}
+
+
+def _compiled_gca(step: Step, runs: int) -> dict[str, Any]:
+    """GCA's step as torch.compile fuses it."""
+    try:
+        function = torch.compile(step.gca, dynamic=False)
+        function()
+        return time_cuda(function, runs=runs, graph=True).row("gca_compiled")
+    except Exception as error:
+        return {"gca_compiled_error": str(error)[:200]}
 
 
 def _with_backend(function: Callable[[], Any], backend: SDPBackend) -> Callable[[], Any]:

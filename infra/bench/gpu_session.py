@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import itertools
+import importlib.util
 import json
 import os
 import subprocess
@@ -33,6 +33,9 @@ PARTS: dict[str, list[list[str]]] = {
         ["tune-dkv", "64"],
         ["tune-dkv", "128"],
         ["tune-dkv", "256"],
+        *(["tune-step", str(tokens)] for tokens in (131_072, 1_048_576, 16_777_216)),
+        ["tune-attend"],
+        ["flashinfer"],
     ],
     "bench": [
         ["sparse", "4096", "16384", "65536", "262144", "1048576"],
@@ -101,140 +104,26 @@ def landmarks(turn: Turn) -> dict[str, Any]:
 
 
 def decode(turn: Turn) -> dict[str, Any]:
-    """Decoding at every length and batch, compiled by a short run first."""
+    """Decoding at every length and batch, each length compiled by a short run in a process of its own."""
     from infra.bench import decode as bench
 
-    bench.run(tokens=[16_384], runs=1, ceilings=(1.0, 1.0))
+    short = (
+        "from infra.bench import decode; decode.run(tokens=[{}], runs=1, ceilings=(1.0, 1.0), compiled=False)"
+    )
+    warming = [subprocess.Popen([sys.executable, "-c", short.format(tokens)]) for tokens in bench.TOKENS[1:]]
+    bench.run(tokens=bench.TOKENS[:1], runs=1, ceilings=(1.0, 1.0))
+    for process in warming:
+        process.wait()
     turn.compiled()
     with turn.alone():
         return bench.run(report=turn.write)
 
 
-def tune(turn: Turn, kernel: str, dim: int) -> dict[str, Any]:
-    """Times of one kernel of sparse attention over tile choices: 16 heads over 2, at width 256 4 over 1."""
-    import torch
-
-    from infra.bench.measure import copy_bandwidth, matmul_rate, time_cuda
-    from models.kernels.sparse_attention import fused, invert_indices
-    from models.kernels.sparse_attention.tuning import Tiles
-
-    heads, kv_heads = (4, 1) if dim == 256 else (16, 2)
-    num_q, num_k = 16_384, 65_536
-    q, grad = (torch.randn(1, num_q, heads, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    k, v = (torch.randn(1, num_k, kv_heads, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    options: dict[str, Any] = {
-        "chunk_size": 64, "block_q": 64, "scale": dim**-0.5, "causal": False, "query_start": 0,
-        "deterministic": True, "inverse": None, "tiles": {}, "lse_used": False,
-    }  # fmt: skip
-
-    def prepared(chosen: int) -> tuple[Any, Any]:
-        index = torch.rand(num_q // 64, num_k // 64, device="cuda").topk(chosen).indices.int()
-        index = index.view(1, -1, 1, chosen)
-        out, lse = fused.launch_forward(q, k, v, None, index, options)
-        delta = fused.launch_delta(out, grad, None)
-        return fused.Saved(q, k, v, None, index, lse, grad, delta), invert_indices(index, num_k // 64)
-
-    inputs = {chosen: prepared(chosen) for chosen in (8, 32)}
-
-    def call(tiles: Tiles, chosen: int) -> None:
-        saved, inverse = inputs[chosen]
-        chosen_options = {**options, "tiles": {kernel: tiles}}
-        if kernel == "forward":
-            fused.launch_forward(q, k, v, None, saved.indices, chosen_options)
-        elif kernel == "dq":
-            fused.launch_dq(saved, chosen_options, None)
-        else:
-            fused.launch_dkv(saved, chosen_options, inverse)
-
-    working = []
-    for tiles in _candidates(kernel, dim):
-        try:
-            for chosen in inputs:
-                call(tiles, chosen)
-            torch.cuda.synchronize()
-            working.append(tiles)
-        except Exception as error:
-            turn.write({"kernel": kernel, "dim": dim, "tiles": list(tiles), "error": str(error)[:150]})
-    turn.compiled()
-    with turn.alone():
-        rate, bandwidth = matmul_rate(), copy_bandwidth()
-        matmuls = {"forward": 2, "dq": 3, "dkv": 4}[kernel]
-        for tiles, chosen in itertools.product(working, inputs):
-            timing = time_cuda(lambda t=tiles, c=chosen: call(t, c), runs=10)  # type: ignore[misc]
-            ops = 2 * matmuls * num_q * heads * chosen * 64 * dim
-            turn.write(
-                {
-                    "kernel": kernel,
-                    "dim": dim,
-                    "chosen": chosen,
-                    "tiles": list(tiles),
-                    "ms": timing.median_ms,
-                    "rate_share": round(ops / timing.median_ms * 1e3 / rate, 4),
-                }
-            )
-        if kernel == "dkv":
-            extra: dict[str, Any] = {"kernel": "others", "dim": dim}
-            for chosen, (saved, _) in inputs.items():
-                sums = torch.zeros((2, *k.shape), dtype=torch.float32, device="cuda")
-                for name, function in {
-                    "invert": lambda s=saved: invert_indices(s.indices, num_k // 64),
-                    "delta": lambda: fused.launch_delta(q, grad, None),
-                    "zeros_and_casts": lambda s=sums: [x.to(q.dtype) for x in torch.zeros_like(s)],
-                    "dq_with_atomics": lambda s=saved, x=sums: fused.launch_dq(s, options, x),
-                }.items():
-                    extra[f"{name}_{chosen}_ms"] = time_cuda(function, runs=10).median_ms  # type: ignore[arg-type]
-            turn.write(extra)
-    return {"bench": "tune", "rate": rate, "bandwidth": bandwidth}
-
-
-def _candidates(kernel: str, dim: int) -> list[Any]:
-    from models.kernels.sparse_attention.tuning import Tiles
-
-    if kernel == "forward":
-        shapes = (
-            [(128, 8, 2), (128, 8, 3)] if dim == 256 else [(128, 4, 2), (128, 8, 2), (64, 4, 2), (64, 4, 3)]
-        )
-    elif kernel == "dq":
-        shapes = [(128, 8, 1), (64, 4, 2)] if dim == 256 else [(64, 4, 2), (64, 4, 3), (128, 8, 2)]
-    else:
-        shapes = [(64, 8, 2)] if dim == 256 else [(64, 4, 2), (64, 4, 3)]
-    return [Tiles(m, 1, w, s, tma) for m, w, s in shapes for tma in (True, False)]
-
-
-def pick(out: Path) -> None:
-    """Write the fastest tiles of the last sweep (least total over its k) into the table of tuning.py."""
-    from models.kernels.sparse_attention import tuning
-
-    rows = json.loads((out / "tune.json").read_text())["rows"]
-    best: dict[tuple[str, int], tuple[float, list[Any]]] = {}
-    for name in rows:
-        total: dict[str, list[float]] = {}
-        for row in rows[name]:
-            if "ms" in row:
-                total.setdefault(json.dumps(row["tiles"]), []).append(row["ms"] / row["chosen"])
-        if total:
-            kernel, dim = name.removeprefix("tune-").split("_")
-            tiles, times = min(total.items(), key=lambda item: sum(item[1]))
-            best[kernel, int(dim)] = (sum(times), json.loads(tiles))
-    lines = ["_HALF = {"]
-    for kernel in ("forward", "dq", "dkv"):
-        cells = []
-        for dim in (64, 128, 256):
-            chosen = (
-                tuning.Tiles(*best[kernel, dim][1]) if (kernel, dim) in best else tuning._HALF[kernel][dim]
-            )
-            cells.append(f"        {dim}: Tiles({', '.join(map(str, chosen))}),")
-        lines += [f'    "{kernel}": {{', *cells, "    },"]
-    path = Path(tuning.__file__)
-    text = path.read_text()
-    first, last = text.index("_HALF = {"), text.index("_FLOAT = {")
-    path.write_text(text[:first] + "\n".join([*lines, "}"]) + "\n" + text[last:])
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
 def part(arguments: Sequence[str], folder: Path, others: int, patience_s: float) -> None:
     """One process of a session."""
     name = "_".join(arguments)
+    from infra.bench import gpu_tune
+
     turn = Turn(folder, name, others, patience_s)
     started = time.monotonic()
     kind, *rest = arguments
@@ -245,8 +134,14 @@ def part(arguments: Sequence[str], folder: Path, others: int, patience_s: float)
             result = landmarks(turn)
         elif kind == "decode":
             result = decode(turn)
+        elif kind == "tune-step":
+            result = gpu_tune.tune_step(turn, int(rest[0]))
+        elif kind == "tune-attend":
+            result = gpu_tune.tune_attend(turn)
+        elif kind == "flashinfer":
+            result = gpu_tune.flashinfer(turn)
         else:
-            result = tune(turn, kind.removeprefix("tune-"), int(rest[0]))
+            result = gpu_tune.tune(turn, kind.removeprefix("tune-"), int(rest[0]))
         result["alone_on_the_device"] = turn.was_alone
         (folder / f"{name}.json").write_text(json.dumps(result))
     finally:
@@ -275,6 +170,10 @@ def session(mode: str, out: Path, limit_s: float, only: Sequence[str]) -> None:
             "--confcutdir",
             GPU_TESTS[0],
         ]
+        if importlib.util.find_spec(
+            "pytest_timeout"
+        ):  # a kernel that waits for ever ends its worker, not the session
+            command += ["--timeout", "60", "--timeout-method", "thread"]
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(
                 [*command, *GPU_TESTS], stdout=log, stderr=subprocess.STDOUT, timeout=limit_s, check=False
@@ -331,7 +230,9 @@ def main() -> None:
     if given.mode == "part":
         part(given.arguments, given.out, given.others, given.limit)
     elif given.mode == "pick":
-        pick(given.out)
+        from infra.bench import gpu_tune
+
+        gpu_tune.pick(given.out)
     elif given.mode == "keep":
         keep(given.out, given.results, given.date)
     else:

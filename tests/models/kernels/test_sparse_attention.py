@@ -121,6 +121,40 @@ def test_every_width_and_dtype_on_the_gpu(
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("chosen", [1, 2, 9])
+@pytest.mark.parametrize("index_heads", [1, 2])
+def test_hopper_kernel_agrees_with_naive(dim: int, dtype: torch.dtype, chosen: int, index_heads: int) -> None:
+    """The kernel for Hopper, insisted on: empty slots, an empty block, fewer tiles than processors and more."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("no Hopper device")
+    from models.kernels.sparse_attention.tuning import fits, tiles_for
+
+    for batch, num_q, q_heads in ((1, 64, 8), (2, 2_560, 16)):
+        inputs = make_inputs(
+            "cuda", batch=batch, num_q=num_q, num_k=1_024, q_heads=q_heads, kv_heads=2, dim=dim,
+            index_heads=index_heads, chosen=chosen, block_q=64, chunk=64, dtype=dtype, mixed=False,
+        )  # fmt: skip
+        assert fits(inputs["q"], inputs["k"], inputs["v"], 64, 64, mixed=False, causal=False)
+        tiles = {"forward": tiles_for("forward", dim, dtype, 256, False)._replace(hopper=True)}
+        fused = [
+            sparse_attention(
+                *(inputs[name] for name in ("q", "k", "v", "indices")), return_lse=True, tiles=tiles
+            )
+            for _ in range(3)
+        ]
+        exact = sparse_attention(
+            *(inputs[name].float() for name in ("q", "k", "v")), inputs["indices"], return_lse=True,
+            implementation="naive",
+        )  # fmt: skip
+        for out, lse in fused:
+            assert relative_error(out, exact[0]) < TOLERANCE[torch.bfloat16]
+            assert torch.equal(lse.isinf(), exact[1].isinf())
+            assert (lse - exact[1])[~lse.isinf()].abs().max() < 1e-2
+
+
+@pytest.mark.gpu
 def test_inverted_list_gives_the_same_bits_twice() -> None:
     """Without atomics two runs agree bit for bit."""
     if not torch.cuda.is_available():

@@ -1,0 +1,239 @@
+"""Sweeps of a GPU session: tiles of sparse attention, launches of a decoding step, splits of its attention."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from infra.bench.gpu_session import Turn
+
+
+def tune_step(turn: Turn, tokens: int) -> dict[str, Any]:
+    """A decoding step that retrieves: every number of launches and of warps, at each batch."""
+    import torch
+
+    from infra.bench.decode import WINDOW, Step, Stream
+    from infra.bench.measure import time_cuda
+    from models.kernels.retrieve_decode import Search
+    from models.kernels.retrieve_decode.fused import retrieve_decode_fused
+
+    stream = Stream(tokens)
+    calls = {}
+    for batch in (1, 8, 64):
+        step = Step(stream, batch)
+        search = Search(
+            step.query[0], stream.landmarks, stream.k, stream.v, step.page_place, exclude_newest=WINDOW // 64
+        )
+        expected = step.attend(step.search()).float()
+        for launches, warps in ((0, 4), (1, 4), (1, 8), (2, 4), (2, 8)):
+            if (launches == 1 and batch > 8) or (launches == 2 and tokens * batch > 2**24):
+                continue
+
+            def call(s: Any = step, x: Any = search, n: int = launches, w: int = warps) -> Any:
+                return retrieve_decode_fused(
+                    s.q, s.ring_k, s.ring_v, s.ring_place, s.q_place, x, latents=s.latents, rotary=s.rotary,
+                    scale=128**-0.5, launches=n, num_warps=w,
+                )[0]  # fmt: skip
+
+            name = {"tokens": tokens, "batch": batch, "launches": launches, "warps": warps}
+            try:
+                found = call().float()
+                difference = float((found - expected).norm() / expected.norm())
+                calls[json.dumps({**name, "difference": round(difference, 5)})] = call
+            except Exception as error:
+                turn.write({**name, "error": str(error)[:200]})
+    torch.cuda.synchronize()
+    turn.compiled()
+    with turn.alone():
+        for key, call in calls.items():
+            turn.write({**json.loads(key), **time_cuda(call, graph=True).row("step")})
+    return {"bench": "tune-step"}
+
+
+def tune_attend(turn: Turn) -> dict[str, Any]:
+    """Attention without search: splits, tiles, warps and stages, at each batch."""
+    import torch
+
+    from infra.bench.decode import Step, Stream
+    from infra.bench.measure import time_cuda
+    from models.kernels.latent_decode.fused import latent_decode_fused
+    from models.kernels.latent_decode.types import ChosenChunks
+
+    stream = Stream(131_072)
+    calls = {}
+    for batch, splits in ((1, (10, 20, 40)), (8, (8, 16, 20, 40)), (64, (1, 2, 4, 8))):
+        step = Step(stream, batch)
+        chunks = ChosenChunks(stream.k, stream.v, step.pages, step.page_place)
+        for split, block, warps, stages in itertools.product(splits, (32, 64), (4, 8), (2, 3)):
+            if warps == 8 and (stages == 3 or block == 32):
+                continue
+
+            def call(s: Any = step, c: Any = chunks, x: Any = (split, block, warps, stages)) -> Any:
+                return latent_decode_fused(
+                    s.q, s.ring_k, s.ring_v, s.ring_place, s.q_place, latents=s.latents, chunks=c,
+                    rotary=s.rotary, scale=128**-0.5, splits=x[0], block_n=x[1], num_warps=x[2], num_stages=x[3],
+                )  # fmt: skip
+
+            name = {"batch": batch, "splits": split, "block": block, "warps": warps, "stages": stages}
+            try:
+                call()
+                torch.cuda.synchronize()
+                calls[json.dumps(name)] = call
+            except Exception as error:
+                turn.write({**name, "error": str(error)[:200]})
+    turn.compiled()
+    with turn.alone():
+        for key, call in calls.items():
+            turn.write({**json.loads(key), **time_cuda(call, graph=True).row("attend")})
+    return {"bench": "tune-attend"}
+
+
+def flashinfer(turn: Turn) -> dict[str, Any]:
+    """Whether FlashInfer imports and compiles here, how long that takes, and its time over 1M tokens."""
+    from infra.bench import decode as bench
+
+    started = time.monotonic()
+    bench._flashinfer(step := bench.Step(bench.Stream(16_384), 1), step.dense(), 1)
+    took = time.monotonic() - started
+    turn.compiled()
+    with turn.alone():
+        step = bench.Step(bench.Stream(1_048_576), 1)
+        turn.write({"compile_s": round(took, 1), **bench._flashinfer(step, step.dense(), 20)})
+    return {"bench": "flashinfer"}
+
+
+def tune(turn: Turn, kernel: str, dim: int) -> dict[str, Any]:
+    """Times of one kernel of sparse attention over tile choices: 16 heads over 2, at width 256 4 over 1."""
+    import torch
+
+    from infra.bench.measure import copy_bandwidth, matmul_rate, time_cuda
+    from models.kernels.sparse_attention import fused, invert_indices
+    from models.kernels.sparse_attention.tuning import Tiles
+
+    heads, kv_heads = (4, 1) if dim == 256 else (16, 2)
+    num_q, num_k = 16_384, 65_536
+    q, grad = (torch.randn(1, num_q, heads, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    k, v = (torch.randn(1, num_k, kv_heads, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    options: dict[str, Any] = {
+        "chunk_size": 64, "block_q": 64, "scale": dim**-0.5, "causal": False, "query_start": 0,
+        "deterministic": True, "inverse": None, "tiles": {}, "lse_used": False,
+    }  # fmt: skip
+
+    def prepared(chosen: int) -> tuple[Any, Any]:
+        index = torch.rand(num_q // 64, num_k // 64, device="cuda").topk(chosen).indices.int()
+        index = index.view(1, -1, 1, chosen)
+        out, lse = fused.launch_forward(q, k, v, None, index, options)
+        delta = fused.launch_delta(out, grad, None)
+        return fused.Saved(q, k, v, None, index, lse, grad, delta), invert_indices(index, num_k // 64)
+
+    inputs = {chosen: prepared(chosen) for chosen in (8, 32)}
+
+    def call(tiles: Tiles | None, chosen: int) -> Any:
+        saved, inverse = inputs[chosen]
+        chosen_options = {**options, "tiles": {kernel: tiles}}
+        if kernel == "forward":
+            return fused.launch_forward(q, k, v, None, saved.indices, chosen_options)
+        if kernel == "dq":
+            return fused.launch_dq(saved, chosen_options, None)[:1]
+        return fused.launch_dkv(saved, chosen_options, inverse)
+
+    expected = {chosen: [x.float() for x in call(None, chosen)] for chosen in inputs}
+    working = []
+    for tiles in _candidates(kernel, dim):
+        try:
+            for chosen, parts in expected.items():
+                for found, part in zip(call(tiles, chosen), parts, strict=True):
+                    difference = float((found.float() - part).norm() / part.norm())
+                    if not difference < 1e-2:
+                        raise ValueError(
+                            f"differs by {difference:.3g} from the tiles in the table at k = {chosen}"
+                        )
+            torch.cuda.synchronize()
+            working.append(tiles)
+        except Exception as error:
+            turn.write({"kernel": kernel, "dim": dim, "tiles": list(tiles), "error": str(error)[:150]})
+    turn.compiled()
+    with turn.alone():
+        rate, bandwidth = matmul_rate(), copy_bandwidth()
+        matmuls = {"forward": 2, "dq": 3, "dkv": 4}[kernel]
+        for tiles, chosen in itertools.product(working, inputs):
+            timing = time_cuda(lambda t=tiles, c=chosen: call(t, c), runs=10)  # type: ignore[misc]
+            ops = 2 * matmuls * num_q * heads * chosen * 64 * dim
+            turn.write(
+                {
+                    "kernel": kernel,
+                    "dim": dim,
+                    "chosen": chosen,
+                    "tiles": list(tiles),
+                    "ms": timing.median_ms,
+                    "rate_share": round(ops / timing.median_ms * 1e3 / rate, 4),
+                }
+            )
+        if kernel == "dkv":
+            extra: dict[str, Any] = {"kernel": "others", "dim": dim}
+            for chosen, (saved, _) in inputs.items():
+                sums = torch.zeros((2, *k.shape), dtype=torch.float32, device="cuda")
+                for name, function in {
+                    "invert": lambda s=saved: invert_indices(s.indices, num_k // 64),
+                    "delta": lambda: fused.launch_delta(q, grad, None),
+                    "zeros_and_casts": lambda s=sums: [x.to(q.dtype) for x in torch.zeros_like(s)],
+                    "dq_with_atomics": lambda s=saved, x=sums: fused.launch_dq(s, options, x),
+                }.items():
+                    extra[f"{name}_{chosen}_ms"] = time_cuda(function, runs=10).median_ms  # type: ignore[arg-type]
+            turn.write(extra)
+    return {"bench": "tune", "rate": rate, "bandwidth": bandwidth}
+
+
+def _candidates(kernel: str, dim: int) -> list[Any]:
+    from models.kernels.sparse_attention.tuning import _HALF, Tiles
+
+    if kernel == "forward":
+        shapes = (
+            [(128, 8, 2), (128, 8, 3)] if dim == 256 else [(128, 4, 2), (128, 8, 2), (64, 4, 2), (64, 4, 3)]
+        )
+    elif kernel == "dq":
+        shapes = [(128, 8, 1), (64, 4, 2)] if dim == 256 else [(64, 4, 2), (64, 4, 3), (128, 8, 2)]
+    else:
+        shapes = [(64, 8, 2)] if dim == 256 else [(64, 4, 2), (64, 4, 3)]
+    tiles = [Tiles(m, 1, w, s, tma) for m, w, s in shapes for tma in (True, False)]
+    if kernel == "forward" and dim < 256:
+        tiles.append(_HALF["forward"][dim]._replace(hopper=True))
+    return tiles
+
+
+def pick(out: Path) -> None:
+    """Write the fastest tiles of the last sweep (least total over its k) into the table of tuning.py."""
+    from models.kernels.sparse_attention import tuning
+
+    rows = json.loads((out / "tune.json").read_text())["rows"]
+    best: dict[tuple[str, int], tuple[float, list[Any]]] = {}
+    for name in rows:
+        if name.removeprefix("tune-").split("_")[0] not in ("forward", "dq", "dkv"):
+            continue
+        total: dict[str, list[float]] = {}
+        for row in rows[name]:
+            if "ms" in row:
+                total.setdefault(json.dumps(row["tiles"]), []).append(row["ms"] / row["chosen"])
+        if total:
+            kernel, dim = name.removeprefix("tune-").split("_")
+            tiles, times = min(total.items(), key=lambda item: sum(item[1]))
+            best[kernel, int(dim)] = (sum(times), json.loads(tiles))
+    lines = ["_HALF = {"]
+    for kernel in ("forward", "dq", "dkv"):
+        cells = []
+        for dim in (64, 128, 256):
+            chosen = (
+                tuning.Tiles(*best[kernel, dim][1]) if (kernel, dim) in best else tuning._HALF[kernel][dim]
+            )
+            cells.append(f"        {dim}: Tiles({', '.join(map(str, chosen))}),")
+        lines += [f'    "{kernel}": {{', *cells, "    },"]
+    path = Path(tuning.__file__)
+    text = path.read_text()
+    first, last = text.index("_HALF = {"), text.index("_FLOAT = {")
+    path.write_text(text[:first] + "\n".join([*lines, "}"]) + "\n" + text[last:])
+    sys.stdout.write("\n".join(lines) + "\n")
