@@ -3,9 +3,10 @@
 """One launch for a decoding step that retrieves: search, attention and the joining of all parts.
 
 First every program scans a span of landmarks, or attends to a share of the ring and the latents. Programs then
-arrive at a counter. The last to arrive, as many as there are chosen chunks times key heads, take one chunk each:
-once all programs have arrived, each finds its chunk among the spans' candidates, attends to it, joins a share of the
-ring's and latents' sums, and arrives at the counter of its row and key head, where the last joins the chunks' sums.
+arrive at a counter. The last to arrive, as many as there are chosen chunks times key heads, take one chunk
+each: once all programs have arrived, each finds its chunk among the spans' candidates, attends to it, joins a
+share of the ring's and latents' sums, and arrives at the counter of its row and key head, where the last joins
+the chunks' sums.
 
 No program waits for one that could not start: a program waits only after its own first part, and only as many wait
 as there are chunks times key heads, so a device that holds one program more always finishes, in whatever order it

@@ -5,8 +5,8 @@
 A tile is four heads of one block of 64 queries. One warp fetches queries and chunks by the copy engine, as far
 ahead as shared memory allows, across tiles too. Two groups of four warps hold 128 rows each, in two halves: the
 values' products of one half and the keys' products of the other are asked for together, and while one group's
-softmax runs, the matrix unit works for the other group. A chunk is read once for 256 rows, and the begin and end of a tile
-leave the matrix unit to the other group.
+softmax runs, the matrix unit works for the other group. A chunk is read once for 256 rows, and the begin and
+end of a tile leave the matrix unit to the other group.
 
 What limits the form: a group holds 128 rows of sums, so that registers allow only one softmax at a time. Products
 still under way across the loop's end, or sums cleared by hand beforehand, make ptxas wait after each product.
