@@ -32,7 +32,8 @@ from pipeline.source import Record, RecordSource
 _POLL_S = 0.2
 _MIN_BATCH_CHUNKS = 32
 _MAX_BATCH_CHUNKS = 2_048
-_MAX_APPEND_BATCHES = 16
+_MAX_APPEND_RECORDS = 1_024
+"""Records that one append takes together: enough to share a flush, few enough to prepare others meanwhile."""
 _RATE_INTERVAL_S = 2.0
 _JUDGE_TIMEOUT_S = 60.0
 
@@ -58,11 +59,11 @@ class Ingester:
         self._lag: dict[int, int] = {}
         self._positions: dict[int, int] = {}
         self._generation: int | None = None
-        self._batch_chunks = _MIN_BATCH_CHUNKS
         self._failure: BaseException | None = None
         self._figures = {"polled": 0, "pauses": 0, "resumes": 0, "outages": 0, "stalls": 0, "expired": 0}
         self._paused = False
         self._appender = Appender(spec, assignment, client, self._put_aside, self._persist)
+        self._batch_chunks = _MIN_BATCH_CHUNKS if self._appender.embeds else _MAX_BATCH_CHUNKS
         self._threads = [
             threading.Thread(target=self._guarded, args=(name, loop), name=name, daemon=True)
             for name, loop in (("poll", self._poll), ("prepare", self._prepare), ("append", self._append))
@@ -223,12 +224,12 @@ class Ingester:
         mender = self._mender()
         if mender is not None:
             self._persist(mender.mend_all, "the copies of withdrawn articles")
-        last_rate = time.monotonic()
+        last_rate = -_RATE_INTERVAL_S
         held: Batch | None = None
         while (first := held or self._prepared.get()) is not None:
             self._appender.vectors(first)
-            batches, held = [first], None
-            while len(batches) < _MAX_APPEND_BATCHES and not self._prepared.empty():
+            batches, held, records = [first], None, len(first.items)
+            while records < _MAX_APPEND_RECORDS and not self._prepared.empty():
                 following = self._prepared.get_nowait()
                 if following is None:
                     self._prepared.put(None)
@@ -237,6 +238,7 @@ class Ingester:
                     held = following
                     break
                 batches.append(following)
+                records += len(following.items)
             through = self._appender.append(batches)
             gone = [item.delete_id for batch in batches for item in batch.items if item.delete_id is not None]
             if mender is not None and gone:
@@ -270,6 +272,8 @@ class Ingester:
 
     def _adapt(self) -> None:
         """Size batches so that one takes `embed_target_s` of embedding."""
+        if not self._appender.embeds:
+            return
         try:
             stats = call(self._client.next_embedder().stats.remote(), 5.0)
         except Outage:

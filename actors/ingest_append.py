@@ -16,6 +16,7 @@ from actors.metrics import metric
 from actors.remote import Outage, call
 from actors.shard import Collision
 from actors.store_client import StoreClient
+from models.embed.none import IDENTITY as NO_EMBEDDING
 from pipeline.store import (
     AppendResult,
     ChunkIdCollision,
@@ -25,6 +26,7 @@ from pipeline.store import (
     StoreRecord,
     Upsert,
 )
+from pipeline.store.wire import pack_records
 
 _APPEND_TIMEOUT_S = 120.0
 _EMBED_TIMEOUT_S = 600.0
@@ -59,18 +61,20 @@ class Appender:
             for durable in assignment.durable
         ]
         """What each shard is known to have: one that has less has lost it, and says so."""
+        self.embeds = client.embedder_identity != NO_EMBEDDING
+        """Whether vectors are made at all; without embedding all are zero, and no embedder need be asked."""
         self.delays = Delays()
         self.num_chunks = 0
 
     def request_vectors(self, batch: Batch) -> None:
         """Ask an embedder; the reply is waited for later, while other batches are prepared."""
-        if batch.num_texts:
+        if batch.num_texts and self.embeds:
             batch.ref = self._client.next_embedder().encode.remote(batch.texts())
 
     def vectors(self, batch: Batch) -> np.ndarray[Any, np.dtype[np.float16]]:
         """float16 [texts, D]; asks another time where the embedder died meanwhile."""
-        if not batch.num_texts:
-            return np.zeros((0, self._client.dim), dtype=np.float16)
+        if not batch.num_texts or not self.embeds:
+            return np.zeros((batch.num_texts, self._client.dim), dtype=np.float16)
 
         def attempt() -> Any:
             if batch.ref is None:
@@ -131,7 +135,7 @@ class Appender:
             for item, record in rows:
                 parts[item.shard].append(record)
         offsets = {(self._topic, partition): offset for partition, offset in through.items()}
-        waiting = dict(enumerate(parts))
+        waiting = {shard: pack_records(records) for shard, records in enumerate(parts)}
 
         def attempt() -> None:
             refs = {

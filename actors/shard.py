@@ -31,6 +31,7 @@ from pipeline.store import (
     StoreRecord,
 )
 from pipeline.store.copies import Copy, Settlement
+from pipeline.store.wire import unpack_records
 
 CONCURRENCY = {"append": 1, "search": 64, "admin": 2}
 """Threads of the actor by kind of call: appends keep their order, and searches do not wait for them. Few searches
@@ -62,6 +63,7 @@ class ShardActor:
         self._log = get_logger(shard_id=shard_index)
         self._tags = {"shard": str(shard_index)}
         self._arguments = (config.path, config, shard_index, config.num_shards, embedder_identity, dim)
+        self._dim = dim
         self._failure: Exception | None = None
         self._shard: Shard | None = None
         self._opening = threading.Lock()
@@ -95,15 +97,17 @@ class ShardActor:
     @ray.method(concurrency_group="append")
     def append(
         self,
-        records: list[StoreRecord],
+        records: list[StoreRecord] | bytes,
         through: Mapping[tuple[str, int], int],
         epoch: int,
         since: Mapping[tuple[str, int], int] | None = None,
     ) -> AppendResult | Collision:
-        """Make records durable and searchable; see Shard.append. A Collision is returned, not raised."""
+        """Make records, also as `pack_records` made bytes of them, durable and searchable; see Shard.append. A
+        Collision is returned, not raised."""
         shard = self._open()
+        given = unpack_records(records, self._dim) if isinstance(records, bytes) else records
         try:
-            return shard.append(records, through, epoch, since)
+            return shard.append(given, through, epoch, since)
         except ChunkIdCollision as error:
             return Collision(str(error), error.article_id)
         except StoreFailed as error:

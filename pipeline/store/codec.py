@@ -6,6 +6,7 @@ outcome alone, and a replay applies what was decided then, whatever has been com
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, cast
@@ -105,12 +106,12 @@ def _pack_op(op: Op) -> tuple[Any, ...]:
     if isinstance(op, StoreOp):
         chunks = [(c.text, c.num_tokens, c.start, c.end) for c in op.chunks]
         vectors = np.ascontiguousarray(op.vectors, dtype=np.float16).tobytes()
-        return ("s", op.coordinate, _pack_article(op.article), chunks, vectors, op.signature, op.previous_ms)
+        return ("s", op.coordinate, pack_article(op.article), chunks, vectors, op.signature, op.previous_ms)
     if isinstance(op, LinkOp):
         return (
             "l",
             op.coordinate,
-            _pack_article(op.article),
+            pack_article(op.article),
             op.canonical_id,
             op.similarity,
             op.previous_ms,
@@ -126,15 +127,16 @@ def _unpack_op(packed: list[Any], dim: int) -> Op:
     if kind == "s":
         chunks = [Chunk(ordinal, *fields) for ordinal, fields in enumerate(packed[3])]
         vectors = np.frombuffer(packed[4], dtype=np.float16).reshape(len(chunks), dim)
-        return StoreOp(coordinate, _unpack_article(packed[2]), chunks, vectors, packed[5], packed[6])
+        return StoreOp(coordinate, unpack_article(packed[2]), chunks, vectors, packed[5], packed[6])
     if kind == "l":
-        return LinkOp(coordinate, _unpack_article(packed[2]), packed[3], packed[4], packed[5])
+        return LinkOp(coordinate, unpack_article(packed[2]), packed[3], packed[4], packed[5])
     if kind == "d":
         return DeleteOp(coordinate, packed[2], packed[3])
     return CountOp(coordinate, packed[2], packed[3])
 
 
-def _pack_article(article: Article) -> tuple[Any, ...]:
+def pack_article(article: Article) -> tuple[Any, ...]:
+    """The article's fields in the order that `unpack_article` reads them."""
     return (
         article.id,
         to_us(article.published),
@@ -148,7 +150,8 @@ def _pack_article(article: Article) -> tuple[Any, ...]:
     )
 
 
-def _unpack_article(packed: list[Any]) -> Article:
+def unpack_article(packed: Sequence[Any]) -> Article:
+    """The article that `pack_article` packed."""
     article_id, published, updated, source, title, text, topics, url, stream = packed
     return Article(
         id=article_id,
