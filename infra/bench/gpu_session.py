@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import fcntl
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -33,7 +34,10 @@ PARTS: dict[str, list[list[str]]] = {
         ["tune-dkv", "64"],
         ["tune-dkv", "128"],
         ["tune-dkv", "256"],
-        *(["tune-step", str(tokens)] for tokens in (131_072, 1_048_576, 16_777_216)),
+        *(
+            ["tune-step", str(tokens), str(batch)]
+            for tokens, batch in itertools.product((131_072, 1_048_576, 16_777_216), (1, 8, 64))
+        ),
         ["tune-attend"],
         ["flashinfer"],
     ],
@@ -135,7 +139,7 @@ def part(arguments: Sequence[str], folder: Path, others: int, patience_s: float)
         elif kind == "decode":
             result = decode(turn)
         elif kind == "tune-step":
-            result = gpu_tune.tune_step(turn, int(rest[0]))
+            result = gpu_tune.tune_step(turn, int(rest[0]), int(rest[1]))
         elif kind == "tune-attend":
             result = gpu_tune.tune_attend(turn)
         elif kind == "flashinfer":

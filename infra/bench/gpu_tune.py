@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from infra.bench.gpu_session import Turn
 
 
-def tune_step(turn: Turn, tokens: int) -> dict[str, Any]:
-    """A decoding step that retrieves: every number of launches and of warps, at each batch."""
+def tune_step(turn: Turn, tokens: int, batch: int) -> dict[str, Any]:
+    """A decoding step that retrieves: every number of launches and of warps."""
     import torch
 
     from infra.bench.decode import WINDOW, Step, Stream
@@ -23,30 +23,29 @@ def tune_step(turn: Turn, tokens: int) -> dict[str, Any]:
     from models.kernels.retrieve_decode.fused import retrieve_decode_fused
 
     stream = Stream(tokens)
+    step = Step(stream, batch)
+    search = Search(
+        step.query[0], stream.landmarks, stream.k, stream.v, step.page_place, exclude_newest=WINDOW // 64
+    )
+    expected = step.attend(step.search()).float()
     calls = {}
-    for batch in (1, 8, 64):
-        step = Step(stream, batch)
-        search = Search(
-            step.query[0], stream.landmarks, stream.k, stream.v, step.page_place, exclude_newest=WINDOW // 64
-        )
-        expected = step.attend(step.search()).float()
-        for launches, warps in ((0, 4), (1, 4), (1, 8), (2, 4), (2, 8)):
-            if (launches == 1 and batch > 8) or (launches == 2 and tokens * batch > 2**24):
-                continue
+    for launches, warps in ((0, 4), (1, 4), (1, 8), (2, 4), (2, 8)):
+        if (launches == 1 and batch > 8) or (launches == 2 and tokens * batch > 2**26):
+            continue
 
-            def call(s: Any = step, x: Any = search, n: int = launches, w: int = warps) -> Any:
-                return retrieve_decode_fused(
-                    s.q, s.ring_k, s.ring_v, s.ring_place, s.q_place, x, latents=s.latents, rotary=s.rotary,
-                    scale=128**-0.5, launches=n, num_warps=w,
-                )[0]  # fmt: skip
+        def call(n: int = launches, w: int = warps) -> Any:
+            return retrieve_decode_fused(
+                step.q, step.ring_k, step.ring_v, step.ring_place, step.q_place, search, latents=step.latents,
+                rotary=step.rotary, scale=128**-0.5, launches=n, num_warps=w,
+            )[0]  # fmt: skip
 
-            name = {"tokens": tokens, "batch": batch, "launches": launches, "warps": warps}
-            try:
-                found = call().float()
-                difference = float((found - expected).norm() / expected.norm())
-                calls[json.dumps({**name, "difference": round(difference, 5)})] = call
-            except Exception as error:
-                turn.write({**name, "error": str(error)[:200]})
+        name = {"tokens": tokens, "batch": batch, "launches": launches, "warps": warps}
+        try:
+            found = call().float()
+            difference = float((found - expected).norm() / expected.norm())
+            calls[json.dumps({**name, "difference": round(difference, 5)})] = call
+        except Exception as error:
+            turn.write({**name, "error": str(error)[:200]})
     torch.cuda.synchronize()
     turn.compiled()
     with turn.alone():
