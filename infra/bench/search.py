@@ -1,32 +1,39 @@
 """Searches beside a steady 200 articles a second, at 1, 8 and 64 clients, against flat faiss and LanceDB.
 
 All hold the same synthetic vectors (`vectors.py`: shaped like real embeddings) and the same short texts, and
-all are asked for the ten nearest by vector in this one process. The store is a shard's own segments and search,
-four searches at a time as the shard's actor lets them in (`held_store.py`); what arrives goes to its growing
-segment. Its log, its files and its keyword index are not there, as the peers have none. faiss: one flat index
-under a lock. LanceDB (PyPI, left out where it is not installed): its local mode, an IVF built once over the
-rows of the start, later rows scanned.
+all are asked for the ten nearest by vector in this one process. The store is a shard's own segments and search
+(`held_store.py`), searches that wait joined as in a shard (`store alone`: each by itself, four at a time); what
+arrives goes to its growing segment. Its log, its files and its keyword index are not there, as the peers have
+none. faiss: one flat index under a lock. LanceDB (PyPI, left out where it is not installed): its local mode, an
+IVF built once over the rows of the start, later rows scanned. Recall is told against products of all rows.
+
+With `work` the store's index is kept in that folder and found there by the next run (a million chunks: training
+takes minutes on two cores).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.shard import CONCURRENCY
 from infra.bench.held_store import HeldSegment, held_core, texts
 from infra.bench.measure import commit, environment
 from infra.bench.vectors import DIM, clustered
+from pipeline.errors import UsageError
 from pipeline.store.flat_peer import FlatPeer
 from pipeline.store.growing import GrowingSegment
+from pipeline.store.joined import SearchQueue
 from pipeline.store.records import Chunk, SearchRequest, StoreConfig
 from pipeline.store.searching import candidates
 from pipeline.store.segment import ArticleRow
@@ -34,6 +41,8 @@ from pipeline.store.vector_index import FaissIndex
 
 K = 10
 _PER_ARTICLE = 2
+_ALONE = 4
+_EXACT = 100
 _TEXT = "The council voted on Tuesday to reopen the ferry to the northern islands before the summer."
 
 
@@ -48,7 +57,9 @@ class Peer(Protocol):
 class Store:
     """A shard's segments: sealed ones with IVF as by default, and a growing one."""
 
-    def __init__(self, vectors: NDArray[np.float16], ivf_rows: int) -> None:
+    def __init__(
+        self, vectors: NDArray[np.float16], ivf_rows: int, work: Path | None = None, *, joined: bool = True
+    ) -> None:
         from pipeline.article import parse_article
 
         self._article = parse_article(
@@ -65,12 +76,20 @@ class Store:
         segments: list[Any] = []
         for number, begin in enumerate(range(0, len(vectors), per_segment)):
             part = vectors[begin : begin + per_segment]
-            index = FaissIndex.build(part, ivf=0 < ivf_rows <= len(part), probes=config.ivf_probes)
+            kept = None if work is None else work / f"store-{len(vectors)}-{number}-{ivf_rows}.faiss"
+            if kept is not None and kept.exists():
+                index = FaissIndex.load(kept, config.ivf_probes)
+            else:
+                index = FaissIndex.build(part, ivf=0 < ivf_rows <= len(part), probes=config.ivf_probes)
+            if kept is not None and not kept.exists():
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                index.save(kept)
             segments.append(HeldSegment(number, part, index, texts(len(part))))
         self._growing = GrowingSegment("growing", DIM, config.seal_rows, "cpu")
         self._core = held_core([*segments, self._growing], config, DIM)
         self._next = 1 << 40
-        self._searching = ThreadPoolExecutor(CONCURRENCY["search"])
+        self.queue = SearchQueue.on("cpu", partial(candidates, self._core))
+        self._alone = None if joined else ThreadPoolExecutor(_ALONE)
 
     def add(self, vectors: NDArray[np.float16]) -> None:
         """Append articles of two chunks, as an append does under the view's lock."""
@@ -85,7 +104,10 @@ class Store:
     def search(self, query: NDArray[np.float32]) -> list[int]:
         """Chunk ids of the passages."""
         request = SearchRequest(mode="dense", k=K, vectors=query[None])
-        found = self._searching.submit(candidates, self._core, request).result()
+        if self._alone is not None:
+            found = self._alone.submit(candidates, self._core, request).result()
+        else:
+            found = self.queue.ask(request)
         return [passage.chunk_id for passage in found.dense[0]]
 
 
@@ -193,12 +215,27 @@ def load(
     }
 
 
+def nearest_rows(vectors: NDArray[np.float16], questions: NDArray[np.float32]) -> list[set[int]]:
+    """The rows with the K largest products, by brute force in float32."""
+    scores: list[NDArray[np.float32]] = []
+    rows: list[NDArray[np.int64]] = []
+    for begin in range(0, len(vectors), 131_072):
+        part = questions @ vectors[begin : begin + 131_072].astype(np.float32).T
+        best = np.argpartition(-part, min(K, part.shape[1]) - 1, axis=1)[:, :K]
+        scores.append(np.take_along_axis(part, best, 1))
+        rows.append(best + begin)
+    order = np.argsort(-np.concatenate(scores, 1), axis=1)[:, :K]
+    return [set(row) for row in np.take_along_axis(np.concatenate(rows, 1), order, 1).tolist()]
+
+
 def run(
     articles: int = 500_000,
     seconds: float = 15.0,
     rate: float = 200.0,
     ivf_rows: int = 262_144,
     peers: str = "",
+    clients: str = "1,8,64",
+    work: str = "",
 ) -> dict[str, Any]:
     """`articles` of two chunks each held from the start (500,000: a million chunks); `peers` names those to run."""
     vectors = clustered(articles * _PER_ARTICLE, 1)
@@ -206,40 +243,61 @@ def run(
     questions = vectors[generator.integers(0, len(vectors), 256)].astype(np.float32)
     questions += 0.02 * generator.standard_normal(questions.shape, dtype=np.float32)
     questions /= np.linalg.norm(questions, axis=1, keepdims=True)
+    exact = nearest_rows(vectors, questions[:_EXACT])
+    counts = [int(count) for count in clients.split(",")]
+    kept = Path(work) if work else None
     rows: list[dict[str, Any]] = []
-    exact: list[set[int]] = []
     with tempfile.TemporaryDirectory(prefix="dysra-lance-") as folder:
         makers: dict[str, Callable[[], Peer]] = {
             "faiss flat": lambda: Flat(vectors),
-            "store": lambda: Store(vectors, ivf_rows),
+            "store": lambda: Store(vectors, ivf_rows, kept),
+            "store alone": lambda: Store(vectors, ivf_rows, kept, joined=False),
         }
         if importlib.util.find_spec("lancedb") is not None:
             makers["lancedb"] = lambda: Lance(vectors, folder)
-        for name, make in makers.items():
-            if peers and name not in peers.split(","):
-                continue
+        chosen = peers.split(",") if peers else list(makers)
+        if unknown := set(chosen) - set(makers):
+            raise UsageError(f"peers: {', '.join(sorted(unknown))} not known; here are {', '.join(makers)}")
+        for name in chosen:
             started = time.perf_counter()
-            peer = make()
+            peer = makers[name]()
             built_s = time.perf_counter() - started
-            found = [set(peer.search(question)) for question in questions[:100]]
-            exact = exact or found
+            found = [set(peer.search(question)) for question in questions[:_EXACT]]
             recall = sum(len(a & b) for a, b in zip(exact, found, strict=True)) / (K * len(found))
-            for clients in (1, 8, 64):
-                row = load(peer, clients, seconds, rate, questions)
+            for count in counts:
+                before = _turns(peer)
+                row = load(peer, count, seconds, rate, questions)
                 rows.append({"index": name, "chunks": len(vectors), **row, "recall_at_10": round(recall, 4),
-                             "build_s": round(built_s, 1)})  # fmt: skip
+                             "build_s": round(built_s, 1), **_joined(before, _turns(peer))})  # fmt: skip
             del peer
-    p99 = {(row["index"], row["clients"]): row["p99_ms"] for row in rows}
-    ratios = {}
-    for clients in (1, 8, 64):
-        for name in ("faiss flat", "lancedb"):
-            if p99.get((name, clients)) and p99.get(("store", clients)):
-                key = f"search_p99_over_{name.replace(' ', '_')}_{clients}_clients"
-                ratios[key] = round(p99["store", clients] / p99[name, clients], 4)
     return {
         "bench": "search",
         "device": environment()["device"],
         "commit": commit(),
         "rows": rows,
-        "ratios": ratios,
+        "ratios": _ratios(rows, counts),
+        "cores": os.cpu_count(),
     }
+
+
+def _turns(peer: Peer) -> tuple[int, int]:
+    queue = peer.queue if isinstance(peer, Store) else None
+    return (0, 0) if queue is None else (queue.num_requests, queue.num_batches)
+
+
+def _joined(before: tuple[int, int], after: tuple[int, int]) -> dict[str, float]:
+    """How many searches were made as one, in the mean."""
+    made = after[1] - before[1]
+    return {"joined": round((after[0] - before[0]) / made, 2)} if made else {}
+
+
+def _ratios(rows: list[dict[str, Any]], counts: list[int]) -> dict[str, float]:
+    """The store's p99 over that of each other index, by the number of clients."""
+    p99 = {(row["index"], row["clients"]): row["p99_ms"] for row in rows}
+    ratios = {}
+    for count in counts:
+        for name in dict.fromkeys(row["index"] for row in rows):
+            if name != "store" and p99.get((name, count)) and p99.get(("store", count)):
+                key = f"search_p99_over_{name.replace(' ', '_')}_{count}_clients"
+                ratios[key] = round(p99["store", count] / p99[name, count], 4)
+    return ratios
