@@ -1,9 +1,11 @@
 """Join what `subq_gpu` wrote into one result that counts: a JSON file and a page.
 
     python -m infra.training.subq_report --runs DIR… --out infra/bench/results/2026-11-22_subq_h200
+    python -m infra.training.subq_report --compare subq-compare.json --out infra/bench/results/<date>_subq_lm_h200
 
-Each folder holds train-<name>.json and needles-<name>.json of one or more runs. They are set side by side; the
-named figures are means over them.
+Each folder holds train-<name>.json and needles-<name>.json (or needles-<name>-int8.json: the weights that ship) of
+one or more runs. They are set side by side; the named figures are means over them. --compare takes what
+`infra.training.subq_compare` wrote.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+NAMED = ("known-5", "heldout-kinds-5", "heldout-forms-5", "heldout-5")
+"""Cells whose exact match the result names, each among four needles worded alike."""
 UNITS = ((1 << 20, "m"), (1 << 10, "k"))
 KEPT = ("step", "seconds", "language", "answers", "contrastive", "exact", "recall", "gold_weight", "scale")
 
@@ -24,9 +28,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=Path, nargs="+", required=True)
+    parser.add_argument("--runs", type=Path, nargs="+", default=[])
+    parser.add_argument("--compare", type=Path, help="the summary of infra.training.subq_compare")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
+    if (given.compare is None) == (not given.runs):
+        parser.error("give either --runs or --compare")
+    if given.compare is not None:
+        summary = json.loads(given.compare.read_text(encoding="utf-8"))
+        given.out.with_suffix(".json").write_text(
+            json.dumps(kept(summary), indent=1) + "\n", encoding="utf-8"
+        )
+        given.out.with_suffix(".md").write_text(compare_page(summary), encoding="utf-8")
+        return
     runs = [run for folder in given.runs for run in read_runs(folder)]
     if not runs:
         parser.error(f"{', '.join(map(str, given.runs))}: no train-*.json with its needles-*.json")
@@ -39,12 +53,13 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
     """Every run of a folder that was judged: its training and its needles."""
     found = []
     for path in sorted(folder.glob("train-*.json")):
-        judged = folder / path.name.replace("train-", "needles-")
-        if judged.exists():
-            found.append(
-                {"name": path.stem.removeprefix("train-"), "train": json.loads(path.read_text())}
-                | json.loads(judged.read_text())
-            )
+        name = path.stem.removeprefix("train-")
+        for made in (name, f"{name}-int8"):
+            judged = folder / f"needles-{made}.json"
+            if judged.exists():
+                found.append(
+                    {"name": made, "train": json.loads(path.read_text())} | json.loads(judged.read_text())
+                )
     return found
 
 
@@ -57,8 +72,10 @@ def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         train = run["train"]
         for row in run["rows"]:
             rows.append({"run": run["name"], **row})
-            if row["what"] == "trials" and row["cell"] in ("known-5", "heldout-5"):
-                exact[f"needle_exact_{row['cell'][:-2]}_{short(row['length'])}"].append(row["exact"])
+            if row["what"] == "trials" and row["cell"] in NAMED:
+                exact[f"needle_exact_{row['cell'][:-2].replace('-', '_')}_{short(row['length'])}"].append(
+                    row["exact"]
+                )
         language = run.get("language", {})
         if language:
             gains.append(language["without"] - language["with_retrieval"])
@@ -69,6 +86,7 @@ def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "tokens": train["tokens"], "parameters": train["parameters"], "peak_bytes": train["peak_bytes"],
                 "real": stream["real"], "scale_max": train["made_from"]["model"]["scale_max"],
                 "neighbours": train["made_from"]["model"]["neighbours"],
+                "rerank": train["made_from"]["model"].get("rerank", False), "twins": stream.get("twins", 0.0),
                 "loss_with_retrieval": language.get("with_retrieval"),
                 "loss_without": language.get("without"),
                 "curve": [{key: round(each[key], 4) for key in KEPT} for each in train["curve"][::10]],
@@ -115,6 +133,47 @@ def page(result: dict[str, Any]) -> str:
             name = f"{cell} in one text" if what == "stream" else cell
             cells = [f"{by[at]['exact']} / {by[at]['recall']}" if at in by else "" for at in lengths]
             lines.append(f"| {name} ({', '.join(map(str, counts))}) | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def kept(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary with every tenth point of the curves."""
+    runs = [run | {"curve": run["curve"][::10] + run["curve"][-1:]} for run in summary["runs"]]
+    return summary | {"runs": runs}
+
+
+def compare_page(summary: dict[str, Any]) -> str:
+    """What a person reads of the comparison: loss and perplexity by method and seed, and loss by position."""
+    runs = summary["runs"]
+    positions = list(runs[0]["judged"]["with_retrieval"]["by_position"])
+    lines = [
+        f"# Language models of equal size, tokens and batches, {summary['device']}", "",
+        f"{runs[0]['tokens']:,} tokens a run, sequences of {positions[-1]}; {summary['jobs']} runs shared the device,"
+        " so that seconds compare only roughly.", "",
+        "| method | seed | parameters | loss | perplexity | without reading | seconds | GB |",
+        "|" + " --- |" * 8,
+    ]  # fmt: skip
+    for run in sorted(runs, key=lambda run: (run["method"], run["seed"])):
+        without = run["judged"].get("without", {}).get("loss", "")
+        lines.append(
+            f"| {run['method']} | {run['seed']} | {run['parameters'][0]:,} | {run['loss']} | {run['perplexity']} "
+            f"| {without} | {run['train_seconds']} | {run['peak_bytes'] / 1e9:.1f} |"
+        )
+    lines += ["", "Nats a token by position (up to), means over the seeds:", ""]
+    lines += ["| method | " + " | ".join(positions) + " |", "|" + " --- |" * (1 + len(positions))]
+    for method in dict.fromkeys(run["method"] for run in runs):
+        for way in ("with_retrieval", "without"):
+            rows = [
+                run["judged"][way]["by_position"]
+                for run in runs
+                if run["method"] == method and way in run["judged"]
+            ]
+            if rows:
+                means = [f"{sum(row[at] for row in rows) / len(rows):.4f}" for at in positions]
+                name = method if way == "with_retrieval" else f"{method}, reading switched off"
+                lines.append(f"| {name} | " + " | ".join(means) + " |")
+    lines += ["", "| figure | value |", "| --- | --- |"]
+    lines += [f"| {name} | {value} |" for name, value in summary["ratios"].items() if value is not None]
     return "\n".join(lines) + "\n"
 
 
