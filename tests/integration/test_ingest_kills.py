@@ -153,7 +153,9 @@ def test_sigterm_saves_and_the_next_run_goes_on(topic: TopicFactory, tmp_path: P
     first = _start_verb(spec)
     try:
         assert first.stderr is not None
+        said: list[str] = []
         for line in first.stderr:
+            said.append(line)
             if "ingesting" in line:
                 break
         with Publisher(kafka) as publisher:
@@ -164,7 +166,7 @@ def test_sigterm_saves_and_the_next_run_goes_on(topic: TopicFactory, tmp_path: P
         out, err = first.communicate(timeout=60)
     finally:
         first.kill()
-    assert first.returncode == 5, err
+    assert first.returncode == 5, "".join(said) + err
     stopped = json.loads(out.splitlines()[-1])
     second = _start_verb(spec, "--until-idle", "0.5")
     try:
