@@ -33,14 +33,14 @@ class StackedMuon(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("closure: given one; allowed: none (compute the loss and its gradients before)")
         for group in self.param_groups:
-            alike: dict[tuple[torch.Size, torch.device], list[nn.Parameter]] = defaultdict(list)
+            alike: dict[tuple[torch.Size, torch.device], list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     alike[parameter.shape, parameter.device].append(parameter)
             for parameters in alike.values():
                 self._update(parameters, group)
 
-    def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for parameter, grad in zip(parameters, grads, strict=True):
             if "momentum_buffer" not in self.state[parameter]:
