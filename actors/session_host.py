@@ -86,7 +86,7 @@ def chooser_of(config: SessionConfig, embed: Any) -> Chooser:
     hybrid = HybridChooser(embed, config.dense_sentences)
     if config.policy is None:
         return hybrid
-    return PolicyChooser(config.policy.expanduser().absolute(), embed, hybrid)
+    return PolicyChooser(config.policy.expanduser().absolute(), embed, hybrid, pair_reader=config.pair_reader)
 
 
 def configure_service(

@@ -84,7 +84,7 @@ def _network(folder: Path, part: Material) -> PolicyNetwork:
         network, _ = load_policy(folder)
     except ValueError as error:
         raise BadData(str(error)) from None
-    if network.config.dim != part.tables.dim or network.config.num_features != part.tables.num_features:
+    if network.config.dim != part.tables.dim or network.config.num_features > part.tables.num_features:
         raise UsageError(
             f"{folder}: made for {network.config.num_features} features and vectors of {network.config.dim}; the "
             f"material has {part.tables.num_features} and {part.tables.dim}"

@@ -19,6 +19,8 @@ from models.retriever.table import FEATURES, MAX_CANDIDATES, CandidateTable
 from pipeline.session.chooser import bm25, words
 
 Encode = Callable[[Sequence[str]], "npt.NDArray[Any]"]
+PairColumns = Callable[[str, Sequence[str]], "npt.NDArray[np.float32]"]
+"""A question and its candidates' texts to the columns of `models.retriever.table.PAIR_FEATURES`. [K, 6]"""
 
 NUM_WORDS = 1 << 15
 MAX_WORDS = 48
@@ -61,14 +63,21 @@ def candidate_table(
     *,
     needs_all: bool = False,
     with_words: bool = False,
+    pair: PairColumns | None = None,
 ) -> CandidateTable:
-    """The table of a question's units (at most 64, see `preselect`), in the order given."""
+    """The table of a question's units (at most 64, see `preselect`), in the order given.
+
+    With `pair` (a pair reader's `features`) its columns follow the others.
+    """
     vectors = np.asarray(encode([question, *(embedded_text(unit) for unit in units)]), np.float32)
     query, rest = vectors[0], vectors[1:]
+    columns = features(question, units, rest @ query)
+    if pair is not None:
+        columns = np.concatenate([columns, pair(question, [embedded_text(unit) for unit in units])], 1)
     return CandidateTable(
         query=query.astype(np.float16),
         vectors=rest.astype(np.float16),
-        features=features(question, units, rest @ query),
+        features=columns,
         tokens=np.array([unit.num_tokens for unit in units], np.int64),
         groups=np.array([unit.rank for unit in units], np.int64),
         heads=np.array([unit.head_tokens for unit in units], np.int64),
@@ -154,6 +163,7 @@ def _weights(units: Sequence[Unit]) -> Callable[[str], float]:
 __all__ = [
     "FEATURES",
     "Encode",
+    "PairColumns",
     "Unit",
     "candidate_table",
     "embedded_text",

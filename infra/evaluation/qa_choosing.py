@@ -14,11 +14,12 @@ from typing import Any
 from infra.evaluation.hybrid_pool import HybridPool
 from infra.evaluation.qa_sources import QaSource
 from models.retriever.network import PolicyNetwork
+from models.retriever.pair_reader import pair_reader_for
 from models.retriever.router import router_scores
 from models.retriever.selecting import fill, select
 from models.retriever.storage import SHIPPED, load_policy
-from models.retriever.table import TableBatch
-from pipeline.candidate_features import FEATURES, Encode
+from models.retriever.table import ALL_FEATURES, TableBatch
+from pipeline.candidate_features import FEATURES, Encode, PairColumns
 from pipeline.errors import UsageError
 from pipeline.session.prompts import Sentence, article_head
 from pipeline.tasks.choices import cut, material_of
@@ -53,11 +54,13 @@ class ChoosingMethod:
         self._settings, self._encode, self._count = settings, encode, count
         self._pool = HybridPool(source, encode, settings.reach)
         self._network: PolicyNetwork | None = None
+        self._pair: PairColumns | None = None
         self._candidates = 64
         self._words = False
         self._bias = settings.stop_bias
         if settings.method in LEARNED:
             self._network, about = open_policy(settings.policy)
+            self._pair = pair_columns_of(settings.policy, self._network)
             self._candidates = int(about.get("candidates", 64))
             self._words = self._network.config.encoder != "vectors"
             self._bias = settings.stop_bias + float(about.get("stop_bias", 0.0))
@@ -75,8 +78,9 @@ class ChoosingMethod:
         if not choices:
             return ()
         made, table, _ = material_of(
-            question, choices, self._encode, self._count, most=self._candidates, with_words=self._words
-        )
+            question, choices, self._encode, self._count, most=self._candidates, with_words=self._words,
+            pair=self._pair,
+        )  # fmt: skip
         tables = TableBatch.stack([table])
         if self._network is None:
             scores = tables.features[:, :, FEATURES.index("fused")]
@@ -103,12 +107,22 @@ def open_policy(folder: Path | None) -> tuple[PolicyNetwork, dict[str, Any]]:
         network, about = load_policy(chosen)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if network.config.feature_names and network.config.feature_names != FEATURES:
+    known = network.config.feature_names
+    if known and known not in (FEATURES, ALL_FEATURES):
         raise UsageError(
-            f"{chosen}: trained on features {', '.join(network.config.feature_names)}; "
-            f"this version makes {', '.join(FEATURES)}: train it again"
+            f"{chosen}: trained on features {', '.join(known)}; "
+            f"this version makes {', '.join(ALL_FEATURES)}: train it again"
         )
     return network, about
+
+
+def pair_columns_of(folder: Path | None, network: PolicyNetwork) -> PairColumns | None:
+    """What makes the pair features that the policy of a folder (else the shipped one) knows; None without them."""
+    try:
+        reader = pair_reader_for(folder or SHIPPED, network.config.num_features)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return None if reader is None else reader.features
 
 
 def long_units(

@@ -190,7 +190,8 @@ def train_one(
             network, tables, Readings(here), job, before, questions, iterations,
             seconds - (time.monotonic() - began), device, say,
         )  # fmt: skip
-    save_policy(unfold(network, projection), folder / "policy", {**_plain(record), "unit": "sentence"})
+    about = _plain(record) | {"unit": "sentence", "embedder": "minilm", "candidates": tables.num_candidates}
+    save_policy(unfold(network, projection), folder / "policy", about)
     save_policy(network, folder / "carried", _plain(record))
     record["seconds"] = round(time.monotonic() - began, 1)
     (folder / "record.json").write_text(json.dumps(record))

@@ -25,7 +25,7 @@ from models.retriever.config import RetrieverConfig
 from models.retriever.network import PolicyNetwork
 from models.retriever.storage import load_policy, save_policy
 from models.retriever.supervised import SupervisedConfig, train_supervised
-from pipeline.candidate_features import FEATURES
+from models.retriever.table import names_for
 from pipeline.errors import UsageError
 from pipeline.tasks.material import Material
 from rl.episodes import OutcomeReader, Readings, fingerprint
@@ -236,12 +236,11 @@ def _network(config: PolicyTrainConfig, material: Material) -> PolicyNetwork:
                 f"{config.begin_with} knows vectors of {network.config.dim}, the material has {material.tables.dim}"
             )
         return network
-    names = FEATURES if material.tables.num_features == len(FEATURES) else ()
     return PolicyNetwork(
         RetrieverConfig(
             dim=material.tables.dim,
             num_features=material.tables.num_features,
-            feature_names=names,
+            feature_names=names_for(material.tables.num_features),
             width=config.width,
             layers=config.layers,
             dropout=0.2,

@@ -25,8 +25,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from models.retriever.table import Floats
+from models.retriever.table import FEATURES, Floats
 
+SHIPPED_PAIR_READER = Path(__file__).parents[1] / "weights" / "pair-reader"
+"""The pair reader that comes with the project; the shipped policy knows its features."""
+BESIDE = "pair-reader"
+"""The folder's name where a policy brings its own."""
 WEIGHTS, CONFIG, TOKENIZER, CARD = "pair_reader.safetensors", "config.json", "tokenizer.json", "README.md"
 QUESTION_TOKENS, GIVEN_TOKENS, TEXT_TOKENS = 48, 64, 96
 NEXT_CANDIDATES = 24
@@ -53,7 +57,7 @@ class PairModel(nn.Module):
         from transformers import BertConfig, BertModel
 
         super().__init__()
-        self.sizes = {name: int(config[name]) for name in _BERT}
+        self.sizes: dict[str, Any] = {name: int(config[name]) for name in _BERT}
         places = int(config.get("max_position_embeddings", 512))
         made = BertConfig(**self.sizes, max_position_embeddings=places)
         made._attn_implementation = "sdpa"
@@ -81,9 +85,10 @@ class PairReader:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         found = [tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]", "[PAD]")]
-        if None in found:
+        known = [at for at in found if at is not None]
+        if len(known) < 3:
             raise ValueError("tokenizer: needs the tokens [CLS], [SEP] and [PAD]; give MiniLM's")
-        self._cls, self._sep, self._pad = map(int, found)
+        self._cls, self._sep, self._pad = known
         self.rows_per_batch = 1024 if device.startswith("cuda") else 32
 
     @property
@@ -232,6 +237,23 @@ def load_pair_reader(folder: Path, device: str = "cpu") -> tuple[PairReader, dic
     except (json.JSONDecodeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"pair_reader: {folder} cannot be read: {str(error).splitlines()[0]}") from None
     return PairReader(model, Tokenizer.from_file(str(folder / TOKENIZER)), device), dict(body["about"])
+
+
+def pair_reader_for(policy: Path, num_features: int, device: str = "cpu") -> PairReader | None:
+    """The pair reader that a policy of so many features needs: its own (beside it), else the shipped one.
+
+    None where it needs none; ValueError where it needs one and there is none.
+    """
+    if num_features <= len(FEATURES):
+        return None
+    own = policy / BESIDE
+    folder = own if own.is_dir() else SHIPPED_PAIR_READER
+    if not folder.is_dir():
+        raise ValueError(
+            f"pair_reader: the policy {policy} knows a pair reader's features, and neither {own} nor the shipped "
+            "one is there; put its pair reader there, or take a policy without these features"
+        )
+    return load_pair_reader(folder, device)[0]
 
 
 def from_minilm(folder: Path, device: str = "cpu") -> PairReader:

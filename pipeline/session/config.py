@@ -67,6 +67,13 @@ class SessionConfig:
             "models promote` writes (sessions follow it by themselves); none: hybrid ranking"
         },
     )
+    pair_reader: bool = field(
+        default=True,
+        metadata={
+            "help": "whether a policy that knows a pair reader's features may serve: the pair reader looks at each "
+            "question with 48 candidates, about a second on two cores; off: such a policy is refused"
+        },
+    )
     max_new_tokens: int = field(default=32, metadata={"help": "tokens of an answer, at most, by default"})
     max_new_tokens_limit: int = field(
         default=256, metadata={"help": "largest number of new tokens that a request may ask for"}

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.candidate_features import FEATURES, Unit, candidate_table, preselect
+from models.retriever.table import ALL_FEATURES, FEATURES
+from pipeline.candidate_features import PairColumns, Unit, candidate_table, preselect
 from pipeline.log import get_logger
 from pipeline.session.chooser import Chooser, Embed, reading_order
 from pipeline.session.sentences import Candidate
@@ -24,7 +25,8 @@ POLL_S = 5.0
 class PolicyChooser:
     """Chooses by the champion where there is one and its vectors can be made, else by `otherwise`.
 
-    `folder` is a fixed policy's folder, or the pointer file.
+    `folder` is a fixed policy's folder, or the pointer file. A policy that knows a pair reader's features brings it
+    (`pair-reader` in its folder) or takes the shipped one; without `pair_reader` such a policy does not serve.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class PolicyChooser:
         embed: Embed,
         otherwise: Chooser,
         *,
+        pair_reader: bool = True,
         poll_s: float = POLL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -43,6 +46,8 @@ class PolicyChooser:
         self._looked = float("-inf")
         self._folder: Path | None = None
         self._network: Any = None
+        self._may_pair = pair_reader
+        self._pair: PairColumns | None = None
         self._most = 64
 
     @property
@@ -52,7 +57,7 @@ class PolicyChooser:
 
     def choose(self, question: str, candidates: Sequence[Candidate], budget: int) -> list[Candidate]:
         """The sentences to read, in reading order, of at most `budget` tokens with their heads."""
-        network = self._current()
+        network, pair = self._current()
         if network is None or not candidates:
             return self._otherwise.choose(question, candidates, budget)
         from models.retriever.selecting import select
@@ -70,7 +75,7 @@ class PolicyChooser:
             return made
 
         try:
-            table = candidate_table(question, [units[at] for at in kept], encode)
+            table = candidate_table(question, [units[at] for at in kept], encode, pair=pair)
         except LookupError:
             return self._otherwise.choose(question, candidates, budget)
         if table.vectors.shape[1] != network.config.dim:
@@ -81,16 +86,17 @@ class PolicyChooser:
         chosen = select(network, TableBatch.stack([table]), budget, stop_bias=self._stop_bias)[0]
         return reading_order([candidates[kept[pick]] for pick in chosen.picks])
 
-    def _current(self) -> Any:
+    def _current(self) -> tuple[Any, PairColumns | None]:
+        """The policy that serves now, with what makes its pair features."""
         with self._lock:
             now = self._clock()
             if now - self._looked < self._poll_s:
-                return self._network
+                return self._network, self._pair
             self._looked = now
             folder = self._named()
             if folder != self._folder:
                 self._load(folder)
-            return self._network
+            return self._network, self._pair
 
     def _named(self) -> Path | None:
         """The folder to serve; the one at hand where the pointer cannot be read right now."""
@@ -106,20 +112,29 @@ class PolicyChooser:
             return self._folder
 
     def _load(self, folder: Path | None) -> None:
+        from models.retriever.pair_reader import pair_reader_for
         from models.retriever.storage import load_policy
 
         if folder is None:
-            self._folder = self._network = None
+            self._folder = self._network = self._pair = None
             return
         try:
             network, about = load_policy(folder)
+            reader = pair_reader_for(folder, network.config.num_features) if self._may_pair else None
         except (OSError, ValueError) as error:
             get_logger().warning("policy_not_loaded", folder=str(folder), reason=str(error))
             return
-        if network.config.num_features != len(FEATURES) or network.config.encoder != "vectors":
-            get_logger().warning("policy_of_another_version", folder=str(folder))
+        known = (len(FEATURES), len(ALL_FEATURES)) if self._may_pair else (len(FEATURES),)
+        if network.config.num_features not in known or network.config.encoder != "vectors":
+            get_logger().warning(
+                "policy_of_another_version",
+                folder=str(folder),
+                features=network.config.num_features,
+                known=known,
+            )
             return
         self._network, self._folder = network, folder
+        self._pair = None if reader is None else reader.features
         self._stop_bias = self._next_bias if self._source.is_file() else float(about.get("stop_bias", 0.0))
         self._most = min(64, int(about.get("candidates", 64)))
         get_logger().info("policy_serves", folder=str(folder))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from models.retriever.table import GOLD, HOLDS, MAX_CANDIDATES, CandidateTable
-from pipeline.candidate_features import Encode, Unit, candidate_table, preselect
+from pipeline.candidate_features import Encode, PairColumns, Unit, candidate_table, preselect
 from pipeline.session.prompts import article_head
 from pipeline.tasks.contexts import Candidate, CountTokens, candidates
 from pipeline.tasks.material import ChoiceQuestion
@@ -57,16 +57,18 @@ def material_of(
     most: int = MAX_CANDIDATES,
     label: Callable[[Candidate], int] | None = None,
     with_words: bool = False,
+    pair: PairColumns | None = None,
 ) -> tuple[ChoiceQuestion, CandidateTable, list[Candidate]]:
     """A question's choice: its texts, its table, and the candidates in the table's order.
 
-    `label` tells GOLD, HOLDS or 0; default: by the question's golds, support and answers.
+    `label` tells GOLD, HOLDS or 0; default: by the question's golds, support and answers. `pair` adds a pair
+    reader's features.
     """
     units = units_of(question, choices, count_tokens, label)
     kept = preselect(question.text, units, most)
     units, choices = [units[at] for at in kept], [choices[at] for at in kept]
     table = candidate_table(
-        question.text, units, encode, needs_all=needs_all(question), with_words=with_words
+        question.text, units, encode, needs_all=needs_all(question), with_words=with_words, pair=pair
     )
     made = ChoiceQuestion(
         question_id=question.question_id,
