@@ -15,3 +15,6 @@ COMPRESSORS = Path(__file__).parent / "weights" / "compressors"
 
 RANKER = Path(__file__).parent / "weights" / "ranker"
 """Learned ranker of Gemma-3-270M's keys (models/cache/ranker.py); under Gemma's terms."""
+
+SUBQ = Path(__file__).parent / "weights" / "subq"
+"""The sub-quadratic backbone, matrices in 8 bits, with its tokenizer (models/subq); trained by us on open text."""

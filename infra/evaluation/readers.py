@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from models.shipped import READER_LORA
+from models.shipped import SUBQ
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def subq_folder(model: str) -> Path:
     if model != "subq":
         return Path(model)
     home = Path(os.environ.get("DYSRA_CACHE") or Path.home() / ".cache" / "dysra")
-    places = (READER_LORA.parent / "subq", home / "weights" / "subq")
+    places = (SUBQ, home / "weights" / "subq")
     found = next((place for place in places if _is_subq(place)), None)
     if found is None:
         raise UsageError(

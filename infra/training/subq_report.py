@@ -148,8 +148,8 @@ def compare_page(summary: dict[str, Any]) -> str:
     positions = list(runs[0]["judged"]["with_retrieval"]["by_position"])
     lines = [
         f"# Language models of equal size, tokens and batches, {summary['device']}", "",
-        f"{runs[0]['tokens']:,} tokens a run, sequences of {positions[-1]}; {summary['jobs']} runs at a time on the "
-        "device, so that seconds compare only roughly.", "",
+        f"{runs[0]['tokens']:,} tokens a run, sequences of {positions[-1]}; {summary['jobs']} runs at a time on "
+        "the device, so that seconds compare only roughly.", "",
         "| method | seed | parameters | loss | perplexity | without reading | seconds | GB |",
         "|" + " --- |" * 8,
     ]  # fmt: skip
