@@ -112,6 +112,7 @@ def tune(turn: Turn, kernel: str, dim: int) -> dict[str, Any]:
 
     from infra.bench.measure import copy_bandwidth, matmul_rate, time_cuda
     from models.kernels.sparse_attention import fused, invert_indices
+    from models.kernels.sparse_attention.hopper_backward import launch_rows
     from models.kernels.sparse_attention.tuning import Tiles
 
     heads, kv_heads = (4, 1) if dim == 256 else (16, 2)
@@ -128,7 +129,8 @@ def tune(turn: Turn, kernel: str, dim: int) -> dict[str, Any]:
         index = index.view(1, -1, 1, chosen)
         out, lse = fused.launch_forward(q, k, v, None, index, options)
         delta = fused.launch_delta(out, grad, None)
-        return fused.Saved(q, k, v, None, index, lse, grad, delta), invert_indices(index, num_k // 64)
+        rows = launch_rows(out, grad, lse, None)
+        return fused.Saved(q, k, v, None, index, lse, grad, delta, rows), invert_indices(index, num_k // 64)
 
     inputs = {chosen: prepared(chosen) for chosen in (8, 32)}
 
@@ -180,6 +182,7 @@ def tune(turn: Turn, kernel: str, dim: int) -> dict[str, Any]:
                 for name, function in {
                     "invert": lambda s=saved: invert_indices(s.indices, num_k // 64),
                     "delta": lambda: fused.launch_delta(q, grad, None),
+                    "rows": lambda s=saved: launch_rows(q, grad, s.lse, None),
                     "zeros_and_casts": lambda s=sums: [x.to(q.dtype) for x in torch.zeros_like(s)],
                     "dq_with_atomics": lambda s=saved, x=sums: fused.launch_dq(s, options, x),
                 }.items():
@@ -200,8 +203,8 @@ def _candidates(kernel: str, dim: int) -> list[Any]:
     else:
         shapes = [(64, 8, 2)] if dim == 256 else [(64, 4, 2), (64, 4, 3)]
     tiles = [Tiles(m, 1, w, s, tma) for m, w, s in shapes for tma in (True, False)]
-    if kernel == "forward" and dim < 256:
-        tiles.append(_HALF["forward"][dim]._replace(hopper=True))
+    if dim < 256:
+        tiles.append(_HALF[kernel][dim]._replace(hopper=True))
     return tiles
 
 

@@ -101,22 +101,14 @@ def launch_forward(
     """out [B, Nq, Hq, D] and its lse in base 2, float32 [B, Nq, Hq] (unset with weights: no one softmax exists)."""
     batch, num_q, q_heads, dim = q.shape
     rows = (q_heads // k.shape[2]) * options["block_q"]
-    tiles = options["tiles"].get("forward") or tiles_for("forward", dim, q.dtype, rows, weights is not None)
+    tiles = _tiles("forward", q, k, options, weights is not None)
     out = torch.empty((batch, num_q, q_heads, dim), dtype=q.dtype, device=q.device)
     lse = torch.empty((batch, num_q, q_heads), dtype=torch.float32, device=q.device)
     if weights is not None:
         lse.fill_(float("-inf"))
     grid = (-(-rows // tiles.block_m), indices.shape[1], batch * k.shape[2])
     tma = tiles.tma and tiles.step == 1 and _even(k, v, options["chunk_size"])
-    if tiles.hopper and fits(
-        q,
-        k,
-        v,
-        options["chunk_size"],
-        options["block_q"],
-        mixed=weights is not None,
-        causal=options["causal"],
-    ):
+    if tiles.hopper and _hopper_fits(q, k, v, weights, options):
         from models.kernels.sparse_attention.hopper import launch_hopper
 
         launch_hopper(q, k, v, indices, out, lse, options["scale"] * _LOG2E)
@@ -155,6 +147,7 @@ class Saved:
     lse: torch.Tensor
     grad: torch.Tensor
     delta: torch.Tensor
+    rows: torch.Tensor | None = None  # what the kernels for Hopper read in place of lse and delta
 
 
 def launch_backward(
@@ -170,9 +163,7 @@ def launch_backward(
     options: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """dq, dk, dv and dweights, in the dtypes of their inputs."""
-    grad = grad.contiguous()
-    delta = lse if weights is not None else launch_delta(out, grad, lse_grad)
-    saved = Saved(q, k, v, weights, indices, lse, grad, delta)
+    saved = prepare(q, k, v, weights, indices, out, lse, grad.contiguous(), lse_grad, options)
     if options["deterministic"]:
         dq, dweights = launch_dq(saved, options, None)
         inverse = options["inverse"] or invert_indices(indices, -(-k.shape[1] // options["chunk_size"]))
@@ -182,6 +173,52 @@ def launch_backward(
         dq, dweights = launch_dq(saved, options, sums)
         dk, dv = sums[0].to(k.dtype), sums[1].to(v.dtype)
     return dq, dk, dv, dweights
+
+
+def prepare(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    weights: torch.Tensor | None,
+    indices: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    grad: torch.Tensor,
+    lse_grad: torch.Tensor | None,
+    options: dict[str, Any],
+) -> Saved:
+    """What the backward kernels read, in the forms that the chosen ones read it."""
+    kinds = [_tiles(kernel, q, k, options, True) for kernel in ("dq", "dkv")]
+    fitting = options["deterministic"] and _hopper_fits(q, k, v, weights, options)
+    on_hopper = [fitting and tiles.hopper for tiles in kinds]
+    rows = None
+    if any(on_hopper):
+        from models.kernels.sparse_attention.hopper_backward import launch_rows
+
+        rows = launch_rows(out, grad, lse, lse_grad)
+    needs_delta = weights is None and not all(on_hopper)
+    delta = launch_delta(out, grad, lse_grad) if needs_delta else lse
+    return Saved(q, k, v, weights, indices, lse, grad, delta, rows)
+
+
+def _tiles(kernel: str, q: torch.Tensor, k: torch.Tensor, options: dict[str, Any], mixed: bool) -> Tiles:
+    rows = (q.shape[2] // k.shape[2]) * options["block_q"]
+    given: Tiles | None = options["tiles"].get(kernel)
+    return given or tiles_for(kernel, q.shape[3], q.dtype, rows, mixed)
+
+
+def _hopper_fits(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: torch.Tensor | None, options: dict[str, Any]
+) -> bool:
+    return fits(
+        q,
+        k,
+        v,
+        options["chunk_size"],
+        options["block_q"],
+        mixed=weights is not None,
+        causal=options["causal"],
+    )
 
 
 def launch_delta(out: torch.Tensor, grad: torch.Tensor, lse_grad: torch.Tensor | None) -> torch.Tensor:
@@ -209,7 +246,12 @@ def launch_dq(
     batch, num_q, q_heads, dim = q.shape
     num_blocks, kv_heads, chosen = indices.shape[1], k.shape[2], indices.shape[3]
     rows = (q_heads // kv_heads) * options["block_q"]
-    tiles = options["tiles"].get("dq") or tiles_for("dq", dim, q.dtype, rows, True)
+    tiles = _tiles("dq", q, k, options, True)
+    if tiles.hopper and saved.rows is not None and sums is None:
+        from models.kernels.sparse_attention.hopper_backward import launch_hopper_dq
+
+        scale = options["scale"]
+        return launch_hopper_dq(q, k, saved.v, saved.grad, indices, saved.rows, scale, scale * _LOG2E), None
     num_tiles = -(-rows // tiles.block_m)
     dq = torch.empty((batch, num_q, q_heads, dim), dtype=q.dtype, device=q.device)
     parts = saved.delta
@@ -257,9 +299,13 @@ def launch_dkv(
     """dk and dv, each chunk's sum in the order of its inverted list."""
     q, k, v, weights, indices = saved.q, saved.k, saved.v, saved.weights, saved.indices
     batch, num_k, kv_heads, dim = k.shape
-    rows = (q.shape[2] // kv_heads) * options["block_q"]
     num_chunks = -(-num_k // options["chunk_size"])
-    tiles = options["tiles"].get("dkv") or tiles_for("dkv", dim, q.dtype, rows, True)
+    tiles = _tiles("dkv", q, k, options, True)
+    if tiles.hopper and saved.rows is not None:
+        from models.kernels.sparse_attention.hopper_backward import launch_hopper_dkv
+
+        scale = options["scale"]
+        return launch_hopper_dkv(q, k, v, saved.grad, indices, saved.rows, inverse, scale, scale * _LOG2E)
     dk = torch.empty((batch, num_k, kv_heads, dim), dtype=k.dtype, device=k.device)
     dv = torch.empty_like(dk)
     strides = _strides(q, k, v, indices, weights)

@@ -155,6 +155,44 @@ def test_hopper_kernel_agrees_with_naive(dim: int, dtype: torch.dtype, chosen: i
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("chosen", [1, 9])
+@pytest.mark.parametrize("index_heads", [1, 2])
+def test_hopper_gradients_agree_with_naive(
+    dim: int, dtype: torch.dtype, chosen: int, index_heads: int
+) -> None:
+    """The backward kernels for Hopper, insisted on, a gradient of lse included; twice the same bits."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("no Hopper device")
+    from models.kernels.sparse_attention.tuning import tiles_for
+
+    inputs = make_inputs(
+        "cuda", batch=2, num_q=1_920, num_k=1_024, q_heads=16, kv_heads=2, dim=dim, index_heads=index_heads,
+        chosen=chosen, block_q=64, chunk=64, dtype=dtype, mixed=False,
+    )  # fmt: skip
+    tiles = {
+        kernel: tiles_for(kernel, dim, dtype, 512, False)._replace(hopper=True)
+        for kernel in ("forward", "dq", "dkv")
+    }
+
+    def gradients(exact: bool) -> list[torch.Tensor]:
+        leaves = [inputs[name].to(torch.float32 if exact else dtype).requires_grad_() for name in "qkv"]
+        out, lse = sparse_attention(
+            *leaves, inputs["indices"], return_lse=True, tiles=None if exact else tiles,
+            implementation="naive" if exact else "fused",
+        )  # fmt: skip
+        seen = ~lse.isinf()
+        loss = (out.float() * inputs["grad"].float()).sum() + lse[seen].sum()
+        return list(torch.autograd.grad(loss, leaves))
+
+    first, second, expected = gradients(False), gradients(False), gradients(True)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    errors = {name: relative_error(a, b) for name, a, b in zip("qkv", first, expected, strict=True)}
+    assert {name: error for name, error in errors.items() if not error <= TOLERANCE[torch.bfloat16]} == {}
+
+
+@pytest.mark.gpu
 def test_inverted_list_gives_the_same_bits_twice() -> None:
     """Without atomics two runs agree bit for bit."""
     if not torch.cuda.is_available():
