@@ -22,8 +22,8 @@ from models.retriever.table import ALL_FEATURES
 from pipeline.tasks.material import Material
 from rl.episodes import Readings, Request
 
-BUDGETS = (32, 48, 64, 96, 128, 192, 256)
-BIASES = (-12.0, -4.0, -2.0, 0.0, 1.0)
+BUDGETS = (32, 64, 96, 128, 192, 256)
+BIASES = (-12.0, -4.0, -1.5, 0.0)
 SIMPLE = ("random", "bm25", "dense", "hybrid")
 READ_TOGETHER = 8_192
 SPLITS = ("dev", "test")
@@ -122,8 +122,12 @@ def load_points(folder: Path) -> list[Point]:
 def requests_of(points: Iterable[Point], material: Material, most: int = 0) -> list[Request]:
     """Every distinct reading that the points need."""
     found: dict[Request, None] = {}
+    known: dict[tuple[str, str], np.ndarray[Any, Any]] = {}
     for point in points:
-        rows = rows_of(material, point.split, point.dataset, most)
+        place = (point.split, point.dataset)
+        if place not in known:
+            known[place] = rows_of(material, *place, most)
+        rows = known[place]
         for row, choice in zip(rows, point.chosen, strict=True):
             found[int(row), tuple(sorted(choice.picks))] = None
     return list(found)

@@ -41,16 +41,7 @@ from pipeline.tasks.reading import MaterialReader
 from rl.episodes import OutcomeReader, Readings, fingerprint
 
 STAGES = ("material", "pairs", "readings", "teach", "reward", "choose", "read", "report")
-SHARES = {
-    "material": 120,
-    "pairs": 120,
-    "readings": 60,
-    "teach": 90,
-    "reward": 210,
-    "choose": 60,
-    "read": 150,
-    "report": 60,
-}
+SHARES = dict(zip(STAGES, (170, 120, 60, 90, 210, 80, 170, 60), strict=True))
 """Seconds that each stage of a whole run may take where `--seconds` is their sum; else in proportion."""
 
 
@@ -112,9 +103,7 @@ def _given() -> argparse.Namespace:
 
 def run_stage(given: argparse.Namespace, stage: str, seconds: float) -> bool:
     """Start a stage's processes, wait for them, and end those that outlive it; whether all ended well."""
-    jobs = {"material": 1, "report": 1, "pairs": len(FOLDS)}.get(stage, given.workers)
-    if stage in ("teach", "reward"):
-        jobs = len(_jobs(given, stage))
+    jobs = processes(given, stage)
     own = [sys.executable, "-m", "infra.training.policy_gpu", *sys.argv[1:]]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(given.carried / "site"), os.environ.get("PYTHONPATH", "")]),
@@ -134,6 +123,14 @@ def run_stage(given: argparse.Namespace, stage: str, seconds: float) -> bool:
     return good
 
 
+def processes(given: argparse.Namespace, stage: str) -> int:
+    """How many processes a stage has; choosing is bound by the host, so twice the workers."""
+    if stage in ("teach", "reward"):
+        return len(_jobs(given, stage))
+    fixed = {"material": 1, "report": 1, "pairs": len(FOLDS), "choose": 2 * given.workers}
+    return int(fixed.get(stage, given.workers))
+
+
 def work(given: argparse.Namespace) -> None:
     """What one process does of its stage."""
     until = time.monotonic() + given.seconds
@@ -143,7 +140,9 @@ def work(given: argparse.Namespace) -> None:
         folder = given.out / "material"
         if not (folder / "manifest.json").exists():
             made, projection = make(
-                given.carried, HostMaterialConfig(processes=max(1, given.workers)), given.device
+                given.carried,
+                HostMaterialConfig(processes=min(24, max(1, (os.cpu_count() or 1) - 2))),
+                given.device,
             )
             folder.mkdir(parents=True, exist_ok=True)
             np.save(folder / "projection.npy", projection)
@@ -224,7 +223,7 @@ def _choose(given: argparse.Namespace, material: Material, until: float) -> None
     folder = given.out / "judged"
     folder.mkdir(exist_ok=True)
     policies = given.out / "policies"
-    for name in judging.names_to_judge(material, policies)[given.worker :: given.workers]:
+    for name in judging.names_to_judge(material, policies)[given.worker :: processes(given, "choose")]:
         points = judging.choices_of(
             name, material, policies, device=given.device, budgets=given.budgets, biases=given.biases,
             most=given.most_judged,

@@ -158,10 +158,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     own = ["--workers", "2", "--device", "cpu", *arguments]
 
     def stage_here(given: argparse.Namespace, stage: str, seconds: float) -> bool:
-        count = {"material": 1, "report": 1, "pairs": 3}.get(stage, 2)
-        if stage in ("teach", "reward"):
-            count = len(policy_gpu._jobs(given, stage))
-        for at in range(count):
+        for at in range(policy_gpu.processes(given, stage)):
             policy_gpu.work(argparse.Namespace(**{**vars(given), "stage": stage, "worker": at}))
         return True
 
