@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from functools import cache
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -32,6 +35,7 @@ _ARTICLES = pa.schema(
 
 def growing_tables(segment: GrowingSegment, dim: int) -> tuple[pa.Table, pa.Table]:
     """The chunks and articles of a frozen growing segment, dead ones too, in their order."""
+    _leave_pandas_out()
     n = segment.num_rows
     chunks = segment.chunks
     vectors = segment.vectors(np.arange(n)).astype(np.float16)
@@ -89,3 +93,25 @@ def join_tables(parts: list[tuple[pa.Table, pa.Table]]) -> tuple[pa.Table, pa.Ta
 
 def _vector_column(vectors: NDArray[np.float16], dim: int) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), pa.float16()), dim)
+
+
+class _NoPandas:
+    """An import hook that refuses pandas."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "pandas":
+            raise ImportError("not needed here")
+
+
+@cache
+def _leave_pandas_out() -> None:
+    """pyarrow looks for pandas at the first array that it makes, and loading it takes a process two seconds and
+    60 MB, in the midst of the appends. It looks once: told no, it goes without (`to_pandas` still works)."""
+    if "pandas" in sys.modules:
+        return
+    hook = _NoPandas()
+    sys.meta_path.insert(0, hook)  # type: ignore[arg-type]
+    try:
+        pa.array([0])
+    finally:
+        sys.meta_path.remove(hook)  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -324,3 +326,14 @@ def test_a_large_segment_gets_an_ivf_and_still_finds_everything(tmp_path: Path, 
     assert everything(shard) == before
     assert make.found(shard, make.near("n50", k=1))[0] == ("n50", 0)
     shard.close()
+
+
+def test_sealing_does_not_load_pandas(tmp_path: Path) -> None:
+    """Loading it would hold up the appends of a young process for seconds."""
+    program = (
+        "import sys; from pathlib import Path; from tests.pipeline.store import make; "
+        f"shard = make.open_shard(Path({str(tmp_path)!r})); make.put(shard, make.upsert('a', 0)); "
+        "assert shard.seal() == 1; print('pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip().endswith("False"), done.stdout + done.stderr
