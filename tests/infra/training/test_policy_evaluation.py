@@ -18,7 +18,7 @@ def point(name: str, budget: int, f1: float, tokens: float, bias: float = 0.0) -
 
 
 def curves() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Dev and test: hybrid at 128 is the best simple method; the best dev point of the policy is not its best on test."""
+    """Dev and test: hybrid at 128 is the best simple method; the policy is best elsewhere on dev than on test."""
     dev = [point(name, 128, 30.0, 120.0) for name in SIMPLE[:3]] + [
         point("hybrid", 128, 50.0, 120.0), point("oracle", 256, 80.0, 30.0),
         point("plain_ppo-0", 64, 51.0, 60.0), point("plain_ppo-0", 128, 60.0, 115.0, -4.0),
