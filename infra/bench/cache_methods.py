@@ -27,6 +27,7 @@ import torch
 
 from infra.bench.cache_methods_page import markdown
 from infra.console import say
+from infra.evaluation import cache_batch
 from infra.evaluation.cache_batch import Asked, asked_of, judge_all
 from infra.evaluation.cache_cases import Case
 from infra.evaluation.cache_tasks import (
@@ -116,7 +117,7 @@ def run(
         if not missing:
             continue
         began = time.perf_counter()
-        made = _judged_context(backbone, context, missing, ready)
+        made = _with_memory_for(partial(_judged_context, backbone, context, missing, ready))
         keys = ("reader", "task", "data", "case", "method", "keep")
         new = ({"reader": reader, **row} for row in made)
         _append(rows, [row for row in new if tuple(row[key] for key in keys) not in done])
@@ -125,6 +126,18 @@ def run(
             f"{len(missing)} cells in {time.perf_counter() - began:.1f} s"
         )
     return True
+
+
+def _with_memory_for(work: Callable[[], list[Row]]) -> list[Row]:
+    """What `work` gives; on a full GPU it is done again in smaller batches."""
+    for _ in range(3):
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            cache_batch._MOST_BYTES["cuda"] //= 2
+            say(f"  the GPU is full: batches of {cache_batch._MOST_BYTES['cuda'] >> 20} MiB from now on")
+    return work()
 
 
 def _judged_context(
@@ -153,7 +166,10 @@ def _judged_context(
     judged = judge_all(
         backbone, full, [memory for _, memory in kept], context.asked, generate=context.task == "qa"
     )
-    for (cell, _), answers in zip(kept, judged, strict=True):
+    for (cell, memory), answers in zip(kept, judged, strict=True):
+        fetched = getattr(memory, "fetched_bytes", None)
+        if fetched is not None:
+            cell["fetched_bytes"] = fetched
         found += [
             {**cell, "case": asked.case_id, **asdict(one)}
             for asked, one in zip(context.asked, answers, strict=True)
@@ -195,6 +211,8 @@ def report(rows: Sequence[Row], device: str, model: str, command: str) -> dict[s
             line["scores"] = summary(task, [_judged(row) for row in judged])
             line["kv_bytes"] = round(sum(row["kv_bytes"] for row in judged) / len(judged))
             line["sliding_bytes"] = judged[0]["sliding_bytes"]
+            if "fetched_bytes" in judged[0]:
+                line["fetched_bytes"] = round(sum(row["fetched_bytes"] for row in judged) / len(judged))
             same = [row for row in judged if row["case"] in full]
             if same and name != FULL:
                 line["drop"] = _drop(task, same, [full[row["case"]] for row in same])

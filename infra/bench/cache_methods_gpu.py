@@ -1,21 +1,25 @@
 """The whole table of cache methods on one GPU within a lease: needles of 4k and 16k, questions, texts.
 
     python -m infra.bench.cache_methods_pack --data FOLDER --out build/cache      # anywhere: what is carried
-    python -m infra.bench.cache_methods_gpu --carried DIR --out DIR [--limit 480] [--workers 14]
+    python -m infra.bench.cache_methods_gpu --carried build/cache/carried --model /tmp/reader --out DIR \\
+        [--limit 480] [--workers 8]
 
-One process a share of the contexts of one reader (the model as it is, and with the adapter), all files in turn; all
-write rows as they go, so that a time limit loses nothing: call again with the same --out and it goes on. At the
-end --out holds rows.jsonl.gz, `cache_methods.json` and `.md`. In float32; `--carried` is a folder that the
-pack wrote (orjson, structlog, zstandard and gguf importable).
+`--model` is the folder that infra/training/reader_parts.py made there. One process a share of the contexts of one
+reader (the model as it is; with `--readers base,adapted` also with the adapter), all files in turn; all write rows
+as they go, so that a time limit loses nothing: call again with the same --out and it goes on. At the end --out
+holds rows.jsonl.gz, `cache_methods.json` and `.md`. In float32.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import gzip
 import itertools
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -62,17 +66,18 @@ def one_worker(given: argparse.Namespace, at: int, of: int) -> int:
     until = time.monotonic() + given.limit
     backbone = HfBackbone.load(
         HfConfig(
-            model=str(given.carried), adapter=READERS[given.reader], device=given.device, threads=1,
+            model=str(given.model), adapter=READERS[given.reader], device=given.device, threads=1,
             prompt_block=2048,
         )
     )  # fmt: skip
+    share_bank(backbone, given.cases / f"bank_{given.reader}.safetensors")
     adapter = None if READERS[given.reader] == "none" else READERS[given.reader]
-    files = sorted((given.carried / "cases").glob("*.jsonl"))
+    files = sorted(given.cases.glob("*.jsonl"))
     rows = given.out / "rows" / f"{given.reader}_{at}.jsonl"
     finished = cache_methods.run(
         backbone,
         work(backbone, files, adapter, at, of),
-        cache_methods.plain_methods(),
+        given.methods.split(","),
         given.keeps,
         rows,
         reader=given.reader,
@@ -82,12 +87,26 @@ def one_worker(given: argparse.Namespace, at: int, of: int) -> int:
     return 0 if finished else 5
 
 
+def share_bank(backbone: HfBackbone, path: Path) -> None:
+    """The question bank, recorded by the first worker of a reader and read by the others."""
+    from safetensors.torch import load_file, save_file
+
+    with path.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            bank = backbone.question_bank()
+            save_file({str(index): each.contiguous() for index, each in bank.items()}, path)
+            return
+    known = load_file(path)
+    backbone._bank = {int(index): each.to(backbone.device) for index, each in known.items()}
+
+
 def run(given: argparse.Namespace) -> int:
     """Start the workers, wait for them up to the limit, write the table."""
     began = time.monotonic()
-    unpack(given.carried)
+    unpack(given.carried, given.cases)
     (given.out / "rows").mkdir(parents=True, exist_ok=True)
-    logs = given.carried / "logs"
+    logs = given.cases / "logs"
     logs.mkdir(exist_ok=True)
     left = given.limit - 20 - (time.monotonic() - began)
     split = max(1, given.workers // len(given.readers))
@@ -96,10 +115,16 @@ def run(given: argparse.Namespace) -> int:
         command = [
             sys.executable, "-m", "infra.bench.cache_methods_gpu", "--carried", str(given.carried), "--out",
             str(given.out), "--device", given.device, "--limit", str(left - 15), "--reader", reader, "--share",
-            f"{at}/{split}", "--keep", ",".join(map(str, given.keeps)),
+            f"{at}/{split}", "--keep", ",".join(map(str, given.keeps)), "--model", str(given.model), "--cases",
+            str(given.cases), "--methods", given.methods,
         ]  # fmt: skip
         log = (logs / f"{reader}_{at}.log").open("a")
-        running[reader, at] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        running[reader, at] = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "OMP_NUM_THREADS": "1", **os.environ},
+        )
     say(f"{len(running)} workers started after {time.monotonic() - began:.0f} s")
     for name, process in running.items():
         try:
@@ -139,12 +164,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--carried", type=Path, required=True, help="what cache_methods_pack wrote")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="folder of the reader with its cut vocabulary"
+    )
+    parser.add_argument(
+        "--cases",
+        type=Path,
+        default=Path(tempfile.gettempdir(), "cache-cases"),
+        help="where cases are unpacked",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of rows and table")
+    parser.add_argument("--methods", default=",".join(cache_methods.plain_methods()))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--name", default="one GPU", help="the device's name in the table")
     parser.add_argument("--limit", type=float, default=480.0, help="seconds in all")
-    parser.add_argument("--workers", type=int, default=14)
-    parser.add_argument("--readers", default=",".join(READERS), help=f"of {', '.join(READERS)}")
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--readers", default="base", help=f"of {', '.join(READERS)}")
     parser.add_argument("--keep", default=",".join(map(str, KEEPS)))
     parser.add_argument("--reader", help="be one worker, for this reader")
     parser.add_argument("--share", default="0/1", help="a worker's share: AT/OF")

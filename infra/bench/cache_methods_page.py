@@ -53,4 +53,7 @@ def _row(line: dict[str, Any], columns: tuple[str, ...]) -> str:
         return first + " |" + " - |" * len(columns) + " cannot | - |"
     cells = " | ".join(str(line["scores"].get(column, "-")) for column in columns)
     lost = line.get("drop", {})
-    return f"{first} | {cells} | {lost.get('points', lost.get('nats', '-'))} | {line['kv_bytes']:,} |"
+    held = f"{line['kv_bytes']:,}"
+    if "fetched_bytes" in line:
+        held += f" + {line['fetched_bytes']:,} fetched by the question"
+    return f"{first} | {cells} | {lost.get('points', lost.get('nats', '-'))} | {held} |"

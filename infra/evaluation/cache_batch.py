@@ -25,7 +25,7 @@ from pipeline.session.prompts import parse_answer
 from pipeline.tasks.scores import answer_f1, exact_match
 
 _LOGIT_BYTES = {"cpu": 400 << 20, "cuda": 4 << 30}
-_MOST_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
+_MOST_BYTES = {"cpu": 1 << 30, "cuda": 6 << 30}
 
 
 @dataclass(frozen=True, slots=True)

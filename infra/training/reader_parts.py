@@ -3,6 +3,12 @@
     python -m infra.training.reader_parts pack --data $DYSRA_DATA --out build            # build/reader-1, -2, …
     python3 -m infra.training.reader_parts unpack --part build/reader-1 --to /tmp/reader   # there, one call a part
 
+Where another pack of the same reader is there already (infra/training/policy_carry.py), only the rows of the
+embedding that it lacks need to travel:
+
+    python -m infra.training.reader_parts supplement --whole build/reader-whole --other THAT --out build/rows.npz
+    python3 -m infra.training.reader_parts adopt --other /tmp/carried --supplement build/rows.npz --to /tmp/reader
+
 The embedding, two thirds of the model, is cut to the tokens that the data folder's questions, passages and
 essays use (and further texts, `--texts`) and the commonest ASCII ones. Weights travel in their GGUF
 quantisation. When the last part has come, `--to` holds a folder that `HfBackbone` reads (`model.safetensors`,
@@ -18,6 +24,7 @@ import hashlib
 import json
 import lzma
 import shutil
+import sys
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from infra.console import say
+from models.hf.cut import CUT, VOCABULARY
 from models.shipped import READER_LORA
 
 MIB = 1 << 20
@@ -35,6 +43,7 @@ DATA = (
     "qa/squad2.jsonl.zst", "qa/nq_open.jsonl.zst", "qa/hotpotqa.jsonl.zst", "qa/realtimeqa.jsonl.zst",
     "longdoc/pg_essays.jsonl.zst", "corpus/passages_wiki.jsonl.zst",
 )  # fmt: skip
+_EMBEDDING = "model.embed_tokens.weight"
 MANIFEST, PIECE, STAGED = "manifest.json", "reader.tar", "parts"
 READY = "ready.json"
 
@@ -79,7 +88,6 @@ def pack(files: Sequence[Path], out: Path, common: int, wheels: Path | None, par
     from infra.training.reader_pack import _pack_weights, _tokenizer, cut_vocabulary
     from models.cache.ranker import base_identity
     from models.hf import HfBackbone, HfConfig, gemma_gguf
-    from models.hf.cut import CUT, VOCABULARY
     from models.hf.question_bank import recorded_texts
 
     tokenizer = _tokenizer()
@@ -97,10 +105,8 @@ def pack(files: Sequence[Path], out: Path, common: int, wheels: Path | None, par
     (whole / "names.json").write_text(json.dumps({"vocab_size": len(vocabulary)}))
     plain = (gemma_gguf.prepared() / "tokenizer.json").read_bytes()
     (whole / "tokenizer.json.xz").write_bytes(lzma.compress(plain, preset=6))
-    shutil.copytree(READER_LORA, whole / "reader-lora")
-    for wheel in sorted(wheels.glob("*.whl")) if wheels else ():
-        with zipfile.ZipFile(wheel) as packed:
-            packed.extractall(whole / "site")  # noqa: S202  (wheels that we downloaded ourselves)
+    if wheels:
+        shutil.copytree(wheels, whole / "wheels")
     say(f"{len(vocabulary):,} of {tokenizer.get_vocab_size():,} tokens kept")
     return split(whole, out, part_mib)
 
@@ -165,12 +171,58 @@ def unpack(part: Path, to: Path) -> bool:
     return True
 
 
+def supplement(whole: Path, other: Path, out: Path) -> int:
+    """Write what `whole` has and the folder `other` lacks: rows of the embedding, the vocabulary. How many rows."""
+    wanted, there = np.load(whole / VOCABULARY), np.load(other / VOCABULARY)
+    missing = ~np.isin(wanted, there)
+    with np.load(whole / "weights.npz") as packed:
+        rows = packed[_EMBEDDING][missing]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out, vocabulary=wanted, rows=rows, cut=(whole / CUT).read_text())
+    return int(missing.sum())
+
+
+def adopt(other: Path, supplement: Path, to: Path) -> None:
+    """Make the reader in `to` from another pack's folder and the rows that it lacks.
+
+    Raises ValueError where the two do not fit together.
+    """
+    if (to / READY).is_file():
+        return
+    to.mkdir(parents=True, exist_ok=True)
+    there = np.load(other / VOCABULARY)
+    with np.load(supplement) as given, np.load(other / "weights.npz") as packed:
+        wanted, rows = given["vocabulary"], given["rows"]
+        known = np.isin(wanted, there)
+        if int((~known).sum()) != len(rows) or rows.shape[1:] != packed[_EMBEDDING].shape[1:]:
+            raise ValueError(
+                f"{supplement} brings {len(rows)} rows of {rows.shape[1:]}; {other} lacks {int((~known).sum())} of "
+                f"{packed[_EMBEDDING].shape[1:]}: make the supplement for this pack again"
+            )
+        embedding = np.empty((len(wanted), *rows.shape[1:]), rows.dtype)
+        embedding[known] = packed[_EMBEDDING][np.searchsorted(there, wanted[known])]
+        embedding[~known] = rows
+        np.savez(to / "weights.npz", **{**packed, _EMBEDDING: embedding})
+        (to / CUT).write_text(str(given["cut"]))
+    np.save(to / VOCABULARY, wanted)
+    config = json.loads((other / "config.json").read_text()) | {"vocab_size": len(wanted)}
+    (to / "config.json").write_text(json.dumps(config))
+    (to / "names.json").write_text(json.dumps({"vocab_size": len(wanted)}))
+    for name in ("kinds.json", "tokenizer.json.xz"):
+        shutil.copy2(other / name, to / name)
+    for name in ("wheels", "site"):
+        if (other / name).is_dir():
+            shutil.copytree(other / name, to / name, dirs_exist_ok=True)
+    make_ready(to)
+
+
 def make_ready(to: Path) -> None:
     """Dequantise: `model.safetensors` in float32 and `base.safetensors` in bf16; the tokenizer unpacked."""
-    import sys
-
-    if (to / "site").is_dir():
-        sys.path.append(str(to / "site"))
+    for wheel in sorted((to / "wheels").glob("*.whl")):
+        with zipfile.ZipFile(wheel) as packed:
+            packed.extractall(to / "site")  # noqa: S202  (wheels that whoever packed has chosen)
+    sys.path.append(str(to / "site"))
+    shutil.copytree(READER_LORA, to / "reader-lora", dirs_exist_ok=True)
     import torch
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
@@ -205,7 +257,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unpacks = verbs.add_parser("unpack")
     unpacks.add_argument("--part", type=Path, nargs="+", required=True)
     unpacks.add_argument("--to", type=Path, required=True)
+    supplements, adopts = verbs.add_parser("supplement"), verbs.add_parser("adopt")
+    supplements.add_argument("--whole", type=Path, required=True, help="OUT/reader-whole of `pack`")
+    supplements.add_argument("--out", type=Path, required=True)
+    adopts.add_argument("--supplement", type=Path, required=True)
+    adopts.add_argument("--to", type=Path, required=True)
+    for each in (supplements, adopts):
+        each.add_argument("--other", type=Path, required=True, help="the other pack's folder, unpacked")
     given = parser.parse_args(arguments)
+    if given.verb == "supplement":
+        rows = supplement(given.whole, given.other, given.out)
+        say(f"{given.out}: {rows:,} rows, {given.out.stat().st_size / MIB:.1f} MiB")
+        return 0
+    if given.verb == "adopt":
+        adopt(given.other, given.supplement, given.to)
+        return 0
     if given.verb == "pack":
         files = [given.data / name for name in DATA] + given.texts
         pack(files, given.out, given.common, given.wheels, given.part_mib)

@@ -17,7 +17,7 @@ import logging
 import torch
 from torch import Tensor
 
-from models.cache.compressor import Compressor, truncation_error
+from models.cache.compressor import Compressor, TruncationError, truncation_error
 from models.cache.config import CacheConfig
 from models.cache.heavy import HeavyStore
 from models.cache.latents import LatentRing
@@ -175,9 +175,14 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
 
     def make_room(self, num_tokens: int) -> None:
         """See StoredLayer.make_room; whole blocks leave until the new pairs fit."""
-        to_ring = num_tokens - max(0, min(num_tokens, self.config.sinks - self.seen))
-        while self._in_ring + to_ring > self.config.ring:
-            self._evict()
+        config = self.config
+        to_ring = num_tokens - max(0, min(num_tokens, config.sinks - self.seen))
+        blocks = -(-max(0, self._in_ring + to_ring - config.ring) // config.evict_block)
+        if blocks > 1 and config.compressor == "svd" and config.has_latents and not self.heavy:
+            self._evict_together(blocks)
+        else:
+            for _ in range(blocks):
+                self._evict()
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """See StoredLayer.append."""
@@ -229,11 +234,40 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
             key, value = self.compressor.compress(keys, values)
             self.latents.write(self.blocks, (key.rows, key.basis), (value.rows, value.basis), offsets)
             lost = (truncation_error(keys, key), truncation_error(values, value))
-            now = torch.tensor([x for e in lost for x in (e.energy, e.tail, e.worst)], dtype=torch.float64)
-            self.stats[[0, 1, 3, 4]] += now[[0, 1, 3, 4]].to(self.stats.device)
-            self.stats[[2, 5]] = torch.maximum(self.stats[[2, 5]], now[[2, 5]].to(self.stats.device))
-            _log.debug("block %d of layer %d compressed: %s", self.blocks, self.spec.index, _named(now))
+            self._note(lost)
         self.blocks += 1
+
+    def _evict_together(self, count: int) -> None:
+        """Let `count` blocks go in one factoring. Those that newer ones push out before they are read get none."""
+        config = self.config
+        assert self.latents is not None and self.compressor is not None
+        new = min(count, config.latent_blocks)
+        first = self.blocks + count - new
+        pairs = self.ring.read(first * config.evict_block, new * config.evict_block)
+        heads, _, dim = pairs[0].shape
+        keys, values = (x.float().reshape(heads * new, config.evict_block, dim) for x in pairs)
+        offsets = torch.arange(config.evict_block, device=self.spec.device).expand(heads * new, -1)
+        if config.key_frame == "within_block":
+            self.spec.rotary.reserve(config.evict_block)
+            keys = self.spec.rotary.turn(keys, offsets)
+        key, value = self.compressor.compress(keys, values)
+
+        def of(x: Tensor, block: int) -> Tensor:
+            return x.reshape(heads, new, *x.shape[1:])[:, block]
+
+        for at in range(new):
+            made = [(of(factors.rows, at), of(factors.basis, at)) for factors in (key, value)]
+            self.latents.write(first + at, made[0], made[1], of(offsets, at))
+        lost = (truncation_error(keys, key), truncation_error(values, value))
+        self._note(lost)
+        self.blocks += count
+
+    def _note(self, lost: tuple[TruncationError, TruncationError]) -> None:
+        """Add what was lost to the statistics: sums of energy, the longest lost row."""
+        now = torch.tensor([x for e in lost for x in (e.energy, e.tail, e.worst)], dtype=torch.float64)
+        self.stats[[0, 1, 3, 4]] += now[[0, 1, 3, 4]].to(self.stats.device)
+        self.stats[[2, 5]] = torch.maximum(self.stats[[2, 5]], now[[2, 5]].to(self.stats.device))
+        _log.debug("block %d of layer %d compressed: %s", self.blocks, self.spec.index, _named(now))
 
     def _pick_heavy(self, first: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         assert self.heavy is not None

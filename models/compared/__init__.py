@@ -31,6 +31,7 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ours_latents": ("ours", "Ours", {"raw_share": 0.5}),
     "ours_question_bank": ("ours", "Ours", {"scorer": "question_bank"}),
     "ours_ranker": ("ours", "Ours", {"scorer": "ranker"}),
+    "ours_brought_back": ("brought_back", "BroughtBack", {}),
     "ours_latents_streaming": ("ours", "Ours", {"raw_share": 0.5, "streaming": True}),
     "ours_question_bank_streaming": ("ours", "Ours", {"scorer": "question_bank", "streaming": True}),
     "ours_ranker_streaming": ("ours", "Ours", {"scorer": "ranker", "streaming": True}),

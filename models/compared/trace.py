@@ -86,6 +86,8 @@ class Trace:
     num_tokens: int
     layers: tuple[LayerTrace, ...]
     sliding: tuple[SlidingLayer, ...]
+    ids: tuple[int, ...] = ()
+    """The context's tokens."""
     still: dict[int, ViewLayer] = field(default_factory=dict, repr=False, init=False)
     """Views of the sliding layers that nothing is read into; all compressed contexts share them."""
 
@@ -181,7 +183,7 @@ def read_exactly(backbone: HfBackbone, ids: Sequence[int]) -> Trace:
         for layer in recording
     )
     sliding = tuple(layer for layer in layers if isinstance(layer, SlidingLayer))
-    return Trace(backbone.identity, len(ids), traces, sliding)
+    return Trace(backbone.identity, len(ids), traces, sliding, tuple(ids))
 
 
 def _watch_residual(backbone: HfBackbone, layer: _RecordingLayer) -> list[Any]:

@@ -1,6 +1,6 @@
 """A decoder with a cut vocabulary: the folder of a model whose embedding holds only some tokens' rows.
 
-Written for hosts that a whole embedding cannot be carried to (infra/bench/cache_methods_pack.py). The folder has
+Written for hosts that a whole embedding cannot be carried to (infra/training/reader_parts.py). The folder has
 `vocabulary.npy` (new id to the tokenizer's id, ascending) and `cut.json` (the whole model's identity); all layers
 are the whole model's, so what was learned on them fits.
 """

@@ -1,0 +1,288 @@
+"""A session's cache over 16 million tokens: bytes, reading speed, and what evictions cost of decoding.
+
+    python -m infra.bench.session_bytes --out OUT [--tokens 16777216] [--seconds 140] [--model gemma-3-270m]
+
+The reader reads a text that repeats through its rotating cache, as a session does, and stops at 16k, 64k, … tokens:
+every tensor of the cache is counted, the device's allocated memory stands beside, then 256 tokens are
+decoded through the cache (each read into it, so that evictions fall due). The cost of an eviction is timed by
+itself: all full-attention layers let their oldest block go (heavy hitters ranked, latents factored), median, shared
+out over the `evict_block` tokens that it serves. Budgets are the session's own (`--cache` names changes);
+reading goes in steps of `read_block`, which is raised for speed, with room for it in the ring taken at creation;
+decoding and evictions are timed with the session's own steps and ring too.
+Writes OUT.json and OUT.md as it goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infra.bench.cache_methods import _commit
+from infra.console import say
+from models.cache import CacheConfig
+from models.cache.full_layer import RotatingLayer
+from models.cache.rotating import RotatingCompressiveCache
+from models.hf import HfBackbone, HfConfig
+
+FIRST, LAST = 16_384, 16_777_216
+READ_BLOCK = 8192
+DECODED = 256
+EVICTIONS = 24
+
+
+def lengths(last: int) -> list[int]:
+    """16k and every fourfold up to `last`, which is there too."""
+    found, at = [], min(FIRST, last)
+    while at < last:
+        found.append(at)
+        at *= 4
+    return [*found, last]
+
+
+def reading_config(config: CacheConfig, read_block: int) -> CacheConfig:
+    """The session's budgets, read in larger steps: the ring grows by what a larger step needs."""
+    more = max(0, read_block - config.read_block)
+    return replace(config, read_block=max(read_block, config.read_block), ring=config.ring + more)
+
+
+def measure(backbone: HfBackbone, cache: RotatingCompressiveCache, decoded: int) -> dict[str, Any]:
+    """Bytes held, by part and in all, and the time of a token's decoding and of an eviction."""
+    parts = cache.nbytes_by_part()
+    found: dict[str, Any] = {"tokens": cache.tokens_seen, "cache_bytes": cache.nbytes, "parts": parts}
+    if backbone.device.type == "cuda":
+        found["device_bytes"] = int(torch.cuda.memory_allocated())
+    times, evicting = decode(backbone, cache, decoded)
+    plain = [each for each, fell in zip(times, evicting, strict=True) if not fell]
+    found["decode_ms"] = round(1000 * statistics.median(plain or times), 4)
+    found["decode_with_eviction_ms"] = [
+        round(1000 * each, 4) for each, fell in zip(times, evicting, strict=True) if fell
+    ]
+    found["decoded"] = len(times)
+    return found
+
+
+def decode(
+    backbone: HfBackbone, cache: RotatingCompressiveCache, count: int
+) -> tuple[list[float], list[bool]]:
+    """Seconds of each of `count` greedy steps that are read into the cache, and whether an eviction fell in it.
+
+    Works on a copy, so that what is read next does not depend on it.
+    """
+    fork = cache.fork()
+    layers = [layer for layer in fork.stored if isinstance(layer, RotatingLayer)]
+    token = torch.ones(1, dtype=torch.int64, device=backbone.device)
+    times: list[float] = []
+    fell: list[bool] = []
+    for _ in range(count):
+        before = [layer.blocks for layer in layers]
+        began = _now(backbone)
+        with torch.no_grad():
+            logits = backbone.model(**backbone._inputs(token, fork), logits_to_keep=1).logits
+        token = logits[0, -1:].argmax(-1)
+        times.append(_now(backbone) - began)
+        fell.append([layer.blocks for layer in layers] != before)
+    return times, fell
+
+
+def eviction_ms(backbone: HfBackbone, cache: RotatingCompressiveCache, times: int) -> float:
+    """Median milliseconds for one eviction in all full-attention layers, ring refilled in between untimed."""
+    fork = cache.fork()
+    layers = [layer for layer in fork.stored if isinstance(layer, RotatingLayer)]
+    for layer in layers:
+        if layer._in_ring < layer.config.evict_block:
+            raise ValueError(
+                f"layer {layer.spec.index} holds {layer._in_ring} tokens in its ring, fewer than a block of "
+                f"{layer.config.evict_block}; read more tokens first"
+            )
+    found = []
+    for _ in range(times + 3):
+        began = _now(backbone)
+        with torch.no_grad():
+            for layer in layers:
+                layer._evict()
+        found.append(_now(backbone) - began)
+        for layer in layers:  # the places that were emptied count as refilled
+            layer.seen += layer.config.evict_block
+    return 1000 * statistics.median(found[3:])
+
+
+def _now(backbone: HfBackbone) -> float:
+    if backbone.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def run(
+    backbone: HfBackbone, config: CacheConfig, ids: Sequence[int], last: int, out: Path, *,
+    seconds: float, read_block: int = READ_BLOCK, decoded: int = DECODED,
+) -> dict[str, Any]:  # fmt: skip
+    """Read `last` tokens (fewer if the time is over) and write what was measured; `ids` repeats."""
+    until = time.monotonic() + seconds
+    given = reading_config(config, read_block)
+    text = torch.tensor(list(ids), dtype=torch.int64)
+    text = text.repeat(max(1, -(-(1 << 18) // len(text))))
+    rest = len(text) - len(text) % given.read_block
+    text = text[:rest]
+    cache = backbone.new_cache(given)
+    result: dict[str, Any] = {
+        "bench": "session_bytes",
+        "device": _device(backbone),
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "model": backbone.identity,
+        "cache": {name: getattr(given, name) for name in ("sinks", "ring", "evict_block", "rank", "latent_blocks")}
+        | {"heavy": given.heavy, "heavy_scorer": given.heavy_scorer, "compressor": given.compressor,
+           "read_block": given.read_block, "dtype": given.dtype},
+        "created_bytes": cache.nbytes,
+        "rows": [],
+    }  # fmt: skip
+    spent, done = 0.0, 0
+    for wanted in lengths(last):
+        began = _now(backbone)
+        while done < wanted and time.monotonic() < until:
+            at = done % len(text)
+            count = min(len(text) - at, wanted - done, 1 << 16)
+            backbone.read(text[at : at + count].tolist(), cache)
+            done += count
+        spent += _now(backbone) - began
+        row = measure(backbone, cache, decoded)
+        row["read_tokens_per_s"] = round(done / max(1e-9, spent), 1)
+        result["rows"].append(row)
+        if "eviction_ms" not in result and wanted <= FIRST:
+            _eviction(backbone, config, ids, result, decoded)
+        _write(result, out)
+        say(f"  {done:,} tokens: {row['cache_bytes']:,} bytes, {row['read_tokens_per_s']:,.0f} tokens/s")
+        if done < wanted:
+            say(f"  the time of {seconds:.0f} s is over at {done:,} of {last:,} tokens")
+            break
+    return result
+
+
+def _eviction(
+    backbone: HfBackbone, config: CacheConfig, ids: Sequence[int], result: dict[str, Any], decoded: int
+) -> None:
+    """Time decoding and evictions with the session's own configuration, whose steps are not enlarged."""
+    cache = backbone.new_cache(config)
+    full = config.sinks + config.ring + config.evict_block * 2
+    own = list(ids) * (1 + full // len(ids))
+    backbone.read(own[:full], cache)
+    row = measure(backbone, cache, decoded)
+    each = eviction_ms(backbone, cache, EVICTIONS)
+    result["session"] = row
+    result["eviction_ms"] = round(each, 4)
+    result["evict_block"] = config.evict_block
+
+
+def _device(backbone: HfBackbone) -> str:
+    return torch.cuda.get_device_name() if backbone.device.type == "cuda" else f"cpu {platform.machine()}"
+
+
+def ratios(result: dict[str, Any]) -> dict[str, float]:
+    """`session_bytes_16m_over_16k` (only when 16M tokens were read) and `eviction_share_of_decode`."""
+    found: dict[str, float] = {}
+    rows = result["rows"]
+    if rows and rows[-1]["tokens"] >= LAST:
+        found["session_bytes_16m_over_16k"] = rows[-1]["cache_bytes"] / rows[0]["cache_bytes"]
+        found["session_bytes_16m_over_created"] = rows[-1]["cache_bytes"] / result["created_bytes"]
+        found["decode_ms_16m_over_16k"] = round(rows[-1]["decode_ms"] / rows[0]["decode_ms"], 4)
+    if "eviction_ms" in result:
+        # an eviction serves as many decoded tokens as it makes room for
+        share = result["eviction_ms"] / (result["evict_block"] * result["session"]["decode_ms"])
+        found["eviction_share_of_decode"] = round(share, 4)
+    return found
+
+
+def _write(result: dict[str, Any], out: Path) -> None:
+    result["ratios"] = ratios(result)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_name(out.name + ".json").write_text(json.dumps(result, indent=1) + "\n")
+    out.with_name(out.name + ".md").write_text(page(result))
+
+
+def page(result: dict[str, Any]) -> str:
+    """The result for a person."""
+    lines = [
+        f"# A session's cache over many tokens, {result['device']}",
+        "",
+        f"Model `{result['model']}`, torch {result['torch']}, commit {result['commit']}. Cache: "
+        + ", ".join(f"{name} {value}" for name, value in result["cache"].items())
+        + f". Bytes at creation: {result['created_bytes']:,}.",
+        "The text repeats; bytes are every tensor of the cache; decoding reads each token into the cache.",
+        "",
+        "| tokens read | cache bytes | device bytes allocated | tokens read a second | ms a decoded token |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {row['tokens']:,} | {row['cache_bytes']:,} | {row.get('device_bytes', 0):,} | "
+        f"{row['read_tokens_per_s']:,.0f} | {row['decode_ms']} |"
+        for row in result["rows"]
+    ]
+    if "eviction_ms" in result:
+        lines += [
+            "",
+            f"With the session's own steps: {result['session']['decode_ms']} ms a token without an eviction, an "
+            f"eviction in all full-attention layers {result['eviction_ms']} ms for {result['evict_block']} tokens.",
+        ]
+    lines += ["", *(f"* `{name}`: {value}" for name, value in result["ratios"].items())]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="path without ending")
+    parser.add_argument("--tokens", type=int, default=LAST)
+    parser.add_argument("--seconds", type=float, default=140.0)
+    parser.add_argument(
+        "--model", default="gemma-3-270m", help="or a folder (infra/training/reader_parts.py)"
+    )
+    parser.add_argument("--adapter", default="none")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--read-block", type=int, default=READ_BLOCK)
+    parser.add_argument(
+        "--text", type=Path, help="JSON lines with `text` or `context`; default: our own sentences"
+    )
+    parser.add_argument("--cache", default="{}", help="changes to the session's cache, as JSON")
+    given = parser.parse_args(arguments)
+    backbone = HfBackbone.load(
+        HfConfig(model=given.model, adapter=given.adapter, device=given.device, dtype=given.dtype)
+    )
+    changes = json.loads(given.cache)
+    result = run(
+        backbone, CacheConfig(**changes), _text(backbone, given.text), given.tokens, given.out,
+        seconds=given.seconds, read_block=given.read_block,
+    )  # fmt: skip
+    say(json.dumps(result["ratios"]))
+    return 0 if result["rows"][-1]["tokens"] >= given.tokens else 5
+
+
+def _text(backbone: HfBackbone, path: Path | None) -> list[int]:
+    """The tokens of the text that repeats."""
+    if path is None:
+        from models.hf.question_bank import recorded_texts
+
+        return [*backbone.bos, *backbone.encode("\n".join(recorded_texts()) + "\n")]
+    found = list(backbone.bos)
+    with path.open() as file:
+        for line in file:
+            row = json.loads(line)
+            found += backbone.encode(row.get("text") or row["context"])
+            if len(found) > 1 << 17:
+                break
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
