@@ -244,12 +244,13 @@ def _read(given: argparse.Namespace, material: Material, until: float) -> None:
         each for each in wanted if each[0] % given.workers == given.worker and not readings.knows(*each)
     ]
     new = Readings(readings, readings.material)
+    kept = folder / f"readings-{given.worker}-{int(time.time())}.npz"
     for at in range(0, len(missing), judging.READ_TOGETHER):
         if time.monotonic() > until:
             _say(f"worker {given.worker}: {len(missing) - at:,} readings left; start --stage judge again")
             raise SystemExit(1)
         new.read(missing[at : at + judging.READ_TOGETHER])
-        new.save(folder / f"readings-{given.worker}-{int(time.time())}.npz")
+        new.save(kept)
     _say(f"worker {given.worker}: {len(missing):,} of {len(wanted):,} readings done")
 
 

@@ -138,7 +138,7 @@ def load_readings(folders: Iterable[Path], readings: Readings) -> int:
 def train_one(
     material: Material, rows: np.ndarray[Any, Any], readings: Readings, job: PolicyJob, *,
     out: Path, seconds: float, device: str, say: Say, projection: np.ndarray[Any, Any] | None = None,
-    width: int = 128, layers: int = 2, warm_steps: int = 1500, questions: int = 128,
+    width: int = 128, layers: int = 2, warm_steps: int = 1500, questions: int = 64,
     iterations: int = 1_000_000,
 ) -> dict[str, Any]:  # fmt: skip
     """One policy of one seed, saved under OUT/<name>; what is there and finished is left, a loop goes on.
@@ -224,7 +224,7 @@ def _learn(
         LoopConfig(
             algorithm=job.algorithm, seed=job.seed, questions=min(questions, len(tables)), group=8,
             minibatch=1024 if job.algorithm == "plain_ppo" else 4096,
-            lr=2e-4 if job.algorithm == "plain_ppo" else 4e-4,
+            lr=3e-4 if job.algorithm == "plain_ppo" else 5e-4,
             entropy_weight=0.003, anchor_weight=0.02,
             episode=EpisodeConfig(
                 reward=reward_of(job), budget_low=32, budget_high=256, max_choices=8,
