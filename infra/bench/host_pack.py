@@ -197,7 +197,8 @@ def main() -> None:
                 unpack_wheel(wheel, tree / "site")
             if there is not None and (missing := lacking(wheels, there)):
                 raise SystemExit("host_pack: the host lacks what is not carried: " + "; ".join(missing))
-            EXTRAS.get(part, lambda tree, given: None)(tree, given)
+            if part in EXTRAS:
+                EXTRAS[part](tree, given)
             total = pack(tree, given.out / f"host-{part}", given.level)
             sys.stdout.write(f"{given.out / f'host-{part}'}: {total / 2**20:.1f} MiB\n")
 

@@ -2,7 +2,8 @@
 
 720,000 articles are four hours at 50 a second. Publication times run over 40 days, retention keeps 10 and the topic
 an hour, so the store must drop what it took in; a process is flat where the least squares line through its samples
-after warm-up (the first quarter) rises by less than a tenth of its size over the run.
+after warm-up (the first quarter) rises by less than a tenth of its size over the run. Publishing keeps a little
+ahead of reading; with `seconds` it ends by then, and the rows say how many of the articles were reached.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import itertools
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,12 +26,14 @@ import psutil
 from infra.bench.local import Local, Record, local, news, publish, until
 from infra.bench.measure import commit
 from pipeline.article import isoformat
+from pipeline.kafka import KafkaConfig
 from pipeline.near_duplicates import NearDuplicateConfig
 
 _LIMIT_S = 4 * 3_600.0
 _RETENTION_DAYS = 10.0
 _SPAN_DAYS = 40.0
 _INTERVAL_S = 1.0
+_AHEAD = 20_000
 _ROLES = ("Ingester", "ShardActor", "EmbedderActor", "NearDuplicate", "Coordinator", "java")
 
 
@@ -88,45 +91,80 @@ def rise(samples: list[tuple[float, float]]) -> tuple[float, float]:
     return float(rows[-1, 1]), float(slope * (rows[-1, 0] - rows[0, 0]) / rows[:, 1].mean())
 
 
-def soak(system: Local, articles: int) -> list[dict[str, Any]]:
+class Feed:
+    """Publishes in a thread, at most `_AHEAD` records ahead of what was read, until told to end."""
+
+    def __init__(self, kafka: KafkaConfig, articles: int, read: Callable[[], int]) -> None:
+        self._kafka, self._articles, self._read = kafka, articles, read
+        self._over = threading.Event()
+        self.published = 0
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether more will come."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End after the record at hand."""
+        self._over.set()
+        self._thread.join(timeout=60)
+
+    def _run(self) -> None:
+        try:
+            publish(self._kafka, self._records())
+        except BaseException as error:
+            self.failure = error
+
+    def _records(self) -> Iterator[Record]:
+        for record in old_and_new(self._articles):
+            if self.published % 1_000 == 0:
+                while self.published - self._read() > _AHEAD and not self._over.wait(0.1):
+                    pass
+            if self._over.is_set():
+                return
+            yield record
+            self.published += 1
+
+
+def soak(
+    system: Local, articles: int, seconds: float, partitions: int, ingesters: int, shards: int
+) -> list[dict[str, Any]]:
     """Publish in a thread, ingest, sample; a row for each process and one for the files."""
-    kafka = replace(system.topic(), retention_hours=1.0)
+    kafka = replace(system.topic(partitions), retention_hours=1.0)
     store = {
+        "num_shards": shards,
         "retention_days": _RETENTION_DAYS,
         "window_hours": 24.0,
         "seal_rows": 2_048,
         "min_seal_rows": 256,
     }
     spec = replace(
-        system.spec(kafka, store=store, maintain_interval_s=2.0),
+        system.spec(kafka, store=store, maintain_interval_s=2.0, num_ingesters=ingesters),
         duplicates=NearDuplicateConfig(max_articles=20_000),
     )
     begun = time.perf_counter()
-    failed: list[BaseException] = []
-
-    def publishing() -> None:
-        try:
-            publish(kafka, old_and_new(articles))
-        except BaseException as error:
-            failed.append(error)
-
+    read = [0]
     with system.running(spec) as job:
-        thread = threading.Thread(target=publishing, daemon=True)
-        thread.start()
+        feed = Feed(kafka, articles, lambda: read[0])
         sampler = Sampler(spec.store.path)
-        until(
-            lambda: bool(failed) or (bool(job.progress()) and job.ledger().read >= articles),
-            _LIMIT_S,
-            f"{articles} articles to be read",
-            interval_s=0.5,
-        )
-        if failed:
-            raise failed[0]
+
+        def done() -> bool:
+            if feed.failure is not None:
+                raise feed.failure
+            read[0] = job.ledger().read if job.progress() else 0
+            if seconds and time.perf_counter() - begun > seconds:
+                feed.stop()
+            return not feed.running and read[0] >= feed.published
+
+        until(done, _LIMIT_S, f"{articles} articles to be read", interval_s=0.5)
         time.sleep(6.0)  # two looks at maintenance
         sampler.stop()
-        done = job.ledger()
+        ledger = job.ledger()
         live = sum(int(row["live_articles"]) for row in job.client.stats())
-    seconds = time.perf_counter() - begun
+    lasted = time.perf_counter() - begun
     rows: list[dict[str, Any]] = []
     for name, samples in sampler.memory.items():
         size, rising = rise(samples)
@@ -137,16 +175,18 @@ def soak(system: Local, articles: int) -> list[dict[str, Any]]:
     peak = max(value for _, value in sampler.disk)
     rows.append({"what": "files of the store", "end_mb": round(size / 1e6, 1), "peak_mb": round(peak / 1e6, 1),
                  "rise": round(rising, 4), "samples": len(sampler.disk)})  # fmt: skip
-    rows.append({"what": "articles", "read": done.read, "stored": done.stored, "live_at_end": live,
-                 "share_kept": round(live / max(1, done.stored), 4), "seconds": round(seconds, 1),
-                 "articles_per_s": round(done.read / seconds, 1)})  # fmt: skip
+    rows.append({"what": "articles", "read": ledger.read, "asked": articles, "stored": ledger.stored,
+                 "live_at_end": live, "share_kept": round(live / max(1, ledger.stored), 4),
+                 "seconds": round(lasted, 1), "articles_per_s": round(ledger.read / lasted, 1)})  # fmt: skip
     return rows
 
 
-def run(articles: int = 720_000) -> dict[str, Any]:
+def run(
+    articles: int = 720_000, seconds: float = 0.0, partitions: int = 4, ingesters: int = 1, shards: int = 1
+) -> dict[str, Any]:
     """Push them through; the ratios name the steepest rise of any process of the job and of the files."""
     with local() as system:
-        rows = soak(system, articles)
+        rows = soak(system, articles, seconds, partitions, ingesters, shards)
     rises = [r["rise"] for r in rows if r["what"].startswith("memory of") and r["rise"] == r["rise"]]
     files = next(row for row in rows if row["what"] == "files of the store")
     return {
