@@ -129,6 +129,14 @@ def build_api(hosts: Hosts, config: ServeConfig, keys: Keys | None) -> FastAPI:
         page = raise_if_refused(await hosts.call(session_key(tenant, stream), "create"))
         return _json(page, 201)
 
+    @app.delete("/v1/streams/{stream:path}", response_model=None, status_code=204)
+    async def remove_stream(stream: str, tenant: Entered) -> Response:
+        """Forget the tenant's session of the stream, its snapshots too; the stream's articles stay in the store."""
+        removed = raise_if_refused(await hosts.call(session_key(tenant, stream), "remove"))
+        if not removed["removed"]:
+            raise _unknown(stream)
+        return Response(status_code=204)
+
     @app.get("/v1/models", response_model=None)
     async def models(tenant: Entered) -> Response:
         """The streams of the tenant as models, for OpenAI's clients, and the model that reads them."""

@@ -164,6 +164,10 @@ class SessionHost:
         """Open a session; its page."""
         return await self._service.create(SessionKey(tenant, stream))
 
+    async def remove(self, tenant: str, stream: str) -> dict[str, Any]:
+        """Forget a session."""
+        return await self._service.remove(SessionKey(tenant, stream))
+
     async def info(self, tenant: str, stream: str, digest: bool = False) -> dict[str, Any] | None:
         """A session's page."""
         page = await self._service.info(SessionKey(tenant, stream), digest)

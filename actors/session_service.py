@@ -94,6 +94,13 @@ class SessionService:
         except Exception as error:
             return self._refusal(error).to_event()
 
+    async def remove(self, key: SessionKey) -> dict[str, Any]:
+        """Forget the session and its snapshots; whether there was one, or a refusal."""
+        try:
+            return {"removed": await self._run(self._control, lambda: self.pool.remove(key))}
+        except Exception as error:
+            return self._refusal(error).to_event()
+
     async def info(self, key: SessionKey, digest: bool = False) -> dict[str, Any] | None:
         """The session's page, None if there is none."""
         return await self._run(self._control, lambda: self.pool.info(key, digest=digest))

@@ -7,6 +7,7 @@ questions go first.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -121,6 +122,22 @@ class SessionPool:
             except DysraError as error:
                 self._log.error("session_refused", session_id=key.id, error=str(error))
 
+    def remove(self, key: SessionKey) -> bool:
+        """Forget the session, its snapshots too; whether there was one. The answers under way end first."""
+        with self._changed:
+            resident = self._residents.get(key)
+            if resident is not None:
+                resident.outdated = resident.unwanted = resident.leaving = True
+        if resident is not None:
+            self._let_go(key, resident)
+        with self._changed:
+            if key in self._residents:
+                raise DysraError(f"stream {key.stream!r} was opened again meanwhile; ask again")
+            folder = self._folder(key)
+            found = folder.is_dir()
+            shutil.rmtree(folder, ignore_errors=True)
+        return found
+
     def _let_go(self, key: SessionKey, resident: Resident) -> None:
         """Wait until the reader has saved a session and dropped it; the answers under way end first."""
         deadline = time.monotonic() + _LET_GO_S
@@ -221,7 +238,8 @@ class SessionPool:
         with self._changed:
             held = self._residents.get(key)
             if held is not None and held.outdated:
-                raise DysraError(f"stream {key.stream!r} is being taken over by another model; ask again")
+                doing = "removed" if held.unwanted else "taken over by another model"
+                raise DysraError(f"stream {key.stream!r} is being {doing}; ask again")
             resident = self.open(key)
             resident.users += 1
             resident.questions += 1
@@ -250,7 +268,7 @@ class SessionPool:
         if limit and held >= limit:
             raise TooManySessions(
                 f"tenant {key.tenant!r} has {held} sessions, as many as session.max_per_tenant allows: ask one of "
-                f"them, or have the operator raise it or remove folders of {folder.name}"
+                "them, or DELETE one (/v1/streams/{id}) that is not needed any more"
             )
 
     def _make_room(self, newest: SessionKey) -> None:
@@ -308,7 +326,7 @@ class SessionPool:
                 resident.leaving = resident.outdated
                 return
         try:
-            resident.leave(save=True)
+            resident.leave(save=not resident.unwanted)
             self._note(key, resident=False)
         except (DysraError, OSError) as error:
             self._log.warning("session_not_saved", session_id=key.id, error=str(error))

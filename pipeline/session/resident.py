@@ -46,6 +46,7 @@ class Resident:
         self.last_used = time.monotonic()
         self.leaving = False
         self.outdated = False
+        self.unwanted = False
         self.retry_at = 0.0
         self.problem: str | None = None
         self._tail = tail

@@ -27,6 +27,7 @@ EVERY_PAGE = [
     ("GET", "/v1/models"),
     ("GET", f"/v1/streams/{STREAM}"),
     ("POST", f"/v1/streams/{STREAM}"),
+    ("DELETE", f"/v1/streams/{STREAM}"),
     ("GET", f"/v1/streams/{STREAM}/events"),
     ("POST", f"/v1/streams/{STREAM}/ask"),
     ("POST", f"/v1/streams/{STREAM}/summary"),
@@ -272,3 +273,17 @@ def test_a_tenant_with_all_its_sessions_is_told_so(app: FastAPI, service: Sessio
         assert send(app, "POST", f"/v1/streams/{STREAM}").status_code == 201
     finally:
         pool.sessions = held
+
+
+def test_a_removed_session_is_gone_for_its_tenant_alone(keyed: tuple[FastAPI, dict[str, str]]) -> None:
+    """204, then 404; the other tenant's session of the same stream stays."""
+    app, keys = keyed
+    red, blue = ({"Authorization": f"Bearer {keys[tenant]}"} for tenant in ("red", "blue"))
+    path = "/v1/streams/to-remove"
+    for headers in (red, blue):
+        assert send(app, "POST", path, headers=headers).status_code == 201
+    assert send(app, "DELETE", path, headers=red).status_code == 204
+    assert send(app, "DELETE", path, headers=red).status_code == 404
+    assert send(app, "GET", path, headers=red).status_code == 404
+    assert send(app, "GET", path, headers=blue).status_code == 200
+    assert send(app, "DELETE", path, headers=blue).status_code == 204

@@ -279,3 +279,24 @@ def test_no_limit_of_sessions_is_a_setting(pool: Callable[..., SessionPool]) -> 
     for number in range(5):
         one.open(SessionKey(KEY.tenant, f"stream {number}"))
     assert len(one.stored(KEY.tenant)) == 5
+
+
+def test_removed_session_is_gone_with_its_snapshots(pool: Callable[..., SessionPool], tmp_path: Path) -> None:
+    """Answers under way end first, new ones are refused; afterwards the stream is as if it was never opened."""
+    one = pool(max_per_tenant=1)
+    caught_up(one)
+    under_way = one.ask(KEY, Question(text="Which pier?"))
+    assert next(under_way).kind == "sources"
+    done: list[bool] = []
+    removing = threading.Thread(target=lambda: done.append(one.remove(KEY)), daemon=True)
+    removing.start()
+    until(lambda: one._residents[KEY].unwanted, "not begun")
+    with pytest.raises(DysraError, match="being removed"):
+        next(one.ask(KEY, Question(text="Which pier?")))
+    assert [event.kind for event in under_way][-1] == "done"
+    removing.join(30)
+    assert done == [True] and one.info(KEY) is None and one.stored(KEY.tenant) == []
+    assert list((tmp_path / "sessions").rglob("*.safetensors")) == []
+    assert not one.remove(KEY)
+    one.open(SessionKey(KEY.tenant, "another"))  # there is room again
+    until(lambda: one.info(SessionKey(KEY.tenant, "another"))["state"] != "restoring", "not opened")  # type: ignore[index]
