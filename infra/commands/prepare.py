@@ -35,6 +35,9 @@ def prepare(
     test_share: Annotated[float, typer.Option(help="newest share of each stream that is held out")] = 0.05,
     hard: Annotated[int, typer.Option(help="hard negatives a question, by BM25")] = 8,
     needles: Annotated[int, typer.Option(help="needles of each split by the grammar")] = 2_000,
+    worlds: Annotated[
+        int, typer.Option(help="simulated newswire worlds whose triples are made; one more is held out")
+    ] = 0,
     limit: Annotated[int, typer.Option(help="texts and questions of a file, at most (0: all)")] = 0,
     workers: Annotated[int, typer.Option(help="actors of Ray Data; 0: this process, without Ray")] = 2,
     seed: Annotated[int, typer.Option(help="the same seed gives the same bytes")] = 0,
@@ -52,7 +55,7 @@ def prepare(
     job = PrepareConfig(
         out=out, texts=tuple(texts or ()), questions=tuple(questions or ()), corpus=corpus,
         vocabulary=vocabulary, chunk_tokens=chunk_tokens, test_share=test_share, hard=hard, needles=needles,
-        limit=limit, seed=seed,
+        worlds=worlds, limit=limit, seed=seed,
     )  # fmt: skip
     with progress("shards") as bar:
 

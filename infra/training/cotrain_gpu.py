@@ -8,7 +8,7 @@ begin with one policy, learned from labels, and one adapter. `reader` adapts the
 that policy chooses; `policy` learns by reward as often, paid by the reader as it is; `alternating` does both, in
 `--rounds` rounds; `joint` does both in one loss. Then each is judged on the test questions: F1 and tokens read by
 policy, hybrid and oracle choices, and what they gain on `start`, question by question. Runs are processes side by
-side; what is done is kept in WORK, and OUT gets cotrain.json and cotrain.tar (adapters and policies).
+side; what is done is kept in WORK, and OUT gets cotrain.json and cotrain.tar (policies and cards).
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ from rl.reward import RewardConfig
 
 RUNS = ("start", "reader", "policy", "alternating", "joint")
 WARM, RESULT = "warm", "result.json"
+LEFT_OUT = ("states/", "triples", "readings", "work/", "scores.npz", "adapter_model")
+"""What does not travel: 15 MB an adapter."""
 
 
 @dataclass(slots=True)
@@ -71,6 +73,10 @@ def prepare(given: argparse.Namespace) -> Path:
     folder = given.work / "material"
     if not (folder / "manifest.json").exists():
         whole = Material.join([Material.load(each) for each in given.material])
+        if given.pairs is not None:
+            from infra.training.policy_pairs import with_scores
+
+            whole = with_scores(whole, given.pairs)
         rows = [
             row
             for dataset in sorted({question.dataset for question in whole.questions})
@@ -207,7 +213,7 @@ def gather(given: argparse.Namespace, codes: dict[str, int]) -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "cotrain.json").write_text(json.dumps(found))
     kept = {name: given.work / name for name in (*found, WARM) if (given.work / name).exists()}
-    pack_results(kept, given.out / "cotrain.tar", ("states/", "triples", "readings", "work/", "scores.npz"))
+    pack_results(kept, given.out / "cotrain.tar", LEFT_OUT)
     for name, figures in found.items():
         for dataset, points in figures["judged"].items():
             shown = {key: [each["f1"], each["forced_f1"], each["tokens"]] for key, each in points.items()}
@@ -252,6 +258,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--material", type=Path, nargs="+", required=True)
+    parser.add_argument("--pairs", type=Path, help="what a pair reader gave for this material (policy_pairs)")
     parser.add_argument("--reader", type=Path, required=True, help="folder of the decoder")
     parser.add_argument("--adapter", default="none", help="folder of the adapter to begin with")
     parser.add_argument("--work", type=Path, required=True)

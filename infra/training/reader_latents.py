@@ -7,7 +7,7 @@ DATA is what `infra.training.reader_latents_data` wrote, READER a decoder's fold
 `start` judges the reader as it is, `latents` trains over contexts held as latents or heavy hitters at 5 to 20% of
 the bytes, `full` over the same contexts held in full: what it gains is not owed to the compression. All are judged
 on test questions over 24 passages in every form. Processes side by side; states are kept in WORK, so that a run
-that was ended goes on. OUT gets latents.json and latents.tar (adapters, cards).
+that was ended goes on. OUT gets latents.json and latents.tar (the adapter of `latents`).
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ def gather(given: argparse.Namespace, codes: dict[str, int]) -> int:
             found[name] = figures | {"code": codes.get(name, 0), "curve": curve[:: max(1, len(curve) // 150)]}
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "latents.json").write_text(json.dumps(found, default=str))
-    trained = {name: given.work / name / MODEL for name in found if name != "start"}
-    pack_results(trained, given.out / "latents.tar")
+    # the control's adapter stays behind: one file of at most 16 MiB travels
+    kept = {name: given.work / name / MODEL for name in found if name == "latents"}
+    pack_results(kept, given.out / "latents.tar")
     for name, figures in found.items():
         shown = {cell: values.get("nats_all") for cell, values in figures["judged"].items()}
         tell(f"{name}, nats an answer token: {json.dumps(shown)}")

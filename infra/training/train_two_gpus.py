@@ -95,7 +95,8 @@ def _job(given: argparse.Namespace, folder: Path) -> BackboneJob:
     spec = SubqSpec(
         data=given.data, steps=given.steps, accumulate=given.accumulate, tiny=given.tiny,
         train=SubqTrainConfig(
-            compiled=on_gpu and not given.eager, workers=given.loaders, muon=on_gpu or given.muon
+            compiled=on_gpu and not given.eager, workers=given.loaders, muon=on_gpu or given.muon,
+            joined=True,
         ),
     )  # fmt: skip
     loop = LoopConfig(
@@ -124,9 +125,6 @@ def _launch(launcher: str, job: BackboneJob, size: int, gpu: bool) -> None:
         workers = WorkersConfig(num_workers=size, gpu=gpu, max_failures=0)
         train_on_workers(work, {"job": job}, workers, job.out, f"workers-{size}")
         return
-    if size == 1:
-        work({"job": job}, "cuda:0" if gpu else "cpu", lambda row: None)
-        return
     with socket.create_server(("127.0.0.1", 0)) as opened:
         port = opened.getsockname()[1]
     from torch.multiprocessing.spawn import spawn
@@ -142,6 +140,9 @@ def _spawned(rank: int, size: int, port: int, gpu: bool, job: BackboneJob) -> No
     device = f"cuda:{rank}" if gpu else "cpu"
     if gpu:
         torch.cuda.set_device(rank)
+    if size == 1:  # a process of its own too: the second run finds the device free, and starts alike
+        work({"job": job}, device, lambda row: None)
+        return
     dist.init_process_group(
         "nccl" if gpu else "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size,
         timeout=timedelta(seconds=300),

@@ -75,7 +75,9 @@ def pairs_of(triples: Sequence[Triple], most_hard: int = 8) -> Pairs:
         by_question.setdefault(triple.question_id, []).append(triple)
     found, groups = [], []
     for group in by_question.values():
-        oracle = next((t for t in group if t.kind == "oracle" and t.tells and t.target != GIVEN_UP), None)
+        told = [t for t in group if t.tells and t.target != GIVEN_UP]
+        # newswire kinds say what is asked first: "now:oracle"
+        oracle = next((t for t in told if t.kind.rpartition(":")[2] == "oracle"), None)
         if oracle is None:
             continue
         golds = {_text(sentence) for sentence in oracle.sentences}

@@ -74,6 +74,22 @@ def config_of(folder: Path, out: Path) -> PrepareConfig:
     )  # fmt: skip
 
 
+@pytest.mark.model
+def test_newswire_worlds_make_triples_of_their_own(tmp_path: Path) -> None:
+    """A trained world and a held-out one, whose questions are not asked in the other; no file is needed."""
+    config = PrepareConfig(out=tmp_path, worlds=1, world_articles=120, needles=0)
+    figures = prepare(config)
+    assert figures["triples"]["shards"] == 2
+    triples = triples_in(tmp_path / "triples")
+    assert {triple.dataset for triple in triples} == {"newswire"}
+    by_split = {split: [t for t in triples if t.split == split] for split in {t.split for t in triples}}
+    assert set(by_split) == {"train", "test"}
+    assert {"now:oracle", "now:silent"} <= {triple.kind for triple in by_split["train"]}
+    asked = {split: {triple.question for triple in some} for split, some in by_split.items()}
+    assert asked["train"] and asked["test"] and not asked["train"] & asked["test"]
+    assert prepare(config)["made_now"] == 0
+
+
 def digests(folder: Path) -> dict[str, str]:
     """The checksum of every file."""
     return {
