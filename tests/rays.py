@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 OBJECT_STORE_BYTES = 150 * 1024 * 1024
+_ATTEMPTS = 4
 
 
 @pytest.fixture(scope="session")
@@ -16,13 +17,21 @@ def local_ray() -> Iterator[None]:
 
     from infra.cluster import NAMESPACE
 
-    ray.init(
-        num_cpus=8,
-        namespace=NAMESPACE,
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            ray.init(
+                num_cpus=8,
+                namespace=NAMESPACE,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+            break
+        # On a busy machine: the raylet ends itself if its agent has not written its port within 15 s.
+        except Exception:
+            ray.shutdown()
+            if attempt == _ATTEMPTS:
+                raise
     yield
     ray.shutdown()
