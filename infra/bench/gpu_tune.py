@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def tune_step(turn: Turn, tokens: int, batch: int) -> dict[str, Any]:
-    """A decoding step that retrieves: every number of launches and of warps."""
+    """A decoding step that retrieves: who picks the candidates, and in how many spans."""
     import torch
 
     from infra.bench.decode import WINDOW, Step, Stream
@@ -29,17 +29,15 @@ def tune_step(turn: Turn, tokens: int, batch: int) -> dict[str, Any]:
     )
     expected = step.attend(step.search()).float()
     calls = {}
-    for launches, warps in ((0, 4), (1, 4), (1, 8), (2, 4), (2, 8)):
-        if (launches == 1 and batch > 8) or (launches == 2 and tokens * batch > 2**26):
-            continue
+    for picking, scans in ((False, None), (True, 64), (True, 128), (True, 256)):
 
-        def call(n: int = launches, w: int = warps) -> Any:
+        def call(p: bool = picking, n: int | None = scans) -> Any:
             return retrieve_decode_fused(
                 step.q, step.ring_k, step.ring_v, step.ring_place, step.q_place, search, latents=step.latents,
-                rotary=step.rotary, scale=128**-0.5, launches=n, num_warps=w,
+                rotary=step.rotary, scale=128**-0.5, picking=p, scans=n,
             )[0]  # fmt: skip
 
-        name = {"tokens": tokens, "batch": batch, "launches": launches, "warps": warps}
+        name = {"tokens": tokens, "batch": batch, "picking": picking, "scans": scans}
         try:
             found = call().float()
             difference = float((found - expected).norm() / expected.norm())
@@ -163,7 +161,7 @@ def tune(turn: Turn, kernel: str, dim: int) -> dict[str, Any]:
         rate, bandwidth = matmul_rate(), copy_bandwidth()
         matmuls = {"forward": 2, "dq": 3, "dkv": 4}[kernel]
         for tiles, chosen in itertools.product(working, inputs):
-            timing = time_cuda(lambda t=tiles, c=chosen: call(t, c), runs=10)  # type: ignore[misc]
+            timing = time_cuda(lambda t=tiles, c=chosen: call(t, c), runs=10, graph=True)  # type: ignore[misc]
             ops = 2 * matmuls * num_q * heads * chosen * 64 * dim
             turn.write(
                 {
@@ -186,7 +184,7 @@ def tune(turn: Turn, kernel: str, dim: int) -> dict[str, Any]:
                     "zeros_and_casts": lambda s=sums: [x.to(q.dtype) for x in torch.zeros_like(s)],
                     "dq_with_atomics": lambda s=saved, x=sums: fused.launch_dq(s, options, x),
                 }.items():
-                    extra[f"{name}_{chosen}_ms"] = time_cuda(function, runs=10).median_ms  # type: ignore[arg-type]
+                    extra[f"{name}_{chosen}_ms"] = time_cuda(function, runs=10, graph=True).median_ms  # type: ignore[arg-type]
             turn.write(extra)
     return {"bench": "tune", "rate": rate, "bandwidth": bandwidth}
 

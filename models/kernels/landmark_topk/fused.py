@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from models.kernels.dependent import dependent
 from models.kernels.dispatch import last_contiguous
 from models.kernels.landmark_topk.kernel import maxima_kernel, merge_kernel, scan_kernel
 
@@ -27,14 +28,14 @@ def landmark_topk_fused(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `landmark_topk_naive`, scores kept in registers; `two_steps` overrides the choice of the way."""
     queries = queries.to(landmarks.dtype).contiguous()
-    search = _Search(queries, last_contiguous(landmarks), k, length, exclude_newest)
+    search = Spans(queries, last_contiguous(landmarks), k, length, exclude_newest)
     if queries.shape[1] > 4 if two_steps is None else two_steps:
         _, blocks = search.merge(search.maxima(), search.k)
         return search.merge(search.scan(search.block, blocks), k)
     return search.merge(search.scan(search.span(), None), k)
 
 
-class _Search:
+class Spans:
     """One call: its inputs and the launches that read them."""
 
     def __init__(
@@ -61,9 +62,13 @@ class _Search:
         wanted = _power(-(-self.num_landmarks * self.batch * self.num_queries // _SPLITS))
         return max(self.block_n, self.width, min(wanted, 2048))
 
-    def scan(self, span: int, blocks: torch.Tensor | None) -> torch.Tensor:
-        """Candidates [B, Q, splits, width] of consecutive spans, or of the blocks [B, Q, n] of `span` landmarks."""
-        splits = -(-self.num_landmarks // span) if blocks is None else blocks.shape[2]
+    def scan(self, span: int, blocks: torch.Tensor | None, splits: int | None = None) -> torch.Tensor:
+        """Candidates [B, Q, splits, width] of consecutive spans, or of the blocks [B, Q, n] of `span` landmarks.
+
+        More `splits` than there are spans get no candidates.
+        """
+        if splits is None:
+            splits = -(-self.num_landmarks // span) if blocks is None else blocks.shape[2]
         part = self._candidates(splits, self.width)
         block_n = min(self.block_n, span)
         scan_kernel[(splits, self.num_queries, self.batch)](
@@ -84,6 +89,7 @@ class _Search:
             LENGTHS=self.length is not None,
             CHOSEN=blocks is not None,
             num_warps=4,
+            **dependent(self.queries),
         )
         return part
 
@@ -113,6 +119,7 @@ class _Search:
             PRECISION="ieee",
             num_warps=4,
             num_stages=3,
+            **dependent(self.queries),
         )
         return part
 
@@ -136,6 +143,7 @@ class _Search:
                 FAN_IN=fan_in,
                 LAST=groups == 1,
                 num_warps=8 if fan_in * self.width > 1024 else 4,
+                **dependent(part),
             )
             if groups == 1:
                 return scores, index

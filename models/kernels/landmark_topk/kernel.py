@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from models.kernels.dependent import begin
+
 
 @triton.jit
 def pack(scores, index):
@@ -74,8 +76,10 @@ def scan_kernel(
     BLOCK_D: tl.constexpr,
     LENGTHS: tl.constexpr,
     CHOSEN: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """The K best of STEPS * BLOCK_N landmarks for one query: the split's own, or (CHOSEN) a named block's."""
+    begin(PDL)
     split = tl.program_id(0)
     query = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
@@ -91,6 +95,17 @@ def scan_kernel(
         dim, landmark_stride_n, K, STEPS, BLOCK_N, BLOCK_D,
     )  # fmt: skip
     tl.store(part_ptr + line * K + tl.arange(0, K), best)
+
+
+@triton.jit
+def candidate_page(candidate_ptr, slot, COUNT: tl.constexpr):
+    """Index of the candidate at place `slot` of COUNT (-1: none): as many maxima as the place asks for."""
+    held = tl.load(candidate_ptr + tl.arange(0, COUNT))
+    own = tl.max(held, 0)
+    for _ in range(0, slot):
+        held = tl.where(held >= own, -0x8000000000000000, held)
+        own = tl.max(held, 0)
+    return tl.where(own == -0x8000000000000000, -1, 0x7FFFFFFF - (own & 0xFFFFFFFF).to(tl.int32))
 
 
 @triton.jit
@@ -111,11 +126,13 @@ def maxima_kernel(
     BLOCK_D: tl.constexpr,
     LENGTHS: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """The best score of a block of BLOCK_N landmarks for BLOCK_Q queries, packed with the block's number.
 
     The k best landmarks lie in the k blocks whose best scores are highest, so only these need be scored again.
     """
+    begin(PDL)
     block = tl.program_id(0)
     batch = tl.program_id(2).to(tl.int64)
     limit = limit_of(length_ptr, batch, num_landmarks, exclude_newest, LENGTHS)
@@ -149,8 +166,10 @@ def merge_kernel(
     K: tl.constexpr,
     FAN_IN: tl.constexpr,
     LAST: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """The K best of up to FAN_IN lists of one query; LAST unpacks them into scores and indices."""
+    begin(PDL)
     group = tl.program_id(0)
     query = tl.program_id(1).to(tl.int64)
     lanes = tl.arange(0, FAN_IN * K)

@@ -7,6 +7,7 @@ import math
 
 import torch
 
+from models.kernels.dependent import dependent
 from models.kernels.dispatch import last_contiguous
 from models.kernels.latent_decode.kernel import decode_kernel, merge_kernel
 from models.kernels.latent_decode.naive import Rotary
@@ -30,14 +31,20 @@ def latent_decode_fused(
     block_n: int | None = None,
     num_warps: int = 4,
     num_stages: int = 2,
+    candidates: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `latent_decode_naive`, reading every byte once: latents stay factors, chunks stay in their pool."""
+    """As `latent_decode_naive`, reading every byte once: latents stay factors, chunks stay in their pool.
+
+    With `candidates` (int64 [B, a power of two], of a search's spans) the chunks' pages are not read but picked
+    from them and written.
+    """
     batch, num_q, q_heads, dim = q.shape
     slots, kv_heads = ring_k.shape[1], ring_k.shape[2]
     q, ring_k, ring_v = last_contiguous(q), last_contiguous(ring_k), last_contiguous(ring_v)
     ring_place = ring_place.contiguous()
-    tile = block_n or (16 if q.element_size() * dim >= 1024 else 32)
-    if q.element_size() * dim >= 1024:
+    width = q.element_size() * dim
+    tile = block_n or (16 if width >= 1024 else 32 if width > 256 else 64)
+    if width >= 1024:
         num_stages = 1
     group = q_heads // kv_heads
 
@@ -55,11 +62,13 @@ def latent_decode_fused(
         part_total = torch.empty_like(part_peak)
 
     factors, latent_constants = latent_arguments(latents, q, ring_place)
-    pool = [q, q, ring_place, ring_place, ring_place]
+    pool = [q, q, ring_place, ring_place, ring_place, ring_place]
     if chunks is not None:
         lengths = chunks.lengths.contiguous() if chunks.lengths is not None else ring_place
         keys, values = last_contiguous(chunks.keys), last_contiguous(chunks.values)
-        pool = [keys, values, chunks.pages.contiguous(), chunks.place.contiguous(), lengths]
+        pages = chunks.pages.contiguous() if candidates is None else chunks.pages
+        place = chunks.place.contiguous()
+        pool = [keys, values, pages if candidates is None else candidates, pages, place, lengths]
     cos, sin = (table.contiguous() for table in rotary) if rotary is not None else (q, q)
 
     decode_kernel[(splits, batch * kv_heads)](
@@ -99,7 +108,9 @@ def latent_decode_fused(
         **latent_constants,
         ROTARY=rotary is not None,
         DIRECT=splits == 1,
+        CANDIDATES=candidates.shape[1] if candidates is not None else 0,
         PRECISION="ieee",
+        **dependent(q),
         num_warps=num_warps,
         num_stages=num_stages,
     )
@@ -114,6 +125,7 @@ def latent_decode_fused(
             DIM=dim,
             BLOCK_S=1 << (splits - 1).bit_length(),
             num_warps=4,
+            **dependent(q),
         )
     return out, lse
 

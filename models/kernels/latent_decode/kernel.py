@@ -7,6 +7,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from models.kernels.dependent import begin
+from models.kernels.landmark_topk.kernel import candidate_page
 from models.kernels.latent_decode.parts import chunk_page, latent_block, ring_tile, turned_queries
 
 
@@ -25,6 +27,7 @@ def decode_kernel(
     pool_k_ptr,
     pool_v_ptr,
     page_ptr,
+    chosen_ptr,
     page_place_ptr,
     page_length_ptr,
     cos_ptr,
@@ -72,9 +75,16 @@ def decode_kernel(
     BLOCK_VR: tl.constexpr,
     ROTARY: tl.constexpr,
     DIRECT: tl.constexpr,
+    CANDIDATES: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """Unnormalised sums of one split for the rows (query t, head of the group) of one (batch row, key head)."""
+    """Unnormalised sums of one split for the rows (query t, head of the group) of one (batch row, key head).
+
+    CANDIDATES: page_ptr holds so many candidates of a search for each row, from which the pages are picked here and
+    written to chosen_ptr; 0: page_ptr names the pages.
+    """
+    begin(PDL)
     split = tl.program_id(0)
     splits = tl.num_programs(0)
     pair = tl.program_id(1)
@@ -107,7 +117,12 @@ def decode_kernel(
         )  # fmt: skip
     if CHUNK > 0:
         for slot in range((split + splits - ring_tiles % splits) % splits, num_chosen, splits):
-            page = tl.load(page_ptr + batch * num_chosen + slot)
+            if CANDIDATES > 0:
+                page = candidate_page(page_ptr + batch * CANDIDATES, slot, CANDIDATES)
+                if kv_head == 0:
+                    tl.store(chosen_ptr + batch * num_chosen + slot, page)
+            else:
+                page = tl.load(page_ptr + batch * num_chosen + slot)
             first = tl.load(page_place_ptr + batch * num_chosen + slot)
             peak, total, acc = chunk_page(
                 page, first, peak, total, acc, q1, q2, pool_k_ptr, pool_v_ptr, page_length_ptr, kv_head,
@@ -139,8 +154,9 @@ def decode_kernel(
 
 @triton.jit
 def merge_kernel(part_ptr, part_peak_ptr, part_total_ptr, out_ptr, lse_ptr, splits,
-                 DIM: tl.constexpr, BLOCK_S: tl.constexpr):  # fmt: skip
+                 DIM: tl.constexpr, BLOCK_S: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """One program per output row: joins the splits' sums under their common peak."""
+    begin(PDL)
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, BLOCK_S)
     dims = tl.arange(0, DIM)

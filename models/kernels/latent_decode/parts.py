@@ -23,16 +23,6 @@ def online_step(s, peak, total):
 
 
 @triton.jit
-def join(peak, total, acc, other_peak, other_total, other_acc):
-    """The state over the tokens of two states of the same rows."""
-    new_peak = tl.maximum(peak, other_peak)
-    shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)
-    own = tl.math.exp2(peak - shift)
-    other = tl.math.exp2(other_peak - shift)
-    return new_peak, total * own + other_total * other, acc * own[:, None] + other_acc * other[:, None]
-
-
-@triton.jit
 def score_raw(q1, q2, k1, k2, place, cos_ptr, sin_ptr, num_places, half, HALF: tl.constexpr,
               ROTARY: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Unscaled scores [R, N] of turned queries against keys in halves [N, HALF], turned here by their place."""

@@ -1,4 +1,4 @@
-"""A decoding step that retrieves: one softmax over ring, latents and the best landmarks' chunks, in one launch."""
+"""A decoding step that retrieves: one softmax over ring, latents and the best landmarks' chunks, in one call."""
 
 from __future__ import annotations
 
@@ -26,14 +26,12 @@ def retrieve_decode(
     latents: Latents | None = None,
     rotary: Rotary | None = None,
     scale: float | None = None,
-    launches: int | None = None,
     implementation: Implementation = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`landmark_topk`, then `latent_decode` over what it found: same arguments, one call, one launch where it fits.
+    """`landmark_topk`, then `latent_decode` over what it found: same arguments, one call and fewer launches.
 
     Returns out [B, T, Hq, D], lse float32 [B, T, Hq] and the chosen pages int32 [B, K], best first, -1 where fewer
-    landmarks count. `launches` (1, 2, or 0 for search and attention apart) overrides what the kernel chooses.
-    Forward only.
+    landmarks count. Forward only.
     """
     batch = q.shape[0]
     chunks = ChosenChunks(search.keys, search.values, search.place, search.place, search.page_lengths)
@@ -53,8 +51,6 @@ def retrieve_decode(
     length = search.length
     if length is not None and (length.dtype != torch.int32 or length.shape != (batch,)):
         raise ValueError(f"length is {length.dtype} {tuple(length.shape)}; expected int32 {(batch,)}")
-    if launches not in (None, 0, 1, 2):
-        raise ValueError(f"launches is {launches}; allowed: None, 0, 1 and 2")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     rows = q.shape[1] * (q.shape[2] // ring_k.shape[2])
     if use_fused(implementation, q) and search.landmarks.shape[-2]:
@@ -76,7 +72,6 @@ def retrieve_decode(
             latents=latents,
             rotary=rotary,
             scale=scale,
-            launches=launches,
         )
     return retrieve_decode_naive(
         q, ring_k, ring_v, ring_place, q_place, search, latents=latents, rotary=rotary, scale=scale

@@ -1,4 +1,4 @@
-"""A decoding step that retrieves: one launch or two give what search and attention apart give."""
+"""A decoding step that retrieves, picking where a chunk is read or searching apart: what the reference gives."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from models.kernels.counters import counters
 from models.kernels.retrieve_decode import Search, retrieve_decode
 from tests.models.kernels.conftest import relative_error
 from tests.models.kernels.test_latent_decode import make_inputs
@@ -58,15 +57,21 @@ def make_step(
     return inputs, search
 
 
-def assert_agree(inputs: dict[str, Any], search: Search, tolerance: float, launches: int | None) -> None:
-    """Same pages, same lse where finite, same output as the reference."""
-    out, lse, pages = retrieve_decode(**inputs, search=search, implementation="fused", launches=launches)
+def assert_agree(
+    inputs: dict[str, Any], search: Search, tolerance: float, ways: tuple[bool | None, ...] = (None, False)
+) -> None:
+    """Same pages, same lse where finite, same output as the reference, whoever picks the candidates."""
+    from models.kernels.retrieve_decode.fused import retrieve_decode_fused
+
     expected, expected_lse, expected_pages = retrieve_decode(**inputs, search=search, implementation="naive")
-    assert torch.equal(pages, expected_pages)
-    assert torch.equal(lse.isinf(), expected_lse.isinf())
-    assert relative_error(out, expected) < tolerance
-    seen = ~lse.isinf()
-    assert relative_error(lse[seen], expected_lse[seen]) < tolerance
+    scale = inputs["q"].shape[-1] ** -0.5
+    for picking in ways:
+        out, lse, pages = retrieve_decode_fused(**inputs, search=search, scale=scale, picking=picking)
+        assert torch.equal(pages, expected_pages)
+        assert torch.equal(lse.isinf(), expected_lse.isinf())
+        assert relative_error(out, expected) < tolerance
+        seen = ~lse.isinf()
+        assert relative_error(lse[seen], expected_lse[seen]) < tolerance
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -82,27 +87,18 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_fused_agrees_with_naive(device: str, case: dict[str, Any]) -> None:
-    """Rows of unequal length, empty selections and free slots, in every number of launches that runs here."""
+    """Rows of unequal length, empty selections and free slots: as the reference, both ways."""
     inputs, search = make_step(device, **case)
-    for launches in (2, 0) if device == "cpu" else (1, 2, 0, None):
-        assert_agree(inputs, search, TOLERANCE[torch.float32], launches)
+    assert_agree(inputs, search, TOLERANCE[torch.float32])
 
 
-def test_counters_are_zero_again(device: str) -> None:
-    """What a launch counted it clears: the next one on the stream starts from nothing."""
-    inputs, search = make_step(device, batch=2, landmarks=30, chosen=3)
-    held = counters(torch.device(device), 6)
-    retrieve_decode(**inputs, search=search, implementation="fused", launches=2)
-    assert held.count_nonzero().item() == 0
+def test_picking_is_refused_where_it_does_not_fit(device: str) -> None:
+    """More chunks than are picked one after the other: an error names what is allowed."""
+    from models.kernels.retrieve_decode.fused import retrieve_decode_fused
 
-
-def test_one_launch_is_refused_where_programs_cannot_wait() -> None:
-    """On the interpreter, which runs one program after the other, waiting would never end: an error says so."""
-    if torch.cuda.is_available():
-        pytest.skip("a CUDA device runs programs side by side")
-    inputs, search = make_step("cpu", batch=1, landmarks=30, chosen=3)
-    with pytest.raises(ValueError, match="launches=2"):
-        retrieve_decode(**inputs, search=search, implementation="fused", launches=1)
+    inputs, search = make_step(device, batch=1, landmarks=60, chosen=18)
+    with pytest.raises(ValueError, match="up to 16 chunks"):
+        retrieve_decode_fused(**inputs, search=search, scale=1.0, picking=True)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +141,7 @@ def test_a_search_for_other_rows_is_refused() -> None:
     ],
 )
 def test_every_width_dtype_and_batch_on_the_gpu(dim: int, dtype: torch.dtype, batch: int) -> None:
-    """As compiled for the GPU, one and four queries, in one launch where it fits, again and again."""
+    """As compiled for the GPU, one and four queries, one index for all rows and one for each."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -154,28 +150,28 @@ def test_every_width_dtype_and_batch_on_the_gpu(dim: int, dtype: torch.dtype, ba
             "cuda", batch=batch, landmarks=landmarks, chosen=chosen, chunk=64, dim=dim, dtype=dtype, width=256,
             slots=301, num_q=num_q,
         )  # fmt: skip
-        for launches in (None, None, 2, 0):
-            assert_agree(inputs, search, TOLERANCE[dtype], launches)
+        assert_agree(inputs, search, TOLERANCE[dtype], (None, True, False))
 
 
 @pytest.mark.gpu
-def test_replayed_graphs_on_two_streams_do_not_share_counters() -> None:
-    """Two captured steps replayed side by side many times give what they gave alone."""
+def test_replayed_steps_see_what_was_written_just_before() -> None:
+    """Dependent launches wait: a graph replayed after its inputs changed gives the new result, every time."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    steps = [make_step("cuda", batch=b, landmarks=900 * b, chosen=8, chunk=64, dim=128) for b in (1, 2)]
-    expected = [retrieve_decode(**inputs, search=search, launches=1)[0].clone() for inputs, search in steps]
-    graphs, outs = [], []
-    for inputs, search in steps:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outs.append(retrieve_decode(**inputs, search=search, launches=1)[0])
-        graphs.append(graph)
-    streams = [torch.cuda.Stream() for _ in steps]
-    for _ in range(200):
-        for graph, stream in zip(graphs, streams, strict=True):
-            with torch.cuda.stream(stream):
-                graph.replay()
-    torch.cuda.synchronize()
-    for out, own in zip(outs, expected, strict=True):
-        assert relative_error(out, own) < 1e-5
+    inputs, search = make_step("cuda", batch=1, landmarks=2_000, chosen=8, chunk=64, dim=128, lengths=False)
+    expected, fresh = [], [torch.randn_like(inputs["q"]) for _ in range(50)]
+    queries = [torch.randn_like(search.queries) for _ in fresh]
+    for q, query in zip(fresh, queries, strict=True):
+        inputs["q"].copy_(q)
+        search.queries.copy_(query)
+        expected.append(retrieve_decode(**inputs, search=search, implementation="naive")[0])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = retrieve_decode(**inputs, search=search, implementation="fused")[0]
+    for q, query, own in zip(fresh, queries, expected, strict=True):
+        inputs["q"].copy_(q)
+        search.queries.copy_(query)
+        graph.replay()
+        inputs["q"].zero_()
+        search.queries.zero_()
+        assert relative_error(out, own) < TOLERANCE[torch.float32]
