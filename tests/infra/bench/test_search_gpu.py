@@ -15,7 +15,7 @@ from pipeline.store.gpu_index import DeviceMatrix, largest
 def test_answers_are_those_of_brute_force_after_deletes_and_expiry(tmp_path: Path) -> None:
     """On a torch device, in a real shard and in segments held in memory: no dead row, none missed."""
     result = search_gpu.run(
-        rows=4_200, device="cpu:0", shard_chunks=800, runs=1, stages=("proof", "speed"), out=tmp_path
+        rows=4_200, device="cpu:0", shard_chunks=800, runs=1, stages="proof,speed", out=tmp_path
     )
     assert not [row for row in result["rows"] if "error" in row]
     assert result["ratios"]["deleted_or_expired_returned"] == 0
