@@ -71,11 +71,10 @@ class ScoredMethod(Method):
 
     def scores(self, layer: LayerTrace) -> Tensor:
         """What `score` gives, computed once for all budgets; not to be changed in place."""
-        settings = tuple(
-            value if isinstance(value, str | int | float | bool) else id(value)
-            for value in (getattr(self, part.name) for part in fields(self))
-        )
-        found: Tensor = layer.noted((type(self), settings), lambda: self.score(layer))
+        values = [getattr(self, part.name) for part in fields(self)]
+        settings = tuple(value if isinstance(value, str | int | float) else id(value) for value in values)
+        # the note holds the settings too, so that no other object can get their ids
+        found: Tensor = layer.noted((type(self), settings), lambda: (self.score(layer), values))[0]
         return found
 
     def compress(self, trace: Trace, budget_bytes: int) -> list[Kept]:
