@@ -60,6 +60,7 @@ class NearDuplicateActor:
             return Verdicts(self._generation, None)
         index = self._index
         keys = iter(index.keys_of([entry for entry in entries if not isinstance(entry, str)]))
+        seen: set[str] | None = None
         matches: list[Match | None] = []
         for entry in entries:
             if isinstance(entry, str):
@@ -68,8 +69,10 @@ class NearDuplicateActor:
                 continue
             mine = next(keys)
             match = None if entry.known or entry.article_id in index else index.match(entry, mine)
-            if match is not None and self._known(entry.article_id):
-                match = None
+            if match is not None:
+                # Asked once for all: a call for each duplicate would cost more than all comparisons.
+                seen = self._seen(entries) if seen is None else seen
+                match = None if entry.article_id in seen else match
             if match is None:
                 index.add(entry, mine)
             else:
@@ -123,9 +126,14 @@ class NearDuplicateActor:
             return _ALL_TIME_MS
         return int(newest - self._config.window_hours * 3_600_000)
 
-    def _known(self, article_id: str) -> bool:
-        owner = shard_of(article_id, len(self._shard_names))
-        return self._ask(owner, "articles", [article_id])[0] is not None
+    def _seen(self, entries: list[Fingerprint | str]) -> set[str]:
+        """Which of the articles to judge the store knows, deleted and linked ones too."""
+        parts: dict[int, list[str]] = {}
+        for entry in entries:
+            if not isinstance(entry, str):
+                owner = shard_of(entry.article_id, len(self._shard_names))
+                parts.setdefault(owner, []).append(entry.article_id)
+        return {name for shard, ids in parts.items() for name in self._ask(shard, "seen", ids)}
 
     def _fetch(self, article_id: str) -> bytes:
         """The shingles of a stored article; none where the shard cannot say, and the estimate decides."""

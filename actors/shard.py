@@ -175,6 +175,11 @@ class ShardActor:
         return self._open().known(ids)
 
     @ray.method(concurrency_group="search")
+    def seen(self, ids: list[str]) -> list[str]:
+        """Which of the ids the shard knows, deleted and linked ones too."""
+        return self._open().seen(ids)
+
+    @ray.method(concurrency_group="search")
     def ledger(self) -> Ledger:
         """Outcomes by topic."""
         return self._open().ledger()

@@ -129,6 +129,12 @@ class Shard:
                 found[article_id] = None if entry is None or entry.linked else entry.version_ms
             return found
 
+    def seen(self, article_ids: Iterable[str]) -> list[str]:
+        """Which of the ids have a version here, or had one that was deleted: those that `article` answers for."""
+        with self._core.view:
+            state = self._core.state
+            return [name for name in article_ids if name in state.catalog or name in state.tombstones]
+
     def article(self, article_id: str) -> StoredArticle | None:
         """The newest version of an article, or its tombstone; None for an id never stored (or expired)."""
         with self._core.view:

@@ -31,6 +31,8 @@ class _Actor(NearDuplicateActor):
     def __init__(self, rows: list[SignatureRow], articles: dict[str, Article]) -> None:
         self.rows, self.articles = rows, articles
         self.asked: list[str] = []
+        self.seen: set[str] = set()
+        self.calls = 0
         super().__init__(CONFIG, ["shard"])
 
     def _ask(self, shard: int, method: str, *args: Any) -> Any:
@@ -38,6 +40,9 @@ class _Actor(NearDuplicateActor):
             return {"newest_ms": 0, "live_articles": len(self.rows)}
         if method == "signatures":
             return self.rows
+        if method == "seen":
+            self.calls += 1
+            return [name for name in args[0] if name in self.seen]
         self.asked += args[0]
         return [
             StoredArticle(id=name, version_ms=1, article=self.articles[name])
@@ -67,3 +72,23 @@ def test_signatures_of_an_earlier_version_are_made_anew_from_the_articles() -> N
     matches = actor.judge([*copies], generation).matches
     assert matches is not None
     assert [match.canonical_id if match else None for match in matches] == ["stored", "fresh"]
+
+
+def test_the_store_is_asked_once_for_all_duplicates_of_a_call() -> None:
+    """Copies are linked; an article that the store knows, were it deleted, is none; without copies nobody asks."""
+    original = _article("a-first")
+    actor = _Actor([], {})
+    fingerprinter, generation = Fingerprinter(CONFIG), actor.remember([])
+    actor.judge([fingerprinter.fingerprint(original)], generation)
+    assert actor.calls == 0
+    actor.seen = {"copy-1"}
+    copies = [fingerprinter.fingerprint(_article(f"copy-{number}")) for number in range(3)]
+    matches = actor.judge(["withdrawn", *copies], generation).matches
+    assert matches is not None
+    assert [match.canonical_id if match else None for match in matches] == [
+        None,
+        "a-first",
+        None,
+        "a-first",
+    ]
+    assert actor.calls == 1

@@ -361,3 +361,12 @@ def test_dead_letters_are_counted_in_their_topic(shard: Shard) -> None:
     )
     assert shard.ledger()["other"].to_dict()["dead_lettered"] == 1
     assert make.TOPIC not in shard.ledger()
+
+
+def test_every_id_that_an_article_is_told_for_was_seen(shard: Shard) -> None:
+    """Stored, linked and deleted ones; not an id that never came."""
+    make.put(
+        shard, make.upsert("a", 0), make.link("copy", 1, "a"), make.upsert("gone", 2), make.delete("gone", 3)
+    )
+    names = ["a", "copy", "gone", "never"]
+    assert shard.seen(names) == ["a", "copy", "gone"] == [n for n in names if shard.article(n) is not None]
