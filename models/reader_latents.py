@@ -166,8 +166,10 @@ class ContextLayer(MemoryLayer):  # type: ignore[no-untyped-call]
         assert self.pair is not None
         keys, values = self.pair
         if self.spec.window is None:
-            kept = choose(self.spec, keys.detach(), values.detach(), squeeze, ranker)
-            keys, values = kept.rebuild(keys, values)
+            # subspaces and latents in float32, as the cache makes them, whatever the model computes in
+            with torch.autocast(keys.device.type, enabled=False):
+                kept = choose(self.spec, keys.detach(), values.detach(), squeeze, ranker)
+                keys, values = kept.rebuild(keys, values)
             places, next_place = kept.places, kept.next_place
         else:
             keys, values = (pair[:, -(self.spec.window - 1) :] for pair in (keys, values))

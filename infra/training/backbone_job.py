@@ -123,9 +123,11 @@ def finish(job: BackboneJob, learner: Any) -> dict[str, Any]:
     return about
 
 
-def run_here(job: BackboneJob, device: str = "cpu") -> list[dict[str, float]]:
-    """The job in this process, without Ray."""
-    work({"job": job}, device, lambda row: None)
+def run_here(
+    job: BackboneJob, device: str = "cpu", report: Callable[[dict[str, float]], None] = lambda row: None
+) -> list[dict[str, float]]:
+    """The job in this process, without Ray; its curve."""
+    work({"job": job}, device, report)
     return read_curve(job.out)
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from infra.evaluation.policy_judge import choose, judge, paired
 from infra.training.backbone_job import MODEL, BackboneJob, absolute, run_here
@@ -33,7 +34,7 @@ from infra.training.learners.joint import POLICY, JointSpec
 from infra.training.learners.reader import ReaderSpec
 from infra.training.policy_train import PolicyTrainConfig
 from infra.training.policy_train import train as train_policy
-from infra.training.side_by_side import pack_results, read_json, run_side_by_side, tell
+from infra.training.side_by_side import pack_results, read_json, run_side_by_side, tell, tell_row
 from models.hf.adapter import adapter_folder
 from models.hf.config import HfConfig
 from models.retriever.storage import load_policy
@@ -157,7 +158,9 @@ def trained(
 
 def run_job(job: BackboneJob, device: str) -> dict[str, Any]:
     """A backbone job in this process; the ends of its curve."""
-    run_here(absolute(job), device)
+    run_here(absolute(job), device, tell_row)
+    # training rounds products; who loads a backbone afterwards compares it with itself more exactly
+    torch.set_float32_matmul_precision("highest")
     curve = read_curve(job.out)
     tenth = max(1, len(curve) // 10)
     ends = {"first": curve[:tenth], "last": curve[-tenth:]}
@@ -250,7 +253,7 @@ def _scores(folder: Path) -> dict[str, Any]:
 
 def _progress(row: dict[str, float]) -> None:
     if int(row.get("iteration", 0)) % 5 == 0:
-        tell(json.dumps({key: float(f"{value:.4g}") for key, value in row.items() if value == value}))
+        tell_row(row)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ from typing import Any
 from infra.training.backbone_job import MODEL, BackboneJob, absolute, run_here
 from infra.training.backbone_loop import LoopConfig, read_curve
 from infra.training.learners.landmark import LandmarkSpec
-from infra.training.side_by_side import pack_results, read_json, run_side_by_side, tell
+from infra.training.side_by_side import pack_results, read_json, run_side_by_side, tell, tell_row
 from models.hf.config import HfConfig
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -70,7 +70,7 @@ def one_run(name: str, given: argparse.Namespace) -> None:
         command=f"python3 -m infra.training.landmark_gpu (run {name}, seed {spec.seed})",
     )  # fmt: skip
     began = time.monotonic()
-    curve = run_here(absolute(job), given.device)
+    curve = run_here(absolute(job), given.device, tell_row)
     tell(json.dumps({"run": name, "steps": len(curve), "seconds": round(time.monotonic() - began, 1)}))
 
 

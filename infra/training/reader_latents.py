@@ -24,7 +24,7 @@ from typing import Any
 from infra.training.backbone_job import MODEL, BackboneJob, absolute, build, run_here
 from infra.training.backbone_loop import LoopConfig, read_curve
 from infra.training.learners.latents import LatentsSpec
-from infra.training.side_by_side import pack_results, read_json, run_side_by_side, tell
+from infra.training.side_by_side import pack_results, read_json, run_side_by_side, tell, tell_row
 from models.hf.config import HfConfig
 
 RUNS: dict[str, dict[str, Any]] = {"start": {}, "latents": {}, "full": {"full_share": 1.0}}
@@ -62,7 +62,7 @@ def one_run(name: str, given: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FIGURES).write_text(json.dumps({"about": {"steps": 0}, "judged": learner.judge()}))
     else:
-        run_here(absolute(job), given.device)
+        run_here(absolute(job), given.device, tell_row)
     tell(f"{name}: {time.monotonic() - began:.0f} s")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -14,13 +15,19 @@ from pathlib import Path
 def run_side_by_side(
     commands: Mapping[str, Sequence[str]], logs: Path, limit_s: float, told_every_s: float = 20.0
 ) -> dict[str, int]:
-    """Run each command (arguments of this Python) in a process of its own; exit codes by name, -9 at the limit."""
+    """Run each command (arguments of this Python) in a process of its own; exit codes by name, -9 at the limit.
+
+    Each has two threads for what it computes on the CPU: all cores for each would be in each other's way.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false"}
     logs.mkdir(parents=True, exist_ok=True)
     began = last = time.monotonic()
     running = {}
     for name, arguments in commands.items():
         log = (logs / f"{name}.log").open("a")
-        running[name] = subprocess.Popen([sys.executable, *arguments], stdout=log, stderr=subprocess.STDOUT)
+        running[name] = subprocess.Popen(
+            [sys.executable, *arguments], stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
         log.close()
     codes: dict[str, int] = {}
     while running and time.monotonic() - began < limit_s:
@@ -73,3 +80,8 @@ def read_json(path: Path) -> dict[str, object] | None:
 def tell(text: str) -> None:
     """Print at once: the caller reads along."""
     print(text, flush=True)  # noqa: T201
+
+
+def tell_row(row: Mapping[str, float]) -> None:
+    """Print a point of a curve, shortly."""
+    tell(json.dumps({name: float(f"{value:.4g}") for name, value in row.items() if value == value}))

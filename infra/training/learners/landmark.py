@@ -262,7 +262,12 @@ class LandmarkLearner:
         """Hidden states of texts' tokens: looked up where the decoder is frozen."""
         if self._known is not None:
             return [self._known[at] for at in places]
-        return self._encode([self._rows[at] for at in places])
+        rows = [self._rows[at] for at in places]
+        found: list[Tensor] = [torch.zeros(0)] * len(rows)
+        for some in _by_length(rows):  # little padding: its activations would be kept for the gradient
+            for at, each in zip(some, self._encode([rows[at] for at in some]), strict=True):
+                found[at] = each
+        return found
 
     @torch.no_grad()
     def _hidden_of(self, rows: Sequence[list[int]]) -> list[Tensor]:
