@@ -160,13 +160,13 @@ def session(mode: str, out: Path, limit_s: float, only: Sequence[str]) -> None:
     folder.mkdir()
     deadline = time.monotonic() + limit_s
     if mode == "tests":
-        log = (out / "gpu_tests.log").open("w")
+        log = (out / ("_".join(["gpu_tests", *only]) + ".log")).open("w")
         command = [
             sys.executable,
             "-m",
             "pytest",
             "-n",
-            "12",
+            str(min(15, os.cpu_count() or 1)),
             "-m",
             "gpu",
             "-v",
@@ -178,6 +178,8 @@ def session(mode: str, out: Path, limit_s: float, only: Sequence[str]) -> None:
             "pytest_timeout"
         ):  # a kernel that waits for ever ends its worker, not the session
             command += ["--timeout", "60", "--timeout-method", "thread"]
+        if only:
+            command += ["-k", " or ".join(only)]
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(
                 [*command, *GPU_TESTS], stdout=log, stderr=subprocess.STDOUT, timeout=limit_s, check=False
@@ -224,7 +226,7 @@ def main() -> None:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("mode", choices=["tests", "tune", "pick", "bench", "keep", "part"])
-    parser.add_argument("arguments", nargs="*", help="of a part, or the only parts to run")
+    parser.add_argument("arguments", nargs="*", help="of a part, or the only parts (tests: words) to run")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--results", type=Path, default=Path("infra/bench/results"), help="keep: where to")
     parser.add_argument("--date", default=time.strftime("%Y-%m-%d"), help="keep: when it was measured")

@@ -29,8 +29,8 @@ class Tiles(NamedTuple):
 _HALF = {
     "forward": {
         64: Tiles(64, 1, 4, 3, False),
-        128: Tiles(128, 1, 4, 2, True),
-        256: Tiles(128, 1, 8, 2, False),
+        128: Tiles(128, 1, 4, 2, True, True),
+        256: Tiles(128, 1, 8, 2, True),
     },
     "dq": {
         64: Tiles(64, 1, 4, 3, True),
@@ -38,9 +38,9 @@ _HALF = {
         256: Tiles(128, 1, 8, 1, False),
     },
     "dkv": {
-        64: Tiles(64, 1, 4, 2, False),
-        128: Tiles(64, 1, 4, 3, True),
-        256: Tiles(64, 1, 8, 2, False),
+        64: Tiles(64, 1, 4, 2, True),
+        128: Tiles(64, 1, 4, 2, True),
+        256: Tiles(64, 1, 8, 2, True),
     },
 }
 _FLOAT = {
