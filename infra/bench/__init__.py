@@ -40,7 +40,12 @@ BENCHES: dict[str, Bench] = {
     "cache": Bench(
         module="infra.bench.cache",
         needs_cuda=False,
-        about="session bytes, share of evictions in decode time, compressors at equal bytes",
+        about="reading and answering through the cache, share of evictions, compressors at equal bytes",
+    ),
+    "session-bytes": Bench(
+        module="infra.bench.session_bytes",
+        needs_cuda=False,
+        about="16M tokens through one session's cache: bytes, reading speed, share of evictions in decode time",
     ),
     "retrieval": Bench(
         module="infra.bench.retrieval",
@@ -115,7 +120,10 @@ def page(result: dict[str, Any]) -> str:
     ]
     where = ", ".join(
         f"{key} {result[key]}"
-        for key in ("device", "commit", "torch", "cuda", "copy_bandwidth_gb_s", "matmul_tflop_s")
+        for key in (
+            *("device", "commit", "torch", "cuda", "copy_bandwidth_gb_s", "matmul_tflop_s"),
+            *("cores", "ingesters", "partitions", "shards"),
+        )
         if key in result
     )
     lines = [f"# {result['bench']}", "", where, "", "| ratio | |", "| --- | --- |"]

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -155,3 +156,25 @@ def cpu_seconds() -> float:
             times = process.cpu_times()
             total += times.user + times.system
     return total
+
+
+_PARTS = (
+    ("ray::Ingester", "ingesters"),
+    ("ray::ShardActor", "shards"),
+    ("ray::NearDuplicate", "near_duplicates"),
+    ("ray::", "other_actors"),
+    ("java", "broker"),
+)
+
+
+def cpu_by_part() -> dict[str, float]:
+    """Seconds of processor time of this process (`bench`) and its children, by what they do; the rest is `ray`."""
+    own = psutil.Process()
+    total: dict[str, float] = defaultdict(float)
+    for process in [own, *own.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            title = (process.cmdline() or [process.name()])[0].rsplit("/", 1)[-1]
+            part = next((part for start, part in _PARTS if title.startswith(start)), "ray")
+            times = process.cpu_times()
+            total["bench" if process.pid == own.pid else part] += times.user + times.system
+    return dict(total)

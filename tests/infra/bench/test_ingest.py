@@ -1,0 +1,58 @@
+"""The ingest bench: what it refuses, how a row is made, and whose processor time it counts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from infra.bench import ingest
+from infra.bench.local import cpu_by_part
+from pipeline.errors import UsageError
+
+
+def test_more_ingesters_than_partitions_are_refused() -> None:
+    """Some would read nothing; the message says what to set."""
+    with pytest.raises(UsageError, match="set partitions to at least 8"):
+        ingest.run(articles=10, ingesters=8, partitions=4)
+
+
+def test_row_tells_rates_cores_and_processor_time_apart_from_the_brokers() -> None:
+    """Medians of the runs, each figure for one record."""
+    done = [
+        {"seconds": seconds, "cpu_s": 2 * seconds, "broker_s": 0.1, "parts": {"shards": seconds}}
+        for seconds in (1.0, 2.0, 4.0)
+    ]
+    row = ingest._row(done, 1_000, [10, 20])
+    assert row == {
+        "records": 1_000,
+        "mean_bytes": 15,
+        "records_per_s": 500,
+        "lowest_per_s": 250,
+        "highest_per_s": 1_000,
+        "cpu_us_per_record": 4_000,
+        "broker_us_per_record": 100,
+        "cores": 2.0,
+        "repeats": 3,
+    }
+    assert ingest._by_part(done, 1_000) == {"shards_us": 2_000.0}
+
+
+def test_processor_time_is_counted_by_what_a_process_does() -> None:
+    """A child named as an actor counts as that part, and this process as the bench."""
+    program = (
+        "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass\ntime.sleep(60)"
+    )
+    child = subprocess.Popen(["ray::Ingester.figures", "-c", program], executable=sys.executable)
+    try:
+        deadline = time.monotonic() + 30
+        while cpu_by_part().get("ingesters", 0.0) < 0.25 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        parts = cpu_by_part()
+    finally:
+        child.kill()
+        child.wait()
+    assert parts["ingesters"] >= 0.25
+    assert parts["bench"] > 0
