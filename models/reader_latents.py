@@ -138,7 +138,8 @@ def evicted_blocks(config: CacheConfig, num_tokens: int) -> int:
 def _subspace(blocks: Tensor, rank: int) -> Tensor:
     """The `rank` leading left singular vectors `[H, b, n, r]` of each block `[H, b, n, d]`."""
     _, vectors = torch.linalg.eigh((blocks @ blocks.transpose(-1, -2)).double())
-    return vectors[..., -rank:].flip(-1).to(blocks.dtype)
+    leading: Tensor = vectors[..., -rank:].flip(-1).to(blocks.dtype)
+    return leading
 
 
 class ContextLayer(MemoryLayer):  # type: ignore[no-untyped-call]
@@ -186,7 +187,7 @@ class QuestionLayer(MemoryLayer):  # type: ignore[no-untyped-call]
     ) -> None:
         super().__init__(spec)
         spec.rotary.reserve(next_place + 1024)
-        self.keys, self.values = spec.rotary.turn(keys, places), values  # type: ignore[assignment]
+        self._held = (spec.rotary.turn(keys, places), values)
         self.places, self.next_place = places, next_place
         self._own: tuple[Tensor, Tensor] | None = None
 
@@ -214,7 +215,7 @@ class QuestionLayer(MemoryLayer):  # type: ignore[no-untyped-call]
         turn = self.spec.rotary.turn
         keys, values = (
             torch.cat((held.to(query.dtype).expand(rows, -1, -1, -1), new.to(query.dtype)), 2)
-            for held, new in ((self.keys, turn(self._own[0], own)), (self.values, self._own[1]))
+            for held, new in ((self._held[0], turn(self._own[0], own)), (self._held[1], self._own[1]))
         )
         causal = own[:, None] >= own  # [T, T]
         seen = torch.ones(steps, self.get_seq_length(), dtype=torch.bool, device=query.device)
@@ -254,7 +255,7 @@ def latent_answer_loss(
 
 
 def _decode(model: nn.Module, layers: Sequence[MemoryLayer], ids: Tensor) -> Tensor:
-    memory = Cache(layers=cast("list[Any]", list(layers)))
+    memory = Cache(layers=list(layers))
     hidden: Tensor = (
         _base(model)
         .get_decoder()(

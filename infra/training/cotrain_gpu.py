@@ -71,7 +71,7 @@ def untracked(name: str, params: dict[str, Any]) -> Iterator[Untracked]:
 
 def prepare(given: argparse.Namespace) -> Path:
     """The material of all runs and the policy that they begin with, made once."""
-    folder = given.work / "material"
+    folder: Path = given.work / "material"
     if not (folder / "manifest.json").exists():
         whole = Material.join([Material.load(each) for each in given.material])
         if given.pairs is not None:

@@ -148,8 +148,6 @@ def test_gradient_reaches_the_adapter_through_latents_alone(folder: Path) -> Non
     _, batch = batch_of(tokenizer, [("who", " cat")])
     layers = read_context(model, specs, ids_of(tokenizer, CONTEXT))
     held = [layer.held(Squeeze(form="latents", keep=0.1), None) for layer in layers]
-    for layer in held:
-        layer.keys.retain_grad()  # type: ignore[union-attr]
     from models.reader_latents import _decode
 
     with torch.no_grad():
