@@ -25,13 +25,15 @@ from infra.bench.local import news
 from infra.bench.measure import commit, environment
 from infra.bench.vectors import DIM, clustered
 from models.embed import load_tokenizer
-from pipeline.article import parse_article
-from pipeline.chunker import chunk_article
-from pipeline.near_duplicates import Fingerprinter, NearDuplicateConfig, NearDuplicateIndex
-from pipeline.store.records import Coordinate, SearchRequest, StoreConfig, StoreRecord, Upsert
+from pipeline.article import Article, BadRecord, parse_article, parse_record
+from pipeline.chunker import chunk_articles
+from pipeline.near_duplicates import Fingerprint, Fingerprinter, NearDuplicateConfig, NearDuplicateIndex
+from pipeline.store.records import Chunk, Coordinate, SearchRequest, StoreConfig, StoreRecord, Upsert
 from pipeline.store.shard import Shard
 
 _BATCH = 500
+_GROUP = 128
+"""Articles that an ingester works on together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,20 +57,27 @@ class Costs:
 
 def measure(articles: int = 1_500, embed_s: float = 1 / 1_400) -> Costs:
     """Unit costs of newswire articles; `embed_s` from docs/notes (1,400 passages a second: static, one CPU)."""
-    values = [orjson.loads(value) for _, value, _ in news(articles, seed=11) if value is not None]
+    values = [value for _, value, _ in news(articles, seed=11) if value is not None]
     tokenizer, fingerprinter = load_tokenizer("none"), Fingerprinter(NearDuplicateConfig())
-    for fields in values[:50]:
-        fingerprinter.fingerprint(parse_article(fields))
+    fingerprinter.fingerprints([parse_article(orjson.loads(value)) for value in values[:50]])
+    parsed: list[Article] = []
+    cut: list[list[Chunk]] = []
+    prints: list[Fingerprint] = []
     started = time.process_time()  # of the processor: the machine may have other work
-    parsed = [parse_article(orjson.loads(orjson.dumps(fields))) for fields in values]
-    cut = [chunk_article(article, tokenizer)[0] for article in parsed]
-    prints = [fingerprinter.fingerprint(article) for article in parsed]
+    for begin in range(0, len(values), _GROUP):
+        group = [parse_record(None, value) for value in values[begin : begin + _GROUP]]
+        found = [value for value in group if isinstance(value, Article)]
+        parsed += found
+        cut += [one[0] for one in chunk_articles(found, tokenizer) if not isinstance(one, BadRecord)]
+        prints += fingerprinter.fingerprints(found)
     prepare_s = (time.process_time() - started) / len(values)
     index = NearDuplicateIndex(NearDuplicateConfig())
     started = time.process_time()
-    for one in prints:
-        if index.match(one) is None:
-            index.add(one)
+    for begin in range(0, len(prints), _BATCH):
+        some = prints[begin : begin + _BATCH]
+        for one, keys in zip(some, index.keys_of(some), strict=True):
+            if index.match(one, keys) is None:
+                index.add(one, keys)
     judge_s = (time.process_time() - started) / len(values)
     vectors = clustered(sum(len(chunks) for chunks in cut), 1)
     with tempfile.TemporaryDirectory(prefix="dysra-scaling-") as folder:
@@ -84,6 +93,7 @@ def measure(articles: int = 1_500, embed_s: float = 1 / 1_400) -> Costs:
         half = len(records) // 2
         started = time.process_time()
         shard.append(records[:half], {("news", 0): half}, 1)
+        shard.maintain(0)  # words are indexed beside the appends: wait for them
         large_s = time.process_time() - started
         small: list[float] = []
         for begin in range(half, min(half + 40, len(records))):
