@@ -18,6 +18,7 @@ import argparse
 import json
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,17 +27,19 @@ from typing import Any
 
 import torch
 
-from infra.bench.cache_methods import _commit
+from infra.bench.measure import commit
 from infra.console import say
 from models.cache import CacheConfig
 from models.cache.full_layer import RotatingLayer
 from models.cache.rotating import RotatingCompressiveCache
 from models.hf import HfBackbone, HfConfig
+from models.hf.loading import pick_device
 
 FIRST, LAST = 16_384, 16_777_216
 READ_BLOCK = 8192
 DECODED = 256
 EVICTIONS = 24
+_FIGURES = ("tokens", "cache_bytes", "device_bytes", "read_tokens_per_s", "decode_ms")
 
 
 def lengths(last: int) -> list[int]:
@@ -122,6 +125,27 @@ def _now(backbone: HfBackbone) -> float:
 
 
 def run(
+    model: str = "gemma-3-270m",
+    tokens: int = LAST,
+    seconds: float = 140.0,
+    device: str = "auto",
+    dtype: str = "auto",
+    read_block: int = READ_BLOCK,
+    out: str = "",
+) -> dict[str, Any]:
+    """What `dysra bench session-bytes` tells, of `tokens` tokens; `dtype` auto is bf16 on a GPU."""
+    path = Path(out) if out else Path(tempfile.mkdtemp(), "session_bytes")
+    if dtype == "auto":
+        dtype = "bfloat16" if pick_device(device).type == "cuda" else "float32"
+    backbone = HfBackbone.load(HfConfig(model=model, adapter="none", device=device, dtype=dtype))
+    result = read_through(
+        backbone, CacheConfig(), _text(backbone, None), tokens, path, seconds=seconds, read_block=read_block
+    )
+    flat = [{name: value for name, value in row.items() if name in _FIGURES} for row in result["rows"]]
+    return {**result, "rows": flat}
+
+
+def read_through(
     backbone: HfBackbone, config: CacheConfig, ids: Sequence[int], last: int, out: Path, *,
     seconds: float, read_block: int = READ_BLOCK, decoded: int = DECODED,
 ) -> dict[str, Any]:  # fmt: skip
@@ -136,7 +160,7 @@ def run(
     result: dict[str, Any] = {
         "bench": "session_bytes",
         "device": _device(backbone),
-        "commit": _commit(),
+        "commit": commit(),
         "torch": torch.__version__,
         "model": backbone.identity,
         "cache": {name: getattr(given, name) for name in ("sinks", "ring", "evict_block", "rank", "latent_blocks")}
@@ -260,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         HfConfig(model=given.model, adapter=given.adapter, device=given.device, dtype=given.dtype)
     )
     changes = json.loads(given.cache)
-    result = run(
+    result = read_through(
         backbone, CacheConfig(**changes), _text(backbone, given.text), given.tokens, given.out,
         seconds=given.seconds, read_block=given.read_block,
     )  # fmt: skip

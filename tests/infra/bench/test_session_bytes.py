@@ -16,7 +16,7 @@ def test_bytes_stay_and_evictions_are_priced(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(session_bytes, "LAST", 2048)
     monkeypatch.setattr(session_bytes, "EVICTIONS", 3)
     backbone = tiny.backbone()
-    result = session_bytes.run(
+    result = session_bytes.read_through(
         backbone,
         tiny.budgets(),
         tiny.ids(200),
@@ -40,7 +40,7 @@ def test_bytes_stay_and_evictions_are_priced(tmp_path: Path, monkeypatch: pytest
 
 def test_a_run_that_is_cut_short_claims_no_ratio(tmp_path: Path) -> None:
     """Bytes over 16M tokens are told only where 16M tokens were read."""
-    result = session_bytes.run(
+    result = session_bytes.read_through(
         tiny.backbone(),
         tiny.budgets(),
         tiny.ids(64),
