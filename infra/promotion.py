@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from infra.evaluation.policy_judge import choose, judge, paired, stop_bias_for
 from infra.registry import CHAMPION, Registry
@@ -30,7 +33,7 @@ class NotBetter(BadData):
 
 def contest(
     registry: Registry, version: int, data: Path, *,
-    budget: int = 128, by: str = "f1", limit: int = 0, backbone: HfConfig | None = None,
+    budget: int = 128, by: str = "f1", limit: int = 0, days: int = 0, backbone: HfConfig | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The figures of a won contest; raises NotBetter (with them) where the challenger does not win.
 
@@ -41,10 +44,13 @@ def contest(
     material = Material.load(data)
     rows = material.rows(answerable=True)
     held = np.array([at for at in rows if material.questions[at].split != "train"], np.int64)
+    if days:
+        held = held[freshest([_told_on(material, int(row)) for row in held], days, data)]
     held = held[: limit or None]
     if len(held) < min(LEAST_QUESTIONS, limit or LEAST_QUESTIONS):
         raise UsageError(
-            f"{data}: {len(held)} held-back questions with answers; at least {LEAST_QUESTIONS} are needed"
+            f"{data}: {len(held)} held-back questions with answers{f' of its last {days} days' if days else ''}; "
+            f"at least {LEAST_QUESTIONS} are needed"
         )
     part = material.take(held)
     champion = registry.version_of(CHAMPION)
@@ -77,6 +83,24 @@ def contest(
         error.figures = figures  # type: ignore[attr-defined]
         raise error
     return figures
+
+
+def freshest(dates: Sequence[str], days: int, data: Path) -> npt.NDArray[np.int64]:
+    """The places of those dates (YYYY-MM-DD…, empty: unknown) that lie within the last `days` days of them."""
+    if days < 1:
+        raise UsageError(f"--days: given {days}; allowed: 1 or more, or 0 for all questions")
+    known = {at: date.fromisoformat(day[:10]) for at, day in enumerate(dates) if day}
+    if not known:
+        raise UsageError(f"{data}: no held-back question is told by dated news; leave --days out")
+    first = max(known.values()) - timedelta(days=days - 1)
+    return np.array([at for at, day in known.items() if day >= first], np.int64)
+
+
+def _told_on(material: Material, row: int) -> str:
+    """The newest date among the sentences that tell; empty where they have none."""
+    labels = material.tables.labels[row]
+    sentences = material.questions[row].sentences
+    return max((sentences[at][1] for at in np.flatnonzero(labels > 0) if at < len(sentences)), default="")
 
 
 def _network(folder: Path, part: Material) -> PolicyNetwork:

@@ -25,10 +25,16 @@ def register(app: typer.Typer) -> None:
 @verb
 def train_backbone(
     data: Annotated[
-        Path, typer.Option("--data", help="subq: folder of token files; reader, landmark: folder of triples")
+        Path,
+        typer.Option(
+            "--data", help="subq: folder of token files; reader, landmark: of triples; latents: of groups"
+        ),
     ],
     kind: Annotated[
-        str, typer.Option(help="subq (from scratch), reader (adaptation to read) or landmark (a head)")
+        str,
+        typer.Option(
+            help="subq (from scratch), reader (adapted to read), latents (to read its cache) or landmark (a head)"
+        ),
     ] = "subq",
     out: Annotated[Path, typer.Option("--out", help="folder of the run; started again it goes on")] = Path(
         "build/backbone"
@@ -47,6 +53,9 @@ def train_backbone(
     fade: Annotated[
         str, typer.Option(help="subq: shares of the run between which the contrastive term fades: 0.5,0.8")
     ] = "",
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="reader: layers are computed again for the gradient")
+    ] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="subq: sizes that a CPU trains for a try")] = False,
     minutes: Annotated[float, typer.Option(help="training time at most, all calls together (0: none)")] = 0.0,
     save_every: Annotated[int, typer.Option(help="steps between saved states")] = 100,
@@ -70,7 +79,21 @@ def train_backbone(
         steps=steps, accumulate=accumulate, save_every=save_every, limit_s=60 * minutes,
         report_every=max(1, min(10, steps // 20)),
     )  # fmt: skip
-    spec = _spec(kind, data, method, steps, accumulate, lr, losses, fade, tiny, seed, settings.backbone, gpu)
+    spec = _spec(
+        kind,
+        data,
+        method,
+        steps,
+        accumulate,
+        lr,
+        losses,
+        fade,
+        tiny,
+        seed,
+        settings.backbone,
+        gpu,
+        checkpointing,
+    )
     params = {"kind": kind, "method": method, "steps": steps, "accumulate": accumulate, "seed": seed}
     with track(settings.tracking, f"train-backbone-{kind}", state, params) as tracker:
         job = absolute(
@@ -116,7 +139,7 @@ def run_job(job: Any, workers: int, gpu: bool) -> Figures:
 
 def _spec(
     kind: str, data: Path, method: str, steps: int, accumulate: int, lr: float, losses: str, fade: str,
-    tiny: bool, seed: int, backbone: Any, gpu: bool,
+    tiny: bool, seed: int, backbone: Any, gpu: bool, checkpointing: bool = False,
 ) -> Any:  # fmt: skip
     if kind == "subq":
         from dataclasses import replace
@@ -139,7 +162,7 @@ def _spec(
 
         return ReaderSpec(
             data=data, backbone=backbone, method=method or "lora", steps=steps, accumulate=accumulate,
-            **peak, seed=seed,
+            checkpointing=checkpointing, **peak, seed=seed,
         )  # fmt: skip
     if kind == "landmark":
         from infra.training.learners.landmark import LandmarkSpec

@@ -130,6 +130,9 @@ def promote(
     by: Annotated[
         str, typer.Option(help="f1 (the reader answers) or recall (of the telling sentence)")
     ] = "f1",
+    days: Annotated[
+        int, typer.Option(help="only questions told by the newest days of the material's news (0: all)")
+    ] = 0,
     limit: Annotated[int, typer.Option(help="questions, at most (0: all)")] = 0,
     state: StateFolder = _STATE,
     config: ConfigFile = None,
@@ -138,7 +141,7 @@ def promote(
     """Make the challenger the champion, if it beats the champion at equal cost on held-back questions.
 
     Without a champion it must beat hybrid ranking. A worse one is refused with exit code 4.
-    Example: dysra models promote --data build/held-back --budget 128
+    Example: dysra models promote --data build/held-back --budget 128 --days 7
     """
     from infra.promotion import contest
 
@@ -147,7 +150,14 @@ def promote(
     if chosen is None:
         raise UsageError("there is no challenger; train one (dysra train-retriever) or name a --version")
     figures = contest(
-        registry, chosen, data, budget=budget, by=by, limit=limit, backbone=load_config(config).backbone
+        registry,
+        chosen,
+        data,
+        budget=budget,
+        by=by,
+        limit=limit,
+        days=days,
+        backbone=load_config(config).backbone,
     )
     before = registry.promote(chosen, figures["stop_bias"])
     say(

@@ -12,7 +12,9 @@ import typer
 from typer.testing import CliRunner
 
 from infra.commands import train as command
+from infra.promotion import freshest
 from models.retriever import TableBatch, load_policy
+from pipeline.errors import UsageError
 from pipeline.tasks.material import Material
 from tests.rl.toy import material, tables
 
@@ -88,6 +90,32 @@ def test_a_worse_challenger_is_refused_and_a_rollback_brings_the_champion_back(
     code, back = call(app, "models", "rollback", *state)
     assert (code, back) == (0, {"champion": 1, "before": 2})
     assert json.loads(Path(won["pointer"]).read_text())["version"] == 1
+
+
+def test_a_contest_may_be_held_over_the_newest_days_alone(tmp_path: Path) -> None:
+    """Seven days are the newest and the six before; undated questions are left out; all undated is refused."""
+    days = ["2024-03-10", "2024-03-04T10:00:00Z", "2024-03-03", "", "2023-01-01"]
+    assert freshest(days, 7, tmp_path).tolist() == [0, 1]
+    assert freshest(days, 8, tmp_path).tolist() == [0, 1, 2]
+    assert freshest(days, 1, tmp_path).tolist() == [0]
+    with pytest.raises(UsageError, match="dated news"):
+        freshest(["", ""], 7, tmp_path)
+    with pytest.raises(UsageError, match="--days"):
+        freshest(days, -1, tmp_path)
+
+
+def test_undated_material_cannot_be_judged_by_days(app: typer.Typer, data: Path, tmp_path: Path) -> None:
+    """The verb says so and promotes nothing."""
+    state = ("--state", str(tmp_path))
+    call(
+        app, "train-retriever", "--data", str(data / "train"), "--algorithm", "supervised", *state,
+        "--out", str(tmp_path / "one"), "--warm-steps", "1",
+    )  # fmt: skip
+    code, told = call(
+        app, "models", "promote", "--data", str(data / "held"), "--by", "recall", "--days", "7", *state
+    )
+    assert code != 0
+    assert "dated news" in told["error"]
 
 
 def test_nothing_to_promote_or_to_go_back_to_is_said(app: typer.Typer, data: Path, tmp_path: Path) -> None:

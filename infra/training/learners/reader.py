@@ -56,6 +56,12 @@ class ReaderSpec:
     rank: int = field(default=32, metadata={"help": "rank of the adapter"})
     alpha: int = field(default=64, metadata={"help": "scale of the adapter, over its rank"})
     dropout: float = field(default=0.05, metadata={"help": "dropout before the adapter"})
+    checkpointing: bool = field(
+        default=False,
+        metadata={
+            "help": "layers are computed again for the gradient: a fraction of the memory, a third more time"
+        },
+    )
     judged: int = field(default=200, metadata={"help": "held-out rows whose loss is measured at the end"})
     seed: int = field(default=0, metadata={"help": "order, dropout and new weights"})
 
@@ -76,6 +82,8 @@ class ReaderLearner:
         torch.manual_seed(spec.seed)
         self.spec, self.rows, self.device = spec, rows, torch.device(device)
         self._tokenizer = loaded.tokenizer
+        if spec.checkpointing:
+            loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model: nn.Module = loaded.model.to(self.device)
         if spec.method == "lora":
             model = add_lora(model, spec.rank, spec.alpha, spec.dropout)

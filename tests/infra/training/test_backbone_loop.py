@@ -126,6 +126,28 @@ def test_adaptation_learns_to_read(
     assert loaded.identity != HfBackbone.load(config).identity
 
 
+def test_layers_computed_again_give_the_same_gradient(toy: tuple[HfConfig, Path], tmp_path: Path) -> None:
+    """With checkpointing every trained weight gets the gradient that it gets without; dropout is drawn alike."""
+    config, data = toy
+    found = []
+    for again in (False, True):
+        spec = ReaderSpec(
+            data=data, backbone=config, method="lora", rank=4, tokens_per_batch=512, checkpointing=again
+        )
+        learner = build(BackboneJob(kind="reader", out=tmp_path, spec=spec), "cpu")
+        for parameter in learner.parameters:
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+        loss, _, _ = learner.loss(next(learner.parts([0])), 0, 0.0)
+        loss.backward()
+        found.append([parameter.grad for parameter in learner.parameters])
+        model = learner.model.get_base_model()  # type: ignore[attr-defined]
+        assert model.is_gradient_checkpointing == again
+    assert found[0]
+    for one, other in zip(*found, strict=True):
+        assert one is not None and other is not None
+        assert torch.allclose(one, other, atol=1e-6)
+
+
 def test_landmark_head_learns_what_tells(toy: tuple[HfConfig, Path], tmp_path: Path) -> None:
     """On held-out questions the telling text is found far oftener than by chance, with the decoder frozen."""
     config, data = toy
