@@ -157,8 +157,8 @@ def join(parts: Sequence[Path], out: Path) -> None:
     found: dict[str, dict[int, Path]] = {}
     for part in parts:
         for path in part.rglob("*.from-*"):
-            name, _, start = path.relative_to(part).as_posix().rpartition(".from-")
-            found.setdefault(name, {})[int(start)] = path
+            name, _, place = path.relative_to(part).as_posix().rpartition(".from-")
+            found.setdefault(name, {})[int(place)] = path
     for name, pieces in found.items():
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -226,8 +226,10 @@ def _nearest(
     dtype = torch.float16 if device.startswith("cuda") else torch.float32
     whole = torch.from_numpy(passages).to(device, dtype)
     found = [
-        (part.to(device, dtype) @ whole.T).topk(min(most, len(whole)), dim=1).indices.cpu()
-        for part in torch.from_numpy(asked).split(256)
+        (torch.from_numpy(asked[at : at + 256]).to(device, dtype) @ whole.T)
+        .topk(min(most, len(whole)), dim=1)
+        .indices.cpu()
+        for at in range(0, len(asked), 256)
     ]
     return np.asarray(torch.cat(found).numpy(), np.int64)
 
