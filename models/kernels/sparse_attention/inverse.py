@@ -8,9 +8,8 @@ import torch
 
 from models.kernels.dispatch import interpreting
 
-COUNTED_WIDTH = (
-    16_384  # counting is quadratic in the entries of a row, but two launches instead of a sort's dozen
-)
+MERGED_WIDTH = 131_072  # entries of a row up to which two launches of our own replace a sort's dozen
+_MERGED_CHUNKS = 2**20  # keys of the merge hold a chunk and a place in 31 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +32,11 @@ def invert_indices(indices: torch.Tensor, num_chunks: int) -> InverseIndex:
     batch, num_blocks, heads, chosen = indices.shape
     width = num_blocks * chosen
     flat = indices.permute(0, 2, 1, 3).reshape(batch * heads, width)
-    if width <= COUNTED_WIDTH and (flat.is_cuda or interpreting()):
-        from models.kernels.sparse_attention.counting import invert_by_counting
+    small = 0 < width <= MERGED_WIDTH and num_chunks < _MERGED_CHUNKS
+    if small and (flat.is_cuda or interpreting()):
+        from models.kernels.sparse_attention.merging import invert_by_merging
 
-        return invert_by_counting(flat, num_chunks)
+        return invert_by_merging(flat, num_chunks)
     return _invert_by_sorting(flat, num_chunks)
 
 

@@ -261,14 +261,16 @@ def test_lse_joins_two_halves(device: str) -> None:
     assert relative_error(found, expected) < 2e-5
 
 
-def test_counting_and_sorting_give_one_inverted_list(device: str) -> None:
-    """The two ways to build the list agree on every entry that is not empty."""
-    indices = torch.randint(-1, 40, (2, 37, 2, 5), dtype=torch.int32, device=device)
-    counted = invert_indices(indices, 40)
+@pytest.mark.parametrize("width", [1, 185, 2_600], ids=["one", "one-block", "three-blocks"])
+def test_merging_and_sorting_give_one_inverted_list(device: str, width: int) -> None:
+    """The two ways to build the list agree on every entry, chunks chosen twice and empty slots included."""
+    make = torch.Generator().manual_seed(3)
+    indices = torch.randint(-1, 40, (2, width, 2, 1), dtype=torch.int32, generator=make).to(device)
+    merged = invert_indices(indices, 40)
     flat = indices.permute(0, 2, 1, 3).reshape(4, -1)
     ordered = _invert_by_sorting(flat, 40)
-    assert torch.equal(counted.starts, ordered.starts)
-    assert torch.equal(counted.entries, ordered.entries)
+    assert torch.equal(merged.starts, ordered.starts)
+    assert torch.equal(merged.entries, ordered.entries)
 
 
 def test_inverted_list_names_each_choice_once() -> None:
