@@ -113,12 +113,14 @@ def run(cell: CacheCell, on_progress: OnProgress | None = None) -> dict[str, Any
             Asked("", case[:1], case[1:]) if cell.task == "lm" else asked_of(backbone, case) for case in cases
         ]
         errors = attention_errors(backbone, full, memory, asked)
-        for case, lost in zip(cases, errors, strict=True):
+        for case, each, lost in zip(cases, asked, errors, strict=True):
             began = time.perf_counter()
-            judged = replace(judge(backbone, memory, case, cell.task), attention_error=lost)
-            costs.append(
-                _cost(memory, len(context), time.perf_counter() - began, trace_s / len(cases), judged)
-            )
+            # a memory with a store behind it fetches what the question asks for
+            choose = getattr(memory, "for_question", None)
+            read = memory if choose is None else choose(each.prompt)
+            judged = replace(judge(backbone, read, case, cell.task), attention_error=lost)
+            cost = _cost(memory, len(context), time.perf_counter() - began, trace_s / len(cases), judged)
+            costs.append(cost | {"fetched_bytes": full_layer_bytes(read) - full_layer_bytes(memory)})
             results.append(judged)
             if on_progress is not None:
                 on_progress(len(results))
@@ -298,6 +300,7 @@ def _costs(costs: Sequence[dict[str, float]], backbone: HfBackbone) -> dict[str,
         "prefill_tokens": round(total["tokens_read"], 1),
         "kv_bytes": round(total["kv_bytes"]),
         "sliding_bytes": round(total["sliding_bytes"]),
+        "fetched_bytes": round(total["fetched_bytes"]),
         "ms_per_token": round(1000 * total["asked_s"] / max(1.0, total["answer_tokens"]), 3),
         "queries_per_s": round(1 / max(1e-9, total["asked_s"] + total["read_s"]), 4),
         "peak_bytes": peak,

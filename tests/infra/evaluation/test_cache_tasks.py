@@ -13,12 +13,15 @@ import typer
 from typer.testing import CliRunner
 
 from infra.bench import cache_methods
+from infra.bench.cache_methods_page import markdown
 from infra.commands import evaluate as command
 from infra.evaluation import cache_batch
 from infra.evaluation.cache_cases import Case, needle_cases, qa_cases
 from infra.evaluation.cache_tasks import CacheCell, judge_case, run, summary
-from models.compared import method
+from models.compared import METHODS, method
+from models.compared.keys import KeyNorm
 from models.compared.trace import read_exactly
+from models.hf import HfBackbone, HfConfig
 from pipeline.errors import BadData, UsageError
 from tests.models import tiny
 
@@ -61,6 +64,33 @@ def test_needle_cell_has_the_keys_that_evaluate_prints(needles: Path, reader: Pa
     assert full["scores"]["attention_error"] < 1e-4 < figures["scores"]["attention_error"]
     assert 0.4 < figures["cost"]["kv_bytes"] / full["cost"]["kv_bytes"] <= 0.5
     assert figures["cost"]["sliding_bytes"] == full["cost"]["sliding_bytes"] > 0
+
+
+def test_what_a_question_brings_back_is_read_and_counted_beside(
+    needles: Path, reader: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All chunks fetched: about the full cache's nats, at the budget's bytes and those fetched; the table too."""
+    settings = {"inner": KeyNorm(), "chunk": 8, "chunks": 1000}
+    monkeypatch.setitem(METHODS, "ours_brought_back", ("brought_back", "BroughtBack", settings))
+    given: dict[str, Any] = {"task": "needle", "data": needles, "model": str(reader), "device": "cpu"}
+    full = run(CacheCell(method="full", **given))
+    found = run(CacheCell(method="ours_brought_back", keep=0.4, **given))
+    assert found["scores"]["nats"] <= full["scores"]["nats"] + 0.2 < 20
+    assert found["cost"]["kv_bytes"] <= 0.4 * full["cost"]["kv_bytes"]
+    whole = found["cost"]["kv_bytes"] + found["cost"]["fetched_bytes"]
+    assert found["cost"]["kv_bytes"] < whole <= full["cost"]["kv_bytes"]
+    assert full["cost"]["fetched_bytes"] == 0
+    rows = needles.with_name("rows.jsonl")
+    cell = CacheCell(method="full", **given)
+    backbone = HfBackbone.load(HfConfig(model=str(reader), device="cpu"))
+    cache_methods.run(
+        backbone, cache_methods.contexts(backbone, cell), ["full", "ours_brought_back"], [0.4], rows
+    )
+    table = cache_methods.report(cache_methods.read_rows(rows), "cpu", "tiny", "here")
+    line = next(line for line in table["rows"] if line["method"] == "ours_brought_back")
+    assert line["scores"]["nats"] == pytest.approx(found["scores"]["nats"], abs=1e-3)
+    assert abs(line["fetched_bytes"] - found["cost"]["fetched_bytes"]) <= 1
+    assert f"+ {line['fetched_bytes']:,} fetched by the question" in markdown(table)
 
 
 def test_judging_agrees_with_decoding_and_scoring() -> None:
