@@ -7,162 +7,34 @@ arrives goes to its growing segment. Its log, its files and its keyword index ar
 none. faiss: one flat index under a lock. LanceDB (PyPI, left out where it is not installed): its local mode, an
 IVF built once over the rows of the start, later rows scanned. Recall is told against products of all rows.
 
-With `work` the store's index is kept in that folder and found there by the next run (a million chunks: training
-takes minutes on two cores).
+It runs in a process of its own in which numpy and faiss keep to one thread a search, as Ray has it in a shard's
+actor. With `work` the store's index is kept in that folder and found there by the next run (a million chunks:
+training takes minutes on two cores).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.bench.held_store import HeldSegment, held_core, texts
 from infra.bench.measure import commit, environment
-from infra.bench.vectors import DIM, clustered
+from infra.bench.search_peers import PER_ARTICLE, SEED, Flat, K, Lance, Peer, Store, build_indexes
+from infra.bench.vectors import clustered
 from pipeline.errors import UsageError
-from pipeline.store.flat_peer import FlatPeer
-from pipeline.store.growing import GrowingSegment
-from pipeline.store.joined import SearchQueue
-from pipeline.store.records import Chunk, SearchRequest, StoreConfig
-from pipeline.store.searching import candidates
-from pipeline.store.segment import ArticleRow
-from pipeline.store.vector_index import FaissIndex
 
-K = 10
-_PER_ARTICLE = 2
-_ALONE = 4
 _EXACT = 100
-_TEXT = "The council voted on Tuesday to reopen the ferry to the northern islands before the summer."
-
-
-class Peer(Protocol):
-    """Something that is searched while rows are added."""
-
-    def add(self, vectors: NDArray[np.float16]) -> None: ...
-
-    def search(self, query: NDArray[np.float32]) -> list[int]: ...
-
-
-class Store:
-    """A shard's segments: sealed ones with IVF as by default, and a growing one."""
-
-    def __init__(
-        self, vectors: NDArray[np.float16], ivf_rows: int, work: Path | None = None, *, joined: bool = True
-    ) -> None:
-        from pipeline.article import parse_article
-
-        self._article = parse_article(
-            {
-                "id": "a",
-                "published": "2026-01-02T00:00:00Z",
-                "source": "Wire",
-                "title": "Ferry",
-                "text": _TEXT,
-            }
-        )
-        config = StoreConfig()
-        per_segment = min(config.max_segment_rows, max(1, len(vectors)))
-        segments: list[Any] = []
-        for number, begin in enumerate(range(0, len(vectors), per_segment)):
-            part = vectors[begin : begin + per_segment]
-            kept = None if work is None else work / f"store-{len(vectors)}-{number}-{ivf_rows}.faiss"
-            if kept is not None and kept.exists():
-                index = FaissIndex.load(kept, config.ivf_probes)
-            else:
-                index = FaissIndex.build(part, ivf=0 < ivf_rows <= len(part), probes=config.ivf_probes)
-            if kept is not None and not kept.exists():
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                index.save(kept)
-            segments.append(HeldSegment(number, part, index, texts(len(part))))
-        self._growing = GrowingSegment("growing", DIM, config.seal_rows, "cpu")
-        self._core = held_core([*segments, self._growing], config, DIM)
-        self._next = 1 << 40
-        self.queue = SearchQueue.on("cpu", partial(candidates, self._core))
-        self._alone = None if joined else ThreadPoolExecutor(_ALONE)
-
-    def add(self, vectors: NDArray[np.float16]) -> None:
-        """Append articles of two chunks, as an append does under the view's lock."""
-        chunks = [Chunk(ordinal, _TEXT, 18, 0, len(_TEXT)) for ordinal in range(_PER_ARTICLE)]
-        for begin in range(0, len(vectors), _PER_ARTICLE):
-            part = vectors[begin : begin + _PER_ARTICLE]
-            ids = list(range(self._next, self._next + len(part)))
-            self._next += len(part)
-            with self._core.view:
-                self._growing.add(ArticleRow(self._article), chunks[: len(part)], ids, part)
-
-    def search(self, query: NDArray[np.float32]) -> list[int]:
-        """Chunk ids of the passages."""
-        request = SearchRequest(mode="dense", k=K, vectors=query[None])
-        if self._alone is not None:
-            found = self._alone.submit(candidates, self._core, request).result()
-        else:
-            found = self.queue.ask(request)
-        return [passage.chunk_id for passage in found.dense[0]]
-
-
-class Flat:
-    """One flat faiss index; readers and the writer take turns, for it must not be read while it grows."""
-
-    def __init__(self, vectors: NDArray[np.float16]) -> None:
-        self._lock = threading.Lock()
-        self._index = FlatPeer(DIM)
-        for begin in range(0, len(vectors), 65_536):
-            self._index.add(vectors[begin : begin + 65_536])
-
-    def add(self, vectors: NDArray[np.float16]) -> None:
-        """Append rows."""
-        with self._lock:
-            self._index.add(vectors)
-
-    def search(self, query: NDArray[np.float32]) -> list[int]:
-        """Rows."""
-        with self._lock:
-            return [int(row) for row in self._index.search(query[None], K)[1][0]]
-
-
-class Lance:
-    """LanceDB in local mode, its table in a folder."""
-
-    def __init__(self, vectors: NDArray[np.float16], folder: str) -> None:
-        import lancedb
-        import pyarrow as pa
-
-        self._pa = pa
-        self._next = 0
-        database = lancedb.connect(folder)
-        self._table = database.create_table("chunks", self._rows(vectors))
-        if len(vectors) >= 10_000:
-            lists = max(1, int(len(vectors) ** 0.5))
-            self._table.create_index(metric="dot", index_type="IVF_FLAT", num_partitions=lists)
-
-    def _rows(self, vectors: NDArray[np.float16]) -> Any:
-        pa = self._pa
-        values = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
-        ids = pa.array(np.arange(self._next, self._next + len(vectors)))
-        self._next += len(vectors)
-        column = pa.FixedSizeListArray.from_arrays(values, DIM)
-        return pa.table({"id": ids, "text": pa.array([_TEXT] * len(vectors)), "vector": column})
-
-    def add(self, vectors: NDArray[np.float16]) -> None:
-        """Append rows as a new fragment."""
-        self._table.add(self._rows(vectors))
-
-    def search(self, query: NDArray[np.float32]) -> list[int]:
-        """Ids."""
-        asked: Any = self._table.search(query)
-        found = asked.distance_type("dot").limit(K).to_list()
-        return [int(row["id"]) for row in found]
 
 
 def load(
@@ -193,7 +65,7 @@ def load(
     while (now := time.perf_counter() - begun) < seconds:
         due = int(now * rate)
         if due > done:
-            rows = (np.arange(done, due).repeat(_PER_ARTICLE) * 2 + np.tile([0, 1], due - done)) % len(fresh)
+            rows = (np.arange(done, due).repeat(PER_ARTICLE) * 2 + np.tile([0, 1], due - done)) % len(fresh)
             peer.add(fresh[rows])
             ended = time.perf_counter() - begun
             waited += [ended - number / rate for number in range(done, due)]
@@ -238,27 +110,61 @@ def run(
     work: str = "",
 ) -> dict[str, Any]:
     """`articles` of two chunks each held from the start (500,000: a million chunks); `peers` names those to run."""
-    vectors = clustered(articles * _PER_ARTICLE, 1)
+    given = {
+        "articles": articles, "seconds": seconds, "rate": rate, "ivf_rows": ivf_rows, "clients": clients,
+    }  # fmt: skip
+    chosen = _chosen(peers)
+    with tempfile.TemporaryDirectory(prefix="dysra-search-") as folder:
+        indexes = Path(work or folder).absolute()
+        if any(name.startswith("store") for name in chosen):
+            build_indexes(articles * PER_ARTICLE, ivf_rows, indexes)
+        out = Path(folder, "result.json")
+        asked = {**given, "peers": chosen, "work": str(indexes), "out": str(out)}
+        # Set before numpy and faiss are loaded: threads of their own for every caller would fight for the cores.
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "infra.bench.search", json.dumps(asked)]
+        subprocess.run(command, env=env, check=True)
+        result: dict[str, Any] = json.loads(out.read_text())
+    return result
+
+
+def _chosen(peers: str) -> list[str]:
+    known = ["faiss flat", "store", "store alone"]
+    if importlib.util.find_spec("lancedb") is not None:
+        known.append("lancedb")
+    chosen = peers.split(",") if peers else known
+    if unknown := set(chosen) - set(known):
+        raise UsageError(f"peers: {', '.join(sorted(unknown))} not known; here are {', '.join(known)}")
+    return chosen
+
+
+def measure(
+    articles: int,
+    seconds: float,
+    rate: float,
+    ivf_rows: int,
+    clients: str,
+    peers: list[str],
+    work: str,
+    out: str,
+) -> None:
+    """Build the peers one after the other, load each, and write all rows to `out` after each."""
+    vectors = clustered(articles * PER_ARTICLE, SEED)
     generator = np.random.default_rng(3)
     questions = vectors[generator.integers(0, len(vectors), 256)].astype(np.float32)
     questions += 0.02 * generator.standard_normal(questions.shape, dtype=np.float32)
     questions /= np.linalg.norm(questions, axis=1, keepdims=True)
     exact = nearest_rows(vectors, questions[:_EXACT])
     counts = [int(count) for count in clients.split(",")]
-    kept = Path(work) if work else None
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="dysra-lance-") as folder:
         makers: dict[str, Callable[[], Peer]] = {
             "faiss flat": lambda: Flat(vectors),
-            "store": lambda: Store(vectors, ivf_rows, kept),
-            "store alone": lambda: Store(vectors, ivf_rows, kept, joined=False),
+            "store": lambda: Store(vectors, ivf_rows, Path(work)),
+            "store alone": lambda: Store(vectors, ivf_rows, Path(work), joined=False),
+            "lancedb": lambda: Lance(vectors, folder),
         }
-        if importlib.util.find_spec("lancedb") is not None:
-            makers["lancedb"] = lambda: Lance(vectors, folder)
-        chosen = peers.split(",") if peers else list(makers)
-        if unknown := set(chosen) - set(makers):
-            raise UsageError(f"peers: {', '.join(sorted(unknown))} not known; here are {', '.join(makers)}")
-        for name in chosen:
+        for name in peers:
             started = time.perf_counter()
             peer = makers[name]()
             built_s = time.perf_counter() - started
@@ -268,16 +174,11 @@ def run(
                 before = _turns(peer)
                 row = load(peer, count, seconds, rate, questions)
                 rows.append({"index": name, "chunks": len(vectors), **row, "recall_at_10": round(recall, 4),
-                             "build_s": round(built_s, 1), **_joined(before, _turns(peer))})  # fmt: skip
+                             "open_s": round(built_s, 1), **_joined(before, _turns(peer))})  # fmt: skip
             del peer
-    return {
-        "bench": "search",
-        "device": environment()["device"],
-        "commit": commit(),
-        "rows": rows,
-        "ratios": _ratios(rows, counts),
-        "cores": os.cpu_count(),
-    }
+            result = {"bench": "search", "device": environment()["device"], "commit": commit(), "rows": rows,
+                      "ratios": _ratios(rows, counts), "cores": os.cpu_count()}  # fmt: skip
+            Path(out).write_text(json.dumps(result))
 
 
 def _turns(peer: Peer) -> tuple[int, int]:
@@ -301,3 +202,7 @@ def _ratios(rows: list[dict[str, Any]], counts: list[int]) -> dict[str, float]:
                 key = f"search_p99_over_{name.replace(' ', '_')}_{count}_clients"
                 ratios[key] = round(p99["store", count] / p99[name, count], 4)
     return ratios
+
+
+if __name__ == "__main__":
+    measure(**json.loads(sys.argv[1]))
