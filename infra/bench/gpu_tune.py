@@ -210,30 +210,34 @@ def _candidates(kernel: str, dim: int) -> list[Any]:
     return tiles if dim == 256 else [*tiles, tiles[0]._replace(hopper=True)]
 
 
-def pick(out: Path) -> None:
-    """Write the fastest tiles of the last sweep (least total over its k) into the table of tuning.py."""
-    from models.kernels.sparse_attention import tuning
-
-    rows = json.loads((out / "tune.json").read_text())["rows"]
-    best: dict[tuple[str, int], tuple[float, list[Any]]] = {}
-    for name in rows:
-        if name.removeprefix("tune-").split("_")[0] not in ("forward", "dq", "dkv"):
+def fastest_tiles(rows: dict[str, list[dict[str, Any]]]) -> dict[tuple[str, int], list[Any]]:
+    """The tiles with the least total time, each k alike, of each (kernel, width); only those timed at every k count."""
+    best = {}
+    for name, part in rows.items():
+        kernel, _, dim = name.removeprefix("tune-").partition("_")
+        if kernel not in ("forward", "dq", "dkv"):
             continue
         total: dict[str, list[float]] = {}
-        for row in rows[name]:
+        for row in part:
             if "ms" in row:
                 total.setdefault(json.dumps(row["tiles"]), []).append(row["ms"] / row["chosen"])
-        if total:
-            kernel, dim = name.removeprefix("tune-").split("_")
-            tiles, times = min(total.items(), key=lambda item: sum(item[1]))
-            best[kernel, int(dim)] = (sum(times), json.loads(tiles))
+        most = max(map(len, total.values()), default=0)
+        whole = {tiles: sum(times) for tiles, times in total.items() if len(times) == most}
+        if whole:
+            best[kernel, int(dim)] = json.loads(min(whole, key=lambda tiles: whole[tiles]))
+    return best
+
+
+def pick(out: Path) -> None:
+    """Write the fastest tiles of the last sweep into the table of tuning.py."""
+    from models.kernels.sparse_attention import tuning
+
+    best = fastest_tiles(json.loads((out / "tune.json").read_text())["rows"])
     lines = ["_HALF = {"]
     for kernel in ("forward", "dq", "dkv"):
         cells = []
         for dim in (64, 128, 256):
-            chosen = (
-                tuning.Tiles(*best[kernel, dim][1]) if (kernel, dim) in best else tuning._HALF[kernel][dim]
-            )
+            chosen = tuning.Tiles(*best.get((kernel, dim), tuning._HALF[kernel][dim]))
             cells.append(f"        {dim}: Tiles({', '.join(map(str, chosen))}),")
         lines += [f'    "{kernel}": {{', *cells, "    },"]
     path = Path(tuning.__file__)
