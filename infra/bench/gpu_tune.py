@@ -211,7 +211,7 @@ def _candidates(kernel: str, dim: int) -> list[Any]:
 
 
 def fastest_tiles(rows: dict[str, list[dict[str, Any]]]) -> dict[tuple[str, int], list[Any]]:
-    """The tiles with the least total time, each k alike, of each (kernel, width); only those timed at every k count."""
+    """The tiles with the least total time, each k alike, of each (kernel, width), among those timed at every k."""
     best = {}
     for name, part in rows.items():
         kernel, _, dim = name.removeprefix("tune-").partition("_")
