@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import faiss
@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.store.gpu_together import MAX_SCORES, begin_together
 from pipeline.store.segment import top_rows
-from pipeline.store.vector_index import FaissIndex, Hits, MatrixIndex, VectorIndex, nothing
+from pipeline.store.vector_index import FaissIndex, Hits, Joint, MatrixIndex, Part, VectorIndex, nothing
 
 _MAX_GPU_FETCH = 2_048
 _BLOCK = 64
-_MAX_SCORES = 1 << 30
 _LEAST_SHARE = 0.5
 _SPARE = 16
 
@@ -73,12 +73,12 @@ class DeviceMatrix(MatrixIndex):
         Where most rows are allowed the best of all are fetched, a few more than asked, and filtered: a mask over
         every score would cost as much as the product. What that leaves short is searched again with the mask.
         """
-        hidden, available = self._mask(allowed, num_rows)
+        hidden, available = self.mask(allowed, num_rows)
         k = min(k, available)
         if k == 0:
             return lambda: nothing(len(queries))
         with torch.inference_mode():
-            matrix, questions = self._matrix[:num_rows], self._questions(queries)
+            matrix, questions = self._matrix[:num_rows], self.questions(queries)
             share = available / num_rows
             if hidden is None or share < _LEAST_SHARE:
                 best, rows = _search(matrix, questions, k, hidden)
@@ -98,6 +98,23 @@ class DeviceMatrix(MatrixIndex):
 
         return finish
 
+    def begin_together(
+        self, parts: Sequence[Part], queries: NDArray[np.float32], k: int
+    ) -> Callable[[], Joint] | None:
+        """As promised by VectorIndex, where all are matrices of this device and their scores have room."""
+        ours = [
+            (part.held, part)
+            for part in parts
+            if isinstance(part.held, DeviceMatrix) and part.held._device == self._device
+        ]
+        if len(ours) < len(parts) or len(queries) * sum(part.num_rows for part in parts) > MAX_SCORES:
+            return None
+        return begin_together(ours, queries, k)
+
+    def first(self, num_rows: int) -> torch.Tensor:
+        """The vectors of the first `num_rows` rows, on the device."""
+        return self._matrix[:num_rows]
+
     def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """The vectors at `rows`."""
         return self._matrix[torch.from_numpy(rows).to(self._device)].float().cpu().numpy()
@@ -107,7 +124,7 @@ class DeviceMatrix(MatrixIndex):
         """Bytes of the matrix."""
         return self._matrix.numel() * self._matrix.element_size()
 
-    def _mask(self, allowed: NDArray[np.bool_] | None, num_rows: int) -> tuple[torch.Tensor | None, int]:
+    def mask(self, allowed: NDArray[np.bool_] | None, num_rows: int) -> tuple[torch.Tensor | None, int]:
         """Hidden rows on the device and how many are allowed; a mask that is asked with again stays there."""
         if allowed is None:
             return None, num_rows
@@ -117,7 +134,8 @@ class DeviceMatrix(MatrixIndex):
             known = self._hidden = (allowed, hidden, int(allowed.sum()))
         return known[1], known[2]
 
-    def _questions(self, queries: NDArray[np.float32]) -> torch.Tensor:
+    def questions(self, queries: NDArray[np.float32]) -> torch.Tensor:
+        """The questions on the device; kept there while the same array is asked with."""
         known = self._asked
         if known is None or known[0] is not queries:
             given = torch.from_numpy(np.ascontiguousarray(queries)).to(self._device, self._matrix.dtype)
@@ -129,7 +147,7 @@ def _search(
     matrix: torch.Tensor, questions: torch.Tensor, k: int, hidden: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores and rows [Q, k] of the largest products; -inf where fewer are not hidden."""
-    at_once = max(1, _MAX_SCORES // len(matrix))
+    at_once = max(1, MAX_SCORES // len(matrix))
     parts = []
     for part in torch.split(questions, at_once):
         scores = part @ matrix.T

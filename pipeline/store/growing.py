@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.article import Article
 from pipeline.store.records import Chunk
 from pipeline.store.segment import COLUMNS, ArticleRow, Hits, Names, Segment
-from pipeline.store.vector_index import growing_matrix
+from pipeline.store.vector_index import MatrixIndex, growing_matrix
 
 _FAR = 2**63 - 1
 
@@ -18,6 +18,8 @@ _FAR = 2**63 - 1
 class GrowingSegment(Segment):
     """Rows in memory; the write-ahead log is what makes them durable. One writer, any number of readers:
     a reader only looks at rows below the count that it took under the shard's lock."""
+
+    _index: MatrixIndex
 
     def __init__(self, name: str, dim: int, capacity: int, device: str) -> None:
         self.name = name

@@ -14,6 +14,7 @@ from pipeline.store.core import SegmentView, ShardCore
 from pipeline.store.lexical import LexicalHit
 from pipeline.store.records import Candidates, Passage, SearchRequest
 from pipeline.store.segment import Fields
+from pipeline.store.vector_index import Part
 
 _MARGIN = 16
 Place = tuple[int, int]
@@ -68,6 +69,12 @@ def nearest(views: list[SegmentView], request: SearchRequest) -> tuple[NDArray[n
     """
     queries = np.ascontiguousarray(request.vectors, dtype=np.float32)
     fetch = request.list_depth + _MARGIN
+    if len(views) > 1:
+        parts = [Part(view.segment.index, view.num_rows, view.allowed) for view in views]
+        together = parts[0].held.begin_together(parts, queries, fetch)
+        if together is not None:
+            _, found_in, found_at = together()
+            return found_in, found_at
     begun = [view.segment.begin(queries, fetch, view.num_rows, view.allowed) for view in views]
     scores, numbers, rows = [], [], []
     for number, finish in enumerate(begun):

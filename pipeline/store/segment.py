@@ -5,12 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.article import Article
 from pipeline.store.records import Chunk, SearchRequest
+
+if TYPE_CHECKING:
+    from pipeline.store.vector_index import VectorIndex
 
 COLUMNS = {
     "chunk_id": np.int64,
@@ -82,6 +86,7 @@ class Segment(ABC):
     dead_articles: NDArray[np.bool_]
     streams: Names
     sources: Names
+    _index: VectorIndex
     _alive: tuple[int, int, NDArray[np.bool_]] | None = None
 
     def kill(self, row: int) -> None:
@@ -118,6 +123,11 @@ class Segment(ABC):
         if known is None or known[:2] != (n, self.num_dead):
             known = self._alive = (n, self.num_dead, ~self.dead[:n])
         return known[2]
+
+    @property
+    def index(self) -> VectorIndex:
+        """The index of its vectors."""
+        return self._index
 
     @abstractmethod
     def begin(

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -18,7 +18,17 @@ from numpy.typing import NDArray
 from pipeline.store.segment import top_rows
 
 Hits = tuple[NDArray[np.float32], NDArray[np.int64]]
+Joint = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
+"""Of a search in several indexes: scores, which index, and the row in it, each [Q, f]."""
 ENCODE_ROWS = 16_384
+
+
+class Part(NamedTuple):
+    """What one search may see of an index that it searches together with others."""
+
+    held: VectorIndex
+    num_rows: int
+    allowed: NDArray[np.bool_] | None
 
 
 class VectorIndex(ABC):
@@ -36,6 +46,12 @@ class VectorIndex(ABC):
         """`search` of at most `num_rows` rows in two halves, so that a device works on all segments at once."""
         hits = self.search(queries, min(k, num_rows), allowed)
         return lambda: hits
+
+    def begin_together(
+        self, parts: Sequence[Part], queries: NDArray[np.float32], k: int
+    ) -> Callable[[], Joint] | None:
+        """`begin` over all parts at once, this index's own first; None where they are searched one by one."""
+        return None
 
     @property
     @abstractmethod

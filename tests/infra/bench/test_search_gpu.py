@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from infra.bench import search, search_gpu
 from infra.bench.vectors import clustered, deviations, spectrum
 from pipeline.store.gpu_index import DeviceMatrix, largest
+from pipeline.store.vector_index import FaissIndex, Part
 
 
 def test_answers_are_those_of_brute_force_after_deletes_and_expiry(tmp_path: Path) -> None:
@@ -69,3 +71,48 @@ def test_clients_search_while_rows_arrive() -> None:
     }
     assert all(row["failures"] == 0 and row["searches_per_s"] > 0 for row in result["rows"])
     assert all(row["recall_at_10"] == 1.0 for row in result["rows"])
+
+
+@pytest.mark.parametrize("dying", [0.0, 0.1, 0.7])
+def test_matrices_searched_as_one_find_what_each_finds(dying: float) -> None:
+    """One row of scores for all segments: the best rows over all, with few, many and no rows hidden."""
+    generator = np.random.default_rng(4)
+    vectors = clustered(3_000, 3, dim=32)
+    parts, lengths = [], (1_900, 64, 1, 1_035)
+    for begin, length in zip(np.cumsum((0, *lengths)), lengths, strict=False):
+        matrix = DeviceMatrix(32, 8, "cpu:0")
+        matrix.add(vectors[begin : begin + length])
+        allowed = generator.random(length) >= dying
+        parts.append(Part(matrix, length, None if dying == 0 or length == 64 else allowed))
+    # Most of what is near the first question is hidden: over-fetching leaves it short.
+    questions = vectors[[5, 1_950, 2_999]].astype(np.float32)
+    if dying:
+        near = np.argsort(-(questions[:1] @ vectors[:1_900].astype(np.float32).T)[0])[:200]
+        parts[0].allowed[near] = False  # type: ignore[index]
+    shown = np.concatenate(
+        [np.ones(part.num_rows, bool) if part.allowed is None else part.allowed for part in parts]
+    )
+    truth = questions @ vectors.astype(np.float32).T
+    truth[:, ~shown] = -np.inf
+
+    together = parts[0].held.begin_together(parts, questions, 10)
+    assert together is not None
+    scores, numbers, rows = together()
+
+    places = np.cumsum((0, *lengths))[numbers] + rows
+    assert [sorted(row) for row in places.tolist()] == [
+        sorted(row) for row in np.argsort(-truth)[:, :10].tolist()
+    ]
+    np.testing.assert_allclose(scores, -np.sort(-truth)[:, :10], rtol=1e-5)
+
+
+def test_unlike_indexes_are_searched_one_by_one() -> None:
+    """Where an IVF lies among the segments nothing is joined."""
+    matrix = DeviceMatrix(8, 4, "cpu:0")
+    matrix.add(clustered(4, 1, dim=8))
+    index = FaissIndex.build(clustered(4, 1, dim=8), ivf=False, probes=1)
+
+    assert (
+        matrix.begin_together([Part(matrix, 4, None), Part(index, 4, None)], np.zeros((1, 8), np.float32), 2)
+        is None
+    )
