@@ -113,7 +113,7 @@ def compare(
 def speed(rows: int, device: str, runs: int, note: Callable[[dict[str, Any]], None]) -> None:
     """Searches of `rows` vectors in segments of up to a million, beside the bare peers."""
     per_segment = min(1_048_576, max(1_024, rows // 4))
-    counts = [per_segment] * (rows // per_segment)
+    counts = [min(per_segment, rows - begin) for begin in range(0, rows, per_segment)]
     started = time.perf_counter()
     bare = torch.empty((sum(counts), DIM), dtype=torch.float16, device=device)
     segments, parts, at = [], [], 0
