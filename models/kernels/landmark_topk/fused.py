@@ -50,6 +50,9 @@ class Spans:
         self.length, self.exclude_newest = length, exclude_newest
         self.batch, self.num_queries, self.dim = queries.shape
         self.num_landmarks = landmarks.shape[-2]
+        # overlapping launches were measured to help short searches and to slow long ones of many queries
+        short = self.num_queries <= 4 or self.num_landmarks <= 65_536
+        self.launch = dependent(queries) if short else {"PDL": False}
         self.k = k
         self.width = _power(max(k, 2))
         self.block = max(_BLOCK, self.width)
@@ -89,7 +92,7 @@ class Spans:
             LENGTHS=self.length is not None,
             CHOSEN=blocks is not None,
             num_warps=4,
-            **dependent(self.queries),
+            **self.launch,
         )
         return part
 
@@ -119,7 +122,7 @@ class Spans:
             PRECISION="ieee",
             num_warps=4,
             num_stages=3,
-            **dependent(self.queries),
+            **self.launch,
         )
         return part
 
@@ -143,7 +146,7 @@ class Spans:
                 FAN_IN=fan_in,
                 LAST=groups == 1,
                 num_warps=8 if fan_in * self.width > 1024 else 4,
-                **dependent(part),
+                **self.launch,
             )
             if groups == 1:
                 return scores, index

@@ -13,8 +13,13 @@ from models.kernels.retrieve_decode.types import Search
 _CANDIDATES = 2048  # of a row's spans, among which each chosen chunk's program looks for its own
 _SPAN = 2048  # landmarks of a span at most: their scores stay in registers
 _SCANS = 128  # programs that scan, over all rows: about one on each processor of a large card
+_LONG = 131_072  # landmarks from which twice as many scan
 _CHOSEN = 16  # chunks that are picked one maximum after the other; more are sorted by a launch of their own
-_SCORES = 131_072  # rows x landmarks up to which every row scans for itself
+_PICKED = (4, 4_096)  # rows up to which, and landmarks above which, picking was measured to be faster
+_TOGETHER = (
+    4,
+    16_384,
+)  # rows above which, and landmarks from which, one search for all was measured to be faster
 
 
 def retrieve_decode_fused(
@@ -43,9 +48,8 @@ def retrieve_decode_fused(
     )
     span = _span(found, count, batch, scans)
     fits = chosen <= _CHOSEN and span <= _SPAN
-    shared = search.landmarks.ndim == 2 and search.length is None
     if picking is None:
-        picking = fits and (batch == 1 or not shared or batch * count <= _SCORES)
+        picking = fits and batch <= _PICKED[0] and count > _PICKED[1]
     elif picking and not fits:
         raise ValueError(
             f"{chosen} chunks of {count} landmarks: picking takes up to {_CHOSEN} chunks and {_SPAN} landmarks in "
@@ -57,7 +61,8 @@ def retrieve_decode_fused(
         spans = 1 << max(-(-count // span) - 1, 1).bit_length()
         candidates = found.scan(span, None, spans).view(batch, -1)
     else:
-        together = shared and batch > 4
+        shared = search.landmarks.ndim == 2 and search.length is None
+        together = shared and batch > _TOGETHER[0] and count >= _TOGETHER[1]
         _, index = landmark_topk_fused(
             search.queries[None] if together else search.queries[:, None],
             search.landmarks,
@@ -83,7 +88,8 @@ def retrieve_decode_fused(
 
 def _span(found: Spans, count: int, batch: int, scans: int | None) -> int:
     """Landmarks of one span: few enough spans that their candidates are looked through at once."""
-    wanted = min(max(2, (scans or _SCANS) // batch), _CANDIDATES // found.width)
+    scans = scans or (_SCANS if count < _LONG else 2 * _SCANS)
+    wanted = min(max(2, scans // batch), _CANDIDATES // found.width)
     least = -(-count // (_CANDIDATES // found.width))
     return max(found.block_n, found.width, _power(max(-(-count // wanted), least)))
 

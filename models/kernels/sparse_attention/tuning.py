@@ -28,19 +28,19 @@ class Tiles(NamedTuple):
 
 _HALF = {
     "forward": {
-        64: Tiles(64, 1, 4, 3, False),
+        64: Tiles(64, 1, 4, 3, True, False),
         128: Tiles(128, 1, 4, 2, True, True),
-        256: Tiles(128, 1, 8, 2, True),
+        256: Tiles(128, 1, 8, 2, True, False),
     },
     "dq": {
-        64: Tiles(64, 1, 4, 3, True),
-        128: Tiles(64, 1, 4, 3, True),
-        256: Tiles(128, 1, 8, 1, False),
+        64: Tiles(64, 1, 4, 2, True, False),
+        128: Tiles(64, 1, 4, 3, True, True),
+        256: Tiles(128, 1, 8, 1, False, False),
     },
     "dkv": {
-        64: Tiles(64, 1, 4, 2, True),
-        128: Tiles(64, 1, 4, 2, True),
-        256: Tiles(64, 1, 8, 2, True),
+        64: Tiles(64, 1, 4, 2, True, True),
+        128: Tiles(64, 1, 4, 2, True, False),
+        256: Tiles(64, 1, 8, 2, True, False),
     },
 }
 _FLOAT = {

@@ -151,7 +151,7 @@ def test_hopper_kernel_agrees_with_naive(dim: int, dtype: torch.dtype, chosen: i
         for out, lse in fused:
             assert relative_error(out, exact[0]) < TOLERANCE[torch.bfloat16]
             assert torch.equal(lse.isinf(), exact[1].isinf())
-            assert (lse - exact[1])[~lse.isinf()].abs().max() < 1e-2
+            assert torch.allclose(lse, exact[1], atol=1e-2)  # infinite on both sides where nothing is seen
 
 
 @pytest.mark.gpu
