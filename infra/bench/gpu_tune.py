@@ -110,7 +110,7 @@ def tune(turn: Turn, kernel: str, dim: int) -> dict[str, Any]:
 
     from infra.bench.measure import copy_bandwidth, matmul_rate, time_cuda
     from models.kernels.sparse_attention import fused, invert_indices
-    from models.kernels.sparse_attention.hopper_backward import launch_rows
+    from models.kernels.sparse_attention.hopper_shared import launch_rows
     from models.kernels.sparse_attention.tuning import Tiles
 
     heads, kv_heads = (4, 1) if dim == 256 else (16, 2)

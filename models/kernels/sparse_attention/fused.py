@@ -193,7 +193,7 @@ def prepare(
     on_hopper = [fitting and tiles.hopper for tiles in kinds]
     rows = None
     if any(on_hopper):
-        from models.kernels.sparse_attention.hopper_backward import launch_rows
+        from models.kernels.sparse_attention.hopper_shared import launch_rows
 
         rows = launch_rows(out, grad, lse, lse_grad)
     needs_delta = weights is None and not all(on_hopper)
@@ -248,7 +248,7 @@ def launch_dq(
     rows = (q_heads // kv_heads) * options["block_q"]
     tiles = _tiles("dq", q, k, options, True)
     if tiles.hopper and saved.rows is not None and sums is None:
-        from models.kernels.sparse_attention.hopper_backward import launch_hopper_dq
+        from models.kernels.sparse_attention.hopper_dq import launch_hopper_dq
 
         scale = options["scale"]
         return launch_hopper_dq(q, k, saved.v, saved.grad, indices, saved.rows, scale, scale * _LOG2E), None
@@ -302,7 +302,7 @@ def launch_dkv(
     num_chunks = -(-num_k // options["chunk_size"])
     tiles = _tiles("dkv", q, k, options, True)
     if tiles.hopper and saved.rows is not None:
-        from models.kernels.sparse_attention.hopper_backward import launch_hopper_dkv
+        from models.kernels.sparse_attention.hopper_dkv import launch_hopper_dkv
 
         scale = options["scale"]
         return launch_hopper_dkv(q, k, v, saved.grad, indices, saved.rows, inverse, scale, scale * _LOG2E)

@@ -24,9 +24,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from models.kernels.sparse_attention.tuning import HOPPER_HEADS, HOPPER_ROWS
+from models.kernels.sparse_attention.hopper_shared import described, processors
+from models.kernels.sparse_attention.tuning import HOPPER_HEADS
 
 
 @gluon.jit
@@ -279,18 +279,11 @@ def launch_hopper(
     stages: int = 4,
 ) -> None:
     """Fill out and lse (base 2) for inputs that `fits` allows."""
-    kinds = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
     dim, kv_heads = q.shape[3], k.shape[2]
-    layout = gl.NVMMASharedLayout.get_default_for([HOPPER_ROWS, dim], kinds[q.dtype])
-    described = [
-        TensorDescriptor.from_tensor(x.view(x.shape[0] * x.shape[1], -1), [HOPPER_ROWS, dim], layout)
-        for x in (q, k, v, out)
-    ]
     parts = q.shape[2] // kv_heads // HOPPER_HEADS
     tiles = q.shape[0] * indices.shape[1] * kv_heads * parts
-    processors = torch.cuda.get_device_properties(q.device).multi_processor_count
-    hopper_forward_kernel[(min(tiles, processors),)](
-        *described,
+    hopper_forward_kernel[(min(tiles, processors(q)),)](
+        *described(q, k, v, out),
         indices,
         lse,
         scale_log2,
