@@ -1,0 +1,111 @@
+"""The page of a landmark run: recall by corpus and set, beside methods of equal and of more bytes.
+
+python -m infra.training.landmark_report --found OUT/landmark.json --bench infra/bench/results/NAME
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+METHODS = (
+    ("", "head, float32"),
+    ("int8", "head, 8 bits"),
+    ("minilm128", "MiniLM cut to 128, 8 bits"),
+    ("minilm", "MiniLM, float32"),
+    ("bm25", "BM25"),
+    ("fused_ours", "head in 8 bits + BM25"),
+    ("fused128", "MiniLM cut to 128 + BM25"),
+    ("fused", "MiniLM + BM25"),
+)
+KS = (1, 5, 20)
+
+
+def ratios(found: dict[str, Any]) -> dict[str, float]:
+    """Recall@5 of each run's head in 8 bits over that of MiniLM at the same bytes, by corpus."""
+    return {
+        f"landmark_recall5_over_minilm128_{run}_{corpus}": round(
+            judged["all"]["int8_recall_5"] / judged["all"]["minilm128_recall_5"], 4
+        )
+        for run, figures in found.items()
+        for corpus, judged in figures["judged"].items()
+        if judged["all"].get("minilm128_recall_5")
+    }
+
+
+def page(found: dict[str, Any]) -> str:
+    """The figures as tables."""
+    lines = ["# Landmark head of Gemma-3-270M (H200)", ""]
+    for run, figures in found.items():
+        about = figures["about"]
+        lines += [
+            f"Run `{run}`: {about['training_questions']:,} training questions, {about['steps']:,} updates of "
+            f"{about['questions']} questions, {about['seconds']} s, seed {about['seed']}. Command: the head of "
+            "`infra/training/landmark_gpu.py`.",
+            "",
+        ]
+        for corpus, judged in figures["judged"].items():
+            sets = judged["sets"]
+            lines.append(f"Recall over {int(judged['all']['searched']):,} {corpus}, percent at 1 / 5 / 20:")
+            heads = [f"{name} (n = {each['n']})" for name, each in sets.items()]
+            lines += ["", f"| method | bytes a text | all | {' | '.join(heads)} |"]
+            lines.append("| --- | --- | --- |" + " --- |" * len(sets))
+            for name, shown in METHODS:
+                if f"{name}_recall_1".lstrip("_") not in judged["all"]:
+                    continue
+                cells = [_cell(judged["all"], name), *(_cell(each, name) for each in sets.values())]
+                lines.append(f"| {shown} | {_bytes(about, name)} | {' | '.join(cells)} |")
+            lines.append("")
+        curve = figures["curve"]
+        told = [curve[at] for at in range(0, len(curve), max(1, len(curve) // 8))]
+        lines += [
+            "In training (loss; share of questions whose own text is first in its part, of some 700):",
+            "",
+        ]
+        lines += ["| step | loss | first |", "| --- | --- | --- |"]
+        lines += [f"| {row['step']} | {row['contrastive']:.3f} | {row['first']:.3f} |" for row in told]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cell(figures: dict[str, float], name: str) -> str:
+    return " / ".join(f"{100 * figures[f'{name}_recall_{k}'.lstrip('_')]:.1f}" for k in KS)
+
+
+def _bytes(about: dict[str, Any], name: str) -> str:
+    known = about.get("bytes_a_text", {})
+    of = {"": "ours", "fused_ours": "int8", "fused128": "minilm128", "fused": "minilm"}
+    told = known.get(of.get(name, name))
+    return "postings" if told is None else f"{told}{' + postings' if name.startswith('fused') else ''}"
+
+
+def _named(value: Any) -> Any:
+    """The same with the last parts of paths alone: where things lay on a host matters to nobody."""
+    if isinstance(value, dict):
+        return {name: _named(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_named(each) for each in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--found", type=Path, required=True, help="landmark.json of landmark_gpu")
+    parser.add_argument("--bench", type=Path, required=True, help="where results go, without ending")
+    parser.add_argument("--device", default="NVIDIA H200")
+    parser.add_argument("--note", default="", help="added at the page's end")
+    given = parser.parse_args(arguments)
+    found = _named(json.loads(given.found.read_text()))
+    results = {"bench": "landmark", "device": given.device, "runs": found, "ratios": ratios(found)}
+    given.bench.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    given.bench.with_suffix(".md").write_text(page(found) + (f"\n{given.note}\n" if given.note else ""))
+
+
+if __name__ == "__main__":
+    main()

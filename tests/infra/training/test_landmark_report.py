@@ -1,0 +1,36 @@
+"""The page of a landmark run names every method's recall and bytes, and no folder of the host."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from infra.training import landmark_report
+
+
+def test_page_has_recall_by_set_and_no_paths(tmp_path: Path) -> None:
+    """Ours and peers by set; the ratio at equal bytes; paths are cut to their names."""
+    values = {
+        f"{name}_recall_{k}".lstrip("_"): 0.01 * k + (0.2 if name == "int8" else 0.4)
+        for name in ("", "int8", "minilm128", "minilm", "bm25", "fused_ours", "fused128", "fused")
+        for k in (1, 5, 20)
+    }
+    about = {
+        "training_questions": 10, "steps": 20, "questions": 5, "seconds": 1.0, "seed": 0, "data": "/tmp/made/there",
+        "bytes_a_text": {"ours": 512, "int8": 128, "minilm128": 128, "minilm": 1536},
+    }  # fmt: skip
+    figures = {
+        "about": about, "curve": [{"step": 1, "contrastive": 2.0, "first": 0.1}],
+        "judged": {"passages": {"all": values | {"searched": 100.0}, "sets": {"nq": values | {"n": 7}}}},
+    }  # fmt: skip
+    (tmp_path / "found.json").write_text(json.dumps({"frozen": figures}))
+    landmark_report.main(
+        ["--found", str(tmp_path / "found.json"), "--bench", str(tmp_path / "out"), "--note", "Weak."]
+    )
+    told = (tmp_path / "out.md").read_text()
+    assert "| head, 8 bits | 128 | 21.0 / 25.0 / 40.0 | 21.0 / 25.0 / 40.0 |" in told
+    assert "| BM25 | postings | 41.0 / 45.0 / 60.0 |" in told
+    assert "nq (n = 7)" in told and told.endswith("Weak.\n")
+    kept = json.loads((tmp_path / "out.json").read_text())
+    assert kept["ratios"] == {"landmark_recall5_over_minilm128_frozen_passages": round(0.25 / 0.45, 4)}
+    assert kept["runs"]["frozen"]["about"]["data"] == "there"
