@@ -9,7 +9,6 @@ ahead of reading; with `seconds` it ends by then, and the rows say how many of t
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 import time
 from collections import defaultdict
@@ -34,6 +33,7 @@ _RETENTION_DAYS = 10.0
 _SPAN_DAYS = 40.0
 _INTERVAL_S = 1.0
 _AHEAD = 20_000
+_ROUND = 20_000
 _ROLES = ("Ingester", "ShardActor", "EmbedderActor", "NearDuplicate", "Coordinator", "java")
 
 
@@ -71,15 +71,22 @@ class Sampler:
 
 
 def old_and_new(articles: int) -> Iterator[Record]:
-    """Newswire articles, their times spread anew over the span that ends now, in order."""
+    """Newswire articles, their times spread anew over the span that ends now, in order.
+
+    A wire of its own for every `_ROUND` articles: one remembers all that it has told, which would count as a rise.
+    """
     end = datetime.now(UTC)
-    given = (record for record in news(articles, seed=5) if record[1] is not None)
-    for number, (key, value, stream) in enumerate(itertools.islice(given, articles)):
+    for number in range(articles):
+        round_, at = divmod(number, _ROUND)
+        if at == 0:
+            given = (record for record in news(2 * _ROUND, seed=5 + round_) if record[1] is not None)
+        _, value, stream = next(given)
         fields = orjson.loads(value or b"{}")
         days_ago = _SPAN_DAYS * (1 - number / articles)
+        fields["id"] = f"{round_}-{fields['id']}"
         fields["published"] = isoformat(end - timedelta(days=days_ago))
         fields.pop("updated", None)
-        yield key, orjson.dumps(fields), stream
+        yield fields["id"].encode(), orjson.dumps(fields), stream
 
 
 def rise(samples: list[tuple[float, float]]) -> tuple[float, float]:
