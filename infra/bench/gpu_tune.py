@@ -110,6 +110,7 @@ def tune(turn: Turn, kernel: str, dim: int) -> dict[str, Any]:
 
     from infra.bench.measure import copy_bandwidth, matmul_rate, time_cuda
     from models.kernels.sparse_attention import fused, invert_indices
+    from models.kernels.sparse_attention import launch_backward as backward
     from models.kernels.sparse_attention.hopper_shared import launch_rows
     from models.kernels.sparse_attention.tuning import Tiles
 
@@ -126,9 +127,11 @@ def tune(turn: Turn, kernel: str, dim: int) -> dict[str, Any]:
         index = torch.rand(num_q // 64, num_k // 64, device="cuda").topk(chosen).indices.int()
         index = index.view(1, -1, 1, chosen)
         out, lse = fused.launch_forward(q, k, v, None, index, options)
-        delta = fused.launch_delta(out, grad, None)
+        delta = backward.launch_delta(out, grad, None)
         rows = launch_rows(out, grad, lse, None)
-        return fused.Saved(q, k, v, None, index, lse, grad, delta, rows), invert_indices(index, num_k // 64)
+        return backward.Saved(q, k, v, None, index, lse, grad, delta, rows), invert_indices(
+            index, num_k // 64
+        )
 
     inputs = {chosen: prepared(chosen) for chosen in (8, 32)}
 
@@ -138,8 +141,8 @@ def tune(turn: Turn, kernel: str, dim: int) -> dict[str, Any]:
         if kernel == "forward":
             return fused.launch_forward(q, k, v, None, saved.indices, chosen_options)
         if kernel == "dq":
-            return fused.launch_dq(saved, chosen_options, None)[:1]
-        return fused.launch_dkv(saved, chosen_options, inverse)
+            return backward.launch_dq(saved, chosen_options, None)[:1]
+        return backward.launch_dkv(saved, chosen_options, inverse)
 
     expected = {chosen: [x.float() for x in call(None, chosen)] for chosen in inputs}
     working = []
@@ -179,10 +182,10 @@ def tune(turn: Turn, kernel: str, dim: int) -> dict[str, Any]:
                 sums = torch.zeros((2, *k.shape), dtype=torch.float32, device="cuda")
                 for name, function in {
                     "invert": lambda s=saved: invert_indices(s.indices, num_k // 64),
-                    "delta": lambda: fused.launch_delta(q, grad, None),
+                    "delta": lambda: backward.launch_delta(q, grad, None),
                     "rows": lambda s=saved: launch_rows(q, grad, s.lse, None),
                     "zeros_and_casts": lambda s=sums: [x.to(q.dtype) for x in torch.zeros_like(s)],
-                    "dq_with_atomics": lambda s=saved, x=sums: fused.launch_dq(s, options, x),
+                    "dq_with_atomics": lambda s=saved, x=sums: backward.launch_dq(s, options, x),
                 }.items():
                     extra[f"{name}_{chosen}_ms"] = time_cuda(function, runs=10, graph=True).median_ms  # type: ignore[arg-type]
             turn.write(extra)
