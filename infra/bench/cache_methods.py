@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from infra.bench.cache_methods_page import markdown
+from infra.bench.cache_methods_together import together
 from infra.console import say
 from infra.evaluation import cache_batch
 from infra.evaluation.cache_batch import Asked, asked_of, judge_all
@@ -226,6 +227,7 @@ def report(rows: Sequence[Row], device: str, model: str, command: str) -> dict[s
         "torch": torch.__version__,
         "model": model,
         "command": command,
+        "together": together(rows),
         "rows": table,
         "ratios": ratios(table),
     }
@@ -353,6 +355,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reports.add_argument("--out", type=Path, required=True, help="without ending")
     reports.add_argument("--device", default=platform.machine())
     reports.add_argument("--model", default="gemma-3-270m")
+    reports.add_argument("--torch", default=torch.__version__, help="of the machine that ran it")
+    reports.add_argument("--commit", default="", help="of what ran; default: of this checkout")
     reports.add_argument("--command", default="python -m infra.bench.cache_methods run …")
     given = parser.parse_args(arguments)
     if given.verb == "run":
@@ -360,6 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = report(
         [row for path in given.rows for row in read_rows(path)], given.device, given.model, given.command
     )
+    result |= {"torch": given.torch, "commit": given.commit or result["commit"]}
     given.out.with_name(given.out.name + ".json").write_text(json.dumps(result, indent=1) + "\n")
     given.out.with_name(given.out.name + ".md").write_text(markdown(result))
     return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from infra.bench.cache_methods_together import page
+
 _COLUMNS = {
     "needle": ("exact", "digits", "nats", "attention_error"),
     "qa": ("em", "f1", "nats", "attention_error"),
@@ -23,6 +25,7 @@ def markdown(result: dict[str, Any]) -> str:
         "nats per token of the gold answer (lower is better); attention_error = of the full layers' outputs while",
         "question and answer are read, mean over layers; drop = points (lm: nats) lost against the full cache on",
         "the same cases.",
+        *page(result.get("together", [])),
     ]
     groups = sorted({(line["reader"], line["task"], line["data"]) for line in result["rows"]})
     for reader, task, data in groups:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from models.cache.compressor import Factors
+from models.cache.compressor import Factors, eigenvectors
 from models.cache.full_layer import RotatingLayer
 from models.cache.scorers import BY_NAME, Evicted
 from models.compared.trace import LayerTrace
@@ -155,5 +155,5 @@ def _cut(pairs: Tensor, sinks: int, size: int) -> Tensor:
 def _eigenvectors(trace: LayerTrace, sinks: int, size: int) -> tuple[Tensor, Tensor]:
     """Of every block's Gram matrix, keys and values, `[B, H, size, size]`, in double precision, least first."""
     both = torch.stack([_cut(pairs, sinks, size).float() for pairs in (trace.keys, trace.values)])
-    found = torch.linalg.eigh((both @ both.transpose(-1, -2)).double()).eigenvectors
+    found = eigenvectors(both @ both.transpose(-1, -2))
     return found[0], found[1]

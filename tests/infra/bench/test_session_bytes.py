@@ -38,6 +38,21 @@ def test_bytes_stay_and_evictions_are_priced(tmp_path: Path, monkeypatch: pytest
     ).read_text()
 
 
+def test_pairs_without_a_decoder_leave_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every part; nothing is said about speed."""
+    monkeypatch.setattr(session_bytes, "FIRST", 128)
+    monkeypatch.setattr(session_bytes, "LAST", 512)
+    result = session_bytes.feed_pairs(
+        tiny.backbone(), tiny.budgets(), 512, tmp_path / "out", seconds=60, read_block=64
+    )
+    assert [row["tokens"] for row in result["rows"]] == [128, 512]
+    assert {row["cache_bytes"] for row in result["rows"]} == {result["created_bytes"]}
+    assert result["ratios"] == {"session_bytes_16m_over_16k": 1.0, "session_bytes_16m_over_created": 1.0}
+    assert "random pairs, no decoder" in (tmp_path / "out.md").read_text()
+
+
 def test_a_run_that_is_cut_short_claims_no_ratio(tmp_path: Path) -> None:
     """Bytes over 16M tokens are told only where 16M tokens were read."""
     result = session_bytes.read_through(

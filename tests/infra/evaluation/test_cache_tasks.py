@@ -90,6 +90,9 @@ def test_what_a_question_brings_back_is_read_and_counted_beside(
     line = next(line for line in table["rows"] if line["method"] == "ours_brought_back")
     assert line["scores"]["nats"] == pytest.approx(found["scores"]["nats"], abs=1e-3)
     assert abs(line["fetched_bytes"] - found["cost"]["fetched_bytes"]) <= 1
+    brought = next(line for line in table["together"] if line["method"] == "ours_brought_back")
+    assert brought["needle"]["n"] == 3 and "qa" not in brought and 0 < brought["fetched_share"] <= 1
+    assert brought["nats"] == pytest.approx(line["drop"]["nats"], abs=2e-4)
     assert f"+ {line['fetched_bytes']:,} fetched by the question" in markdown(table)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
-from models.cache.compressor import truncation_error
+from models.cache.compressor import eigenvectors, side_by_side, truncation_error
 from models.cache.svd import SvdCompressor
 from models.cache.weighted_svd import WeightedSvdCompressor
 from models.rotary import turn
@@ -94,3 +96,15 @@ def test_moment_follows_the_stream_and_forgets() -> None:
     for _ in range(1500):
         compressor.observe(ones)
     torch.testing.assert_close(compressor.moment, torch.ones(2, 16, 16), atol=1e-3, rtol=0)
+
+
+def test_eigenvectors_found_side_by_side_are_those_of_the_batch() -> None:
+    """Every matrix's own, in order, for batches that divide nothing."""
+    torch.manual_seed(4)
+    given = torch.randn(131, 6, 9, dtype=torch.float64)
+    gram = given @ given.transpose(-1, -2)
+    with ThreadPoolExecutor(3) as pool:
+        found = side_by_side(gram, pool)
+    values = torch.linalg.eigvalsh(gram)
+    torch.testing.assert_close(gram @ found, found * values[:, None], atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(eigenvectors(gram[:2]), torch.linalg.eigh(gram[:2]).eigenvectors)
