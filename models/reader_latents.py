@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.cache_utils import Cache
 
 from models.cache.config import CacheConfig
@@ -26,6 +27,8 @@ from models.cache.spec import LayerSpec
 from models.compared.ours import Ours
 from models.reader_training import Batch
 
+# cuDNN's attention, which torch prefers on Hopper, refuses masks of odd shapes when it runs
+BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 FORMS = ("full", "latents", "hitters")
 
 
@@ -143,7 +146,10 @@ def _subspace(blocks: Tensor, rank: int) -> Tensor:
 
 
 class ContextLayer(MemoryLayer):  # type: ignore[no-untyped-call]
-    """Hands a context's pairs through, turned, and keeps them as they came, with their gradients."""
+    """Reads a context in one step and keeps its pairs as they came, with their gradients.
+
+    No mask of all tokens by all tokens is made: it would be kept for the gradient, layer by layer.
+    """
 
     def __init__(self, spec: LayerSpec) -> None:
         super().__init__(spec)
@@ -154,9 +160,25 @@ class ContextLayer(MemoryLayer):  # type: ignore[no-untyped-call]
     ) -> tuple[Tensor, Tensor]:
         """See MemoryLayer; the whole context comes in one step."""
         self.pair = (key_states[0], value_states[0])
-        self.spec.rotary.reserve(key_states.shape[2])
-        places = torch.arange(key_states.shape[2], device=key_states.device)
-        return self.spec.rotary.turn(key_states, places), value_states
+        return key_states, value_states
+
+    def attend_rows(self, query: Tensor, scaling: float, softcap: float | None) -> Tensor:
+        """Causal attention `[1, heads, N, d]` of queries that are not turned, within the layer's window."""
+        _refuse_cap(self.spec, softcap)
+        assert self.pair is not None
+        heads, count = query.shape[1:3]
+        self.spec.rotary.reserve(count)
+        places = torch.arange(count, device=query.device)
+        groups = heads // self.spec.num_kv_heads
+        turned = self.spec.rotary.turn(query, places)
+        keys, values = (
+            pair[None].to(query.dtype).repeat_interleave(groups, 1)
+            for pair in (self.spec.rotary.turn(self.pair[0], places), self.pair[1])
+        )
+        window = self.spec.window
+        if window is None or count <= window:
+            return F.scaled_dot_product_attention(turned, keys, values, is_causal=True, scale=scaling)
+        return _banded(turned, keys, values, window, scaling)
 
     def get_seq_length(self) -> int:
         """Nothing is held before the context."""
@@ -204,10 +226,7 @@ class QuestionLayer(MemoryLayer):  # type: ignore[no-untyped-call]
 
     def attend_rows(self, query: Tensor, scaling: float, softcap: float | None) -> Tensor:
         """Attention `[B, heads, T, d]` of queries that are not turned, over held pairs and the questions' own."""
-        if softcap is not None:
-            raise ValueError(
-                f"layer {self.spec.index} caps its logits (softcap {softcap}); train a reader without a cap"
-            )
+        _refuse_cap(self.spec, softcap)
         assert self._own is not None
         rows, heads, steps, dim = query.shape
         own = torch.arange(self.next_place, self.next_place + steps, device=query.device)
@@ -229,6 +248,34 @@ class QuestionLayer(MemoryLayer):  # type: ignore[no-untyped-call]
             grouped, keys, values, attn_mask=mask.repeat(groups, 1), scale=scaling
         )
         return out.reshape(rows, heads, steps, dim)
+
+
+def _banded(query: Tensor, keys: Tensor, values: Tensor, window: int, scaling: float) -> Tensor:
+    """Attention of `[1, heads, N, d]` over the last `window` keys of each query, itself the last: in blocks.
+
+    A block of `window` queries sees its own keys and the block before it.
+    """
+    heads, count, dim = query.shape[1:]
+    blocks = -(-count // window)
+    rest = blocks * window - count
+    rows = F.pad(query[0], (0, 0, 0, rest)).reshape(heads, blocks, window, dim).transpose(0, 1)
+    seen = []
+    for given in (keys, values):
+        cut = F.pad(given[0], (0, 0, window, rest)).reshape(heads, blocks + 1, window, dim)
+        seen.append(torch.cat((cut[:, :-1], cut[:, 1:]), 2).transpose(0, 1))
+    at = torch.arange(window, device=query.device)[:, None]
+    far = torch.arange(2 * window, device=query.device)
+    mask = ((far > at) & (far <= at + window)).expand(blocks, 1, -1, -1).clone()
+    mask[0, ..., :window] = False  # nothing is before the first block
+    out = F.scaled_dot_product_attention(rows, seen[0], seen[1], attn_mask=mask, scale=scaling)
+    return out.transpose(0, 1).reshape(1, heads, blocks * window, dim)[:, :, :count]
+
+
+def _refuse_cap(spec: LayerSpec, softcap: float | None) -> None:
+    if softcap is not None:
+        raise ValueError(
+            f"layer {spec.index} caps its logits (softcap {softcap}); train a reader without a cap"
+        )
 
 
 def read_context(model: nn.Module, specs: Sequence[LayerSpec], ids: Tensor) -> list[ContextLayer]:
@@ -256,17 +303,15 @@ def latent_answer_loss(
 
 def _decode(model: nn.Module, layers: Sequence[MemoryLayer], ids: Tensor) -> Tensor:
     memory = Cache(layers=list(layers))
-    hidden: Tensor = (
-        _base(model)
-        .get_decoder()(
-            input_ids=ids,
-            position_ids=torch.zeros_like(ids),
-            past_key_values=memory,
-            use_cache=True,
-            memory=memory,
-        )
-        .last_hidden_state
-    )  # position 0 everywhere: the layers turn keys and queries (models/hf/attention.py)
+    inputs: dict[str, Any] = {
+        "input_ids": ids,
+        "position_ids": torch.zeros_like(ids),  # the layers turn keys and queries (models/hf/attention.py)
+        "past_key_values": memory,
+        "use_cache": True,
+        "memory": memory,
+    }
+    with sdpa_kernel(BACKENDS):
+        hidden: Tensor = _base(model).get_decoder()(**inputs).last_hidden_state
     return hidden
 
 

@@ -37,7 +37,11 @@ from infra.training.policy_train import train as train_policy
 from infra.training.side_by_side import pack_results, read_json, run_side_by_side, tell, tell_row
 from models.hf.adapter import adapter_folder
 from models.hf.config import HfConfig
-from models.retriever.storage import load_policy
+from models.retriever.config import RetrieverConfig
+from models.retriever.network import PolicyNetwork
+from models.retriever.storage import load_policy, save_policy
+from models.retriever.supervised import SupervisedConfig, train_supervised
+from models.retriever.table import names_for
 from models.subq.losses import LossWeights
 from pipeline.prepare.files import write_triples
 from pipeline.tasks.material import Material
@@ -86,13 +90,28 @@ def prepare(given: argparse.Namespace) -> Path:
         ]
         whole.take(rows).save(folder, {"from": [path.name for path in given.material]})
     if not (given.work / WARM / "config.json").exists():
-        train_policy(
-            PolicyTrainConfig(
-                data=(folder,), out=given.work / WARM, algorithm="supervised", warm_start="labels",
-                warm_steps=given.warm_steps, minutes=1.0, seed=given.seed,
-            )
-        )  # fmt: skip
+        warm_start(Material.load(folder), given)
     return folder
+
+
+def warm_start(material: Material, given: argparse.Namespace) -> None:
+    """A policy learned from labels, on the device: many cores at once would wait for each other."""
+    tables = material.tables
+    torch.manual_seed(given.seed)
+    config = RetrieverConfig(
+        dim=tables.dim, num_features=tables.num_features, feature_names=names_for(tables.num_features),
+        width=96, layers=1, dropout=0.2,
+    )  # fmt: skip
+    network = PolicyNetwork(config)
+    records = train_supervised(
+        network, tables.take(material.rows("train")),
+        SupervisedConfig(steps=given.warm_steps, seed=given.seed, limit_s=30.0), device=given.device,
+    )  # fmt: skip
+    about = {"algorithm": "supervised", "unit": "sentence", "seed": given.seed, "steps": len(records)}
+    save_policy(network.cpu(), given.work / WARM, about)
+    tell_row({"warm_steps": float(len(records)), "warm_loss": records[-1]["loss"]})
+    if given.device.startswith("cuda"):
+        torch.cuda.empty_cache()  # this process only waits from now on
 
 
 def one_run(name: str, given: argparse.Namespace) -> None:

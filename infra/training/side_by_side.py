@@ -11,6 +11,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "2",
+    "TOKENIZERS_PARALLELISM": "false",
+    # batches of many lengths: memory grows by pages and is not left in pieces that nothing fits
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+}
+
 
 def run_side_by_side(
     commands: Mapping[str, Sequence[str]], logs: Path, limit_s: float, told_every_s: float = 20.0
@@ -19,7 +26,7 @@ def run_side_by_side(
 
     Each has two threads for what it computes on the CPU: all cores for each would be in each other's way.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false"}
+    environment = os.environ | ENVIRONMENT
     logs.mkdir(parents=True, exist_ok=True)
     began = last = time.monotonic()
     running = {}
