@@ -1,7 +1,7 @@
 """Join what `subq_gpu` wrote into one result that counts: a JSON file and a page.
 
     python -m infra.training.subq_report --runs DIR… --out infra/bench/results/2026-11-22_subq_h200
-    python -m infra.training.subq_report --compare subq-compare.json --out infra/bench/results/<date>_subq_lm_h200
+    python -m infra.training.subq_report --runs DIR --compare subq-compare.json --out PAGE
 
 Each folder holds train-<name>.json and needles-<name>.json (or needles-<name>-int8.json: the weights that ship) of
 one or more runs. They are set side by side; the named figures are means over them. --compare takes what
@@ -32,21 +32,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--compare", type=Path, help="the summary of infra.training.subq_compare")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
-    if (given.compare is None) == (not given.runs):
-        parser.error("give either --runs or --compare")
-    if given.compare is not None:
-        summary = json.loads(given.compare.read_text(encoding="utf-8"))
-        given.out.with_suffix(".json").write_text(
-            json.dumps(kept(summary), indent=1) + "\n", encoding="utf-8"
-        )
-        given.out.with_suffix(".md").write_text(compare_page(summary), encoding="utf-8")
-        return
+    if given.compare is None and not given.runs:
+        parser.error("give --runs, --compare or both")
     runs = [run for folder in given.runs for run in read_runs(folder)]
-    if not runs:
+    if given.runs and not runs:
         parser.error(f"{', '.join(map(str, given.runs))}: no train-*.json with its needles-*.json")
-    result = joined(runs)
+    result: dict[str, Any] = joined(runs) if runs else {}
+    text = page(result) if runs else ""
+    if given.compare is not None:
+        summary = kept(json.loads(given.compare.read_text(encoding="utf-8")))
+        text += ("\n" if runs else "") + compare_page(summary)
+        ratios = result.get("ratios", {}) | summary["ratios"]
+        result = result | {"compared": summary, "ratios": ratios} if runs else summary
     given.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    given.out.with_suffix(".md").write_text(page(result), encoding="utf-8")
+    given.out.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:
@@ -94,8 +93,8 @@ def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         )  # fmt: skip
     ratios = {name: round(sum(values) / len(values), 1) for name, values in sorted(exact.items())}
     if gains:
-        ratios["lm_loss_gain_of_retrieval"] = round(sum(gains) / len(gains), 4)
-        ratios["lm_loss_gain_of_retrieval_least"] = round(min(gains), 4)
+        ratios["lm_loss_gain_of_reading"] = round(sum(gains) / len(gains), 4)
+        ratios["lm_loss_gain_of_reading_least"] = round(min(gains), 4)
     return {
         "bench": "subq-needles",
         "device": runs[0]["device"],
@@ -137,9 +136,16 @@ def page(result: dict[str, Any]) -> str:
 
 
 def kept(summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary with every tenth point of the curves."""
+    """The summary with every tenth point of the curves, and what the methods lose when reading is switched off."""
     runs = [run | {"curve": run["curve"][::10] + run["curve"][-1:]} for run in summary["runs"]]
-    return summary | {"runs": runs}
+    ratios = dict(summary["ratios"])
+    for method in ("subq", "gca"):
+        judged = [run["judged"] for run in runs if run["method"] == method and "without" in run["judged"]]
+        gains = [each["without"]["loss"] - each["with_retrieval"]["loss"] for each in judged]
+        if gains:
+            ratios[f"lm_loss_gain_of_reading_small_{method}"] = round(sum(gains) / len(gains), 4)
+            ratios[f"lm_loss_gain_of_reading_small_{method}_least"] = round(min(gains), 4)
+    return summary | {"runs": runs, "ratios": ratios}
 
 
 def compare_page(summary: dict[str, Any]) -> str:

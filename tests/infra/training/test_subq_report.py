@@ -32,8 +32,8 @@ def test_the_weights_that_ship_are_a_run_of_their_own(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "result.json").read_text())
     assert [run["run"] for run in result["runs"]] == ["subq-0-int8"]
     assert result["ratios"] == {
-        "needle_exact_known_16k": 75.0, "needle_exact_heldout_forms_16k": 50.0, "lm_loss_gain_of_retrieval": 0.5,
-        "lm_loss_gain_of_retrieval_least": 0.5,
+        "needle_exact_known_16k": 75.0, "needle_exact_heldout_forms_16k": 50.0, "lm_loss_gain_of_reading": 0.5,
+        "lm_loss_gain_of_reading_least": 0.5,
     }  # fmt: skip
     assert "| known-16 (4) | 25.0 / 100.0 |" in (tmp_path / "result.md").read_text()
 
@@ -43,8 +43,8 @@ def test_the_comparison_shows_every_run_and_the_means_by_position(tmp_path: Path
     runs = [
         {"method": "subq", "seed": seed, "tokens": 20, "parameters": [9, 1], "loss": 4.0 + seed, "perplexity": 54.6,
          "train_seconds": 3.0, "peak_bytes": 2e9, "curve": [[at, 5.0] for at in range(25)],
-         "judged": {way: {"loss": 4.0, "by_position": {"512": 4.0 + seed, "1024": 3.0}}
-                    for way in ("with_retrieval", "without")}}
+         "judged": {way: {"loss": loss, "by_position": {"512": 4.0 + seed, "1024": 3.0}}
+                    for way, loss in (("with_retrieval", 4.0), ("without", 4.25))}}
         for seed in (0, 1)
     ]  # fmt: skip
     summary = {
@@ -57,13 +57,20 @@ def test_the_comparison_shows_every_run_and_the_means_by_position(tmp_path: Path
     source.write_text(json.dumps(summary))
     main(["--compare", str(source), "--out", str(tmp_path / "lm")])
     page = (tmp_path / "lm.md").read_text()
-    assert "| subq | 1 | 9 | 5.0 | 54.6 | 4.0 | 3.0 | 2.0 |" in page
+    assert "| subq | 1 | 9 | 5.0 | 54.6 | 4.25 | 3.0 | 2.0 |" in page
     assert "| subq | 4.5000 | 3.0000 |" in page and "| subq, reading switched off | 4.5000 | 3.0000 |" in page
     assert "| ppl_subq | 60.0 |" in page and "None" not in page
-    assert len(json.loads((tmp_path / "lm.json").read_text())["runs"][0]["curve"]) == 4
+    result = json.loads((tmp_path / "lm.json").read_text())
+    assert len(result["runs"][0]["curve"]) == 4
+    assert result["ratios"]["lm_loss_gain_of_reading_small_subq"] == 0.25
+    _needles(tmp_path / "runs")
+    main(["--runs", str(tmp_path / "runs"), "--compare", str(source), "--out", str(tmp_path / "both")])
+    both = json.loads((tmp_path / "both.json").read_text())
+    assert both["ratios"]["ppl_subq"] == 60.0 and both["ratios"]["needle_exact_known_16k"] == 75.0
+    assert (tmp_path / "both.md").read_text().endswith(page)
 
 
 def test_one_source_is_asked_for(tmp_path: Path) -> None:
-    """Neither or both is an error that says so."""
+    """Neither is an error."""
     with pytest.raises(SystemExit):
         main(["--out", str(tmp_path / "x")])
