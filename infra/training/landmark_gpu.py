@@ -27,13 +27,13 @@ from infra.training.side_by_side import pack_results, read_json, run_side_by_sid
 from models.hf.config import HfConfig
 
 RUNS: dict[str, dict[str, Any]] = {
-    "frozen": {"method": "frozen", "questions": 256, "hard": 2, "steps": 4000, "lr": 2e-3},
+    "frozen": {"method": "frozen", "questions": 256, "hard": 2, "steps": 1500, "lr": 2e-3},
     "frozen_no_practice": {
-        "method": "frozen", "questions": 256, "hard": 2, "steps": 4000, "lr": 2e-3, "practice": 0.0,
+        "method": "frozen", "questions": 256, "hard": 2, "steps": 1500, "lr": 2e-3, "practice": 0.0,
     },
-    "lora": {"method": "lora", "questions": 128, "hard": 2, "steps": 1200, "lr": 3e-3, "rank": 16},
+    "lora": {"method": "lora", "questions": 128, "hard": 2, "steps": 800, "lr": 3e-3, "rank": 16},
     "lora_no_practice": {
-        "method": "lora", "questions": 128, "hard": 2, "steps": 1200, "lr": 3e-3, "rank": 16, "practice": 0.0,
+        "method": "lora", "questions": 128, "hard": 2, "steps": 800, "lr": 3e-3, "rank": 16, "practice": 0.0,
     },
 }  # fmt: skip
 """Settings of each run beside LandmarkSpec's defaults."""

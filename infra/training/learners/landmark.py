@@ -12,7 +12,7 @@ import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,54 +29,16 @@ from infra.training.learners.landmark_pairs import (
     pairs_of,
 )
 from infra.training.learners.landmark_peers import Ranking, add_peers, in_8_bits
+from infra.training.learners.landmark_spec import LandmarkSpec
 from infra.training.learners.reader import triples_in
 from models.cache.ranker import base_identity
 from models.data_parallel import Group
-from models.hf.config import HfConfig
 from models.hf.landmark_head import LandmarkHead, LandmarkHeadConfig, Side
 from models.hf.loading import Loaded, load, pick_device
 from models.reader_training import add_lora, save_adapter
 from models.subq.losses import info_nce
 
-METHODS = ("frozen", "lora")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LandmarkSpec:
-    """One landmark head."""
-
-    data: Path = field(
-        metadata={"help": "folder of triples, a folder of such folders, or what landmark_data wrote"}
-    )
-    backbone: HfConfig = field(default_factory=HfConfig, metadata={"help": "the decoder, with its adapter"})
-    method: str = field(default="frozen", metadata={"help": ", ".join(METHODS)})
-    dim: int = field(default=128, metadata={"help": "width of a landmark"})
-    layer: int = field(default=-1, metadata={"help": "layer that the head listens to; -1: two thirds up"})
-    steps: int = field(default=1000, metadata={"help": "updates of the whole run"})
-    accumulate: int = field(default=1, metadata={"help": "parts of an update"})
-    questions: int = field(default=64, metadata={"help": "questions of a part; each other's texts are wrong"})
-    hard: int = field(default=2, metadata={"help": "texts a question that nearly tell"})
-    lr: float = field(default=2e-3, metadata={"help": "peak learning rate of the head; of LoRA a tenth"})
-    scale: float = field(default=20.0, metadata={"help": "first factor of the cosines"})
-    rank: int = field(default=16, metadata={"help": "rank of the adapter (lora)"})
-    most_tokens: int = field(default=96, metadata={"help": "tokens of a text that are read"})
-    practice: float = field(
-        default=1.0,
-        metadata={"help": "share of the practice questions that are used, where the data has some"},
-    )
-    embedder: str = field(default="", metadata={"help": "embedder that recall is compared with; empty: none"})
-    seed: int = field(default=0, metadata={"help": "of everything"})
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method: given {self.method!r}; allowed: {', '.join(METHODS)}")
-        for name in ("dim", "steps", "accumulate", "questions", "rank", "most_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 1 or more")
-        if not 0 <= self.practice <= 1:
-            raise ValueError(f"practice: given {self.practice}; allowed: 0 to 1")
-        if self.hard < 0:
-            raise ValueError(f"hard: given {self.hard}; allowed: 0 or more")
+__all__ = ["LandmarkLearner", "LandmarkSpec", "build_landmark"]
 
 
 class LandmarkLearner:
@@ -87,7 +49,9 @@ class LandmarkLearner:
     ) -> None:  # fmt: skip
         torch.manual_seed(spec.seed)
         self.spec, self.device = spec, torch.device(device)
-        self.train, self.held_out = train, dict(held_out)
+        self.train, self.dev = train.split(spec.dev_share if spec.dev_every else 0.0, spec.seed)
+        self.held_out = dict(held_out)
+        self._best: tuple[float, list[Tensor]] = (-1.0, [])
         if not train.questions:
             raise ValueError(f"{spec.data}: no question with a telling sentence to train on")
         self._loaded = loaded
@@ -165,11 +129,33 @@ class LandmarkLearner:
             settings["lr"] = rate * settings["share"]
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return {"lr": rate}
+        told = {"lr": rate}
+        if self.dev.questions and (step + 1) % self.spec.dev_every == 0:
+            told["dev_recall_5"] = found = self.dev_recall()
+            if found > self._best[0]:
+                self._best = (found, [parameter.detach().clone() for parameter in self.parameters])
+        return told
+
+    @torch.no_grad()
+    def dev_recall(self, k: int = 5, most: int = 4000) -> float:
+        """Share of the questions kept back whose telling text is among the best k of some training texts."""
+        golds = [gold for _, gold, _ in self.dev.questions]
+        others = [at for at in self.dev.searched() if at not in set(golds)]
+        places = [
+            *dict.fromkeys(golds),
+            *random.Random(self.spec.seed).sample(others, min(most, len(others))),
+        ]
+        at = {place: number for number, place in enumerate(places)}
+        queries = self._known_vectors([question for question, _, _ in self.dev.questions], "question")
+        scores = queries @ self._known_vectors(places, "chunk").T
+        own = scores.gather(1, torch.tensor([[at[gold]] for gold in golds], device=scores.device))
+        return float(((scores > own).sum(1) < k).float().mean())
 
     def state(self) -> dict[str, Any]:
         """The trained weights and the optimizer."""
-        return {"weights": [p.detach() for p in self.parameters], "optimizer": self._optimizer.state_dict()}
+        best = {"recall": self._best[0], "weights": self._best[1]}
+        weights = [p.detach() for p in self.parameters]
+        return {"weights": weights, "optimizer": self._optimizer.state_dict(), "best": best}
 
     def load(self, state: dict[str, Any]) -> None:
         """See Learner."""
@@ -177,6 +163,7 @@ class LandmarkLearner:
             for parameter, saved in zip(self.parameters, state["weights"], strict=True):
                 parameter.copy_(saved)
         self._optimizer.load_state_dict(state["optimizer"])
+        self._best = (state["best"]["recall"], state["best"]["weights"])
 
     def flops_per_token(self) -> float:
         """Of the decoder's layers where they are trained too, else nothing worth counting."""
@@ -228,6 +215,11 @@ class LandmarkLearner:
 
     def write(self, folder: Path, about: dict[str, Any]) -> list[Path]:
         """The head (and its adapter) as safetensors, figures.json; recall goes into what the card tells."""
+        if self._best[1]:
+            with torch.no_grad():
+                for parameter, best in zip(self.parameters, self._best[1], strict=True):
+                    parameter.copy_(best)
+            about["dev_recall_5"] = round(self._best[0], 4)
         judged = self.judged()
         about |= {
             "training_questions": len(self.train.questions),
@@ -257,6 +249,11 @@ class LandmarkLearner:
         """The head's unit vectors of texts whose tokens' hidden states are given [n, r]."""
         offsets = torch.tensor([0, *np.cumsum([len(each) for each in hidden])], device=self.device)
         return self.head(torch.cat(list(hidden)).to(self.device, torch.float32), offsets, side)  # type: ignore[no-any-return]
+
+    def _known_vectors(self, places: Sequence[int], side: Side, batch: int = 512) -> Tensor:
+        """The head's vectors of training texts [N, r], in their order."""
+        parts = [places[at : at + batch] for at in range(0, len(places), batch)]
+        return torch.cat([self._vectors(self._hidden(part), side) for part in parts])
 
     def _hidden(self, places: Sequence[int]) -> list[Tensor]:
         """Hidden states of texts' tokens: looked up where the decoder is frozen."""

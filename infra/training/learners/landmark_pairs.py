@@ -36,6 +36,23 @@ class Pairs:
         asked = {question for question, _, _ in self.questions}
         return [at for at in range(len(self.texts)) if at not in asked]
 
+    def split(self, share: float, seed: int, least: int = 20) -> tuple[Pairs, Pairs]:
+        """The pairs without a share of their questions (practice stays), and those; none where they are too few."""
+        drawn = {
+            question
+            for (question, _, _), group in zip(self.questions, self.groups, strict=True)
+            if group != PRACTICE and random.Random(f"{seed}:dev:{self.texts[question]}").random() < share
+        }
+        kept = [at for at, (question, _, _) in enumerate(self.questions) if question not in drawn]
+        held = [at for at, (question, _, _) in enumerate(self.questions) if question in drawn]
+        if len(drawn) < least:
+            kept, held = list(range(len(self.questions))), []
+        one, other = (
+            Pairs(self.texts, tuple(self.questions[at] for at in some), tuple(self.groups[at] for at in some))
+            for some in (kept, held)
+        )
+        return one, other
+
     def with_practice(self, share: float, seed: int) -> Pairs:
         """The same with a share of the practice questions alone."""
         chance = random.Random(f"{seed}:{PRACTICE}")

@@ -16,7 +16,9 @@ from infra.training.landmark_data import LandmarkData, LandmarkDataConfig, save
 from infra.training.learners.landmark import LandmarkLearner, LandmarkSpec
 from infra.training.learners.landmark_pairs import Pairs, load_pairs
 from infra.training.learners.landmark_peers import Ranking, in_8_bits
+from models.data_parallel import Group
 from models.hf import HfConfig
+from models.hf.landmark_head import LandmarkHead
 from pipeline.errors import BadData
 from pipeline.tasks.qa import Question, SourceText
 from tests.infra.training.learning_case import NAMES, reader
@@ -136,6 +138,38 @@ def test_learner_hears_no_layer_above_its_own(data: Path, tmp_path: Path, method
     adapted = [p for p in learner.model.parameters() if p.requires_grad]
     assert bool(adapted) == (method == "lora")
     assert all(p.grad is not None for p in adapted)
+
+
+def test_best_update_by_questions_kept_back_is_written(data: Path, tmp_path: Path) -> None:
+    """Questions kept back are not trained on; the weights of the best look are written, also after a stop."""
+    train = load_pairs(data / "train.json.xz")
+    kept, held = train.split(0.5, 0, least=3)
+    assert len(kept.questions) + len(held.questions) == len(train.questions)
+    assert not {question for question, _, _ in kept.questions} & {
+        question for question, _, _ in held.questions
+    }
+    assert "practice" not in held.groups and kept.groups.count("practice") == 10
+    assert train.split(0.5, 0, least=1000)[1].questions == ()
+    spec = LandmarkSpec(data=data, backbone=reader(tmp_path), layer=1, dim=8, questions=4, dev_every=1)
+    learner = build(BackboneJob(kind="landmark", out=tmp_path, spec=spec, loop=LoopConfig()), "cpu")
+    assert isinstance(learner, LandmarkLearner)
+    learner.train, learner.dev = kept, held
+    looks = iter([0.2, 0.6, 0.4])
+    learner.dev_recall = lambda *_, **__: next(looks)  # type: ignore[method-assign]
+    seen = []
+    for step in range(3):
+        loss, _, _ = learner.loss(next(learner.parts([step])), step, 0.0)
+        loss.backward()
+        assert "dev_recall_5" in learner.update(step, 0.0, Group())
+        seen.append(learner.head.map["chunk"].weight.detach().clone())  # type: ignore[union-attr]
+    again = build(BackboneJob(kind="landmark", out=tmp_path, spec=spec, loop=LoopConfig()), "cpu")
+    assert isinstance(again, LandmarkLearner)
+    again.load(learner.state())
+    about: dict[str, float] = {}
+    again.write(tmp_path / "model", about)
+    assert about["dev_recall_5"] == 0.6
+    saved = LandmarkHead.load(tmp_path / "model").map["chunk"].weight  # type: ignore[union-attr]
+    assert torch.equal(saved, seen[1]) and not torch.equal(saved, seen[2])
 
 
 def test_other_telling_texts_of_a_question_are_not_wrong(data: Path, tmp_path: Path) -> None:
