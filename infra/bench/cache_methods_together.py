@@ -54,8 +54,8 @@ def together(rows: Sequence[dict[str, Any]], full: str = "full") -> list[dict[st
 
 def _nats(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> float:
     """Nats lost per answer token."""
-    tokens = sum(row["answer_tokens"] for row, _ in pairs)
-    lost: float = sum(row["nats"] - whole["nats"] for row, whole in pairs)
+    tokens = int(sum(row["answer_tokens"] for row, _ in pairs))
+    lost = float(sum(row["nats"] - whole["nats"] for row, whole in pairs))
     return round(lost / max(1, tokens), 4)
 
 
