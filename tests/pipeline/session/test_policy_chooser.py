@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,13 @@ import pytest
 import torch
 
 from models.retriever import PolicyNetwork, RetrieverConfig, save_policy
-from pipeline.candidate_features import FEATURES
+from models.retriever.pair_reader import BESIDE, save_pair_reader
+from models.retriever.table import ALL_FEATURES
+from pipeline.candidate_features import FEATURES, preselect
 from pipeline.session.chooser import HybridChooser
-from pipeline.session.policy_chooser import PolicyChooser
+from pipeline.session.policy_chooser import PolicyChooser, _unit
 from pipeline.session.sentences import Candidate
+from tests.models.retriever.pair_case import NAMES, THINGS, reader
 
 DIM = 8
 
@@ -37,14 +41,14 @@ def embed(texts: Sequence[str]) -> np.ndarray:
     return np.array([row / np.linalg.norm(row) for row in rows], np.float32)
 
 
-def policy(folder: Path, seed: int, dim: int = DIM) -> Path:
+def policy(folder: Path, seed: int, dim: int = DIM, names: tuple[str, ...] = FEATURES) -> Path:
     """A policy of random weights that likes one feature."""
     torch.manual_seed(seed)
     network = PolicyNetwork(
-        RetrieverConfig(dim=dim, num_features=len(FEATURES), feature_names=FEATURES, width=16, heads=2)
+        RetrieverConfig(dim=dim, num_features=len(names), feature_names=names, width=16, heads=2)
     )
     with torch.no_grad():
-        network.prior.weight[0, seed % len(FEATURES)] = 30.0
+        network.prior.weight[0, seed % len(names)] = 30.0
         network.stop[-1].bias.fill_(-20.0)
     return save_policy(network, folder, {"candidates": 10})
 
@@ -90,3 +94,21 @@ def test_what_cannot_choose_leaves_it_to_hybrid_ranking(tmp_path: Path, fault: s
     plain = HybridChooser()
     chooser = PolicyChooser(folder, (lambda texts: None) if fault == "no vectors" else embed, plain)
     assert chooser.choose("Which harbour?", CANDIDATES, 60) == plain.choose("Which harbour?", CANDIDATES, 60)
+
+
+def test_a_policy_with_a_pair_reader_reads_what_that_one_prefers(tmp_path: Path) -> None:
+    """It brings its pair reader; its score decides; switched off, hybrid ranking chooses and nothing fails."""
+    folder = policy(tmp_path / "p", ALL_FEATURES.index("pair"), names=ALL_FEATURES)
+    judge = reader(3)
+    save_pair_reader(judge, folder / BESIDE, {})
+    told = [replace(c, text=f"{NAMES[at % 4]} has {THINGS[at // 4]}") for at, c in enumerate(CANDIDATES)]
+    chooser = PolicyChooser(folder, embed, HybridChooser())
+    chosen = chooser.choose("what ann key", told, 15)
+    assert chooser.serving == folder
+    units = [told[at] for at in preselect("what ann key", [_unit(c) for c in told], 10)]
+    scores = judge.features("what ann key", [f"{c.title}: {c.text}" for c in units])[:, 0]
+    assert chosen == [units[int(scores.argmax())]]
+
+    without = PolicyChooser(folder, embed, HybridChooser(), pair_reader=False)
+    assert without.choose("what ann key", told, 15) == HybridChooser().choose("what ann key", told, 15)
+    assert without.serving is None
