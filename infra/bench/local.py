@@ -20,11 +20,13 @@ from actors.ingest_config import IngestConfig
 from actors.ingest_job import IngestJob
 from actors.ingest_spec import IngestSpec
 from models.embed import EmbedderConfig
-from pipeline.errors import DysraError
+from pipeline.errors import DependencyUnreachable, DysraError
 from pipeline.kafka import KafkaConfig, ensure_topic
 from pipeline.newswire import generate
 from pipeline.publisher import Publisher, partition_of
 from pipeline.store import StoreConfig
+
+_RAY_ATTEMPTS = 3
 
 Record = tuple[bytes, bytes | None, str]
 """Key, value and stream of a record to publish."""
@@ -87,8 +89,16 @@ def local(*, with_ray: bool = True) -> Iterator[Local]:
 
             from infra.cluster import connect_ray
 
-            connect_ray()
             cleanup.callback(ray.shutdown)
+            for attempt in range(_RAY_ATTEMPTS):
+                try:
+                    connect_ray()
+                    break
+                # On a busy machine: the raylet ends itself if its agent has not told its port within 15 s.
+                except DependencyUnreachable:
+                    ray.shutdown()
+                    if attempt == _RAY_ATTEMPTS - 1:
+                        raise
         yield Local(folder, broker.bootstrap_servers)
 
 

@@ -34,7 +34,8 @@ _SPAN_DAYS = 40.0
 _INTERVAL_S = 1.0
 _AHEAD = 20_000
 _ROUND = 20_000
-_ROLES = ("Ingester", "ShardActor", "EmbedderActor", "NearDuplicate", "Coordinator", "java")
+_ROLES = ("Ingester", "ShardActor", "EmbedderActor", "NearDuplicate", "Coordinator")
+_PROGRAMS = ("java", "raylet", "gcs_server")
 
 
 class Sampler:
@@ -61,13 +62,19 @@ class Sampler:
             self.memory["bench and driver"].append((now, own.memory_info().rss))
             for process in own.children(recursive=True):
                 with contextlib.suppress(psutil.Error):
-                    line = " ".join(process.cmdline())
-                    role = next((role for role in _ROLES if role in line), None)
+                    role = _role(process.cmdline())
                     if role is not None:
                         self.memory[f"{role} {process.pid}"].append((now, process.memory_info().rss))
             with contextlib.suppress(OSError):
                 size = sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
                 self.disk.append((now, size))
+
+
+def _role(command: list[str]) -> str | None:
+    """What a process of the job is: an actor's class, or the program's name; None for others."""
+    line = " ".join(command)
+    program = Path(command[0].split()[0]).name if line.strip() else ""
+    return program if program in _PROGRAMS else next((role for role in _ROLES if role in line), None)
 
 
 def old_and_new(articles: int) -> Iterator[Record]:
