@@ -154,15 +154,18 @@ def make(carried: Path, config: HostMaterialConfig, device: str) -> tuple[Materi
 
 
 def picked(questions: Sequence[Question], config: HostMaterialConfig) -> list[Question]:
-    """The answerable questions of a run by a hash of their ids; some of training become "dev", by title."""
+    """The answerable questions of a run by a hash of their ids; some of training become "dev", by title.
+
+    A question whose gold text the corpus lacks has no title, and is left out: nothing among its candidates tells.
+    """
     order = sorted(questions, key=lambda q: _hash(f"{config.seed}:{q.question_id}"))
     found: list[Question] = []
     taken: dict[tuple[str, str], int] = {}
     for question in order:
-        if not question.answerable or question.split not in ("train", "dev", "test"):
+        if not question.answerable or not question.titles or question.split not in ("train", "dev", "test"):
             continue
         split = question.split
-        if split == "train" and _hash(f"dev:{title_key((*question.titles, '')[0])}") < config.dev * 2.0**56:
+        if split == "train" and _hash(f"dev:{title_key(question.titles[0])}") < config.dev * 2.0**56:
             split = "dev"
         most = (MOST_TEST if split == "test" else MOST_TRAIN).get(question.dataset, 1 << 30)
         most = min(most, config.most) if config.most else most

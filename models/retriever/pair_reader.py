@@ -221,7 +221,7 @@ def save_pair_reader(
     if own_words:
         (folder / TOKENIZER).write_text(reader._tokenizer.to_str(), encoding="utf-8")
     (folder / CARD).write_text(card or _card(about), encoding="utf-8")
-    body = {"model": reader.model.sizes, "about": dict(about)}
+    body: dict[str, Any] = {"model": reader.model.sizes, "about": dict(about)}
     if not own_words:
         body["minilm_words"] = _digest(_minilm_words()[0])
     (folder / f"{CONFIG}.part").write_text(json.dumps(body, indent=2, default=str) + "\n", encoding="utf-8")

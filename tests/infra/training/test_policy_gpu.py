@@ -21,6 +21,7 @@ from transformers import Gemma3ForCausalLM
 from infra.training import policy_gpu
 from infra.training.policy_carry import join, split
 from infra.training.policy_collect import collect, unpack
+from infra.training.policy_material import HostMaterialConfig, picked
 from infra.training.policy_pack import main_directions, turn
 from infra.training.policy_pairs import with_scores
 from infra.training.policy_stages import load_readings, open_voice, planned, unfold
@@ -30,6 +31,7 @@ from models.retriever.pair_reader import load_pair_reader
 from models.retriever.table import ALL_FEATURES
 from pipeline.errors import BadData
 from pipeline.tasks.material import Material
+from pipeline.tasks.qa import Question
 from pipeline.tasks.reading import MaterialReader
 from rl.episodes import Outcome, Readings, fingerprint
 from tests.models import tiny
@@ -232,6 +234,20 @@ def test_a_whole_run_makes_material_policies_and_curves_and_goes_on_where_it_sto
         1,
         6,
     )
+
+
+def test_questions_without_gold_text_in_the_corpus_are_left_out() -> None:
+    """They would all become "dev" together or not at all, and nothing among their candidates tells."""
+    made = [
+        Question(
+            question_id=f"q{at}", dataset="nq", text="where?", answers=("box",), split="train",
+            titles=(f"House {at}",) if at % 2 else (),
+        )
+        for at in range(200)
+    ]  # fmt: skip
+    found = picked(made, HostMaterialConfig(dev=0.2))
+    assert {q.question_id for q in found} == {q.question_id for q in made if q.titles}
+    assert 0 < sum(q.split == "dev" for q in found) < 40
 
 
 def test_readings_of_any_other_material_are_refused(carried: Path, tmp_path: Path) -> None:
