@@ -8,29 +8,26 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from infra.training.policy_tables import (
+    KINDS,
+    curves,
+    dev_questions,
+    health_of,
+    healths,
+    own_stop,
+    own_stops,
+    what_is_read,
+    without_choice,
+)
 from models.retriever.pair_reader import SHIPPED_PAIR_READER, load_pair_reader, save_pair_reader
 from models.retriever.storage import CARD, SHIPPED, load_policy, save_policy
 
 BARS = {"nq": 1 / 3, "squad": 1 / 3, "hotpot": 1 / 4}
-KINDS = ("pair", "supervised_without_pair", "supervised", "router", "reinforce", "plain_ppo")
 PRICES = ("plain_ppo_gamma0", "plain_ppo", "plain_ppo_gamma0.002", "plain_ppo_stepwise")
-
-HEALTH = (
-    "episode_return",
-    "entropy",
-    "stop_rate",
-    "empty_rate",
-    "budget_use",
-    "tokens",
-    "choices",
-    "explained",
-)
 
 
 def main() -> None:
@@ -60,7 +57,7 @@ def main() -> None:
 def result_of(found: Mapping[str, Any], device: str, commit: str) -> dict[str, Any]:
     """The kept result: summary, the curves' main figures, and how each policy was trained."""
     names = ("name", "budget", "stop_bias", "tokens", "gold", "holds", "f1", "forced_f1", "gave_up", "n")
-    curves: dict[str, Any] = {"columns": names} | {
+    made: dict[str, Any] = {"columns": names} | {
         dataset: {
             split: [[point.get(name) for name in names] for point in points]
             for split, points in splits.items()
@@ -73,7 +70,8 @@ def result_of(found: Mapping[str, Any], device: str, commit: str) -> dict[str, A
     }
     return {
         "bench": "policy", "device": device, "commit": commit, "questions": found["questions"],
-        "ratios": found["summary"], "policies": records, "curves": curves,
+        "ratios": found["summary"] | without_choice(found["summary"], found["sets"]),
+        "policies": records, "curves": made,
     }  # fmt: skip
 
 
@@ -122,10 +120,13 @@ def page(found: Mapping[str, Any], device: str, commit: str) -> str:
     lines += ["", "What a token's price buys (PPO, seed 0; its own STOP, budget 256, test questions):", ""]
     lines += ["| set | " + " | ".join(PRICES) + " |", "| --- |" + " --- |" * len(PRICES)]
     for name in sets:
-        cells = [_own_stop(found["sets"][name].get("test", ()), f"{kind}-0") for kind in PRICES]
+        cells = [own_stop(found["sets"][name].get("test", ()), f"{kind}-0") for kind in PRICES]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += _what_is_read(found["sets"])
-    lines += _healths(found["records"])
+    lines += own_stops(without_choice(summary, found["sets"]))
+    lines += curves(found["sets"])
+    lines += what_is_read(found["sets"])
+    lines += dev_questions(found["sets"])
+    lines += healths(found["records"])
     lines += ["", "Against the bars:", ""]
     for name in sets:
         if (closed := summary.get(f"gap_closed_{name}")) is not None:
@@ -138,62 +139,6 @@ def page(found: Mapping[str, Any], device: str, commit: str) -> str:
                 f"supervised {gain.get('gain')} points ({gain.get('low')} to {gain.get('high')})."
             )
     return "\n".join(lines) + "\n"
-
-
-def health_of(record: Mapping[str, Any], last: int = 10) -> dict[str, Any]:
-    """Means of a run's last iterations, beside those of its first ones; nothing for what was not rewarded."""
-    curve = record.get("curve") or []
-    if not curve:
-        return {}
-    return {
-        when: {
-            name: round(float(np.mean([row[name] for row in part])), 3) for name in HEALTH if name in part[0]
-        }
-        for when, part in (("first_iterations", curve[:last]), ("last_iterations", curve[-last:]))
-    }
-
-
-def _what_is_read(sets: Mapping[str, Any]) -> list[str]:
-    """Whether a set is lost by choosing or by what the candidates hold."""
-    lines = [
-        "", "What is read at a budget of 256 (test; %): what tells is among the 48 candidates; of these",
-        "it is read; an answer string is read; sentences; F1. Seeds' means; STOP's bias -4.", "",
-        "| set | among candidates | method | what tells is read | answer string | sentences | F1 |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
-    for dataset, splits in sets.items():
-        for kind in ("bm25", "dense", "hybrid", "supervised", "reinforce", "plain_ppo", "oracle"):
-            points = [
-                p for p in splits.get("test", ())
-                if p["name"].rsplit("-", 1)[0] == kind and p["budget"] == 256 and p["stop_bias"] in (-4.0, 0.0)
-                and (p["stop_bias"] == -4.0 or "-" not in p["name"]) and "gold" in p
-            ]  # fmt: skip
-            if points:
-                mean = {
-                    name: round(float(np.mean([p[name] for p in points])), 1)
-                    for name in ("gold_among_candidates", "gold", "holds", "sentences", "forced_f1")
-                }
-                lines.append(f"| {dataset} | {mean.pop('gold_among_candidates')} | {kind} | " + " | ".join(
-                    str(value) for value in mean.values()
-                ) + " |")  # fmt: skip
-    return lines if len(lines) > 6 else []
-
-
-def _healths(records: Mapping[str, Any]) -> list[str]:
-    lines = ["", "Health of the runs with rewards, first ten iterations → last ten:", ""]
-    lines += [
-        "| policy | iterations | alarm | " + " | ".join(HEALTH) + " |",
-        "| --- |" + " --- |" * (2 + len(HEALTH)),
-    ]
-    found = {name: health for name, record in records.items() if (health := health_of(record))}
-    for name, health in found.items():
-        first, last = health["first_iterations"], health["last_iterations"]
-        cells = [f"{first[key]} → {last[key]}" for key in HEALTH if key in last]
-        record = records[name]
-        lines.append(
-            f"| {name} | {record['iterations']} | {record['alarm'] or 'none'} | " + " | ".join(cells) + " |"
-        )
-    return lines if found else []
 
 
 def ship(home: Path, name: str, stop_bias: float, budget: int) -> None:
@@ -226,14 +171,6 @@ def _row(summary: Mapping[str, Any], name: str, kind: str) -> str:
         f"| {name} | {kind} | {summary[f'{kind}_f1_{name}']}{each} | {summary[f'{kind}_tokens_{name}']} | "
         f"{summary[f'{kind}_gap_closed_{name}']} | {over['gain']} ({over['low']} to {over['high']}) | {told} |"
     )
-
-
-def _own_stop(curve: Sequence[Mapping[str, Any]], name: str) -> str:
-    points = [p for p in curve if p["name"] == name and p["stop_bias"] == 0]
-    if not points:
-        return "not run"
-    point = max(points, key=lambda p: p["budget"])
-    return f"F1 {point['forced_f1']} at {point['tokens']} tokens"
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
+import pytest
 
 from infra.training.policy_evaluation import at_equal_f1, at_no_more_tokens, summarise
-from infra.training.policy_report import page
+from infra.training.policy_report import as_json, page
+from infra.training.policy_tables import health_of, without_choice
 
 SIMPLE = ("random", "bm25", "dense", "hybrid")
 
@@ -74,3 +77,29 @@ def test_the_named_figures_and_the_page_follow_from_these_points() -> None:
     )  # fmt: skip
     assert "| nq | plain_ppo | 57.0 |" in text
     assert "misses 0.33" in text
+
+
+def test_by_its_own_stop_a_policy_stands_at_the_largest_budget_without_any_choice() -> None:
+    """Neither the bias nor the budget that is best on test or dev questions counts; simple methods have no STOP."""
+    dev, test = curves()
+    summary = {"best_simple_f1_nq": 48.0, "best_simple_tokens_nq": 118.0, "oracle_f1_nq": 78.0}
+    found = without_choice(summary, {"nq": {"dev": dev, "test": test}})
+    assert set(found) == {"own_stop_plain_ppo_nq", "own_stop_supervised_nq"}
+    ours = found["own_stop_plain_ppo_nq"]
+    assert (ours["f1"], ours["tokens"], ours["gap_closed"]) == (75.0, 190.0, pytest.approx(27 / 30))
+    assert ours["tokens_ratio_to_simple"] == round(118 / 190, 2)
+
+
+def test_the_kept_json_is_whole_and_a_run_is_told_by_its_ends() -> None:
+    """Curves stand a set a line; health is the mean of the first and of the last iterations."""
+    result = {
+        "bench": "policy",
+        "ratios": {"a": [1, None]},
+        "curves": {"columns": ["f1"], "nq": {"dev": [[1.5]]}},
+    }
+    text = as_json(result)
+    assert json.loads(text) == result
+    assert '"nq": {"dev": [[1.5]]}' in text
+    told = health_of({"curve": [{"entropy": float(at)} for at in range(30)]}, last=10)
+    assert told == {"first_iterations": {"entropy": 4.5}, "last_iterations": {"entropy": 24.5}}
+    assert health_of({"loss": 1.0}) == {}

@@ -240,8 +240,8 @@ def test_questions_without_gold_text_in_the_corpus_are_left_out() -> None:
     """They would all become "dev" together or not at all, and nothing among their candidates tells."""
     made = [
         Question(
-            question_id=f"q{at}", dataset="nq", text="where?", answers=("box",), split="train",
-            titles=(f"House {at}",) if at % 2 else (),
+            question_id=f"q{at}", dataset="nq", text="where?", answers=("box",), answerable=True,
+            gold_ids=(), titles=(f"House {at}",) if at % 2 else (), split="train",
         )
         for at in range(200)
     ]  # fmt: skip

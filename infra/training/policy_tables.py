@@ -1,0 +1,179 @@
+"""Tables of a policy run's page: curves, what was read, how the runs kept, and what dev questions can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from infra.evaluation.policy_judge import gap_closed
+
+HEALTH = (
+    "episode_return",
+    "entropy",
+    "stop_rate",
+    "empty_rate",
+    "budget_use",
+    "tokens",
+    "choices",
+    "explained",
+)
+KINDS = ("pair", "supervised_without_pair", "supervised", "router", "reinforce", "plain_ppo")
+
+
+def health_of(record: Mapping[str, Any], last: int = 10) -> dict[str, Any]:
+    """Means of a run's last iterations, beside those of its first ones; nothing for what was not rewarded."""
+    curve = record.get("curve") or []
+    if not curve:
+        return {}
+    return {
+        when: {
+            name: round(float(np.mean([row[name] for row in part])), 3) for name in HEALTH if name in part[0]
+        }
+        for when, part in (("first_iterations", curve[:last]), ("last_iterations", curve[-last:]))
+    }
+
+
+def what_is_read(sets: Mapping[str, Any]) -> list[str]:
+    """Whether a set is lost by choosing or by what the candidates hold."""
+    lines = [
+        "", "What is read at a budget of 256 (test; %): what tells is among the 48 candidates; of these",
+        "it is read; an answer string is read; sentences; F1. Seeds' means; STOP's bias -4.", "",
+        "| set | among candidates | method | what tells is read | answer string | sentences | F1 |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for dataset, splits in sets.items():
+        for kind in ("bm25", "dense", "hybrid", "supervised", "reinforce", "plain_ppo", "oracle"):
+            points = [
+                p for p in splits.get("test", ())
+                if _kind(p["name"]) == kind and p["budget"] == 256 and p["stop_bias"] == _bias(p["name"])
+                and "gold" in p
+            ]  # fmt: skip
+            if points:
+                mean = {
+                    name: round(float(np.mean([p[name] for p in points])), 1)
+                    for name in ("gold_among_candidates", "gold", "holds", "sentences", "forced_f1")
+                }
+                lines.append(f"| {dataset} | {mean.pop('gold_among_candidates')} | {kind} | " + " | ".join(
+                    str(value) for value in mean.values()
+                ) + " |")  # fmt: skip
+    return lines if len(lines) > 6 else []
+
+
+def curves(sets: Mapping[str, Any]) -> list[str]:
+    """F1 over tokens at fixed points, which nothing was chosen for."""
+    budgets = (32, 64, 96, 128, 192, 256)
+    lines = [
+        "",
+        "Curves on test questions: F1 (tokens), seeds' means, STOP's bias -4 where there is a STOP:",
+        "",
+    ]
+    lines += [
+        "| set | method | " + " | ".join(map(str, budgets)) + " |",
+        "| --- |" + " --- |" * (1 + len(budgets)),
+    ]
+    for dataset, splits in sets.items():
+        for kind in ("random", "bm25", "dense", "hybrid", *KINDS):
+            cells = []
+            for budget in budgets:
+                points = [
+                    p for p in splits.get("test", ())
+                    if _kind(p["name"]) == kind and p["budget"] == budget and p["stop_bias"] == _bias(p["name"])
+                ]  # fmt: skip
+                f1, tokens = (
+                    float(np.mean([p[name] for p in points])) if points else np.nan
+                    for name in ("forced_f1", "tokens")
+                )
+                cells.append(f"{f1:.1f} ({tokens:.0f})" if points else "")
+            if any(cells):
+                lines.append(f"| {dataset} | {kind} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def dev_questions(sets: Mapping[str, Any]) -> list[str]:
+    """How much the dev questions can tell."""
+    lines = ["", "Dev and test questions, and how many have what tells among their candidates (%):", ""]
+    lines += [
+        "| set | dev | what tells is there | test | what tells is there |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for dataset, splits in sets.items():
+        found = [next((p for p in splits.get(split, ()) if "n" in p), None) for split in ("dev", "test")]
+        if all(found):
+            cells = [f"{p['n']} | {p['gold_among_candidates']}" for p in found if p]
+            lines.append(f"| {dataset} | " + " | ".join(cells) + " |")
+    return lines if len(lines) > 5 else []
+
+
+def healths(records: Mapping[str, Any]) -> list[str]:
+    lines = ["", "Health of the runs with rewards, first ten iterations → last ten:", ""]
+    lines += [
+        "| policy | iterations | alarm | " + " | ".join(HEALTH) + " |",
+        "| --- |" + " --- |" * (2 + len(HEALTH)),
+    ]
+    found = {name: health for name, record in records.items() if (health := health_of(record))}
+    for name, health in found.items():
+        first, last = health["first_iterations"], health["last_iterations"]
+        cells = [f"{first[key]} → {last[key]}" for key in HEALTH if key in last]
+        record = records[name]
+        lines.append(
+            f"| {name} | {record['iterations']} | {record['alarm'] or 'none'} | " + " | ".join(cells) + " |"
+        )
+    return lines if found else []
+
+
+def own_stop(curve: Sequence[Mapping[str, Any]], name: str) -> str:
+    points = [p for p in curve if p["name"] == name and p["stop_bias"] == 0]
+    if not points:
+        return "not run"
+    point = max(points, key=lambda p: p["budget"])
+    return f"F1 {point['forced_f1']} at {point['tokens']} tokens"
+
+
+def _kind(name: str) -> str:
+    return name.rsplit("-", 1)[0] if "-" in name else name
+
+
+def _bias(name: str) -> float:
+    return -4.0 if "-" in name and not name.startswith("router") else 0.0
+
+
+def without_choice(summary: Mapping[str, Any], sets: Mapping[str, Any]) -> dict[str, Any]:
+    """`own_stop_<kind>_<set>`: learned policies at the largest budget by their own STOP, nothing chosen."""
+    out: dict[str, Any] = {}
+    for dataset, splits in sets.items():
+        for kind in ("supervised", "reinforce", "plain_ppo"):
+            found = [p for p in splits.get("test", ()) if _kind(p["name"]) == kind and p["stop_bias"] == 0]
+            points = [p for p in found if p["budget"] == max(p["budget"] for p in found)]
+            if not points or f"best_simple_f1_{dataset}" not in summary:
+                continue
+            f1, tokens = (float(np.mean([p[name] for p in points])) for name in ("forced_f1", "tokens"))
+            simple, oracle = summary[f"best_simple_f1_{dataset}"], summary[f"oracle_f1_{dataset}"]
+            out[f"own_stop_{kind}_{dataset}"] = {
+                "f1": round(f1, 2), "seeds": [p["forced_f1"] for p in points], "tokens": round(tokens, 1),
+                "gap_closed": gap_closed(f1, simple, oracle),
+                "tokens_ratio_to_simple": round(summary[f"best_simple_tokens_{dataset}"] / tokens, 2),
+            }  # fmt: skip
+    return out
+
+
+def own_stops(figures: Mapping[str, Any]) -> list[str]:
+    """The table of `without_choice`."""
+    if not figures:
+        return []
+    lines = [
+        "",
+        "By their own STOP (no bias) at the largest budget, where nothing was chosen on any question:",
+        "",
+    ]
+    lines += ["| set, method | F1 (seeds) | tokens | gap closed | best simple's tokens over ours |"]
+    lines += ["| --- | --- | --- | --- | --- |"]
+    for name, row in figures.items():
+        kind, _, dataset = name.removeprefix("own_stop_").rpartition("_")
+        seeds = ", ".join(map(str, row["seeds"]))
+        lines.append(
+            f"| {dataset}, {kind} | {row['f1']} ({seeds}) | {row['tokens']} | {row['gap_closed']} | "
+            f"{row['tokens_ratio_to_simple']} |"
+        )
+    return lines
