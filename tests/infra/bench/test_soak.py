@@ -1,11 +1,14 @@
-"""The soak's parts: who a process is, what rises, and articles that grow old in order."""
+"""The soak's parts: who a process is, what rises, and articles as of now in order."""
 
 from __future__ import annotations
+
+from datetime import UTC, datetime
 
 import orjson
 import pytest
 
 from infra.bench import soak
+from pipeline.article import isoformat
 
 
 @pytest.mark.parametrize(
@@ -32,13 +35,14 @@ def test_a_rise_is_told_over_what_follows_warm_up() -> None:
     assert soak.rise(rising)[1] == pytest.approx(74 / 162, rel=0.01)
 
 
-def test_articles_come_oldest_first_out_of_several_wires(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their times run over the whole span in order, and no wire's ids meet another's."""
+def test_articles_are_published_as_of_now_out_of_several_wires(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each bears the time at which it was taken, so that what is kept is steady; no wire's ids meet another's."""
     monkeypatch.setattr(soak, "_ROUND", 50)
-    records = list(soak.old_and_new(120))
+    begun = isoformat(datetime.now(UTC))
+    records = list(soak.fresh(120))
 
     times = [orjson.loads(value or b"")["published"] for _, value, _ in records]
     assert len(records) == 120
-    assert times == sorted(times)
+    assert times == sorted(times) and begun <= times[0] <= times[-1] <= isoformat(datetime.now(UTC))
     assert {key.split(b"-")[0] for key, _, _ in records} == {b"0", b"1", b"2"}
     assert all(orjson.loads(value or b"")["id"].encode() == key for key, value, _ in records)
