@@ -1,10 +1,11 @@
 """Hours of articles as fast as they go: memory of every process, and files under retention.
 
-720,000 articles are four hours at 50 a second. Each is published as of now and kept for a minute and a half, so that the
-store soon holds a steady number of them and must drop as many as it takes in; the topic keeps an hour. A process is
-flat where the least squares line through its samples after warm-up (the first quarter) rises by less than a tenth of
-its size over the run; its size at each quarter's end stands beside. Publishing keeps a little ahead of reading; with
-`seconds` it ends by then, and the rows say how many of the articles were reached.
+720,000 articles are four hours at 50 a second. Each is published as of now and kept for a minute and a half,
+so that the store soon holds a steady number of them and must drop as many as it takes in; the topic keeps an
+hour. A process is flat where the least squares line through its samples after warm-up (the first quarter)
+rises by less than a tenth of its size over the run; its size at each quarter's end stands beside. Publishing
+keeps a little ahead of reading; with `seconds` it ends by then, and the rows say how many of the articles
+were reached.
 """
 
 from __future__ import annotations
