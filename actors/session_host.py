@@ -19,6 +19,7 @@ from actors.slot_router import rank_of, slot_table
 from actors.store_client import open_store
 from models.hf import HfBackbone
 from models.hf.adapter import adapter_folder
+from models.retriever.storage import shipped_policy
 from pipeline.log import configure_logging, get_logger
 from pipeline.session import SessionConfig
 from pipeline.session.answer import Question
@@ -84,9 +85,12 @@ def _build(settings: ServeSettings, library: Library, backbone: HfBackbone, mode
 def chooser_of(config: SessionConfig, embed: Any) -> Chooser:
     """Who chooses the sentences: the policy of `session.policy`, with its promotions, else hybrid ranking."""
     hybrid = HybridChooser(embed, config.dense_sentences)
-    if config.policy is None:
+    if config.policy in (None, "", "none"):
         return hybrid
-    return PolicyChooser(config.policy.expanduser().absolute(), embed, hybrid, pair_reader=config.pair_reader)
+    folder = (
+        shipped_policy() if config.policy == "shipped" else Path(str(config.policy)).expanduser().absolute()
+    )
+    return hybrid if folder is None else PolicyChooser(folder, embed, hybrid, pair_reader=config.pair_reader)
 
 
 def configure_service(

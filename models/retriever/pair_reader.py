@@ -271,21 +271,27 @@ def _digest(tensor: Tensor) -> str:
     return hashlib.blake2b(tensor.contiguous().numpy().tobytes(), digest_size=8).hexdigest()
 
 
-def pair_reader_for(policy: Path, num_features: int, device: str = "cpu") -> PairReader | None:
-    """The pair reader that a policy of so many features needs: its own (beside it), else the shipped one.
+def pair_folder_for(policy: Path, num_features: int) -> Path | None:
+    """Where the pair reader lies that a policy of so many features needs: in its folder, beside it, or shipped.
 
     None where it needs none; ValueError where it needs one and there is none.
     """
     if num_features <= len(FEATURES):
         return None
-    own = policy / BESIDE
-    folder = own if own.is_dir() else SHIPPED_PAIR_READER
-    if not folder.is_dir():
+    places = (policy / BESIDE, policy.parent / BESIDE, SHIPPED_PAIR_READER)
+    found = next((folder for folder in places if folder.is_dir()), None)
+    if found is None:
         raise ValueError(
-            f"pair_reader: the policy {policy} knows a pair reader's features, and neither {own} nor the shipped "
-            "one is there; put its pair reader there, or take a policy without these features"
+            f"pair_reader: the policy {policy} knows a pair reader's features, and neither {places[0]} nor the "
+            "shipped one is there; put its pair reader there, or take a policy without these features"
         )
-    return load_pair_reader(folder, device)[0]
+    return found
+
+
+def pair_reader_for(policy: Path, num_features: int, device: str = "cpu") -> PairReader | None:
+    """The pair reader of `pair_folder_for`, loaded; None where the policy needs none."""
+    folder = pair_folder_for(policy, num_features)
+    return None if folder is None else load_pair_reader(folder, device)[0]
 
 
 def from_minilm(folder: Path, device: str = "cpu") -> PairReader:

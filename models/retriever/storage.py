@@ -64,3 +64,11 @@ def _card(network: PolicyNetwork, about: Mapping[str, Any]) -> str:
         f"to stop (docs/policy.md). {weights:,} weights; its vectors come from the embedder named below, and its "
         f"features from `pipeline/candidate_features.py`.\n\n| what | value |\n| --- | --- |\n{rows}\n"
     )
+
+
+def shipped_policy() -> Path | None:
+    """The folder of the shipped policy: beside the code, or, for a job whose uploaded working directory leaves
+    weights out, under $DYSRA_CACHE/weights (`make weights` copies it there). None where it is in neither."""
+    cache = Path(os.environ.get("DYSRA_CACHE") or Path.home() / ".cache" / "dysra")
+    places = (SHIPPED, cache / "weights" / SHIPPED.name)
+    return next((folder for folder in places if (folder / CONFIG).is_file()), None)

@@ -49,6 +49,7 @@ class PolicyChooser:
         self._may_pair = pair_reader
         self._pair: PairColumns | None = None
         self._most = 64
+        self._told_of: Path | None = None
 
     @property
     def serving(self) -> Path | None:
@@ -65,26 +66,29 @@ class PolicyChooser:
 
         units = [_unit(candidate) for candidate in candidates]
         kept = preselect(question, units, self._most)
-        vectors: list[Any] = []
 
         def encode(texts: Sequence[str]) -> Any:
+            # Checked here, before the pair reader looks: what cannot be chosen from must not cost its seconds.
             made = self._embed(texts)
             if made is None:
                 raise LookupError
-            vectors.append(made)
+            if made.shape[1] != network.config.dim:
+                self._tell_once(made.shape[1], network.config.dim)
+                raise LookupError
             return made
 
         try:
             table = candidate_table(question, [units[at] for at in kept], encode, pair=pair)
         except LookupError:
             return self._otherwise.choose(question, candidates, budget)
-        if table.vectors.shape[1] != network.config.dim:
-            get_logger().warning(
-                "policy_of_another_embedder", given=table.vectors.shape[1], wanted=network.config.dim
-            )
-            return self._otherwise.choose(question, candidates, budget)
         chosen = select(network, TableBatch.stack([table]), budget, stop_bias=self._stop_bias)[0]
         return reading_order([candidates[kept[pick]] for pick in chosen.picks])
+
+    def _tell_once(self, given: int, wanted: int) -> None:
+        """One warning for each policy: every question would repeat it."""
+        if self._told_of != self._folder:
+            self._told_of = self._folder
+            get_logger().warning("policy_of_another_embedder", given=given, wanted=wanted)
 
     def _current(self) -> tuple[Any, PairColumns | None]:
         """The policy that serves now, with what makes its pair features."""
@@ -112,7 +116,6 @@ class PolicyChooser:
             return self._folder
 
     def _load(self, folder: Path | None) -> None:
-        from models.retriever.pair_reader import pair_reader_for
         from models.retriever.storage import load_policy
 
         if folder is None:
@@ -120,7 +123,7 @@ class PolicyChooser:
             return
         try:
             network, about = load_policy(folder)
-            reader = pair_reader_for(folder, network.config.num_features) if self._may_pair else None
+            pair = _lazy_pair(folder, network.config.num_features) if self._may_pair else None
         except (OSError, ValueError) as error:
             get_logger().warning("policy_not_loaded", folder=str(folder), reason=str(error))
             return
@@ -134,10 +137,38 @@ class PolicyChooser:
             )
             return
         self._network, self._folder = network, folder
-        self._pair = None if reader is None else reader.features
+        self._pair = pair
         self._stop_bias = self._next_bias if self._source.is_file() else float(about.get("stop_bias", 0.0))
         self._most = min(64, int(about.get("candidates", 64)))
         get_logger().info("policy_serves", folder=str(folder))
+
+
+def _lazy_pair(folder: Path, num_features: int) -> PairColumns | None:
+    """The pair features of a policy, its pair reader loaded when a question first needs it; None where none are.
+
+    That it is there is checked at once: ValueError. LookupError from then on where it turns out to be broken.
+    """
+    from models.retriever.pair_reader import load_pair_reader, pair_folder_for
+
+    found = pair_folder_for(folder, num_features)
+    if found is None:
+        return None
+    lock = threading.Lock()
+    loaded: list[Any] = []
+
+    def columns(question: str, texts: Sequence[str]) -> Any:
+        with lock:
+            if not loaded:
+                try:
+                    loaded.append(load_pair_reader(found)[0])
+                except ValueError as error:
+                    loaded.append(None)
+                    get_logger().warning("pair_reader_not_loaded", folder=str(found), reason=str(error))
+        if loaded[0] is None:
+            raise LookupError
+        return loaded[0].features(question, texts)
+
+    return columns
 
 
 def _unit(candidate: Candidate) -> Unit:

@@ -85,6 +85,30 @@ def test_a_promotion_is_followed_and_a_broken_pointer_is_not(tmp_path: Path) -> 
     assert chooser.serving == tmp_path / "v2"
 
 
+def test_no_pair_reader_looks_where_the_policy_cannot_choose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its seconds are not spent on vectors of another embedder; a broken one leaves it to hybrid ranking."""
+    folder = policy(tmp_path / "p", 1, dim=DIM + 1, names=ALL_FEATURES)
+    save_pair_reader(reader(3), folder / BESIDE, {})
+    loads: list[Path] = []
+
+    def load(path: Path) -> object:
+        loads.append(path)
+        raise ValueError("broken")
+
+    monkeypatch.setattr("models.retriever.pair_reader.load_pair_reader", load)
+    plain = HybridChooser().choose("Which harbour?", CANDIDATES, 60)
+    chooser = PolicyChooser(folder, embed, HybridChooser())
+    assert chooser.choose("Which harbour?", CANDIDATES, 60) == plain
+    assert loads == []
+    fitting = policy(tmp_path / "q", 1, names=ALL_FEATURES)
+    save_pair_reader(reader(3), fitting / BESIDE, {})
+    chooser = PolicyChooser(fitting, embed, HybridChooser())
+    assert [chooser.choose("Which harbour?", CANDIDATES, 60) for _ in range(2)] == [plain] * 2
+    assert loads == [fitting / BESIDE]
+
+
 @pytest.mark.parametrize("fault", ["no vectors", "other embedder", "broken folder"])
 def test_what_cannot_choose_leaves_it_to_hybrid_ranking(tmp_path: Path, fault: str) -> None:
     """A question is answered as if there were no policy, never with an error."""

@@ -1,0 +1,46 @@
+"""actors/session_host.py: who chooses the sentences that a session reads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from actors import session_host
+from actors.session_host import chooser_of
+from models.retriever.storage import SHIPPED, shipped_policy
+from pipeline.session import SessionConfig
+from pipeline.session.chooser import HybridChooser
+from pipeline.session.policy_chooser import PolicyChooser
+
+
+def no_vectors(texts: object) -> None:
+    """No embedder."""
+
+
+def test_sessions_choose_by_the_shipped_policy_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default the shipped one; "none" is hybrid ranking, nothing shipped is too; a folder is that policy."""
+    config = SessionConfig()
+    assert isinstance(chooser_of(config, no_vectors), PolicyChooser)
+    for none in ("none", "", None):
+        assert isinstance(chooser_of(replace(config, policy=none), no_vectors), HybridChooser)
+    assert isinstance(chooser_of(replace(config, policy=str(tmp_path)), no_vectors), PolicyChooser)
+    monkeypatch.setattr(session_host, "shipped_policy", lambda: None)
+    assert isinstance(chooser_of(config, no_vectors), HybridChooser)
+
+
+def test_the_shipped_policy_is_found_in_the_cache_where_the_code_lacks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job's uploaded working directory leaves weights out; `make weights` has copied them."""
+    assert shipped_policy() == SHIPPED
+    monkeypatch.setattr("models.retriever.storage.SHIPPED", tmp_path / "absent" / "retriever")
+    monkeypatch.setenv("DYSRA_CACHE", str(tmp_path))
+    assert shipped_policy() is None
+    folder = tmp_path / "weights" / "retriever"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert shipped_policy() == folder
