@@ -135,7 +135,7 @@ def test_wrong_use_is_told(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], told: str
 ) -> None:
     """Methods of another kind of cache; no shipped checkpoint; adapters."""
-    monkeypatch.setattr("infra.evaluation.readers.READER_LORA", tmp_path / "none" / "x")
+    monkeypatch.setattr("infra.evaluation.readers.SUBQ", tmp_path / "none")
     monkeypatch.setenv("DYSRA_CACHE", str(tmp_path))
     data = lines(tmp_path / "n.jsonl", [{"context": "a", "question": "b", "answers": ["c"]}])
     given = {"task": "needle", "data": data, "model": str(checkpoint), "device": "cpu", **changes}
