@@ -299,7 +299,9 @@ class StoreConfig:
     ivf_rows: int = field(
         default=262_144, metadata={"help": "chunks from which a sealed segment gets an IVF index; 0: never"}
     )
-    ivf_probes: int = field(default=32, metadata={"help": "IVF lists that a search reads"})
+    ivf_probes: int = field(
+        default=128, metadata={"help": "IVF lists that a search reads: more find more and take longer"}
+    )
     merge_segments: int = field(
         default=8, metadata={"help": "segments of similar size after which compaction merges them; 0: never"}
     )
