@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.reader_training import save_adapter
+from models.reader_training import ReaderTrainConfig, learning_rate, save_adapter
 
 METHODS = ("lora", "full")
 
@@ -33,6 +33,18 @@ def load_named(
     for name, parameter in zip(names, parameters, strict=True):
         parameter.copy_(state["weights"][name])
     optimizer.load_state_dict(state["optimizer"])
+
+
+def scheduled_step(
+    optimizer: torch.optim.Optimizer, schedule: ReaderTrainConfig, step: int, progress: float, steps: int
+) -> dict[str, float]:
+    """One step at the schedule's rate for what is done of the run, in updates or in time; the rate."""
+    rate = learning_rate(schedule, max(step, int(progress * steps)), steps)
+    for settings in optimizer.param_groups:
+        settings["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"lr": rate}
 
 
 def write_adapted(model: Any, tokenizer: Any, method: str, folder: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from infra.training.learners.adapting import go_on, load_named, named_state, write_adapted
+from infra.training.learners.adapting import go_on, load_named, named_state, scheduled_step, write_adapted
 from infra.training.reader_latents_data import Group, load_groups
 from models.cache.ranker import Ranker, find_ranker
 from models.data_parallel import Group as Workers
@@ -26,7 +26,7 @@ from models.hf.adapter import adapter_folder
 from models.hf.config import HfConfig
 from models.hf.loading import Loaded, layer_specs, load, pick_device
 from models.reader_latents import FORMS, Squeeze, latent_answer_loss
-from models.reader_training import Batch, ReaderTrainConfig, ReadingRows, add_lora, collate, learning_rate
+from models.reader_training import Batch, ReaderTrainConfig, ReadingRows, add_lora, collate
 from pipeline.session.prompts import reader_prompt, target_text
 
 STOP = "\n"
@@ -135,13 +135,7 @@ class LatentsLearner:
 
     def update(self, step: int, progress: float, group: Workers) -> dict[str, float]:
         """One step of AdamW."""
-        steps = self.spec.steps
-        rate = learning_rate(self._schedule, max(step, int(progress * steps)), steps)
-        for settings in self._optimizer.param_groups:
-            settings["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return {"lr": rate}
+        return scheduled_step(self._optimizer, self._schedule, step, progress, self.spec.steps)
 
     def state(self) -> dict[str, Any]:
         """The adapter and the optimizer."""

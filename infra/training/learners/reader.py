@@ -15,7 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from infra.training.learners.adapting import METHODS, go_on, load_named, named_state, write_adapted
+from infra.training.learners.adapting import (
+    METHODS,
+    go_on,
+    load_named,
+    named_state,
+    scheduled_step,
+    write_adapted,
+)
 from models.data_parallel import Group
 from models.hf.config import HfConfig
 from models.hf.loading import Loaded, load, pick_device
@@ -27,7 +34,6 @@ from models.reader_training import (
     add_lora,
     answer_loss,
     collate,
-    learning_rate,
     plan_batches,
 )
 from pipeline.prepare.files import MANIFEST, read_triples
@@ -131,13 +137,7 @@ class ReaderLearner:
 
     def update(self, step: int, progress: float, group: Group) -> dict[str, float]:
         """One step of AdamW."""
-        steps = self.spec.steps
-        rate = learning_rate(self._schedule, max(step, int(progress * steps)), steps)
-        for settings in self._optimizer.param_groups:
-            settings["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return {"lr": rate}
+        return scheduled_step(self._optimizer, self._schedule, step, progress, self.spec.steps)
 
     def state(self) -> dict[str, Any]:
         """The trained weights alone, and the optimizer."""
