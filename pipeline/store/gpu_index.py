@@ -36,7 +36,8 @@ class DeviceMatrix(MatrixIndex):
         dtype = torch.float32 if self._device.type == "cpu" else torch.float16
         self._matrix = torch.zeros((max(1, capacity), dim), dtype=dtype, device=self._device)
         self._size = 0
-        self._hidden: tuple[NDArray[np.bool_], torch.Tensor, int] | None = None
+        self._hidden: tuple[NDArray[np.bool_], torch.Tensor] | None = None
+        self._counted: tuple[NDArray[np.bool_], int] | None = None
         self._asked: tuple[NDArray[np.float32], torch.Tensor] | None = None
 
     def add(self, vectors: NDArray[np.float16]) -> None:
@@ -73,13 +74,14 @@ class DeviceMatrix(MatrixIndex):
         Where most rows are allowed the best of all are fetched, a few more than asked, and filtered: a mask over
         every score would cost as much as the product. What that leaves short is searched again with the mask.
         """
-        hidden, available = self.mask(allowed, num_rows)
+        available = self.available(allowed, num_rows)
         k = min(k, available)
         if k == 0:
             return lambda: nothing(len(queries))
         with torch.inference_mode():
             matrix, questions = self._matrix[:num_rows], self.questions(queries)
             share = available / num_rows
+            hidden = None if allowed is None else self.hidden(allowed)
             if hidden is None or share < _LEAST_SHARE:
                 best, rows = _search(matrix, questions, k, hidden)
                 return lambda: _to_host(best, rows)
@@ -124,15 +126,21 @@ class DeviceMatrix(MatrixIndex):
         """Bytes of the matrix."""
         return self._matrix.numel() * self._matrix.element_size()
 
-    def mask(self, allowed: NDArray[np.bool_] | None, num_rows: int) -> tuple[torch.Tensor | None, int]:
-        """Hidden rows on the device and how many are allowed; a mask that is asked with again stays there."""
+    def available(self, allowed: NDArray[np.bool_] | None, num_rows: int) -> int:
+        """How many of the first `num_rows` rows are allowed; counted once while the same array is asked with."""
         if allowed is None:
-            return None, num_rows
+            return num_rows
+        known = self._counted
+        if known is None or known[0] is not allowed:
+            known = self._counted = (allowed, int(np.count_nonzero(allowed)))
+        return known[1]
+
+    def hidden(self, allowed: NDArray[np.bool_]) -> torch.Tensor:
+        """The rows that are not allowed, on the device; kept there while the same array is asked with."""
         known = self._hidden
         if known is None or known[0] is not allowed:
-            hidden = torch.from_numpy(~allowed).to(self._device)
-            known = self._hidden = (allowed, hidden, int(allowed.sum()))
-        return known[1], known[2]
+            known = self._hidden = (allowed, torch.from_numpy(~allowed).to(self._device))
+        return known[1]
 
     def questions(self, queries: NDArray[np.float32]) -> torch.Tensor:
         """The questions on the device; kept there while the same array is asked with."""
@@ -163,7 +171,8 @@ def largest(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest of each row [Q, n] and where they are, largest first.
 
     In two steps where rows are long: the k largest lie in the k blocks whose maxima are largest, so all else is
-    read once, where torch.topk reads it several times.
+    read once, where torch.topk reads it several times. A block is every `num_blocks`-th score, not a run of
+    neighbours: maxima over runs of 64 take a reduction between threads for each, maxima of columns take none.
     """
     n = scores.shape[1]
     num_blocks = n // _BLOCK
@@ -171,10 +180,10 @@ def largest(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         best, rows = scores.topk(k, dim=1)
         return best, rows
     whole = num_blocks * _BLOCK
-    peaks = torch.unflatten(scores[:, :whole], 1, (num_blocks, _BLOCK)).amax(2)
+    peaks = torch.unflatten(scores[:, :whole], 1, (_BLOCK, num_blocks)).amax(1)
     blocks = peaks.topk(k, dim=1, sorted=False).indices
-    inside = torch.arange(_BLOCK, device=scores.device)
-    places = (blocks[:, :, None] * _BLOCK + inside).flatten(1)
+    inside = torch.arange(0, whole, num_blocks, device=scores.device)
+    places = (blocks[:, :, None] + inside).flatten(1)
     if whole < n:
         tail = torch.arange(whole, n, device=scores.device).expand(len(scores), -1)
         places = torch.cat((places, tail), dim=1)

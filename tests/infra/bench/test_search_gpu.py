@@ -11,6 +11,7 @@ import torch
 from infra.bench import search, search_gpu
 from infra.bench.vectors import clustered, deviations, spectrum
 from pipeline.store.gpu_index import DeviceMatrix, largest
+from pipeline.store.gpu_together import places, products
 from pipeline.store.vector_index import FaissIndex, Part
 
 
@@ -104,6 +105,59 @@ def test_matrices_searched_as_one_find_what_each_finds(dying: float) -> None:
         sorted(row) for row in np.argsort(-truth)[:, :10].tolist()
     ]
     np.testing.assert_allclose(scores, -np.sort(-truth)[:, :10], rtol=1e-5)
+
+
+def test_a_death_copies_no_mask_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While most rows live, what died is struck from the few that come back; the mask is asked for where that
+    leaves a question short."""
+    asked: list[int] = []
+    hidden = DeviceMatrix.hidden
+    monkeypatch.setattr(
+        DeviceMatrix, "hidden", lambda self, allowed: asked.append(1) or hidden(self, allowed)
+    )
+    vectors = clustered(1_000, 3, dim=32)
+    matrices = [DeviceMatrix(32, 8, "cpu:0") for _ in range(2)]
+    for matrix, begin in zip(matrices, (0, 500), strict=True):
+        matrix.add(vectors[begin : begin + 500])
+    question = vectors[7:8].astype(np.float32)
+    alive = [np.ones(500, dtype=bool) for _ in matrices]
+    alive[0][7] = False
+
+    def search() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        parts = [Part(matrix, 500, mask) for matrix, mask in zip(matrices, alive, strict=True)]
+        together = matrices[0].begin_together(parts, question, 5)
+        assert together is not None
+        return together()
+
+    _, numbers, rows = search()
+    assert (0, 7) not in set(zip(numbers[0].tolist(), rows[0].tolist(), strict=True))
+    assert not asked
+
+    best = np.argsort(-(question @ vectors.astype(np.float32).T)[0])[:100]
+    for mask, begin in zip(alive, (0, 500), strict=True):
+        mask[best[(best >= begin) & (best < begin + 500)] - begin] = False
+    alive = [mask.copy() for mask in alive]
+    _, numbers, rows = search()
+    assert asked and all(alive[n][r] for n, r in zip(numbers[0], rows[0], strict=True))
+
+
+def test_scores_of_each_segment_begin_where_kernels_write_fast() -> None:
+    """At multiples of 64, whatever the lengths; what lies between is never found."""
+    vectors = clustered(200, 3, dim=32)
+    parts, begin = [], 0
+    for length in (1, 65, 64, 70):
+        matrix = DeviceMatrix(32, 8, "cpu:0")
+        matrix.add(vectors[begin : begin + length])
+        parts.append((matrix, Part(matrix, length, None)))
+        begin += length
+    starts, total = places([part for _, part in parts])
+    assert (starts.tolist(), total) == ([0, 64, 192, 256], 384)
+    scores = products(parts, parts[0][0].questions(vectors[:2].astype(np.float32)), masked=False)
+    assert int(torch.isneginf(scores[0]).sum()) == 384 - 200
+    together = parts[0][0].begin_together([part for _, part in parts], vectors[:2].astype(np.float32), 200)
+    assert together is not None
+    _, numbers, rows = together()
+    assert len(set(zip(numbers[0].tolist(), rows[0].tolist(), strict=True))) == 200 and (rows >= 0).all()
 
 
 def test_unlike_indexes_are_searched_one_by_one() -> None:
