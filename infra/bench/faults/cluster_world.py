@@ -6,8 +6,9 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,20 @@ _INGEST: dict[str, Any] = {
     "max_restarts": 100_000,
 }
 _STORE: dict[str, Any] = {"num_shards": 2, "seal_rows": 256, "min_seal_rows": 64, "merge_segments": 3}
+
+
+@contextlib.contextmanager
+def same_end() -> Iterator[None]:
+    """What SIGTERM does here is afterwards what it was: Ray's own handler, which connecting puts there, ends the
+    process at once, and leaves a broker, a cluster and mounts behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class ClusterWorld:
@@ -99,9 +114,13 @@ class ClusterWorld:
         self.driver = Supervised(arguments, self.ray.env, folder / "ingest.log")
         self._stack.callback(self.driver.close)
         os.environ["RAY_AUTH_MODE"] = "disabled"
-        ray.init(
-            address=self.ray.address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
-        )
+        with same_end():
+            ray.init(
+                address=self.ray.address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         self._stack.callback(ray.shutdown)
         name = store_name(self.store.path)
         self.client = StoreClient(name, self.store, SearchConfig(), 1, {"identity": "", "dim": 0})

@@ -60,14 +60,21 @@ def faults(
     config: FaultsConfig, available: set[str], without: tuple[str, ...] = ()
 ) -> Iterator[tuple[int, Kind]]:
     """The number and kind of every fault of the run; kinds of places that are not `available` are left out, and
-    those that are named in `without`."""
+    those that are named in `without`. Each kind comes once, in an order that the seed draws, before they are drawn
+    by weight: a run that is long enough leaves none out."""
     kinds = [kind for kind in config.chosen() if kind.place in available and kind.name not in without]
     slow = [kind for kind in kinds if kind.place == "cluster"]
     quick = [kind for kind in kinds if kind.place != "cluster"]
     if not kinds:
         raise UsageError("no kind of fault can be injected here; look at --kinds and the notes above")
+    first = {
+        id(pool): random.Random(f"{config.seed}/first").sample(pool, len(pool)) for pool in (slow, quick)
+    }
     for number in range(config.faults):
         draw = random.Random(f"{config.seed}/{number}")
         turn = bool(config.cluster_every) and number % config.cluster_every == config.cluster_every - 1
         pool = (slow if turn else quick) or slow or quick
-        yield number, draw.choices(pool, [kind.weight for kind in pool])[0]
+        if first[id(pool)]:
+            yield number, first[id(pool)].pop()
+        else:
+            yield number, draw.choices(pool, [kind.weight for kind in pool])[0]

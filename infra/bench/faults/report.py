@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -57,9 +58,13 @@ class FaultResult:
 
 
 def append_line(path: Path, result: FaultResult) -> None:
-    """Keep one result; a run that is cut short loses none."""
-    with path.open("ab") as file:
-        file.write(orjson.dumps(asdict(result)) + b"\n")
+    """Keep one result; a run that is cut short loses none, and what it left of a line stays a line of its own."""
+    with path.open("ab+") as file:
+        torn = False
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        file.write(b"\n" * torn + orjson.dumps(asdict(result)) + b"\n")
 
 
 def read_lines(path: Path) -> list[FaultResult]:

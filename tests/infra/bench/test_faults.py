@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from infra.bench.faults import cluster_run
 from infra.bench.faults.check import compare
+from infra.bench.faults.cluster_world import same_end
 from infra.bench.faults.kinds import KINDS
 from infra.bench.faults.news import Expected, Known, Timeline
 from infra.bench.faults.plan import FaultsConfig, faults
@@ -29,6 +32,15 @@ def test_the_same_seed_gives_the_same_news_and_the_same_plan() -> None:
     assert list(faults(config, places)) == list(faults(config, places))
     assert Counter(kind.place for _, kind in faults(config, places))["cluster"] == 3
     assert all(kind.name != "fill-disk" for _, kind in faults(config, {"cluster"}, ("fill-disk",)))
+
+
+def test_every_kind_comes_before_any_is_drawn_again() -> None:
+    """The run that counts leaves no kind out; the rarest comes too."""
+    places = {kind.place for kind in KINDS.values()}
+    drawn = [kind.name for _, kind in faults(FaultsConfig(faults=1_000, seed=2, cluster_every=24), places)]
+    assert set(drawn) == set(KINDS)
+    quick = [name for name in drawn if KINDS[name].place != "cluster"]
+    assert len(set(quick[:34])) == 34 and Counter(quick)["disk-full"] > 2 * Counter(quick)["manifests-lost"]
 
 
 def test_expectation_knows_what_a_store_must_do() -> None:
@@ -67,6 +79,41 @@ def test_results_survive_a_torn_line(tmp_path: Path) -> None:
     kept = read_lines(path)
     assert [result.number for result in kept] == [0, 1]
     assert figures(kept)["lost"] == 1 and figures(kept)["not_held"] == 1
+    append_line(path, dataclasses.replace(kept[0], number=2))
+    assert [result.number for result in read_lines(path)] == [0, 1, 2]
+    append_line(path, dataclasses.replace(kept[0], number=3))
+    assert [result.number for result in read_lines(path)] == [0, 1, 2, 3]
+
+
+def test_connecting_to_ray_leaves_the_handler_of_sigterm() -> None:
+    """Ray's own ends the process at once; the run's unmounts its disks and ends its cluster first."""
+    before = signal.getsignal(signal.SIGTERM)
+    mine = lambda number, frame: None  # noqa: E731
+    try:
+        signal.signal(signal.SIGTERM, mine)
+        with same_end():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_cluster_that_does_not_come_up_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice more; then the fault says that nothing was injected, and the run goes on."""
+    tries: list[int] = []
+
+    def failing(folder: Path, seed: int, disk: Path | None, say: object) -> None:
+        tries.append(seed)
+        raise TimeoutError("the raylet did not start")
+
+    monkeypatch.setattr(cluster_run, "ClusterWorld", failing)
+    monkeypatch.setattr(cluster_run, "load_embedder", lambda config: None)
+    said: list[str] = []
+    result = cluster_run.ClusterRun(tmp_path, 1, None, said.append).inject(7, KINDS["kill-driver"])
+    assert len(tries) == 3 and len(said) == 2
+    assert "no fault was injected" in result.problems[0] and "raylet" in result.problems[0]
 
 
 def test_the_checker_sees_what_is_lost_doubled_or_of_another_version(tmp_path: Path) -> None:
