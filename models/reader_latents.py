@@ -76,6 +76,30 @@ class Kept:
         return out[0], out[1]
 
 
+def leading_columns(blocks: Tensor, rank: int, iterations: int = 12) -> Tensor:
+    """About the `rank` leading left singular vectors `[H, b, n, r]` of each block `[H, b, n, d]`, all at once.
+
+    Orthogonal iteration in double, each step made orthonormal by Cholesky's factor: on a GPU an eigenproblem a
+    block takes 13 ms, one after another. The columns span what the exact ones do up to singular values that are
+    nearly equal: what they leave out of a block is that of the exact ones to 2% (tested).
+    """
+    gram = (blocks @ blocks.transpose(-1, -2)).double()
+    chance = torch.Generator().manual_seed(0)
+    start = torch.randn(gram.shape[-1], rank, generator=chance, dtype=torch.float64).to(gram.device)
+    columns = start.expand(*gram.shape[:-2], -1, -1)
+    unit = torch.eye(rank, dtype=torch.float64, device=gram.device)
+    for step in range(iterations + 1):
+        columns = gram @ columns if step < iterations else columns
+        inner = columns.transpose(-1, -2) @ columns
+        # a block of lower rank than asked for: columns that are nothing stay finite
+        size = inner.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30)[..., None, None]
+        factor, _ = torch.linalg.cholesky_ex(inner + 1e-12 * size * unit)
+        columns = torch.linalg.solve_triangular(factor, columns.transpose(-1, -2), upper=False).transpose(
+            -1, -2
+        )
+    return columns.to(blocks.dtype)
+
+
 @torch.no_grad()
 def choose(
     spec: LayerSpec, keys: Tensor, values: Tensor, squeeze: Squeeze, ranker: Ranker | None = None
@@ -139,7 +163,9 @@ def evicted_blocks(config: CacheConfig, num_tokens: int) -> int:
 
 
 def _subspace(blocks: Tensor, rank: int) -> Tensor:
-    """The `rank` leading left singular vectors `[H, b, n, r]` of each block `[H, b, n, d]`."""
+    """The `rank` leading left singular vectors `[H, b, n, r]` of each block `[H, b, n, d]`, exact on a CPU."""
+    if blocks.is_cuda:
+        return leading_columns(blocks, rank)
     _, vectors = torch.linalg.eigh((blocks @ blocks.transpose(-1, -2)).double())
     leading: Tensor = vectors[..., -rank:].flip(-1).to(blocks.dtype)
     return leading
@@ -294,7 +320,15 @@ def latent_answer_loss(
     `model` is a decoder with our attention (`models.hf.loading.load`) or a peft model around one, `specs` its
     layers, `context [N]` its ids; `questions` are rows of question and answer (`models.reader_training.collate`).
     """
-    held = [layer.held(squeeze, ranker) for layer in read_context(model, specs, context)]
+    return held_answer_loss(model, read_context(model, specs, context), questions, squeeze, ranker)
+
+
+def held_answer_loss(
+    model: nn.Module, layers: Sequence[ContextLayer], questions: Batch, squeeze: Squeeze,
+    ranker: Ranker | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The same over a context that `read_context` has read: once read, it may be held in several ways."""
+    held = [layer.held(squeeze, ranker) for layer in layers]
     hidden = _decode(model, held, questions.ids)
     logits = _base(model).lm_head(hidden[questions.predicts]).float()
     targets = questions.ids[:, 1:][questions.predicts[:, :-1]]

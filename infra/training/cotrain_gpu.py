@@ -1,14 +1,15 @@
 """Reader and policy trained alone, in turn, and together, at equal updates, on a GPU host without Ray or MLflow.
 
     python3 -m infra.training.cotrain_gpu --material MATERIAL --reader READER \\
-        --adapter models/weights/reader-lora --work WORK --out OUT --seconds 230
+        --adapter models/weights/reader-lora --work WORK --out OUT --seconds 290 --seeds 0 1 2
 
 MATERIAL are folders of `pipeline.tasks.material`, READER a decoder's folder (its vocabulary may be cut). All runs
 begin with one policy, learned from labels, and one adapter. `reader` adapts the reader `--updates` times to what
 that policy chooses; `policy` learns by reward as often, paid by the reader as it is; `alternating` does both, in
 `--rounds` rounds; `joint` does both in one loss. Then each is judged on the test questions: F1 and tokens read by
-policy, hybrid and oracle choices, and what they gain on `start`, question by question. Runs are processes side by
-side; what is done is kept in WORK, and OUT gets cotrain.json and cotrain.tar (policies and cards).
+policy, hybrid and oracle choices, and what they gain on `start`, question by question. Runs are processes, a few
+side by side, seed after seed: when the time is up, the last seeds are missing. What is done is kept in WORK, and
+OUT gets cotrain.json (the page: infra.training.cotrain_report) and cotrain.tar (policies and cards).
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,15 @@ import numpy as np
 import torch
 
 from infra.evaluation.policy_judge import choose, judge, paired
-from infra.training.backbone_job import MODEL, BackboneJob, absolute, run_here
-from infra.training.backbone_loop import LoopConfig, read_curve
-from infra.training.cotrain import CoTrainConfig, contexts, cotrain
-from infra.training.learners.joint import POLICY, JointSpec
-from infra.training.learners.reader import ReaderSpec
-from infra.training.policy_train import PolicyTrainConfig
-from infra.training.policy_train import train as train_policy
-from infra.training.side_by_side import pack_results, read_json, run_side_by_side, tell, tell_row
+from infra.training.cotrain_runs import WARM, trained
+from infra.training.side_by_side import (
+    limit_memory,
+    pack_results,
+    read_json,
+    run_side_by_side,
+    tell,
+    tell_row,
+)
 from models.hf.adapter import adapter_folder
 from models.hf.config import HfConfig
 from models.retriever.config import RetrieverConfig
@@ -42,35 +43,13 @@ from models.retriever.network import PolicyNetwork
 from models.retriever.storage import load_policy, save_policy
 from models.retriever.supervised import SupervisedConfig, train_supervised
 from models.retriever.table import names_for
-from models.subq.losses import LossWeights
-from pipeline.prepare.files import write_triples
 from pipeline.tasks.material import Material
 from rl.episodes import OutcomeReader, Readings, fingerprint
-from rl.reward import RewardConfig
 
 RUNS = ("start", "reader", "policy", "alternating", "joint")
-WARM, RESULT = "warm", "result.json"
+RESULT = "result.json"
 LEFT_OUT = ("states/", "triples", "readings", "work/", "scores.npz", "adapter_model")
 """What does not travel: 15 MB an adapter."""
-
-
-@dataclass(slots=True)
-class Untracked:
-    """A tracked run where there is no MLflow."""
-
-    run_id: str = ""
-    curve: list[dict[str, float]] = field(default_factory=list)
-
-    def metrics(self, values: dict[str, float], step: int = 0) -> None:
-        """Keep a point of the curve."""
-        self.curve.append({"step": float(step)} | values)
-
-
-@contextmanager
-def untracked(name: str, params: dict[str, Any]) -> Iterator[Untracked]:
-    """In the place of a child run."""
-    tell(f"{name} {json.dumps(params, default=str)}")
-    yield Untracked()
 
 
 def prepare(given: argparse.Namespace) -> Path:
@@ -79,16 +58,15 @@ def prepare(given: argparse.Namespace) -> Path:
     if not (folder / "manifest.json").exists():
         whole = Material.join([Material.load(each) for each in given.material])
         if given.pairs is not None:
-            from infra.training.policy_pairs import with_scores
-
-            whole = with_scores(whole, given.pairs)
+            whole = _with_pairs(whole, given.pairs)
         rows = [
             row
             for dataset in sorted({question.dataset for question in whole.questions})
             for split, most in (("train", given.train), ("test", given.test))
             for row in whole.rows(split, dataset, answerable=True)[:most]
         ]
-        whole.take(rows).save(folder, {"from": [path.name for path in given.material]})
+        about = {"from": [path.name for path in given.material], "features": whole.tables.num_features}
+        whole.take(rows).save(folder, about)
     if not (given.work / WARM / "config.json").exists():
         warm_start(Material.load(folder), given)
     return folder
@@ -97,7 +75,8 @@ def prepare(given: argparse.Namespace) -> Path:
 def warm_start(material: Material, given: argparse.Namespace) -> None:
     """A policy learned from labels, on the device: many cores at once would wait for each other."""
     tables = material.tables
-    torch.manual_seed(given.seed)
+    seed = given.seeds[0]
+    torch.manual_seed(seed)
     config = RetrieverConfig(
         dim=tables.dim, num_features=tables.num_features, feature_names=names_for(tables.num_features),
         width=96, layers=1, dropout=0.2,
@@ -105,9 +84,9 @@ def warm_start(material: Material, given: argparse.Namespace) -> None:
     network = PolicyNetwork(config)
     records = train_supervised(
         network, tables.take(material.rows("train")),
-        SupervisedConfig(steps=given.warm_steps, seed=given.seed, limit_s=30.0), device=given.device,
+        SupervisedConfig(steps=given.warm_steps, seed=seed, limit_s=25.0), device=given.device,
     )  # fmt: skip
-    about = {"algorithm": "supervised", "unit": "sentence", "seed": given.seed, "steps": len(records)}
+    about = {"algorithm": "supervised", "unit": "sentence", "seed": seed, "steps": len(records)}
     save_policy(network.cpu(), given.work / WARM, about)
     tell_row({"warm_steps": float(len(records)), "warm_loss": records[-1]["loss"]})
     if given.device.startswith("cuda"):
@@ -116,10 +95,14 @@ def warm_start(material: Material, given: argparse.Namespace) -> None:
 
 def one_run(name: str, given: argparse.Namespace) -> None:
     """Train as the run's name says and judge what came of it."""
-    out = given.work / name
+    out = given.work / folder_of(name, given.seed)
     began = time.monotonic()
+    limit_memory(given.memory, given.device)
     backbone = HfConfig(model=str(given.reader), adapter=given.adapter, device=given.device)
-    figures: dict[str, Any] = {"run": name, "updates": 0 if name == "start" else given.updates}
+    figures: dict[str, Any] = {
+        "run": name, "seed": given.seed, "updates": 0 if name == "start" else given.updates,
+        "features": json.loads((given.work / "material" / "manifest.json").read_text()).get("features", 0),
+    }  # fmt: skip
     policy, adapter, figures["training"] = trained(name, given, backbone, out)
     figures["training_seconds"] = round(time.monotonic() - began, 1)
     reader = backbone if adapter is None else replace(backbone, adapter=str(adapter))
@@ -128,68 +111,6 @@ def one_run(name: str, given: argparse.Namespace) -> None:
     np.savez_compressed(out / "scores.npz", **scores)  # type: ignore[arg-type]
     (out / RESULT).write_text(json.dumps(figures, default=str))
     tell(json.dumps(figures["judged"]))
-
-
-def trained(
-    name: str, given: argparse.Namespace, backbone: HfConfig, out: Path
-) -> tuple[Path, Path | None, dict[str, Any]]:
-    """The policy's folder, the adapter's (None: as it was), and the figures of training."""
-    material, warm = given.work / "material", given.work / WARM
-    minutes = max(0.2, given.training / 60)
-    if name == "start":
-        return warm, None, {}
-    if name == "reader":
-        triples = contexts(Material.load(material), warm, given.budget, 0.3, given.seed)
-        if not (out / "triples" / "manifest.json").exists():
-            write_triples(triples, out / "triples", {"policy": WARM, "seed": given.seed})
-        spec = ReaderSpec(
-            data=out / "triples", backbone=backbone, steps=given.updates, lr=given.lr, tokens_per_batch=8192,
-            begin_with=adapter_folder(backbone), seed=given.seed,
-        )  # fmt: skip
-        loop = LoopConfig(steps=given.updates, limit_s=given.training)
-        return (
-            warm,
-            out / MODEL,
-            run_job(BackboneJob(kind="reader", out=out, spec=spec, loop=loop), given.device),
-        )
-    reward = RewardConfig(gamma=given.gamma)
-    if name == "policy":
-        job = PolicyTrainConfig(
-            data=(material,), out=out / POLICY, algorithm="plain_ppo", warm_start="none", begin_with=warm,
-            reward=reward, backbone=backbone, steps=given.updates, minutes=minutes, questions=given.questions,
-            seed=given.seed,
-        )  # fmt: skip
-        return out / POLICY, None, train_policy(job, on_step=_progress)
-    joint = JointSpec(
-        data=material, backbone=backbone, policy=warm, steps=given.updates, lr=given.lr, budget=given.budget,
-        questions=given.questions, policy_lr=given.policy_lr, losses=LossWeights(tokens=given.gamma),
-        seed=given.seed,
-    )  # fmt: skip
-    config = CoTrainConfig(
-        data=material, out=out, mode=name, backbone=backbone, policy=warm, rounds=given.rounds,
-        reader_steps=max(1, given.updates // given.rounds), policy_steps=max(1, given.updates // given.rounds),
-        policy_minutes=max(0.1, minutes / given.rounds * 0.7), reader_lr=given.lr, questions=given.questions,
-        reward=reward, budget=given.budget, joint=joint if name == "joint" else None, seed=given.seed,
-    )  # fmt: skip
-    figures = cotrain(config, lambda job: run_job(job, given.device), untracked)
-    return Path(figures["policy"]), Path(figures["reader"]), figures
-
-
-def run_job(job: BackboneJob, device: str) -> dict[str, Any]:
-    """A backbone job in this process; the ends of its curve."""
-    run_here(absolute(job), device, tell_row)
-    # training rounds products; who loads a backbone afterwards compares it with itself more exactly
-    torch.set_float32_matmul_precision("highest")
-    curve = read_curve(job.out)
-    tenth = max(1, len(curve) // 10)
-    ends = {"first": curve[:tenth], "last": curve[-tenth:]}
-    means = {
-        f"{key}_{end}": round(float(np.mean([row[key] for row in rows])), 4)
-        for key in ("loss", "gold_chosen", "stop_rate", "answers")
-        if curve and key in curve[0]
-        for end, rows in ends.items()
-    }
-    return {"kind": job.kind, "steps": len(curve), "seconds": curve[-1]["seconds"], **means}
 
 
 def judged(
@@ -224,13 +145,13 @@ def judged(
 def gather(given: argparse.Namespace, codes: dict[str, int]) -> int:
     """Write OUT/cotrain.json and OUT/cotrain.tar of the runs that were judged."""
     found: dict[str, Any] = {}
-    for name in given.runs:
+    for name in map(str, runs_of(given).values()):
         if (figures := read_json(given.work / name / RESULT)) is not None:
             found[name] = figures | {"code": codes.get(name, 0)}
     begun = _scores(given.work / "start")
     for name, figures in found.items():
         ours = _scores(given.work / name)
-        if name != "start" and begun:
+        if figures["run"] != "start" and begun:
             figures["gain_on_start"] = {key: paired(ours[key], begun[key]) for key in ours if key in begun}
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "cotrain.json").write_text(json.dumps(found))
@@ -253,13 +174,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare(given)
     left = given.seconds - (time.monotonic() - began)
     told = list(sys.argv[1:] if arguments is None else arguments)
-    training = str(given.training or max(10.0, left - 70.0))  # loading and judging take their share
+    # loading and judging take their share
+    training = str(given.training or max(10.0, min(110.0, left - 70.0)))
     commands = {
-        name: ["-m", "infra.training.cotrain_gpu", *told, "--run", name, "--training", training]
+        folder: [
+            "-m", "infra.training.cotrain_gpu", *told, "--run", name, "--seed", str(seed), "--training", training,
+        ]
+        for (name, seed), folder in runs_of(given).items()
+        if read_json(given.work / folder / RESULT) is None
+    }  # fmt: skip
+    return gather(given, run_side_by_side(commands, given.work / "logs", left, at_once=given.at_once))
+
+
+def runs_of(given: argparse.Namespace) -> dict[tuple[str, int], str]:
+    """Every run's name and seed with its folder, in the order in which they are started: seed by seed."""
+    seeds = {name: given.seeds[:1] if name == "start" else given.seeds for name in given.runs}
+    return {
+        (name, seed): folder_of(name, seed)
+        for seed in given.seeds
         for name in given.runs
-        if read_json(given.work / name / RESULT) is None
+        if seed in seeds[name]
     }
-    return gather(given, run_side_by_side(commands, given.work / "logs", left + 20.0))
+
+
+def folder_of(name: str, seed: int) -> str:
+    """The folder of a run in WORK."""
+    return name if name == "start" else f"{name}-{seed}"
+
+
+def _with_pairs(material: Material, folder: Path) -> Material:
+    """With a pair reader's features, where it has left them all; without them the policy has fewer features."""
+    from infra.training.policy_pairs import with_scores
+
+    try:
+        return with_scores(material, folder)
+    except (FileNotFoundError, ValueError) as error:
+        tell(f"without the pair reader's features: {error}")
+        return material
 
 
 def _scores(folder: Path) -> dict[str, Any]:
@@ -268,11 +219,6 @@ def _scores(folder: Path) -> dict[str, Any]:
         return {}
     with np.load(path) as packed:
         return {name: packed[name] for name in packed.files}
-
-
-def _progress(row: dict[str, float]) -> None:
-    if int(row.get("iteration", 0)) % 5 == 0:
-        tell_row(row)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -286,18 +232,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=RUNS)
-    parser.add_argument("--updates", type=int, default=90, help="of each part")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--at-once", type=int, default=5, help="processes side by side")
+    parser.add_argument("--memory", type=float, default=0.18, help="share of the device that each may take")
+    parser.add_argument("--updates", type=int, default=60, help="of each part")
     parser.add_argument("--rounds", type=int, default=3, help="of the alternating run")
     parser.add_argument("--questions", type=int, default=32, help="of a policy's iteration or a joint part")
     parser.add_argument("--train", type=int, default=300, help="training questions of a set, at most")
     parser.add_argument("--test", type=int, default=200, help="test questions of a set, at most")
     parser.add_argument("--budget", type=int, default=128, help="tokens that training may read")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[64, 128], help="judged")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[128], help="judged")
     parser.add_argument("--gamma", type=float, default=0.0005, help="price of a token, by reward or loss")
     parser.add_argument("--lr", type=float, default=2e-4, help="of the reader")
     parser.add_argument("--policy-lr", type=float, default=3e-4, help="of the policy in the joint run")
     parser.add_argument("--warm-steps", type=int, default=300)
-    parser.add_argument("--seconds", type=float, default=230.0, help="of everything")
+    parser.add_argument("--seconds", type=float, default=290.0, help="of everything")
     parser.add_argument("--training", type=float, default=0.0, help="of training alone (0: all but 70 s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda")

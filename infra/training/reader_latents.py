@@ -7,7 +7,8 @@ DATA is what `infra.training.reader_latents_data` wrote, READER a decoder's fold
 `start` judges the reader as it is, `latents` trains over contexts held as latents or heavy hitters at 5 to 20% of
 the bytes, `full` over the same contexts held in full: what it gains is not owed to the compression. All are judged
 on test questions over 24 passages in every form. Processes side by side; states are kept in WORK, so that a run
-that was ended goes on. OUT gets latents.json and latents.tar (the adapter of `latents`).
+that was ended goes on. OUT gets latents.json (the page: infra.training.latents_report) and latents.tar (the adapter
+of `latents`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from typing import Any
 from infra.training.backbone_job import MODEL, BackboneJob, absolute, build, run_here
 from infra.training.backbone_loop import LoopConfig, read_curve
 from infra.training.learners.latents import LatentsSpec
-from infra.training.side_by_side import pack_results, read_json, run_side_by_side, tell, tell_row
+from infra.training.side_by_side import (
+    limit_memory,
+    pack_results,
+    read_json,
+    run_side_by_side,
+    tell,
+    tell_row,
+)
 from models.hf.config import HfConfig
 
 RUNS: dict[str, dict[str, Any]] = {"start": {}, "latents": {}, "full": {"full_share": 1.0}}
@@ -34,6 +42,7 @@ FIGURES = "figures.json"
 def one_run(name: str, given: argparse.Namespace) -> None:
     """Train (`start`: not at all) and judge; figures are in WORK/<name>/model."""
     began = time.monotonic()
+    limit_memory(given.memory, given.device)
     backbone = HfConfig(model=str(given.reader), adapter=given.adapter, device=given.device)
     spec = replace(
         LatentsSpec(
@@ -96,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {
         name: ["-m", "infra.training.reader_latents", *told, "--run", name, "--training", str(given.training)]
         for name in given.runs
+        if read_json(given.work / name / MODEL / FIGURES) is None
     }
     return gather(given, run_side_by_side(commands, given.work / "logs", given.seconds + 20.0))
 
@@ -119,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--judged", type=int, default=90, help="test contexts, at most")
     parser.add_argument("--seconds", type=float, default=150.0, help="of everything")
     parser.add_argument("--training", type=float, default=0.0, help="of training alone (0: all but 60 s)")
+    parser.add_argument("--memory", type=float, default=0.25, help="share of the device that each may take")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--run", choices=list(RUNS), help="be this run")

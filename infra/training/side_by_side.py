@@ -20,24 +20,32 @@ ENVIRONMENT = {
 
 
 def run_side_by_side(
-    commands: Mapping[str, Sequence[str]], logs: Path, limit_s: float, told_every_s: float = 20.0
+    commands: Mapping[str, Sequence[str]],
+    logs: Path,
+    limit_s: float,
+    told_every_s: float = 20.0,
+    *,
+    at_once: int = 0,
+    environment: Mapping[str, str] | None = None,
 ) -> dict[str, int]:
     """Run each command (arguments of this Python) in a process of its own; exit codes by name, -9 at the limit.
 
-    Each has two threads for what it computes on the CPU: all cores for each would be in each other's way.
+    At most `at_once` run together (0: all); the next starts when one ends, and those that never started have no
+    code. Each has two threads for what it computes on the CPU: all cores for each would be in each other's way.
     """
-    environment = os.environ | ENVIRONMENT
+    variables = os.environ | ENVIRONMENT | dict(environment or {})
     logs.mkdir(parents=True, exist_ok=True)
     began = last = time.monotonic()
-    running = {}
-    for name, arguments in commands.items():
-        log = (logs / f"{name}.log").open("a")
-        running[name] = subprocess.Popen(
-            [sys.executable, *arguments], stdout=log, stderr=subprocess.STDOUT, env=environment
-        )
-        log.close()
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    waiting = list(commands)
     codes: dict[str, int] = {}
-    while running and time.monotonic() - began < limit_s:
+    while (running or waiting) and time.monotonic() - began < limit_s:
+        while waiting and (not at_once or len(running) < at_once):
+            name = waiting.pop(0)
+            with (logs / f"{name}.log").open("a") as log:
+                running[name] = subprocess.Popen(
+                    [sys.executable, *commands[name]], stdout=log, stderr=subprocess.STDOUT, env=variables
+                )
         time.sleep(0.2)
         for name, process in list(running.items()):
             if (code := process.poll()) is not None:
@@ -55,6 +63,14 @@ def run_side_by_side(
         codes[name] = process.wait()
         tell(f"{name}: ended at the limit of {limit_s:.0f} s\n{tail(logs, name, 1)}")
     return codes
+
+
+def limit_memory(share: float, device: str) -> None:
+    """Let this process take at most a share of a CUDA device's memory: what it fails by is then its own error."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.set_per_process_memory_fraction(share)
 
 
 def tail(logs: Path, name: str, code: int) -> str:

@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     figures = compare(runs[1], runs[given.workers], given.workers, given.skip)
     figures |= {
         "launcher": launcher, "ray_failed": why, "device": _device(given.device), "workers": given.workers,
-        "steps": given.steps, "accumulate": given.accumulate, "eager": given.eager, "torch": torch.__version__,
-        "seconds": seconds,
+        "skipped": given.skip, "steps": given.steps, "accumulate": given.accumulate, "eager": given.eager,
+        "torch": torch.__version__, "seconds": seconds,
         "curves": {str(size): rows for size, rows in runs.items()},
     }  # fmt: skip
     (given.out / "two_gpus.json").write_text(json.dumps(figures))

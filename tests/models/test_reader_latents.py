@@ -22,7 +22,9 @@ from models.reader_latents import (
     Squeeze,
     choose,
     evicted_blocks,
+    held_answer_loss,
     latent_answer_loss,
+    leading_columns,
     read_context,
 )
 from models.reader_training import ReadingRows, add_lora, answer_loss, collate
@@ -222,3 +224,54 @@ def test_wrong_forms_and_shares_are_refused(wrong: dict[str, Any]) -> None:
     """Given and allowed are named."""
     with pytest.raises(ValueError, match="allowed"):
         Squeeze(**wrong)
+
+
+@pytest.mark.parametrize(("rank", "fall"), [(4, 0.5), (16, 0.1), (16, 0.0), (24, 0.02)])
+def test_columns_found_by_iteration_leave_out_what_the_exact_ones_do(rank: int, fall: float) -> None:
+    """Orthonormal to 1e-4; what is left out of a block is that of exact ones to 2%; lower ranks stay finite."""
+    chance = torch.Generator().manual_seed(1)
+    left, right = (torch.linalg.qr(torch.randn(3, 2, 64, 64, generator=chance))[0] for _ in range(2))
+    sizes = torch.exp(-fall * torch.arange(64.0)) if fall else torch.cat((torch.ones(8), torch.zeros(56)))
+    blocks = left @ (sizes[:, None] * right)
+    found, exact = leading_columns(blocks, rank), reader_latents._subspace(blocks, rank)
+    assert found.isfinite().all()
+
+    def lost(rows: Tensor) -> float:
+        return float((blocks - rows @ (rows.transpose(-1, -2) @ blocks)).norm())
+
+    if fall:
+        inner = found.transpose(-1, -2) @ found
+        assert torch.allclose(inner, torch.eye(rank).expand_as(inner), atol=1e-4)
+        assert lost(found) <= 1.02 * lost(exact) + 1e-5
+    else:
+        assert lost(found) <= 1e-3 * float(blocks.norm())
+
+
+def test_a_context_read_once_is_held_in_several_ways(folder: Path) -> None:
+    """Each form over the same reading gives the loss of a reading of its own."""
+    model, specs, tokenizer = loaded(folder)
+    _, questions = batch_of(tokenizer, [("what sat", " cat"), ("what lay", " dog")])
+    ids = ids_of(tokenizer, CONTEXT)
+    with torch.no_grad():
+        layers = read_context(model, specs, ids)
+        for squeeze in (Squeeze(keep=0.2), Squeeze(form="full", keep=1.0), Squeeze(keep=0.4)):
+            once = held_answer_loss(model, layers, questions, squeeze)[0]
+            alone = latent_answer_loss(model, specs, ids, questions, squeeze)[0]
+            assert float(once) == pytest.approx(float(alone), rel=1e-6)
+
+
+@pytest.mark.parametrize("form", ["full", "latents"])
+def test_half_precision_as_on_a_gpu_gives_a_gradient(folder: Path, form: str) -> None:
+    """Under autocast to bf16 the loss is near the float32 one, and the adapter has a finite gradient."""
+    model, specs, tokenizer = loaded(folder)
+    adapted = add_lora(model, 4, 8, 0.0).eval()
+    _, questions = batch_of(tokenizer, [("what sat", " cat"), ("what lay", " dog")])
+    ids = ids_of(tokenizer, CONTEXT)
+    squeeze = Squeeze(form=form, keep=0.2 if form != "full" else 1.0)
+    exact = float(latent_answer_loss(adapted, specs, ids, questions, squeeze)[0].detach())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = latent_answer_loss(adapted, specs, ids, questions, squeeze)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(exact, rel=0.1)
+    gradients = [p.grad for p in adapted.parameters() if p.requires_grad]
+    assert all(g is not None and bool(g.isfinite().all()) for g in gradients)

@@ -47,6 +47,15 @@ def scheduled_step(
     return {"lr": rate}
 
 
+def known_ids(tokenizer: Any, text: str) -> list[int]:
+    """A text's ids; tokens that a cut vocabulary lacks are left out, where a backbone would refuse the text."""
+    whole, new = getattr(tokenizer, "_whole", None), getattr(tokenizer, "_new", None)
+    if whole is None or new is None:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    found = whole.encode(text, add_special_tokens=False).ids
+    return [new[i] for i in found if i in new]
+
+
 def write_adapted(model: Any, tokenizer: Any, method: str, folder: Path) -> None:
     """The adapter as peft reads it, or the whole model as `transformers` does; in bf16."""
     if method == "lora":

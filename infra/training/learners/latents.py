@@ -18,14 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from infra.training.learners.adapting import go_on, load_named, named_state, scheduled_step, write_adapted
+from infra.training.learners.adapting import (
+    go_on,
+    known_ids,
+    load_named,
+    named_state,
+    scheduled_step,
+    write_adapted,
+)
 from infra.training.reader_latents_data import Group, load_groups
 from models.cache.ranker import Ranker, find_ranker
 from models.data_parallel import Group as Workers
 from models.hf.adapter import adapter_folder
 from models.hf.config import HfConfig
 from models.hf.loading import Loaded, layer_specs, load, pick_device
-from models.reader_latents import FORMS, Squeeze, latent_answer_loss
+from models.reader_latents import FORMS, Squeeze, held_answer_loss, latent_answer_loss, read_context
 from models.reader_training import Batch, ReaderTrainConfig, ReadingRows, add_lora, collate
 from pipeline.session.prompts import reader_prompt, target_text
 
@@ -126,7 +133,7 @@ class LatentsLearner:
 
     def loss(self, part: Part, number: int, progress: float) -> tuple[Tensor, dict[str, Tensor], int]:
         """Cross entropy of the answers' tokens over the context as it is held."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with self._autocast():
             loss, right = latent_answer_loss(
                 self.model, self._specs, part.context, part.questions, part.squeeze, self._ranker
             )
@@ -158,25 +165,30 @@ class LatentsLearner:
         `full`, each form and share, and `golds` (few passages, in full); means over contexts, all and by set.
         """
         width = max(self.spec.passages)
-        cells: dict[str, tuple[int, Squeeze]] = {
-            "full": (width, Squeeze(form="full", keep=1.0)), "golds": (1, Squeeze(form="full", keep=1.0)),
-        }  # fmt: skip
+        whole = Squeeze(form="full", keep=1.0)
+        cells: dict[int, dict[str, Squeeze]] = {width: {"full": whole}, 1: {"golds": whole}}
         for form in self.spec.forms:
             if form != "full":
-                cells |= {
-                    f"{form}_{keep:g}": (width, Squeeze(form=form, keep=keep)) for keep in self.spec.keeps
+                cells[width] |= {
+                    f"{form}_{keep:g}": Squeeze(form=form, keep=keep) for keep in self.spec.keeps
                 }
-        found: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in cells}
+        found: dict[str, dict[str, list[tuple[float, float]]]] = {
+            name: {} for some in cells.values() for name in some
+        }
         several = sorted({group.dataset for group in self.test})
         by_set = [[g for g in self.test if g.dataset == name] for name in several]
         each = max(1, self.spec.judged // max(1, len(several)))
         for group in (group for some in by_set for group in some[:each]):
-            for name, (passages, squeeze) in cells.items():
-                part = self._part(group, passages, f"judge:{group.asked[0]}", squeeze)
-                _, terms, _ = self.loss(part, 0, 1.0)
-                told = (float(terms["answers"]), float(terms["tokens_right"]))
-                for key in ("all", group.dataset):
-                    found[name].setdefault(key, []).append(told)
+            for passages, some in cells.items():
+                part = self._part(group, passages, f"judge:{group.asked[0]}", whole)
+                with self._autocast():
+                    layers = read_context(self.model, self._specs, part.context)
+                    for name, squeeze in some.items():
+                        answers, right = held_answer_loss(
+                            self.model, layers, part.questions, squeeze, self._ranker
+                        )
+                        for key in ("all", group.dataset):
+                            found[name].setdefault(key, []).append((float(answers), float(right)))
         return {
             name: {
                 f"{what}_{key}": round(float(np.mean([pair[at] for pair in pairs])), 4)
@@ -195,6 +207,9 @@ class LatentsLearner:
         (folder / "figures.json").write_text(json.dumps({"about": about, "judged": judged}, default=str))
         return sorted(folder.iterdir())
 
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
     def _part(self, group: Group, passages: int, seed: str, squeeze: Squeeze) -> Part:
         pairs = [
             (self._ids(reader_prompt((), asked)), self._ids(target_text(answers[0]) + STOP))
@@ -209,7 +224,7 @@ class LatentsLearner:
         )
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._loaded.tokenizer.encode(text, add_special_tokens=False).ids)
+        return known_ids(self._loaded.tokenizer, text)
 
 
 def build_latents(spec: LatentsSpec, out: Path, device: str) -> LatentsLearner:

@@ -23,6 +23,21 @@ def test_runs_end_with_their_codes_or_at_the_limit(tmp_path: Path) -> None:
     assert "no data" in (tmp_path / "badly.log").read_text()
 
 
+def test_at_most_so_many_run_at_once_and_those_never_started_have_no_code(tmp_path: Path) -> None:
+    """The third starts when one of two ends; behind one that never ends nothing starts; variables are handed on."""
+    told = "import os, pathlib, time; p = pathlib.Path(os.environ['AT']) / str(os.getpid()); p.touch(); "
+    told += "n = len(list(p.parent.iterdir())); print(n); time.sleep(1); p.unlink(); assert n <= 2"
+    (tmp_path / "at").mkdir()
+    environment = {"AT": str(tmp_path / "at")}
+    some = {name: ["-c", told] for name in ("a", "b", "c")}
+    assert run_side_by_side(some, tmp_path / "x", 120.0, at_once=2, environment=environment) == {
+        "a": 0, "b": 0, "c": 0,
+    }  # fmt: skip
+    held = {"late": ["-c", "import time; time.sleep(600)"], "never": ["-c", "print(1)"]}
+    assert run_side_by_side(held, tmp_path / "y", 3.0, at_once=1) == {"late": -9}
+    assert not (tmp_path / "y" / "never.log").exists()
+
+
 def test_results_travel_in_one_file_without_what_is_left_out(tmp_path: Path) -> None:
     """Files keep their folders' names; states stay behind; a cut-off JSON file counts as none."""
     (tmp_path / "run" / "states").mkdir(parents=True)

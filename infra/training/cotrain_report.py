@@ -1,0 +1,146 @@
+"""The page of a co-training run: each way of training at equal updates, its gain on the start question by question.
+
+python -m infra.training.cotrain_report --found OUT/cotrain.json --bench infra/bench/results/NAME
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+SHOWN = (
+    ("reader", "reader alone"), ("policy", "policy alone"), ("alternating", "in turn"), ("joint", "jointly"),
+)  # fmt: skip
+METHODS = {
+    "policy": "the policy, its own STOP",
+    "filled": "the policy, budget filled",
+    "hybrid": "hybrid search",
+    "oracle": "the telling sentence",
+}
+
+
+def by_run(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The runs' figures by what they train, a list over the seeds."""
+    sorted_out: dict[str, list[dict[str, Any]]] = {}
+    for figures in found.values():
+        sorted_out.setdefault(figures["run"], []).append(figures)
+    return {name: sorted(some, key=lambda each: each["seed"]) for name, some in sorted_out.items()}
+
+
+def gains(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """F1 gained on the start by run, set and choice: mean over seeds, and the seeds' extremes and mean interval."""
+    out: dict[str, dict[str, float]] = {}
+    for name, some in by_run(found).items():
+        for point in sorted({key for each in some for key in each.get("gain_on_start", {})}):
+            told = [each["gain_on_start"][point] for each in some if point in each.get("gain_on_start", {})]
+            values = [each["gain"] for each in told]
+            out[f"{name}.{point}"] = {
+                "mean": round(mean(values), 2), "least": min(values), "most": max(values), "seeds": len(values),
+                "low": round(mean(each["low"] for each in told), 2),
+                "high": round(mean(each["high"] for each in told), 2),
+            }  # fmt: skip
+    return out
+
+
+def updates_done(figures: dict[str, Any]) -> tuple[int, int]:
+    """Updates of reader and policy that a run really did."""
+    run, training = figures["run"], figures["training"]
+    if run == "start":
+        return 0, 0
+    if run == "reader":
+        return int(training["steps"]), 0
+    if run == "policy":
+        return 0, int(training["learning"]["iterations"])
+    if run == "joint":
+        steps = int(training["rounds"][0]["steps"])
+        return steps, steps
+    rounds = training["rounds"]
+    return (
+        sum(int(each["reader"]["steps"]) for each in rounds),
+        sum(int(each["retriever"]["learning"]["iterations"]) for each in rounds),
+    )
+
+
+def page(found: dict[str, Any], device: str) -> str:
+    """The figures as tables."""
+    runs, gained = by_run(found), gains(found)
+    start = runs["start"][0]
+    sets = sorted(start["judged"])
+    lines = [
+        f"# Reader and policy, each alone, in turn and jointly ({device})", "",
+        f"Begun with the shipped adapter and a policy from labels ({start['features']} features a candidate). "
+        "F1 made to answer, percent; gain on the start question by question, mean over the seeds (least to most of "
+        "the seeds; the mean of their 95% intervals). Command: the head of `infra/training/cotrain_gpu.py`.", "",
+        "| run | seeds | updates of the reader | updates of the policy | training, s |",
+        "| --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for name, shown in SHOWN:
+        if name in runs:
+            done = [updates_done(each) for each in runs[name]]
+            seconds = ", ".join(f"{each['training_seconds']:.0f}" for each in runs[name])
+            ours, theirs = (_span([pair[at] for pair in done]) for at in (0, 1))
+            lines.append(f"| {shown} | {len(done)} | {ours} | {theirs} | {seconds} |")
+    points = list(start["judged"][sets[0]])
+    for dataset in sets:
+        lines += ["", f"## {dataset}", "", "| read | start: F1 at tokens | " + " | ".join(
+            shown for name, shown in SHOWN if name in runs) + " |"]  # fmt: skip
+        lines.append("| --- | --- |" + " --- |" * sum(name in runs for name, _ in SHOWN))
+        for point in points:
+            method, _, budget = point.rpartition("_")
+            figures = start["judged"][dataset][point]
+            cells = [f"{METHODS.get(method, method)}, {budget}"]
+            cells.append(f"{figures['forced_f1']:.1f} at {figures['tokens']:.0f}")
+            for name, _ in SHOWN:
+                if name in runs:
+                    tokens = mean(each["judged"][dataset][point]["tokens"] for each in runs[name])
+                    gain = gained.get(f"{name}.{dataset}.{point}")
+                    cells.append("" if gain is None else _gain(gain, tokens))
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _gain(gain: dict[str, float], tokens: float) -> str:
+    return (
+        f"{gain['mean']:+.1f} ({gain['least']:+.1f} to {gain['most']:+.1f}; {gain['low']:+.1f} to "
+        f"{gain['high']:+.1f}) at {tokens:.0f}"
+    )
+
+
+def _span(values: Sequence[int]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else f"{min(values)} to {max(values)}"
+
+
+def without_paths(value: Any) -> Any:
+    """The same with the last parts of paths alone: where things lay on a host matters to nobody."""
+    if isinstance(value, dict):
+        return {name: without_paths(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [without_paths(each) for each in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--found", type=Path, required=True, help="cotrain.json of cotrain_gpu")
+    parser.add_argument("--bench", type=Path, required=True, help="where results go, without ending")
+    parser.add_argument("--device", default="NVIDIA H200")
+    parser.add_argument("--note", default="", help="added at the page's end")
+    given = parser.parse_args(arguments)
+    found = without_paths(json.loads(given.found.read_text()))
+    if "start" not in found:
+        raise SystemExit(f"{given.found} has no run `start`: nothing to compare with")
+    results = {"bench": "cotrain", "device": given.device, "runs": found, "gains": gains(found)}
+    given.bench.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    text = page(found, given.device) + (f"\n{given.note}\n" if given.note else "")
+    given.bench.with_suffix(".md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
