@@ -50,10 +50,12 @@ class Haystack:
             dtype=dtype,
             device=self.device,
         )
-        reach = config.reach(upper=False) or 0
+        reach = (config.reach(upper=False) or 0) + config.lookbehind
         self._before = -(-reach // config.chunk)
+        # the chunk before a needle's changes too where it looks ahead
+        self.patch_lead = 1 if config.lookahead else 0
         # a needle may begin at any token of its chunk
-        self.patch_chunks = -(-(reach + _LONGEST_NEEDLE + config.chunk) // config.chunk)
+        self.patch_chunks = -(-(reach + _LONGEST_NEEDLE + config.chunk) // config.chunk) + self.patch_lead
         self._encode(segment)
 
     @property
@@ -63,31 +65,43 @@ class Haystack:
 
     @torch.no_grad()
     def _encode(self, segment: int) -> None:
-        """The lower half over segments, its state carried from one to the next."""
-        size, states = self.model.config.chunk, None
+        """The lower half over segments, the state and what chunks see beside them carried on."""
+        config, states = self.model.config, None
+        size, ahead, behind = config.chunk, config.lookahead, config.lookbehind
         segment = max(size, segment // size * size)
+        open_, before, done = (
+            None,
+            0,
+            0,
+        )  # hidden states not done with, of which so many are only looked back to
         for start in range(0, len(self.ids), segment):
             piece = torch.from_numpy(self.ids[start : start + segment].astype(np.int64)).to(self.device)
             hidden, states = self.model.lower(piece[None], states)
-            codes = self.model.encode(hidden)
-            at = slice(start // size, start // size + codes.landmarks.shape[1])
+            joined = hidden if open_ is None else torch.cat((open_, hidden), 1)
+            last = start + segment >= len(self.ids)
+            whole = max(0, joined.shape[1] - before - (0 if last else ahead)) // size
+            end = before + whole * size
+            codes = self.model.encode(joined[:, : end + ahead], before)
+            at = slice(done, done + whole)
             self.landmarks[at] = codes.landmarks[0].to(torch.float16)
             self.kv[at] = torch.stack((codes.keys[0], codes.values[0]), 2).to(self.kv.dtype)
+            done, kept = done + whole, max(0, end - behind)
+            open_, before = joined[:, kept:], end - kept
 
     @torch.no_grad()
     def patched(self, trials: Sequence[Written]) -> Patches:
         """Chunks that the needles of each trial change, encoded with them. All trials have equally many needles."""
         size, span = self.model.config.chunk, self.patch_chunks
-        wide = self._before + span
+        wide, ahead = self._before + span, self.model.config.lookahead
         texts, starts = [], []
         for needles in trials:
             for at, needle in needles:
                 if len(needle) > _LONGEST_NEEDLE:
                     raise ValueError(f"a needle has {len(needle)} tokens; allowed: {_LONGEST_NEEDLE} at most")
-                first = at // size
+                first = max(0, at // size - self.patch_lead)
                 begin = max(0, first - self._before)
-                text = np.zeros(wide * size, np.int64)
-                known = self.ids[begin * size : (begin + wide) * size]
+                text = np.zeros(wide * size + ahead, np.int64)
+                known = self.ids[begin * size : (begin + wide) * size + ahead]
                 text[: len(known)] = known
                 text[at - begin * size : at - begin * size + len(needle)] = needle
                 texts.append(text)

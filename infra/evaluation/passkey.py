@@ -143,16 +143,17 @@ class PasskeyTest:
             )
         first = rng.randrange(self.hay.num_chunks - chunks + 1)
         span = self.hay.patch_chunks
-        room = (chunks - self.tail - 8) // span
+        lead = self.hay.patch_lead
+        room = (chunks - self.tail - 8 - lead) // span
         if room < 1 + cell.distractors:
-            least = (span * (1 + cell.distractors) + self.tail + 8) * size
+            least = (span * (1 + cell.distractors) + self.tail + 8 + lead) * size
             raise ValueError(
                 f"length: given {length}; allowed: {least} or more for {cell.distractors} distractors"
             )
         trials = []
         for _ in range(count):
             # one needle a span, so that no two change the same chunk
-            places = [first + span * at for at in rng.sample(range(room), 1 + cell.distractors)]
+            places = [first + lead + span * at for at in rng.sample(range(room), 1 + cell.distractors)]
             trials.append(self._trial(self._needles(cell, rng), places, first, chunks, rng))
         patches = self.hay.patched([trial.needles for trial in trials])
         return self._ask(self.hay, first, chunks, trials, patches)
@@ -253,6 +254,12 @@ class PasskeyTest:
         }  # fmt: skip
 
 
+def row_fits(test: PasskeyTest, cell: Cell, length: int) -> bool:
+    """Whether the needles of a trial of the cell fit a text of `length` tokens."""
+    chunks = test.hay.patch_chunks * (1 + cell.distractors) + test.tail + 8 + test.hay.patch_lead
+    return length >= chunks * test.model.config.chunk
+
+
 def table(
     test: PasskeyTest,
     lengths: Sequence[int],
@@ -265,8 +272,7 @@ def table(
     rows = []
     for length in lengths:
         for cell in cells:
-            least = (test.hay.patch_chunks * (1 + cell.distractors) + test.tail + 8) * test.model.config.chunk
-            if length < least:
+            if not row_fits(test, cell, length):
                 continue
             rows.append(test.row(cell, length, trials, seed))
             if report is not None:

@@ -29,6 +29,9 @@ def checks(device: str, tiny: bool = False) -> Iterator[dict[str, Any]]:
     plan: dict[str, Callable[[], tuple[float, float, dict[str, Any]]]] = {
         "bf16 against fp32": lambda: _dtypes(small, length, device),
         "streaming, sliding": lambda: _streaming(small, length, device, torch.float32),
+        "streaming, lookahead": lambda: _streaming(
+            replace(small, lookahead=32, lookbehind=32, rerank=True), length, device, torch.float32
+        ),
         "streaming, gated linear": lambda: _streaming(
             replace(small, lower_mixers=("gated_linear",)), length, device, torch.float32
         ),
@@ -133,19 +136,29 @@ def _kernel(device: str, tiny: bool) -> tuple[float, float, dict[str, Any]]:
 
 
 def _gated(device: str, tiny: bool) -> tuple[float, float, dict[str, Any]]:
-    """What the mixer runs here (fla's operator on CUDA, where it is) against our chunked form, with gradients."""
+    """What the mixer runs here (fla's operator on CUDA, where it is) against our chunked form, with gradients.
+
+    Times are of both directions over one sequence of 16,384 tokens, states carried.
+    """
     torch.manual_seed(0)
-    shape = (1, 100, 2, 32) if tiny else (2, 1_024, 8, 64)
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    on_gpu = device.startswith("cuda")
+    shape = (1, 100, 2, 32) if tiny else (1, 16_384, 8, 64)
+    dtype = torch.bfloat16 if on_gpu else torch.float32
     q, k, v = (torch.randn(*shape, device=device, dtype=dtype).requires_grad_() for _ in range(3))
     gate = (torch.nn.functional.logsigmoid(torch.randn(*shape, device=device)) / 16).requires_grad_()
     gradient = torch.randn(*shape, device=device, dtype=dtype)
-    results = []
-    for operator in (gated_linear, gated_linear_chunked):
-        out, last = operator(q, k, v, gate, None)
-        results.append((out, last, *torch.autograd.grad(out, (q, k, v, gate), gradient)))
+    results, times = [], {}
+    for name, operator in (("operator_ms", gated_linear), ("chunked_ms", gated_linear_chunked)):
+
+        def both(operator: Callable[..., tuple[Tensor, Tensor]] = operator) -> tuple[Tensor, ...]:
+            out, last = operator(q, k, v, gate, None)
+            return (out, last, *torch.autograd.grad(out, (q, k, v, gate), gradient))
+
+        results.append(both())
+        times[name] = _milliseconds(both, on_gpu)
     errors = [relative(a, b) for a, b in zip(*results, strict=True)]
-    return max(errors), BOUNDS[dtype], {"errors": errors, "fla": importlib.util.find_spec("fla") is not None}
+    fla = on_gpu and importlib.util.find_spec("fla") is not None
+    return max(errors), BOUNDS[dtype], {"errors": errors, "fla": fla} | times
 
 
 def _milliseconds(function: Callable[[], Any], on_gpu: bool, runs: int = 10) -> float:

@@ -1,6 +1,7 @@
 """Language models of equal size, tokens and batches side by side: who profits from far text, and how much.
 
     python3 -m infra.training.subq_compare --data DATA --work WORK --out OUT --seconds 330
+    python3 -m infra.training.subq_compare … --runs subq-lean:0,1,2 no-retrieval:0,1,2 --length 32768 --batch 1
 
 Runs every method with every seed as a process of its own, several at a time, seed after seed, and ends by
 --seconds; a call that ended early is made again and goes on with what is missing. Each run leaves
@@ -30,8 +31,10 @@ from infra.training.subq_lm import LmConfig, train_and_judge
 from models.subq.baselines import baseline
 from models.subq.config import SubqConfig
 
-METHODS = ("subq", "no-retrieval", "transformer", "mamba-2", "gca", "linear-transformer")
+METHODS = ("subq", "subq-lean", "no-retrieval", "transformer", "mamba-2", "gca", "linear-transformer")
 """In this order within a seed: what the bar asks for comes first."""
+LABELLED = ("subq", "subq-lean")
+"""These learn what to read from hindsight too; gca from the loss on tokens alone."""
 SIZES = SubqConfig(
     width=256, lower_blocks=2, upper_blocks=2, head_dim=64, feed_forward=640, window=128, near=2, landmark_dim=128,
     encoder_heads=8, top_k=8, rerank=True, kernel="plain",
@@ -59,8 +62,8 @@ def settings(
     """Shape and run of a method; what is compared differs in mixers and reading alone."""
     sizes = replace(TINY if given.tiny else SIZES, vocabulary=vocabulary)
     run = LmConfig(
-        tokens=given.tokens, seed=seed, judged=given.judged,
-        hindsight=given.hindsight if method == "subq" else 0.0,
+        tokens=given.tokens, seed=seed, judged=given.judged, length=given.length, batch=given.batch,
+        hindsight=given.hindsight if method in LABELLED else 0.0, compiled=given.compiled,
     )  # fmt: skip
     if given.tiny:
         run = replace(run, length=512, warmup=5, lr=4e-3, muon=False)
@@ -89,12 +92,7 @@ def one(given: argparse.Namespace) -> None:
 def everything(given: argparse.Namespace) -> None:
     """All runs that are missing, `--jobs` at a time, until --seconds; then the summary."""
     began = time.monotonic()
-    waiting = [
-        (method, seed)
-        for seed in range(given.seeds)
-        for method in given.methods.split(",")
-        if not _path(given, method, seed).exists()
-    ]
+    waiting = [key for key in wanted(given) if not _path(given, *key).exists()]
     running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
     failed: list[str] = []
     written = -1
@@ -125,11 +123,25 @@ def everything(given: argparse.Namespace) -> None:
         print(f"failed: {failed}; not finished, call again: {missing}", flush=True)  # noqa: T201
 
 
+def wanted(given: argparse.Namespace) -> list[tuple[str, int]]:
+    """Methods and seeds in the order that they are begun: --runs as given, else seed after seed."""
+    if not given.runs:
+        return [(method, seed) for seed in range(given.seeds) for method in given.methods.split(",")]
+    found = []
+    for text in given.runs:
+        method, _, seeds = text.partition(":")
+        if method not in METHODS or not all(seed.isdigit() for seed in seeds.split(",")):
+            raise SystemExit(f"--runs: given {text!r}; allowed: METHOD:SEED,SEED with {', '.join(METHODS)}")
+        found += [(method, int(seed)) for seed in seeds.split(",")]
+    return found
+
+
 def _start(given: argparse.Namespace, method: str, seed: int) -> subprocess.Popen[bytes]:
     command = [
         sys.executable, "-m", "infra.training.subq_compare", "--data", given.data, "--work", given.work, "--out",
         given.out, "--method", method, "--seed", seed, "--device", given.device, "--tokens", given.tokens,
-        "--judged", given.judged, "--hindsight", given.hindsight, *(["--tiny"] if given.tiny else []),
+        "--judged", given.judged, "--hindsight", given.hindsight, "--length", given.length, "--batch", given.batch,
+        *(["--tiny"] if given.tiny else []), *(["--compiled"] if given.compiled else []),
     ]  # fmt: skip
     # a process a run: more threads than that would only fight for the processors
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -143,7 +155,8 @@ def _summarise(given: argparse.Namespace, failed: Sequence[str]) -> dict[str, An
     summary = {
         "bench": "subq-compare",
         "device": torch.cuda.get_device_name() if on_gpu and torch.cuda.is_available() else "cpu",
-        "jobs": given.jobs, "failed": list(failed), "ratios": ratios_of(records), "runs": records,
+        "text": given.text, "jobs": given.jobs, "failed": list(failed), "ratios": ratios_of(records),
+        "runs": records,
     }  # fmt: skip
     partial = given.out / ".subq-compare.partial"
     partial.write_text(json.dumps(summary, indent=1), encoding="utf-8")
@@ -160,7 +173,7 @@ def ratios_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         found[f"ppl_{method.replace('-', '_')}"] = round(math.exp(mean(own)), 3)
         found[f"loss_spread_{method.replace('-', '_')}"] = round(stdev(own), 5) if len(own) > 1 else None
         found[f"seeds_{method.replace('-', '_')}"] = len(own)
-    for method, name in (("subq", ""), ("gca", "_gca")):
+    for method, name in (("subq", ""), ("subq-lean", "_lean"), ("gca", "_gca")):
         gains = [
             losses["no-retrieval", seed] - loss
             for (each, seed), loss in losses.items()
@@ -197,6 +210,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=330.0, help="the call ends after this")
     parser.add_argument("--jobs", type=int, default=6, help="runs at a time")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--runs", nargs="+", default=[], help="instead: METHOD:SEED,SEED in the order to begin"
+    )
+    parser.add_argument("--text", default="books", help="what the text is, for the report")
+    parser.add_argument("--length", type=int, default=16_384, help="tokens a sequence")
+    parser.add_argument("--batch", type=int, default=2, help="sequences an update")
+    parser.add_argument("--compiled", action="store_true", help="compile blocks and the encoder (CUDA)")
     parser.add_argument("--methods", default=",".join(METHODS), help="which, in this order within a seed")
     parser.add_argument("--tokens", type=int, default=20_000_000, help="trained on by each run")
     parser.add_argument("--judged", type=int, default=32, help="unseen sequences")

@@ -25,17 +25,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from infra.evaluation.haystack import Haystack
-from infra.evaluation.passkey import CELLS, Cell, PasskeyTest, table
 from infra.training.subq import CURVE, SubqTrainConfig, SubqTrainer
 from infra.training.subq_checks import checks
-from infra.training.subq_data import SubqData
+from infra.training.subq_needles import length_of
+from infra.training.subq_needles import run_needles as needles
 from infra.training.subq_recipe import Recipe, recipe_data, recipe_stream, tiny_form
 from models.subq.baselines import BASELINES, baseline
-from models.subq.checkpoint import load_checkpoint, save_checkpoint
+from models.subq.checkpoint import save_checkpoint
 from models.subq.config import SubqConfig
-
-UNITS = {"k": 1 << 10, "M": 1 << 20}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,7 +50,7 @@ def recipe(vocabulary: int, given: argparse.Namespace) -> Recipe:
     tiny, on_gpu = given.tiny, given.device.startswith("cuda")
     model = SubqConfig(
         vocabulary=vocabulary, kernel=given.kernel, neighbours=given.neighbours, scale_max=given.scale_max,
-        rerank=not given.fixed_weights,
+        rerank=not given.fixed_weights, lookahead=given.lookahead, lookbehind=given.lookbehind,
     )  # fmt: skip
     # more batches than the time allows: the schedule follows the time
     most = given.steps or 100_000
@@ -66,7 +63,7 @@ def recipe(vocabulary: int, given: argparse.Namespace) -> Recipe:
         joined=True,
         forced_until=given.forced_until,
         compiled=on_gpu and not given.eager,
-        workers=8 if on_gpu else 0,
+        workers=given.workers if on_gpu else 0,
         seed=given.seed,
     )
     if tiny:
@@ -124,68 +121,9 @@ def run_train(given: argparse.Namespace) -> None:
         _say("not finished: call again", began)
 
 
-@torch.no_grad()
 def run_needles(given: argparse.Namespace) -> None:
-    """The table of exact match and recall by length; language-model loss with and without retrieval."""
-    began = time.monotonic()
-    on_gpu = given.device.startswith("cuda")
-    folder = given.checkpoint or given.work / _name(given)
-    model, described = load_checkpoint(folder, given.device, torch.bfloat16 if on_gpu else torch.float32)
-    data = SubqData.load(given.data, "test")
-    lengths = [length_of(text) for text in given.lengths.split(",")]
-    size = model.config.chunk
-    # beyond its own length the text repeats, shifted inside the chunks each time
-    text = np.resize(data.tokens[: len(data.tokens) // size * size - 13], max(lengths) // size * size)
-    record: dict[str, Any] = {
-        "stage": "needles", "model": described["about"], "device": _device(given), "text_tokens": len(data.tokens),
-        "rows": [],
-    }  # fmt: skip
-    target = given.out / f"needles-{folder.name}.json"
-
-    def keep(row: dict[str, Any]) -> None:
-        record["rows"].append(row)
-        _write(target, record)
-        _say(json.dumps(row), began)
-
-    record["language"] = language_loss(model, data.tokens, given.device)
-    if model.encoder is None:
-        _write(target, record)
-        return
-    hay = Haystack(model, text)
-    record["encode_seconds"] = round(time.monotonic() - began, 2)
-    test = PasskeyTest(model, hay, data.tokenizer.encode_spans, data.names, real=data.real)
-    wanted = (
-        given.cells.split(",") if given.cells else [cell.name for cell in CELLS if data.real or not cell.real]
-    )
-    cells = [cell for cell in CELLS if cell.name in wanted]
-    if model.config.reach(upper=False) is not None:
-        for length in lengths:
-            few = given.trials if length <= 1 << 20 else min(given.trials, 32)
-            table(test, [length], cells, few, given.seed, keep)
-    for length in lengths:
-        if given.keys and length // size > 2 * given.keys + test.tail + 16:
-            keep(
-                test.stream_row(
-                    [Cell(name="known-5"), Cell(name="known-16", digits=16)], length, given.keys, given.seed
-                )
-            )
-    _write(target, record)
-
-
-def language_loss(model: Any, tokens: np.ndarray[Any, Any], device: str, rows: int = 4) -> dict[str, float]:
-    """Nats a token on unseen text of the trained length, with retrieval and without, after a quarter of context."""
-    length = min(model.config.context_tokens, len(tokens) // (2 * rows))
-    found: dict[str, float] = {}
-    for name, read in (("with_retrieval", True), ("without", False)):
-        losses = []
-        for row in range(rows):
-            start = row * (len(tokens) // rows)
-            ids = torch.from_numpy(tokens[start : start + length + 1].astype(np.int64)).to(device)
-            hidden = model(ids[None, :-1], read=read).hidden[0, length // 4 :]
-            logits = model.logits(hidden).float()
-            losses.append(float(torch.nn.functional.cross_entropy(logits, ids[1 + length // 4 :])))
-        found[name] = round(float(np.mean(losses)), 4)
-    return found
+    """See infra.training.subq_needles."""
+    needles(given, given.checkpoint or given.work / _name(given), _device(given))
 
 
 def run_tests(given: argparse.Namespace) -> None:
@@ -212,14 +150,6 @@ def run_bench(given: argparse.Namespace) -> None:
     _say(json.dumps(result["ratios"]), time.monotonic())
 
 
-def length_of(text: str) -> int:
-    """Tokens of "16k", "1M" or a plain number."""
-    try:
-        return int(text[:-1]) * UNITS[text[-1]] if text[-1] in UNITS else int(text)
-    except (ValueError, IndexError) as error:
-        raise SystemExit(f"length {text!r} is not a number; allowed: 16384, 16k, 1M") from error
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -236,6 +166,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--call-seconds", type=float, default=560.0, help="a call ends before this")
     parser.add_argument("--method", default="subq", choices=BASELINES)
     parser.add_argument("--neighbours", action="store_true", help="read chunk j + 1 beside j")
+    parser.add_argument("--lookahead", type=int, default=0, help="tokens after a chunk that it has seen")
+    parser.add_argument("--lookbehind", type=int, default=0, help="tokens before a chunk that it has seen")
+    parser.add_argument("--workers", type=int, default=8, help="processes that make batches (CUDA)")
     parser.add_argument(
         "--kernel", default="auto", help="of the chunk reader in training: auto, plain or fused"
     )
@@ -259,7 +192,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fade", action="store_true", help="anneal the contrastive loss away")
     parser.add_argument("--checkpoint", type=Path, help="needles: instead of what train left in WORK")
     parser.add_argument("--lengths", default="16k,64k,256k,1M,4M,16M")
-    parser.add_argument("--trials", type=int, default=100, help="a cell up to 1M tokens; 32 above")
+    parser.add_argument("--trials", type=int, default=100, help="a cell up to 1M tokens")
+    parser.add_argument("--trials-above", type=int, default=32, help="a cell above 1M tokens, at most")
+    parser.add_argument(
+        "--also", default="", help="other searches of the same trials among distractors: k16, log1.5"
+    )
+    parser.add_argument("--also-from", type=length_of, default=1 << 20, help="shortest text of --also")
     parser.add_argument("--keys", type=int, default=128, help="keys in one stream (0: no stream rows)")
     parser.add_argument("--cells", default="", help="some cells of the table, by name")
     return parser
@@ -267,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _name(given: argparse.Namespace) -> str:
     options = ("-neighbours" if given.neighbours else "") + ("-fade" if given.fade else "")
+    options += "-around" if given.lookahead or given.lookbehind else ""
     return f"{given.method}{options}-{given.seed}"
 
 

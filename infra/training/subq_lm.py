@@ -43,6 +43,7 @@ class LmConfig:
     )
     muon: bool = field(default=True, metadata={"help": "see SubqTrainConfig"})
     judged: int = field(default=32, metadata={"help": "unseen sequences"})
+    compiled: bool = field(default=False, metadata={"help": "compile blocks and the encoder (CUDA)"})
     seed: int = field(default=0, metadata={"help": "weights and batches"})
 
     def __post_init__(self) -> None:
@@ -75,6 +76,10 @@ def train_and_judge(
         )
     torch.manual_seed(config.seed)
     model = SubqModel(model_config).to(device)
+    if config.compiled:
+        for block in [*model.lower_blocks, *model.upper_blocks, model.encoder]:
+            if block is not None:
+                block.compile(dynamic=False)
     optimizers = build_optimizers(model, config.lr, 0.01, config.muon)
     counts = torch.from_numpy(np.bincount(train.astype(np.int64), minlength=model_config.vocabulary))
     rare = rarity(counts.to(device))
@@ -100,6 +105,10 @@ def train_and_judge(
             if report is not None:
                 report(*curve[-1])
     seconds = time.monotonic() - began
+    if config.compiled:  # other shapes, and reading switched off, would be compiled anew
+        plain = SubqModel(model_config).to(device)
+        plain.load_state_dict(model.state_dict())
+        model = plain
     judged = {"with_retrieval": judge(model, test, config, device, True)}
     if model.encoder is not None:
         judged["without"] = judge(model, test, config, device, False)

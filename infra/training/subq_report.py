@@ -15,10 +15,14 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
+
+from infra.training.subq_compare import ratios_of
 
 NAMED = ("known-5", "heldout-kinds-5", "heldout-forms-5", "heldout-5")
 """Cells whose exact match the result names, each among four needles worded alike."""
+READERS = ("subq", "subq-lean", "gca")
 UNITS = ((1 << 20, "m"), (1 << 10, "k"))
 KEPT = ("step", "seconds", "language", "answers", "contrastive", "exact", "recall", "gold_weight", "scale")
 
@@ -29,21 +33,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=Path, nargs="+", default=[])
-    parser.add_argument("--compare", type=Path, help="the summary of infra.training.subq_compare")
+    parser.add_argument(
+        "--compare", type=Path, nargs="+", default=[],
+        help="summaries of infra.training.subq_compare; those over one text are joined",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
-    if given.compare is None and not given.runs:
+    if not given.compare and not given.runs:
         parser.error("give --runs, --compare or both")
     runs = [run for folder in given.runs for run in read_runs(folder)]
     if given.runs and not runs:
         parser.error(f"{', '.join(map(str, given.runs))}: no train-*.json with its needles-*.json")
     result: dict[str, Any] = joined(runs) if runs else {}
     text = page(result) if runs else ""
-    if given.compare is not None:
-        summary = kept(json.loads(given.compare.read_text(encoding="utf-8")))
-        text += ("\n" if runs else "") + compare_page(summary)
-        ratios = result.get("ratios", {}) | summary["ratios"]
-        result = result | {"compared": summary, "ratios": ratios} if runs else summary
+    summaries = together([json.loads(path.read_text(encoding="utf-8")) for path in given.compare])
+    ratios = result.get("ratios", {})
+    for summary in summaries:
+        text += ("\n" if text else "") + compare_page(summary)
+        named = summary["text"] if len(summaries) > 1 else ""
+        ratios = ratios | {
+            f"{key}_{named}" if named else key: value for key, value in summary["ratios"].items()
+        }
+    if summaries and (runs or len(summaries) > 1):
+        compared: Any = summaries if len(summaries) > 1 else summaries[0]
+        result = {"bench": "subq-compare", "device": summaries[0]["device"]} | result
+        result = result | {"compared": compared, "ratios": ratios}
+    elif summaries:
+        result = summaries[0]
     given.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     given.out.with_suffix(".md").write_text(text, encoding="utf-8")
 
@@ -70,11 +86,12 @@ def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for run in runs:
         train = run["train"]
         for row in run["rows"]:
-            rows.append({"run": run["name"], **row})
+            searched = f", searched {row['search']}" if row.get("search") else ""
+            rows.append({"run": run["name"] + searched, **row})
             if row["what"] == "trials" and row["cell"] in NAMED:
-                exact[f"needle_exact_{row['cell'][:-2].replace('-', '_')}_{short(row['length'])}"].append(
-                    row["exact"]
-                )
+                name = f"needle_exact_{row['cell'][:-2].replace('-', '_')}_{short(row['length'])}"
+                searched = f"_{row['search']}" if row.get("search") else ""
+                exact[name + searched].append(row["exact"])
         language = run.get("language", {})
         if language:
             gains.append(language["without"] - language["with_retrieval"])
@@ -85,6 +102,8 @@ def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "tokens": train["tokens"], "parameters": train["parameters"], "peak_bytes": train["peak_bytes"],
                 "real": stream["real"], "scale_max": train["made_from"]["model"]["scale_max"],
                 "neighbours": train["made_from"]["model"]["neighbours"],
+                "lookahead": train["made_from"]["model"].get("lookahead", 0),
+                "lookbehind": train["made_from"]["model"].get("lookbehind", 0),
                 "rerank": train["made_from"]["model"].get("rerank", False), "twins": stream.get("twins", 0.0),
                 "loss_with_retrieval": language.get("with_retrieval"),
                 "loss_without": language.get("without"),
@@ -121,10 +140,10 @@ def page(result: dict[str, Any]) -> str:
     lines += ["| " + " | ".join(str(run[key]) for key in shown) + " |" for run in result["runs"]]
     lines += ["", "| figure | mean over runs |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in result["ratios"].items()]
-    for run in result["runs"]:
-        rows = [row for row in result["rows"] if row["run"] == run["run"]]
+    for run in dict.fromkeys(row["run"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["run"] == run]
         lengths = sorted({row["length"] for row in rows})
-        lines += ["", f"## {run['run']}", "", "| cell (n) | " + " | ".join(map(short, lengths)) + " |"]
+        lines += ["", f"## {run}", "", "| cell (n) | " + " | ".join(map(short, lengths)) + " |"]
         lines += ["|" + " --- |" * (1 + len(lengths))]
         for what, cell in dict.fromkeys((row["what"], row["cell"]) for row in rows):
             by = {row["length"]: row for row in rows if (row["what"], row["cell"]) == (what, cell)}
@@ -139,12 +158,13 @@ def kept(summary: dict[str, Any]) -> dict[str, Any]:
     """The summary with every tenth point of the curves, and what the methods lose when reading is switched off."""
     runs = [run | {"curve": run["curve"][::10] + run["curve"][-1:]} for run in summary["runs"]]
     ratios = dict(summary["ratios"])
-    for method in ("subq", "gca"):
+    for method in READERS:
         judged = [run["judged"] for run in runs if run["method"] == method and "without" in run["judged"]]
         gains = [each["without"]["loss"] - each["with_retrieval"]["loss"] for each in judged]
         if gains:
-            ratios[f"lm_loss_gain_of_reading_small_{method}"] = round(sum(gains) / len(gains), 4)
-            ratios[f"lm_loss_gain_of_reading_small_{method}_least"] = round(min(gains), 4)
+            name = method.replace("-", "_")
+            ratios[f"lm_loss_gain_of_reading_small_{name}"] = round(sum(gains) / len(gains), 4)
+            ratios[f"lm_loss_gain_of_reading_small_{name}_least"] = round(min(gains), 4)
     return summary | {"runs": runs, "ratios": ratios}
 
 
@@ -153,7 +173,7 @@ def compare_page(summary: dict[str, Any]) -> str:
     runs = summary["runs"]
     positions = list(runs[0]["judged"]["with_retrieval"]["by_position"])
     lines = [
-        f"# Language models of equal size, tokens and batches, {summary['device']}", "",
+        f"# Language models of equal size, tokens and batches, {summary['text']}, {summary['device']}", "",
         f"{runs[0]['tokens']:,} tokens a run, sequences of {positions[-1]}; {summary['jobs']} runs at a time on "
         "the device, so that seconds compare only roughly.", "",
         "| method | seed | parameters | loss | perplexity | without reading | seconds | GB |",
@@ -178,9 +198,53 @@ def compare_page(summary: dict[str, Any]) -> str:
                 means = [f"{sum(row[at] for row in rows) / len(rows):.4f}" for at in positions]
                 name = method if way == "with_retrieval" else f"{method}, reading switched off"
                 lines.append(f"| {name} | " + " | ".join(means) + " |")
+    lines += paired_lines(runs, positions)
     lines += ["", "| figure | value |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in summary["ratios"].items() if value is not None]
     return "\n".join(lines) + "\n"
+
+
+def paired_lines(runs: Sequence[dict[str, Any]], positions: Sequence[str]) -> list[str]:
+    """What reading gains against the model trained without it, seed by seed and by position, mean and spread."""
+    by_key = {(run["method"], run["seed"]): run["judged"]["with_retrieval"] for run in runs}
+    lines: list[str] = []
+    for method in READERS:
+        pairs = [
+            (seed, judged, by_key["no-retrieval", seed])
+            for (name, seed), judged in sorted(by_key.items())
+            if name == method and ("no-retrieval", seed) in by_key
+        ]
+        gains = {
+            str(seed): [without["loss"] - judged["loss"]]
+            + [without["by_position"][at] - judged["by_position"][at] for at in positions]
+            for seed, judged, without in pairs
+        }
+        if len(gains) > 1:
+            columns = list(zip(*gains.values(), strict=True))
+            gains |= {"mean": [mean(each) for each in columns], "spread": [stdev(each) for each in columns]}
+        if gains:
+            lines += [
+                "",
+                f"Nats that {method} gains against no-retrieval (above 0: it is better), by position:",
+                "",
+            ]
+            lines += ["| seed | all | " + " | ".join(positions) + " |", "|" + " --- |" * (2 + len(positions))]
+            lines += [
+                f"| {seed} | " + " | ".join(f"{x:.4f}" for x in row) + " |" for seed, row in gains.items()
+            ]
+    return lines
+
+
+def together(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One summary a text: runs of the same method and seed are taken from the last, figures are made anew."""
+    found: dict[str, dict[str, Any]] = {}
+    for summary in summaries:
+        text = summary.get("text", "books")
+        before = found.get(text, {}).get("runs", [])
+        runs = {(run["method"], run["seed"]): run for run in [*before, *summary["runs"]]}
+        same = summary["ratios"] if not before else ratios_of(list(runs.values()))
+        found[text] = summary | {"text": text, "runs": list(runs.values()), "ratios": same}
+    return [kept(summary) for summary in found.values()]
 
 
 if __name__ == "__main__":

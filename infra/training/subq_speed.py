@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from infra.training.subq_data import SubqData
-from infra.training.subq_gpu import length_of
+from infra.training.subq_needles import length_of
 from models.subq.checkpoint import load_checkpoint
 from models.subq.model import SubqModel
 from models.subq.streaming import SubqStream

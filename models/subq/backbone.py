@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from models.backbone import Sampling
 from models.subq.checkpoint import load_checkpoint, load_tokenizer
+from models.subq.config import SubqConfig
 from models.subq.memory import MemoryConfig
 from models.subq.model import SubqModel
 from models.subq.snapshot import stream_from_bytes, stream_to_bytes
@@ -70,7 +71,7 @@ class SubqBackbone:
             )
         self.model, self.memory = model.eval(), memory or MemoryConfig()
         self._tokenizer = tokenizer
-        shape = json.dumps(model.config.to_dict(), sort_keys=True)
+        shape = json.dumps(_shape(model.config), sort_keys=True)
         self.identity = (
             f"subq-{hashlib.sha256(f'{shape}{weights}'.encode()).hexdigest()[:12]}-{tokenizer.identity}"
         )
@@ -197,3 +198,9 @@ class SubqBackbone:
     def _own(self, cache: SubqCache) -> None:
         if cache.model != self.identity:
             raise ValueError(f"the cache belongs to model {cache.model}, this backbone is {self.identity}")
+
+
+def _shape(config: SubqConfig) -> dict[str, Any]:
+    """The configuration without what came later and is not used: so an old model keeps its old caches."""
+    later = {"encoder": "layer", "lookahead": 0, "lookbehind": 0, "shared_reader": False}
+    return {key: value for key, value in config.to_dict().items() if later.get(key, ...) != value}

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from models.subq.config import SubqConfig
 
-BASELINES = ("subq", "no-retrieval", "transformer", "linear-transformer", "mamba-2", "gca")
+BASELINES = ("subq", "subq-lean", "no-retrieval", "transformer", "linear-transformer", "mamba-2", "gca")
 
 
 def baseline(name: str, config: SubqConfig) -> SubqConfig:
@@ -14,12 +14,20 @@ def baseline(name: str, config: SubqConfig) -> SubqConfig:
 
     no-retrieval: the same windows, nothing chosen. transformer: full attention. linear-transformer: gated linear
     attention. mamba-2: state space (as many blocks, the feed-forward networks kept). gca: untied landmark and query
-    (train it without contrastive loss, forcing and bank: see docs/subq.md).
+    (train it without contrastive loss, forcing and bank: see docs/subq.md). subq-lean: read by a lean encoder
+    and the windows' own projections, half as many chunks, each with the one that follows it (what comes back goes
+    on as it did, arXiv 2112.04426); what that saves stays with the blocks.
     """
     if name == "subq":
         return config
     if name == "gca":
         return replace(config, tied=False)
+    if name == "subq-lean":
+        lean = replace(
+            config, encoder="lean", shared_reader=True, lookahead=0, lookbehind=0, neighbours=True,
+            top_k=max(1, config.top_k // 2),
+        )  # fmt: skip
+        return _widened(lean, config)
     mixers = {
         "no-retrieval": "sliding",
         "transformer": "full",
@@ -35,10 +43,16 @@ def baseline(name: str, config: SubqConfig) -> SubqConfig:
         retrieval="none",
         lower_mixers=(mixers[name],),
     )
-    # what retrieval and the chunk encoder cost goes into wider feed-forward networks, whole eights of them
-    missing = count(config) - count(plain)
-    wider = plain.feed_forward + round(missing / (3 * plain.width * plain.lower_blocks) / 8) * 8
-    return replace(plain, feed_forward=wider)
+    return _widened(plain, config)
+
+
+def _widened(config: SubqConfig, like: SubqConfig) -> SubqConfig:
+    """With feed-forward networks so much wider, in whole eights, that it has as many parameters as `like`."""
+    blocks = config.lower_blocks + config.upper_blocks
+    missing = count(like) - count(config)
+    return replace(
+        config, feed_forward=config.feed_forward + round(missing / (3 * config.width * blocks) / 8) * 8
+    )
 
 
 def count(config: SubqConfig) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 MIXERS = ("sliding", "gated_linear", "state_space", "full")
 RETRIEVALS = ("chunk", "token", "none")
+ENCODERS = ("layer", "lean")
 INDEXES = ("flat", "ivf", "tree", "groups")
 KERNELS = ("auto", "plain", "naive", "fused")
 
@@ -62,6 +63,26 @@ class SubqConfig:
             "help": "a head weighs chosen chunks also by how well their tokens match its query, by a learned factor"
         },
     )
+    encoder: str = field(
+        default="layer",
+        metadata={
+            "help": "chunk encoder: layer (sees both ways inside a chunk), or lean (linear maps of the lower half "
+            "alone, a fifth of the parameters)"
+        },
+    )
+    lookahead: int = field(
+        default=0,
+        metadata={
+            "help": "tokens after a chunk that its landmark, keys and values have seen; none more is stored"
+        },
+    )
+    lookbehind: int = field(default=0, metadata={"help": "tokens before a chunk that they have seen"})
+    shared_reader: bool = field(
+        default=False,
+        metadata={
+            "help": "readers of chosen chunks use the query and output projections of their block's window"
+        },
+    )
     near: int = field(default=4, metadata={"help": "chunks nearer than this are never offered"})
     scale: float = field(default=16.0, metadata={"help": "initial factor of cosines in the choice's softmax"})
     scale_max: float = field(default=60.0, metadata={"help": "largest factor that training may reach"})
@@ -84,7 +105,9 @@ class SubqConfig:
         _at_least(self, 0, "upper_blocks", "top_k_log")
         if self.chunk < 2 or self.chunk & (self.chunk - 1):
             raise ValueError(f"chunk: given {self.chunk}; allowed: a power of two, 2 or more")
-        for name, allowed in (("retrieval", RETRIEVALS), ("index", INDEXES), ("kernel", KERNELS)):
+        for name, allowed in (
+            ("retrieval", RETRIEVALS), ("encoder", ENCODERS), ("index", INDEXES), ("kernel", KERNELS),
+        ):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: given {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         for name in ("lower_mixers", "upper_mixers"):
@@ -116,9 +139,34 @@ class SubqConfig:
                 f"kernel: given {self.kernel!r} with rerank; allowed: auto or plain (the kernels know only weights "
                 "that are the same for all heads)"
             )
+        self._check_encoder()
         if self.neighbours and self.near < 2:
             raise ValueError(
                 f"near: given {self.near} with neighbours; allowed: 2 or more (a neighbour must be past)"
+            )
+
+    def _check_encoder(self) -> None:
+        for name in ("lookahead", "lookbehind"):
+            if not 0 <= getattr(self, name) <= self.chunk // 2:
+                raise ValueError(
+                    f"{name}: given {getattr(self, name)}; allowed: 0 to half a chunk ({self.chunk // 2})"
+                )
+        around = self.lookahead + self.lookbehind
+        if self.lookahead and self.near < 2:
+            raise ValueError(
+                f"near: given {self.near} with lookahead {self.lookahead}; allowed: 2 or more (what a chunk looks "
+                "ahead to must be past)"
+            )
+        if self.encoder == "lean" and (around or self.retrieval == "token"):
+            raise ValueError(
+                f"encoder: given 'lean' with lookahead {self.lookahead}, lookbehind {self.lookbehind}, retrieval "
+                f"{self.retrieval!r}; allowed: 'layer', or neither around a chunk nor token queries"
+            )
+        others = {self.upper_mixer(i) for i in range(self.upper_blocks)} - {"sliding", "full"}
+        if self.shared_reader and others:
+            raise ValueError(
+                f"shared_reader: given with upper mixers {self.upper_mixers}; allowed: sliding and full (others "
+                "have no query to share)"
             )
 
     @property

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.subq.chunks import ChunkCodes, ChunkEncoder
+from models.subq.chunks import ChunkCodes, build_encoder, neighbourhood
 from models.subq.config import SubqConfig
 from models.subq.layers import FeedForward, rms
 from models.subq.mixers import MixerState, build_mixer
@@ -48,7 +48,8 @@ class Block(nn.Module):
         y, carried = self.mixer(mixed, None if state is None else state.mixer)
         x = x + y
         if self.reader is not None and chosen is not None:
-            x = x + self.reader(x, chosen)
+            shared = self.mixer.project if self.reader.query is None else None
+            x = x + self.reader(x, chosen, shared)
         return x + self.feed_forward(x), BlockState(joined[:, length:], carried)
 
 
@@ -74,7 +75,7 @@ class SubqModel(nn.Module):
         self.upper_blocks = nn.ModuleList(
             Block(config, config.upper_mixer(i), True) for i in range(config.upper_blocks)
         )
-        self.encoder = ChunkEncoder(config) if config.upper_blocks else None
+        self.encoder = build_encoder(config) if config.upper_blocks else None
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale)))
         self._initialise()
 
@@ -101,14 +102,21 @@ class SubqModel(nn.Module):
             out.append(state)
         return x, out
 
-    def encode(self, hidden: Tensor) -> ChunkCodes:
-        """Codes [B, n, …] of the whole chunks in hidden [B, T, D]; what is left over is not encoded."""
+    def encode(self, hidden: Tensor, before: int = 0) -> ChunkCodes:
+        """Codes [B, n, …] of the whole chunks in hidden [B, T, D] after its first `before` tokens.
+
+        Those, and what is left over at the end, are not encoded: chunks look back and ahead to them where the
+        configuration says so. A chunk at the end looks ahead to less than it will: it may not be offered yet.
+        """
         if self.encoder is None:
             raise ValueError("this model has no upper blocks, so it encodes no chunks")
         size = self.config.chunk
-        whole = hidden.shape[1] // size
-        codes: ChunkCodes = self.encoder(hidden[:, : whole * size].unflatten(1, (whole, size)))  # type: ignore[no-untyped-call]
-        return codes
+        whole = (hidden.shape[1] - before) // size
+        own = hidden[:, before : before + whole * size].unflatten(1, (whole, size)).flatten(0, 1)  # type: ignore[no-untyped-call]
+        # all chunks in one dimension: one shape to compile for batches of as many tokens
+        around = neighbourhood(hidden, before, whole, self.config) if whole else None
+        codes = self.encoder(own, around)
+        return ChunkCodes(*(each.unflatten(0, (hidden.shape[0], whole)) for each in codes))
 
     def upper(
         self, hidden: Tensor, chosen: Chosen | None, states: Sequence[BlockState | None] | None = None
@@ -158,9 +166,7 @@ class SubqModel(nn.Module):
         hidden, _ = self.lower(ids.reshape(apart))
         if self.encoder is None:
             return Output(rms(hidden).view(rows, length, -1), None, None)
-        codes = self.encode(hidden)
-        if joined:
-            codes = ChunkCodes(*(each.view(rows, -1, *each.shape[2:]) for each in codes))
+        codes = self.encode(hidden.view(rows, length, -1))
         unit = 1 if self.config.retrieval == "token" else self.config.chunk
         routing = chosen = None
         if read and codes.landmarks.shape[1]:

@@ -18,6 +18,7 @@ from models.kernels.dispatch import HEAD_DIMS, Implementation
 from models.kernels.sparse_attention import CHUNK_SIZES, sparse_attention
 from models.subq.config import SubqConfig
 from models.subq.layers import rms
+from models.subq.mixers.sliding import Projections
 
 
 class Chosen(NamedTuple):
@@ -33,26 +34,37 @@ class Chosen(NamedTuple):
 
 
 class ChunkReader(nn.Module):
-    """Attention of an upper block over chosen chunks, each head behind a sigmoid gate."""
+    """Attention of an upper block over chosen chunks, each head behind a sigmoid gate.
+
+    With `shared_reader` it asks and answers through the projections of the block's window, which it is handed.
+    """
 
     def __init__(self, config: SubqConfig) -> None:
         super().__init__()
         self.config = config
-        self.query = nn.Linear(config.width, config.width, bias=False)
+        own = not config.shared_reader
+        self.query = nn.Linear(config.width, config.width, bias=False) if own else None
         self.gate = nn.Linear(config.width, config.num_heads)
-        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.out = nn.Linear(config.width, config.width, bias=False) if own else None
         self.rerank = nn.Parameter(torch.full((config.num_heads,), 0.5)) if config.rerank else None
 
-    def forward(self, x: Tensor, chosen: Chosen) -> Tensor:
-        """x [B, T, D] -> [B, T, D]: what is added to the residual stream."""
+    def forward(self, x: Tensor, chosen: Chosen, shared: Projections | None = None) -> Tensor:
+        """x [B, T, D] -> [B, T, D]: what is added to the residual stream. shared: where it has none of its own."""
         config = self.config
         h = rms(x)
-        q = rms(self.query(h).unflatten(-1, (config.num_heads, config.head_dim)))
+        if self.query is not None:
+            asked = self.query(h)
+        else:
+            assert shared is not None
+            asked = F.linear(h, shared.qkv.weight[: config.width].to(h.dtype))
+        q = rms(asked.unflatten(-1, (config.num_heads, config.head_dim)))
         read = read_chunks(
             q.to(chosen.keys.dtype), chosen, 2.0 * config.head_dim**-0.5, config.kernel, self.rerank
         )
         gate = self.gate(h).sigmoid().to(read.dtype)
-        out: Tensor = self.out((read * gate[..., None]).flatten(2).to(h.dtype))
+        answer = self.out if self.out is not None or shared is None else shared.out
+        assert answer is not None
+        out: Tensor = answer((read * gate[..., None]).flatten(2).to(h.dtype))
         return out
 
 

@@ -42,7 +42,7 @@ class SubqStream:
         self._upper_reach = self.config.reach(upper=True) if self.config.upper_blocks else 0
         self._lower: list[BlockState] | None = None
         self._upper: list[BlockState] | None = None
-        self._recent: Tensor | None = None  # lower half of the last tokens, one chunk at most
+        self._recent: Tensor | None = None  # lower half of the last tokens, as many as an open chunk needs
         self._recent_ids: list[int] = []
         self._waiting: Tensor | None = None  # lower half of tokens that the upper half has not seen
         self._anchor = 0  # where the grid of queries begins
@@ -126,22 +126,27 @@ class SubqStream:
         first = start - (joined.shape[1] - len(ids))  # the stream's position of joined[:, 0]
         self._recent_ids += ids.tolist()
         begin = len(self.memory) * size
-        whole = (self.seen - begin) // size
+        ahead, behind = self.config.lookahead, self.config.lookbehind
+        # a chunk is kept when all that it looks ahead to is there; it is offered later (SubqConfig.near)
+        whole = max(0, self.seen - begin - ahead) // size
         if whole:
-            codes = self.model.encode(joined[:, begin - first :])
+            before = min(behind, begin - first)
+            end = begin + whole * size + ahead
+            codes = self.model.encode(joined[:, begin - before - first : end - first], before)
             taken = torch.tensor(self._recent_ids[: whole * size]).view(whole, size)
             del self._recent_ids[: whole * size]
             self.memory.append(codes.landmarks[0], codes.keys[0], codes.values[0], taken)
-            if self._anchor % size == 0:
+            if self._anchor % size == 0 and not ahead:
                 self._queries |= {begin + (at + 1) * size: codes.queries[0, at] for at in range(whole)}
-        if self._anchor % size and self.config.retrieval == "chunk":
-            self._ask_off_grid(joined, first, start)
+        if self.config.retrieval == "chunk" and (ahead or self._anchor % size):
+            self._ask_apart(joined, first, start)
         # all that an open chunk needs, on the grid or off it
-        self._recent = joined[:, -min(joined.shape[1], 2 * size) :]
+        self._recent = joined[:, -min(joined.shape[1], max(2 * size, size + ahead + behind)) :]
         self._trim()
 
-    def _ask_off_grid(self, joined: Tensor, first: int, start: int) -> None:
-        """Queries at the positions of the shifted grid that were reached by this segment."""
+    def _ask_apart(self, joined: Tensor, first: int, start: int) -> None:
+        """Queries at the positions of the grid of queries that were reached by this segment: where that grid is
+        not the chunks', or where a chunk asks before it has seen what it looks ahead to."""
         size = self.config.chunk
         passed = (start - self._anchor) // size + 1
         ends = range(self._anchor + passed * size, self.seen + 1, size)
@@ -209,13 +214,16 @@ class SubqStream:
         """Keys and values of chunks [m] from their token ids, after as many tokens as can matter."""
         size = self.config.chunk
         assert self._again is not None
-        before = -(-self._again // size)
-        ids, oldest = self.memory.ids(), self.memory.ids_first
+        before = -(-(self._again + self.config.lookbehind) // size)
+        oldest = self.memory.ids_first
+        # what the newest chunk looks ahead to is still open
+        ids = torch.cat((self.memory.ids().flatten(), torch.tensor(self._recent_ids, dtype=torch.int32)))
+        wide = (before + 1) * size + self.config.lookahead
         keys, values = [], []
         for part in chunks.split(8):  # type: ignore[no-untyped-call]
             start = (part - before).clamp_min(oldest)
-            rows = (start[:, None] + torch.arange(before + 1) - oldest).clamp_max(len(ids) - 1)
-            text = ids[rows].flatten(1).to(self.model.device, torch.long)
+            places = (start[:, None] - oldest) * size + torch.arange(wide)
+            text = ids[places.clamp_max(len(ids) - 1)].to(self.model.device, torch.long)
             hidden, _ = self.model.lower(text)
             codes = self.model.encode(hidden)
             at = torch.arange(len(part), device=hidden.device)

@@ -25,18 +25,25 @@ def _test(model: SubqModel, chunks: int = 100) -> PasskeyTest:
     return PasskeyTest(model, hay, data.tokenizer.encode_spans, data.names, FewWordings())
 
 
-def test_haystack_in_segments_is_the_text_in_one() -> None:
-    """Wherever segments are cut, landmarks, keys and values are those of one pass."""
-    model, ids = _model(), small_data().tokens[:3_200].astype(np.int64)
+AROUND = {"lookahead": 16, "lookbehind": 16}
+
+
+@pytest.mark.parametrize("changes", [{}, AROUND, {"lookahead": 5}, {"lookbehind": 16}])
+def test_haystack_in_segments_is_the_text_in_one(changes: dict[str, object]) -> None:
+    """Wherever segments are cut, landmarks, keys and values are those of one pass over the whole text."""
+    model, ids = _model(**changes), small_data().tokens[:3_200].astype(np.int64)
     one, cut = Haystack(model, ids), Haystack(model, ids, segment=224)
     torch.testing.assert_close(cut.kv, one.kv, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(cut.landmarks, one.landmarks, atol=1e-3, rtol=1e-3)
+    codes = model.encode(model.lower(torch.from_numpy(ids)[None])[0])
+    torch.testing.assert_close(cut.kv[:, :, 0], codes.keys[0], atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("place", [0, 37, 1_000, 3_000])
-def test_patches_are_what_the_needle_changes(place: int) -> None:
+@pytest.mark.parametrize("changes", [{}, AROUND])
+@pytest.mark.parametrize("place", [0, 37, 1_000, 1_040, 3_000])
+def test_patches_are_what_the_needle_changes(place: int, changes: dict[str, object]) -> None:
     """Encoding the neighbourhood again gives what encoding the whole text with the needle gives."""
-    model, ids = _model(lower_blocks=2), small_data().tokens[:4_096].astype(np.int64)
+    model, ids = _model(lower_blocks=2, **changes), small_data().tokens[:4_096].astype(np.int64)
     hay = Haystack(model, ids)
     needle = tuple(range(300, 340))
     patches = hay.patched([[(place, needle)]])
@@ -64,7 +71,7 @@ def test_search_sees_the_patched_landmarks_and_not_those_they_replace() -> None:
     torch.testing.assert_close(keys[0], patches.kv[0, 0, :, 0])
 
 
-@pytest.mark.parametrize("changes", [{}, {"retrieval": "token"}, {"neighbours": True}])
+@pytest.mark.parametrize("changes", [{}, {"retrieval": "token"}, {"neighbours": True}, AROUND])
 def test_patched_trial_asks_as_the_whole_text_would(changes: dict[str, object]) -> None:
     """Chosen chunks and answers of a patched trial are those of one pass over the text that holds it all."""
     model = _model(**changes)

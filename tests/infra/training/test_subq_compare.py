@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra.training.subq_compare import METHODS, SIZES, main, ratios_of, settings
+from infra.training.subq_compare import METHODS, SIZES, main, ratios_of, settings, wanted
 from infra.training.subq_compare import _parser as parser
 from infra.training.subq_lm import LmConfig, _batch, train_and_judge
-from models.subq.baselines import count
+from models.subq.baselines import baseline, count
 from tests.infra.training.subq_case import MODEL, small_data
 
 RUN = LmConfig(tokens=4_096, batch=2, length=512, lr=4e-3, warmup=2, muon=False, judged=2)
@@ -46,16 +46,35 @@ def test_methods_differ_in_their_mixers_alone() -> None:
     whole = count(made["subq"][0])
     for method, (model, run) in made.items():
         assert abs(count(model) - whole) < 0.05 * whole
-        assert run.hindsight == (0.1 if method == "subq" else 0.0)
+        assert run.hindsight == (0.1 if method in ("subq", "subq-lean") else 0.0)
         assert replace(run, hindsight=0.0) == made["no-retrieval"][1]
     assert SIZES.rerank and made["transformer"][0].lower_mixers == ("full",)
 
 
-@pytest.mark.parametrize("hindsight", [0.0, 0.3])
-def test_a_run_learns_and_is_judged_by_position(hindsight: float) -> None:
+def test_lean_reading_leaves_the_blocks_what_it_saves() -> None:
+    """Of a like size, a lean reader's feed-forward networks are as wide as without retrieval, within a tenth."""
+    given = parser().parse_args(["--data", "d", "--work", "w", "--out", "o"])
+    full, lean, none = (settings(given, name, 0, 16_384)[0] for name in ("subq", "subq-lean", "no-retrieval"))
+    assert full.feed_forward < 0.7 * none.feed_forward
+    assert 0.9 * none.feed_forward < lean.feed_forward < none.feed_forward
+    assert abs(count(lean) - count(none)) < 0.005 * count(none)
+
+
+def test_runs_are_begun_in_the_order_that_is_asked_for() -> None:
+    """--runs names methods and seeds; what is no method is refused."""
+    base = ["--data", "d", "--work", "w", "--out", "o", "--runs"]
+    given = parser().parse_args([*base, "mamba-2:2", "subq-lean:0,1"])
+    assert wanted(given) == [("mamba-2", 2), ("subq-lean", 0), ("subq-lean", 1)]
+    with pytest.raises(SystemExit, match=r"--runs: given 'lstm:0'; allowed: METHOD:SEED"):
+        wanted(parser().parse_args([*base, "lstm:0"]))
+
+
+@pytest.mark.parametrize(("hindsight", "lean"), [(0.0, False), (0.3, False), (0.3, True)])
+def test_a_run_learns_and_is_judged_by_position(hindsight: float, lean: bool) -> None:
     """The loss falls, buckets of positions average to it; a model that reads is judged without reading too."""
     tokens = small_data().tokens
     model = replace(MODEL, vocabulary=600, context_tokens=512, rerank=True, kernel="plain")
+    model = baseline("subq-lean", model) if lean else model
     found = train_and_judge(model, replace(RUN, hindsight=hindsight, tokens=16_384), tokens, tokens, "cpu")
     assert found["tokens"] == 16_384 and found["curve"][-1][0] == 16
     first = train_and_judge(model, replace(RUN, hindsight=hindsight, tokens=1_024), tokens, tokens, "cpu")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from infra.training.subq_data import SubqData
-from infra.training.subq_gpu import length_of, main
+from infra.training.subq_gpu import main
+from infra.training.subq_needles import length_of, searched
 from infra.training.subq_pack import owner_words, pieces, write_tokens
 from models.subq.checkpoint import load_checkpoint
 from tests.infra.training.subq_case import small_data
@@ -51,6 +52,7 @@ def test_training_in_two_calls_leaves_a_model_that_the_table_is_made_of(tmp_path
     main(["needles", *common, "--seed", "3", "--lengths", "1k,8k", "--trials", "2", "--keys", "4",
           "--cells", "single-5,known-5"])  # fmt: skip
     judged = json.loads((out / "needles-subq-3.json").read_text())
+    assert judged["done"]
     assert {(row["cell"], row["length"]) for row in judged["rows"]} >= {
         ("single-5", 1_024),
         ("known-5", 8_192),
@@ -62,7 +64,7 @@ def test_checks_hold_on_this_device(tmp_path: Path) -> None:
     """Dtypes, streaming, memories, kernels and mixers agree, as the same stage will say of a GPU."""
     main(["tests", "--data", str(tmp_path), "--work", str(tmp_path), "--out", str(tmp_path), *TINY])
     record = json.loads((tmp_path / "tests.json").read_text())
-    assert record["failed"] == [] and len(record["rows"]) == 9
+    assert record["failed"] == [] and len(record["rows"]) == 10
 
 
 def test_packed_text_is_read_back(tmp_path: Path) -> None:
@@ -81,3 +83,28 @@ def test_lengths_are_read_as_people_write_them() -> None:
     assert [length_of(text) for text in ("16k", "1M", "4096")] == [16_384, 1 << 20, 4_096]
     with pytest.raises(SystemExit, match="length 'long' is not a number"):
         length_of("long")
+
+
+def test_another_search_asks_the_same_trials_and_a_call_goes_on(tmp_path: Path) -> None:
+    """Rows of `--also` say how they were searched, among distractors; what is there is not made again."""
+    data, work, out = _data(tmp_path / "data"), tmp_path / "work", tmp_path / "out"
+    common = ["--data", str(data), "--work", str(work), "--out", str(out), *TINY, "--seed", "1"]
+    around = ["--lookahead", "8", "--lookbehind", "4"]
+    main(["train", *common, *around, "--minutes", "10", "--steps", "2"])
+    judge = ["needles", *common, *around, "--lengths", "4k", "--trials", "2", "--keys", "0",
+             "--cells", "known-5,known-5-alone", "--also", "k3,log0.5", "--also-from", "4k"]  # fmt: skip
+    main([*judge, "--call-seconds", "0"])
+    path = out / "needles-subq-around-1.json"
+    assert json.loads(path.read_text())["rows"] == []
+    main(judge)
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["cell"], row.get("search")) for row in rows] == [
+        ("known-5", None), ("known-5-alone", None), ("known-5", "k3"), ("known-5", "log0.5"),
+    ]  # fmt: skip
+    main(judge)  # seconds of a row made again would differ
+    assert json.loads(path.read_text())["rows"] == rows
+    model, _ = load_checkpoint(work / "subq-around-1")
+    assert (model.config.lookahead, searched(model.config, "k3").top_k) == (8, 3)
+    assert searched(model.config, "log0.5").chosen(256) == 4
+    with pytest.raises(SystemExit, match=r"--also: given .k1\.5.; allowed: k16"):
+        searched(model.config, "k1.5")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.training.subq_compare import ratios_of
 from infra.training.subq_report import main
 
 
@@ -68,6 +69,50 @@ def test_the_comparison_shows_every_run_and_the_means_by_position(tmp_path: Path
     both = json.loads((tmp_path / "both.json").read_text())
     assert both["ratios"]["ppl_subq"] == 60.0 and both["ratios"]["needle_exact_known_16k"] == 75.0
     assert (tmp_path / "both.md").read_text().endswith(page)
+
+
+def _summary(folder: Path, name: str, text: str, losses: dict[tuple[str, int], float]) -> str:
+    runs = [
+        {"method": method, "seed": seed, "tokens": 20, "parameters": [9, 1], "loss": loss, "perplexity": 54.6,
+         "train_seconds": 3.0, "peak_bytes": 2e9, "curve": [[1, 5.0]],
+         "judged": {"with_retrieval": {"loss": loss, "by_position": {"512": loss + 0.5, "1024": loss - 0.5}}}}
+        for (method, seed), loss in losses.items()
+    ]  # fmt: skip
+    summary = {"device": "cpu", "jobs": 2, "text": text, "runs": runs, "ratios": ratios_of(runs)}
+    (folder / name).write_text(json.dumps(summary))
+    return str(folder / name)
+
+
+def test_pairs_are_shown_seed_by_seed_and_texts_apart(tmp_path: Path) -> None:
+    """Summaries over one text are one, the later run counts; gains and figures say which text they are of."""
+    plain = {("no-retrieval", 0): 4.0, ("no-retrieval", 1): 4.2, ("subq-lean", 0): 9.0}
+    files = [
+        _summary(tmp_path, "a.json", "books", plain),
+        _summary(tmp_path, "b.json", "books", {("subq-lean", 0): 4.1, ("subq-lean", 1): 4.1}),
+        _summary(tmp_path, "c.json", "news", {("no-retrieval", 0): 3.0, ("subq-lean", 0): 2.75}),
+    ]
+    main(["--compare", *files, "--out", str(tmp_path / "lm")])
+    page = (tmp_path / "lm.md").read_text()
+    assert "| 0 | -0.1000 | -0.1000 | -0.1000 |" in page and "| 1 | 0.1000 | 0.1000 | 0.1000 |" in page
+    assert "| mean | 0.0000 | 0.0000 | 0.0000 |" in page and "| spread | 0.1414 | 0.1414 | 0.1414 |" in page
+    assert "| 0 | 0.2500 | 0.2500 | 0.2500 |" in page
+    ratios = json.loads((tmp_path / "lm.json").read_text())["ratios"]
+    assert ratios["lm_loss_gain_of_retrieval_lean_news"] == 0.25
+    assert ratios["lm_loss_gain_of_retrieval_lean_books"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_another_search_of_the_same_run_has_figures_of_its_own(tmp_path: Path) -> None:
+    """Rows that read more chunks stand apart from those that count, in the figures and on the page."""
+    folder = tmp_path / "runs"
+    _needles(folder)
+    path = folder / "needles-subq-0-int8.json"
+    judged = json.loads(path.read_text())
+    judged["rows"].append(judged["rows"][0] | {"exact": 100.0, "search": "k16"})
+    path.write_text(json.dumps(judged))
+    main(["--runs", str(folder), "--out", str(tmp_path / "result")])
+    ratios = json.loads((tmp_path / "result.json").read_text())["ratios"]
+    assert (ratios["needle_exact_known_16k"], ratios["needle_exact_known_16k_k16"]) == (75.0, 100.0)
+    assert "## subq-0-int8, searched k16" in (tmp_path / "result.md").read_text()
 
 
 def test_one_source_is_asked_for(tmp_path: Path) -> None:

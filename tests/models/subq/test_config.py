@@ -21,6 +21,12 @@ WRONG = [
     ({"scale": 0.0}, "scale: given 0.0; allowed: above 0, at most scale_max"),
     ({"neighbours": True, "near": 1}, "near: given 1 with neighbours"),
     ({"rerank": True, "kernel": "fused"}, "kernel: given 'fused' with rerank; allowed: auto or plain"),
+    ({"lookahead": 33}, r"lookahead: given 33; allowed: 0 to half a chunk \(32\)"),
+    ({"lookbehind": -1}, "lookbehind: given -1; allowed: 0 to half a chunk"),
+    ({"lookahead": 8, "near": 1}, "near: given 1 with lookahead 8; allowed: 2 or more"),
+    ({"encoder": "deep"}, "encoder: given 'deep'; allowed: layer, lean"),
+    ({"encoder": "lean", "lookahead": 8}, "encoder: given 'lean' with lookahead 8"),
+    ({"shared_reader": True, "upper_mixers": ("state_space",)}, "shared_reader: given with upper mixers"),
     ({"top_k": 0}, "top_k: given 0; allowed: 1 or more"),
 ]
 

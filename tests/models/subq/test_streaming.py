@@ -25,6 +25,12 @@ SHAPES = {
     "untied": {"tied": False},
     "neighbours": {"neighbours": True},
     "rerank": {"rerank": True},
+    "lookahead": {"lookahead": 3, "rerank": True},
+    "lookahead, half a chunk": {"lookahead": 4, "near": 3},
+    "around": {"lookahead": 4, "lookbehind": 4},
+    "lookbehind": {"lookbehind": 2},
+    "around, token": {"lookahead": 2, "lookbehind": 3, "retrieval": "token"},
+    "lean": {"encoder": "lean", "shared_reader": True, "rerank": True},
     "log_k": {"top_k_log": 0.7, "top_k": 4},
     "no_retrieval": {"upper_blocks": 0, "retrieval": "none", "lower_mixers": ("state_space",)},
 }
@@ -43,7 +49,7 @@ def test_segments_of_any_size_give_the_logits_of_one_pass(shape: str, cuts: list
     torch.testing.assert_close(torch.cat(parts), one_pass(model, ids), atol=2e-4, rtol=2e-4)
 
 
-@pytest.mark.parametrize("shape", ["sliding", "mixture", "neighbours"])
+@pytest.mark.parametrize("shape", ["sliding", "mixture", "neighbours", "around"])
 def test_what_was_only_read_gives_the_logits_of_one_pass(shape: str) -> None:
     """Reading without asking leaves out only what no later logits depend on, also far beyond the model's reach."""
     model = small_model(**SHAPES[shape])
@@ -79,9 +85,10 @@ def test_fork_leaves_the_stream_as_it_was() -> None:
     assert len(stream.memory) == 300 // 8
 
 
-def test_question_on_the_grid_asks_as_training_does() -> None:
+@pytest.mark.parametrize("shape", ["sliding", "around"])
+def test_question_on_the_grid_asks_as_training_does(shape: str) -> None:
     """A question whose last token is the first of a chunk gets the logits of one pass."""
-    model = small_model()
+    model = small_model(**SHAPES[shape])
     ids = torch.randint(0, 97, (161,))  # 20 chunks of 8, and the question's last token
     stream = SubqStream(model, EXACT)
     stream.read(ids[:140])
@@ -89,10 +96,11 @@ def test_question_on_the_grid_asks_as_training_does() -> None:
     torch.testing.assert_close(answer, one_pass(model, ids)[-1], atol=2e-4, rtol=2e-4)
 
 
+@pytest.mark.parametrize("shape", ["sliding", "around"])
 @pytest.mark.parametrize("off", [1, 3, 7])
-def test_question_off_the_grid_is_answered_from_the_last_chunk_of_tokens(off: int) -> None:
+def test_question_off_the_grid_is_answered_from_the_last_chunk_of_tokens(off: int, shape: str) -> None:
     """At any moment the last 8 tokens ask: what they find does not depend on where the grid stands."""
-    model = small_model(lower_blocks=1, upper_blocks=1, window=6)
+    model = small_model(lower_blocks=1, upper_blocks=1, window=6, **SHAPES[shape])
     ids = torch.randint(0, 97, (200 + off,))
     stream = SubqStream(model, EXACT)
     stream.read(ids[:-1])
@@ -117,10 +125,11 @@ MEMORIES = {
 }
 
 
+@pytest.mark.parametrize("shape", ["sliding", "around"])
 @pytest.mark.parametrize("name", MEMORIES)
-def test_memories_agree(name: str) -> None:
+def test_memories_agree(name: str, shape: str) -> None:
     """Wherever keys and values live, the answer is that of keeping them all; rounding is bounded."""
-    model = small_model()
+    model = small_model(**SHAPES[shape])
     ids = torch.randint(0, 97, (3_000,))
     stream = SubqStream(model, MEMORIES[name])
     stream.read(ids[:-10])
@@ -129,11 +138,12 @@ def test_memories_agree(name: str) -> None:
     torch.testing.assert_close(found, one_pass(model, ids)[-10:], atol=close, rtol=close)
 
 
-def test_chunks_encoded_again_equal_the_stored_ones() -> None:
-    """Keys and values from token ids are those that were computed when the stream was read."""
-    model = small_model()
+@pytest.mark.parametrize("shape", ["sliding", "around", "lookahead"])
+def test_chunks_encoded_again_equal_the_stored_ones(shape: str) -> None:
+    """Keys and values from token ids are those that were computed when the stream was read, the newest's too."""
+    model = small_model(**SHAPES[shape])
     stream = SubqStream(model, EXACT)
-    stream.read(torch.randint(0, 97, (1_000,)))
+    stream.read(torch.randint(0, 97, (1_004,)))
     chunks = torch.tensor([0, 1, 5, 60, 124])
     again = stream._reencode(chunks)
     for stored, encoded in zip(stream.memory.fetch(chunks), again, strict=True):
