@@ -11,14 +11,15 @@ Rests on private parts of kafka-python 3.0; `tests/pipeline/test_bounded_batches
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import xxhash
 import zstandard
 from kafka import KafkaConsumer, codec
-from kafka import errors as kafka_errors
 from kafka.consumer.fetcher import Fetcher
 from kafka.record.default_records import DefaultRecord, DefaultRecordBatch
 from kafka.record.legacy_records import LegacyRecordBatch
@@ -27,6 +28,9 @@ _PIECE = 262_144
 _INPUT_PIECE = 65_536
 _MAX_WINDOW = 1 << 27
 _XERIAL_HEAD = 16
+_LZ4_HEAD, _LZ4_SIZE = 7, 0x08
+_LEAST_RECORD = 26
+"""Bytes of the smallest record of the format before 2017."""
 
 
 class Unreadable(bytes):
@@ -108,7 +112,7 @@ class _PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc] # kafka
         return taken
 
     def _unpack_records(self, place: Any, records: Any, *others: Any) -> Iterator[Any]:
-        bounded = _Batches(records, self.poll_budget)
+        bounded = _Batches(records, self.poll_budget, lambda: int(self.next_fetch_offset))
         found: Iterator[Any] = super()._unpack_records(place, bounded, *others)
         return found
 
@@ -116,9 +120,11 @@ class _PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc] # kafka
 class _Batches:
     """The batches of a fetch, each of a kind that unpacks within a limit."""
 
-    def __init__(self, records: Any, budget: _Budget) -> None:
+    def __init__(self, records: Any, budget: _Budget, due: Callable[[], int] = lambda: 0) -> None:
+        """`due` says which offset comes next."""
         self._records = records
         self._budget = budget
+        self._due = due
 
     def next_batch(self) -> Any:
         """The next one, None after the last."""
@@ -127,7 +133,7 @@ class _Batches:
         if batch is None or batch.compression_type == DefaultRecordBatch.CODEC_NONE:
             return batch
         if isinstance(batch, LegacyRecordBatch):
-            return _LegacyBatch(raw, batch.magic, self._budget.limit)
+            return _LegacyBatch(raw, batch.magic, self._budget, self._due)
         return _Batch(raw, self._budget)
 
 
@@ -183,24 +189,71 @@ class _Batch(DefaultRecordBatch):  # type: ignore[misc] # kafka-python has no ty
 
 
 class _LegacyBatch(LegacyRecordBatch):  # type: ignore[misc] # kafka-python has no types
-    """A batch as brokers wrote them before 2017: too large a one ends the reading, with its offset."""
+    """A batch as brokers wrote them before 2017.
 
-    def __init__(self, raw: Any, magic: int, limit: int) -> None:
+    Such a batch says which offset its last record has and not how many it holds. Of one that is not unpacked every
+    offset from the next one due up to its last is told.
+    """
+
+    _buffer: memoryview
+    _decompressed: bool
+    _offset: int
+
+    def __init__(self, raw: Any, magic: int, budget: _Budget, due: Callable[[], int]) -> None:
         super().__init__(raw, magic)
-        self._limit = limit
+        self._budget = budget
+        self._due = due
 
-    def _decompress(self, key_offset: int) -> Any:
+    def __iter__(self) -> Iterator[Any]:
+        why = "" if self._decompressed else self._unpack()
+        records: list[Any] = []
         try:
-            # a record's framing takes 12 bytes at most before its key and value
-            unpack(bytes(self._buffer[key_offset:])[8:], self.compression_type, self._limit)
+            if not why:
+                records = list(super().__iter__())
+        except (AssertionError, IndexError, TypeError, ValueError, struct.error) as error:
+            why = f"what its batch unpacks to are no records: {type(error).__name__}: {error}"
+        yield from self._told(why) if why else records
+
+    def _unpack(self) -> str:
+        """Unpack within the limit; why not, where it cannot be."""
+        limit = self._budget.limit
+        try:
+            data = self._packed()
+            self._buffer = memoryview(unpack(data, self.compression_type, limit))
         except TooLarge:
-            raise kafka_errors.CorruptRecordError(
-                f"the batch at offset {self.base_offset} unpacks to more than {self._limit:,} bytes; raise "
-                "kafka.max_batch_bytes, or read on behind it"
-            ) from None
-        except UNPACKING:  # the client tells what is wrong with it
-            pass
-        return super()._decompress(key_offset)
+            self._budget.left -= limit  # the work was done: a row of such batches must not hold up a poll
+            size = self.size_in_bytes
+            return f"its batch of {size:,} bytes unpacks to more than {limit:,} (kafka.max_batch_bytes)"
+        except (*UNPACKING, struct.error, IndexError) as error:
+            return f"its batch cannot be unpacked: {type(error).__name__}: {error}"
+        self._decompressed = True
+        return ""
+
+    def _packed(self) -> bytes:
+        """The value of the one record that holds the others."""
+        self._assert_has_codec(self.compression_type)
+        at = self.KEY_OFFSET_V1 if self._magic == 1 else self.KEY_OFFSET_V0
+        (key_size,) = struct.unpack_from(">i", self._buffer, at)
+        at += self.KEY_LENGTH + max(0, key_size)
+        (size,) = struct.unpack_from(">i", self._buffer, at)
+        at += self.VALUE_LENGTH
+        if not 0 <= size <= len(self._buffer) - at:
+            raise ValueError(f"it gives its own length as {size}")
+        data = bytes(self._buffer[at : at + size])
+        if self._magic == 0 and self.compression_type == self.CODEC_LZ4:
+            head = _LZ4_HEAD + (
+                8 if data[4] & _LZ4_SIZE else 0
+            )  # its checksum was wrongly made in those days
+            right = xxhash.xxh32(data[4 : head - 1]).digest()[-2:-1]
+            data = data[: head - 1] + right + data[head:]
+        return data
+
+    def _told(self, why: str) -> Iterator[Any]:
+        """A record for each offset, without its content."""
+        most = max(1, self._budget.limit // _LEAST_RECORD)  # a compacted topic may have a gap of any length
+        for offset in range(max(self._due(), self._offset - most + 1), self._offset + 1):
+            stamp = -1 if self._timestamp is None else self._timestamp
+            yield DefaultRecord(0, offset, stamp, self.timestamp_type, None, Unreadable.because(why), [])
 
 
 def unpack(data: Any, kind: int, limit: int) -> bytearray:

@@ -222,14 +222,18 @@ class RecordSource:
         for place, batch in batches.items():
             self._next[place.partition] = batch[-1].offset + 1
             for one in batch:
+                # Records of the first format have no time; Kafka's own word for none is -1.
+                place_of = (
+                    one.topic,
+                    one.partition,
+                    one.offset,
+                    -1 if one.timestamp is None else one.timestamp,
+                )
                 if isinstance(one.value, Unreadable):
-                    place_of = (one.topic, one.partition, one.offset, one.timestamp)
                     records.append(Record(*place_of, None, b"", (), one.value.why))
                     continue
                 headers = tuple((name, value or b"") for name, value in one.headers) if one.headers else ()
-                records.append(
-                    Record(one.topic, one.partition, one.offset, one.timestamp, one.key, one.value, headers)
-                )
+                records.append(Record(*place_of, one.key, one.value, headers))
         self.stats.records += len(records)
         return records
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import inspect
 import tracemalloc
+import zlib
 
 import kafka as kafka_python
 import lz4.frame
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kafka.consumer.fetcher import Fetcher
 from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
-from kafka.record.legacy_records import LegacyRecordBatchBuilder
+from kafka.record.legacy_records import LegacyRecordBatch, LegacyRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
 
 from pipeline.bounded_batches import UNPACKING, TooLarge, _Batches, _Budget, snappy_size, unpack
@@ -101,17 +102,75 @@ def test_records_of_a_batch_beyond_the_limit_are_told_one_by_one() -> None:
     assert budget.left <= 0  # the poll ends with it
 
 
-def test_old_formats_are_bounded_too() -> None:
-    """A batch of the format before 2017 that is too large is a damaged record; one that fits is read."""
-    for size, fits in ((100, True), (100_000, False)):
-        builder = LegacyRecordBatchBuilder(1, GZIP, 1 << 20)
-        builder.append(0, timestamp=1, key=b"k", value=bytes(size))
-        batch = _Batches(MemoryRecords(bytes(builder.build())), _Budget(10_000, 10_000)).next_batch()
-        if fits:
-            assert [len(record.value) for record in batch] == [size]
-        else:
-            with pytest.raises(kafka_python.errors.CorruptRecordError, match="max_batch_bytes"):
-                list(batch)
+def _old_batch(values: list[bytes], kind: int, magic: int = 1) -> bytes:
+    """A batch of the format before 2017, as a broker keeps it: its own offset is that of its last record."""
+    builder = LegacyRecordBatchBuilder(magic, kind, 1 << 20)
+    for number, value in enumerate(values):
+        builder.append(number, timestamp=1 if magic else None, key=b"k", value=value)
+    return bytes(builder.build())
+
+
+def _at(batch: bytes, offset: int) -> bytes:
+    return offset.to_bytes(8, "big") + batch[8:]
+
+
+def _found(data: bytes, budget: _Budget, due: int = 0) -> list[list[tuple[int, bytes, str]]]:
+    batches = _Batches(MemoryRecords(data), budget, lambda: due)
+    found = []
+    while (batch := batches.next_batch()) is not None:
+        records = [(r.offset, bytes(r.value), getattr(r.value, "why", "")) for r in batch]
+        due = records[-1][0] + 1
+        found.append(records)
+    return found
+
+
+@pytest.mark.parametrize("magic", [0, 1])
+@pytest.mark.parametrize("kind", [GZIP, LZ4], ids=NAMES.get)
+def test_old_formats_are_bounded_too(kind: int, magic: int) -> None:
+    """Of a batch of the format before 2017 that is too large every offset is told, and the next batch is read."""
+    small = _old_batch([b"a", b"b"], kind, magic)
+    bomb = _at(_old_batch([bytes(100_000)] * 3, kind, magic), 4)
+    after = _at(_old_batch([b"c"], kind, magic), 5)
+    budget = _Budget(10_000, 10_000)
+    first, told, last = _found(_at(small, 1) + bomb + after, budget)
+    assert [(value, why) for _, value, why in first] == [(b"a", ""), (b"b", "")]
+    assert [(offset, value) for offset, value, _ in told] == [(2, b""), (3, b""), (4, b"")]
+    assert all("kafka.max_batch_bytes" in why for _, _, why in told)
+    assert [value for _, value, _ in last] == [b"c"]
+    assert budget.left <= 0
+
+
+def test_a_keyed_wrapper_is_no_way_around_the_limit() -> None:
+    """The record that holds the others may have a key: its value is looked for behind it."""
+    plain = _old_batch([bytes(100_000)], GZIP)
+    at = LegacyRecordBatch.KEY_OFFSET_V1
+    body = plain[16:at] + (3).to_bytes(4, "big") + b"key" + plain[at + 4 :]
+    size = len(body) + 4
+    keyed = plain[:8] + size.to_bytes(4, "big") + zlib.crc32(body).to_bytes(4, "big") + body
+    ((told,),) = _found(keyed, _Budget(10_000, 10_000))
+    assert "kafka.max_batch_bytes" in told[2]
+    ((read,),) = _found(keyed, _Budget(200_000, 200_000))
+    assert len(read[1]) == 100_000
+
+
+@pytest.mark.parametrize("inside", [b"no records", b"", bytes(40), b"\xff" * 64])
+def test_an_old_batch_that_holds_no_records_is_told(inside: bytes) -> None:
+    """What it unpacks to is nothing that can be read: a dead letter for its offset, and no error."""
+    packed = gzip.compress(inside)
+    body = (
+        b"\x01\x01" + (1).to_bytes(8, "big") + b"\xff\xff\xff\xff" + len(packed).to_bytes(4, "big") + packed
+    )
+    head = (7).to_bytes(8, "big") + (len(body) + 4).to_bytes(4, "big") + zlib.crc32(body).to_bytes(4, "big")
+    (told,) = _found(head + body, _Budget(10_000, 10_000), due=6)
+    assert [(offset, value) for offset, value, _ in told] == [(6, b""), (7, b"")]
+    assert all("no records" in why for _, _, why in told)
+
+
+def test_a_gap_before_an_old_batch_is_not_told_without_end() -> None:
+    """A compacted topic may lack millions of offsets before a batch: no more are told than it could hold."""
+    bomb = _at(_old_batch([bytes(100_000)], GZIP), 50_000_000)
+    (told,) = _found(bomb, _Budget(10_000, 10_000))
+    assert told[-1][0] == 50_000_000 and len(told) <= 10_000 // 26
 
 
 def test_kafka_python_still_has_what_this_rests_on() -> None:
@@ -128,6 +187,10 @@ def test_kafka_python_still_has_what_this_rests_on() -> None:
         "update_offsets",
     ]
     assert "records.next_batch()" in inspect.getsource(Fetcher.PartitionRecords._unpack_records)
+    assert "self.next_fetch_offset = record.offset + 1" in inspect.getsource(
+        Fetcher.PartitionRecords._unpack_records
+    )
+    assert "if not self._decompressed:" in inspect.getsource(LegacyRecordBatch.__iter__)
     assert "self._next_slice" in inspect.getsource(MemoryRecords.next_batch)
     assert "self._maybe_uncompress()" in inspect.getsource(DefaultRecordBatch.__iter__)
 
