@@ -20,22 +20,20 @@ from actors.ingest_append import Appender, ready
 from actors.ingest_prepare import Batch, Preparer, record_bytes
 from actors.ingest_spec import Assignment, IngestSpec
 from actors.metrics import metric
-from actors.near_duplicates import Verdicts
+from actors.near_duplicate_keepers import Keepers
 from actors.remote import Outage, Stopped, call, first_line, log_in_actor, persist
 from actors.store_client import StoreClient
-from actors.store_watch import near_duplicates_name
 from models.embed import load_tokenizer
 from pipeline.log import get_logger
-from pipeline.near_duplicates import Fingerprint, Match
+from pipeline.near_duplicates import Fingerprint
 from pipeline.source import Record, RecordSource
 
 _POLL_S = 0.2
 _MIN_BATCH_CHUNKS = 32
-_MAX_BATCH_CHUNKS = 2_048
-_MAX_APPEND_RECORDS = 1_024
+_MAX_BATCH_CHUNKS = 4_096
+_MAX_APPEND_RECORDS = 2_048
 """Records that one append takes together: enough to share a flush, few enough to prepare others meanwhile."""
 _RATE_INTERVAL_S = 2.0
-_JUDGE_TIMEOUT_S = 60.0
 
 
 class Ingester:
@@ -58,11 +56,12 @@ class Ingester:
         self._committed: dict[int, int] = {}
         self._lag: dict[int, int] = {}
         self._positions: dict[int, int] = {}
-        self._generation: int | None = None
         self._failure: BaseException | None = None
         self._figures = {"polled": 0, "pauses": 0, "resumes": 0, "outages": 0, "stalls": 0, "expired": 0}
         self._paused = False
+        self._held: dict[int, int] | None = None
         self._appender = Appender(spec, assignment, client, self._put_aside, self._persist)
+        self._keepers = Keepers(client, self._config.near_duplicate_shards, self._persist, self._accepted)
         self._batch_chunks = _MIN_BATCH_CHUNKS if self._appender.embeds else _MAX_BATCH_CHUNKS
         self._threads = [
             threading.Thread(target=self._guarded, args=(name, loop), name=name, daemon=True)
@@ -200,10 +199,10 @@ class Ingester:
     def _prepare(self) -> None:
         tokenizer = load_tokenizer(self._spec.embedder)
         self._preparer = Preparer(
-            self._spec, self._assignment, tokenizer, self._known, self._judge, self._persist
+            self._spec, self._assignment, tokenizer, self._known, self._keepers.judge, self._persist
         )
         try:
-            while (polled := self._polled.get()) is not None:
+            while (polled := self._next_polled()) is not None:
                 if isinstance(polled, dict):
                     self._hand_on(Batch([], polled))
                     continue
@@ -213,6 +212,24 @@ class Ingester:
                     self._hand_on(batch)
         finally:
             self._preparer.close()
+
+    def _next_polled(self) -> list[Record] | dict[int, int] | None:
+        """What was polled next, with all that waits behind it: larger batches ask the other parts less often."""
+        first, self._held = self._held, None
+        first = self._polled.get() if first is None else first
+        if not isinstance(first, list):
+            return first
+        records = first
+        while len(records) < _MAX_APPEND_RECORDS and not self._polled.empty():
+            following = self._polled.get_nowait()
+            if following is None:
+                self._polled.put(None)
+                break
+            if isinstance(following, dict):
+                self._held = following
+                break
+            records = records + following
+        return records
 
     def _hand_on(self, batch: Batch) -> None:
         self._persist(partial(self._appender.request_vectors, batch), "the embedder")
@@ -254,12 +271,8 @@ class Ingester:
         if not spec.duplicates.enabled:
             return None
 
-        def adopt(prints: list[Fingerprint]) -> list[Match | None]:
-            actor = self._client.handle(near_duplicates_name(self._client.name))
-            matches: list[Match | None] = call(actor.adopt.remote(prints), _JUDGE_TIMEOUT_S)
-            return matches
-
-        return CopyMender(self._client, load_tokenizer(spec.embedder), spec.chunks, spec.duplicates, adopt)
+        tokenizer = load_tokenizer(spec.embedder)
+        return CopyMender(self._client, tokenizer, spec.chunks, spec.duplicates, self._keepers.adopt)
 
     def _settle(self, batches: list[Batch], through: dict[int, int]) -> None:
         items = [item for batch in batches for item in batch.items]
@@ -289,25 +302,17 @@ class Ingester:
         result: dict[str, int | None] = self._persist(lambda: self._client.known(ids), "a shard")
         return result
 
-    def _judge(self, entries: list[Fingerprint | str]) -> Verdicts:
-        def attempt() -> Verdicts:
-            try:
-                actor = self._client.handle(near_duplicates_name(self._client.name))
-                for _ in range(3):
-                    verdicts: Verdicts = call(actor.judge.remote(entries, self._generation), _JUDGE_TIMEOUT_S)
-                    if verdicts.matches is not None:
-                        return verdicts
-                    with self._lock:
-                        accepted = [item for batch in self._underway for item in batch.items]
-                    known = [i.fingerprint for i in accepted if i.fingerprint and i.canonical_id is None]
-                    self._generation = call(actor.remember.remote(known), _JUDGE_TIMEOUT_S)
-            except Outage:
-                self._client.forget_handles()
-                raise
-            raise ConnectionError("the near-duplicate index keeps restarting")
-
-        result: Verdicts = self._persist(attempt, "the near-duplicate index")
-        return result
+    def _accepted(self) -> list[Fingerprint | str]:
+        """What is under way and changes what later articles are compared with, in order."""
+        with self._lock:
+            items = [item for batch in self._underway for item in batch.items]
+        found: list[Fingerprint | str] = []
+        for item in items:
+            if item.delete_id is not None:
+                found.append(item.delete_id)
+            elif item.fingerprint is not None and item.canonical_id is None:
+                found.append(item.fingerprint)
+        return found
 
     def _put_aside(self, item: Any, reason: str, detail: str) -> None:
         self._preparer.put_aside(item, reason, detail)

@@ -13,6 +13,13 @@ class IngestConfig:
         default=1, metadata={"help": "ingest actors; the topic's partitions are spread over them"}
     )
     num_embedders: int = field(default=1, metadata={"help": "embedder actors, asked in turn"})
+    near_duplicate_shards: int = field(
+        default=1,
+        metadata={
+            "help": "actors over which the near-duplicate index is divided by stream; about one for 40,000 "
+            "articles a second, made anew from the store at each start"
+        },
+    )
     max_inflight_records: int = field(
         default=4_096, metadata={"help": "records of one ingester not yet durable, above which it pauses"}
     )
@@ -66,6 +73,7 @@ class IngestConfig:
         for name in (
             "num_ingesters",
             "num_embedders",
+            "near_duplicate_shards",
             "max_inflight_records",
             "max_inflight_bytes",
             "max_restarts",

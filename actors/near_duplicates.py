@@ -1,8 +1,9 @@
-"""The one keeper of the near-duplicate index: asked in batches, rebuilt from the shards when it starts."""
+"""A keeper of the near-duplicate index: asked in batches, rebuilt from the shards when it starts."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from actors.remote import Outage, call, find_actor, log_in_actor
@@ -20,6 +21,11 @@ _PAGE = 512
 _ALL_TIME_MS = -(2**62)
 
 
+def near_duplicates_name(store: str, keeper: int = 0) -> str:
+    """The actor name of a keeper of a store's near-duplicate index; the first is the one that is always there."""
+    return f"{store}:near-duplicates" + (f":{keeper}" if keeper else "")
+
+
 class Verdicts(NamedTuple):
     """`generation` of the index and, unless the caller knew another one, a verdict for each entry."""
 
@@ -31,16 +37,22 @@ class NearDuplicateActor:
     """A Ray shell around NearDuplicateIndex (calls come one at a time).
 
     An entry is a Fingerprint to judge, or the id of a withdrawn article to forget. An article whose id the
-    store knows is never a duplicate: it is a correction or an update of itself.
+    store knows is never a duplicate: it is a correction or an update of itself. One of `num_keepers`, it keeps the
+    streams that rendezvous hashing gives it, and its share of `max_articles`.
     """
 
-    def __init__(self, config: NearDuplicateConfig, shard_names: list[str]) -> None:
+    def __init__(
+        self, config: NearDuplicateConfig, shard_names: list[str], keeper: int = 0, num_keepers: int = 1
+    ) -> None:
         log_in_actor()
         self._config = config
         self._shard_names = shard_names
+        self._part = (keeper, num_keepers)
         self._handles: dict[int, Any] = {}
         self._fingerprinter = Fingerprinter(config)
-        self._index = NearDuplicateIndex(config, fetch=self._fetch)
+        self._index = NearDuplicateIndex(
+            replace(config, max_articles=-(-config.max_articles // num_keepers)), fetch=self._fetch
+        )
         self._generation = int.from_bytes(os.urandom(7), "big")
         self._linked = 0
         if config.enabled:
@@ -91,11 +103,18 @@ class NearDuplicateActor:
             matches.append(match)
         return matches
 
-    def remember(self, entries: list[Fingerprint]) -> int:
-        """Add articles that were accepted before; the index's generation."""
+    def remember(self, entries: list[Fingerprint | str]) -> int:
+        """Add articles that were accepted before, forget withdrawn ones; the index's generation."""
         for entry in entries:
-            self._index.add(entry)
+            if isinstance(entry, str):
+                self._index.remove(entry)
+            else:
+                self._index.add(entry)
         return self._generation
+
+    def num_keepers(self) -> int:
+        """Over how many actors the index is divided."""
+        return self._part[1]
 
     def stats(self) -> dict[str, int]:
         """Articles kept for comparison, and links made since the start."""
@@ -107,7 +126,7 @@ class NearDuplicateActor:
 
     def _stored(self, shard: int, since_ms: int) -> list[Fingerprint]:
         """What a shard holds, its signatures made anew where an earlier version of this program made them."""
-        rows = [Fingerprint(*row) for row in self._ask(shard, "signatures", since_ms)]
+        rows = [Fingerprint(*row) for row in self._ask(shard, "signatures", since_ms, *self._part)]
         old = [at for at, row in enumerate(rows) if row.signature and not self._index.fits(row.signature)]
         for begin in range(0, len(old), _PAGE):
             part = old[begin : begin + _PAGE]

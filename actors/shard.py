@@ -15,6 +15,7 @@ from actors.remote import first_line, log_in_actor
 from pipeline.article import Article
 from pipeline.errors import DysraError
 from pipeline.log import get_logger
+from pipeline.placement import shard_of
 from pipeline.store import (
     AppendResult,
     Candidates,
@@ -145,9 +146,13 @@ class ShardActor:
         return self._open().changes(since)
 
     @ray.method(concurrency_group="admin")
-    def signatures(self, since_ms: int) -> list[SignatureRow]:
-        """Signatures of the articles published since then."""
-        return self._open().signatures(since_ms)
+    def signatures(self, since_ms: int, keeper: int = 0, num_keepers: int = 1) -> list[SignatureRow]:
+        """Signatures of the articles published since then, in the streams of one of `num_keepers`."""
+        rows = self._open().signatures(since_ms)
+        if num_keepers == 1:
+            return rows
+        mine = {stream: shard_of(stream, num_keepers) == keeper for stream in {row.stream for row in rows}}
+        return [row for row in rows if mine[row.stream]]
 
     @ray.method(concurrency_group="admin")
     def originals(self) -> list[str]:

@@ -8,20 +8,15 @@ from typing import Any
 
 from actors.ingest_config import IngestConfig
 from actors.ingest_spec import IngestSpec
-from actors.near_duplicates import NearDuplicateActor
+from actors.near_duplicates import NearDuplicateActor, near_duplicates_name
 from actors.remote import Outage, call, find_actor, named_actor
 from actors.store_actors import shard_name, start_embedders, start_shard
 from actors.store_client import StoreClient
-from pipeline.errors import DependencyUnreachable
+from pipeline.errors import DependencyUnreachable, UsageError
 from pipeline.log import get_logger
 
 _ACTOR_CPUS = 0.01
 _PING_S = 2.0
-
-
-def near_duplicates_name(store: str) -> str:
-    """The actor name of a store's near-duplicate index."""
-    return f"{store}:near-duplicates"
 
 
 class Restarts:
@@ -78,7 +73,9 @@ class StoreWatch:
         embedders = start_embedders(client.name, self._spec.embedder, ingest, detached=self._detached)
         for index, actor in enumerate(embedders):
             refs[f"embedder {index}"] = ("embedders", actor.ping.remote())
-        refs["near-duplicates"] = ("near_duplicates", self.start_near_duplicates().ping.remote())
+        for index in range(ingest.near_duplicate_shards):
+            keeper = self._keeper(index)
+            refs[f"near-duplicates {index}"] = ("near_duplicates", keeper.ping.remote())
         for name, (kind, ref) in refs.items():
             try:
                 pid = call(ref, _PING_S)
@@ -88,14 +85,36 @@ class StoreWatch:
                 self._pids[name] = pid
                 self._died(kind, name)
 
-    def start_near_duplicates(self) -> Any:
-        """The near-duplicate index, started where it does not live; it ends with the job."""
-        client = self._client
+    def start_near_duplicates(self) -> None:
+        """Start the near-duplicate index where it does not live; it ends with the job.
+
+        Raises UsageError where a living one is divided otherwise: two jobs that do not ask the same keepers
+        would not see each other's articles.
+        """
+        wanted = self._spec.ingest.near_duplicate_shards
+        living = find_actor(near_duplicates_name(self._client.name))
+        if living is not None:
+            try:
+                found = call(living.num_keepers.remote(), _PING_S)
+            except Outage:
+                found = wanted  # it ends with the job before, or restarts as it was
+            if found != wanted:
+                raise UsageError(
+                    f"ingest.near_duplicate_shards is {wanted}, and another job fills {self._client.name} with "
+                    f"{found}; give {found}, or stop that job first"
+                )
+        for index in range(wanted):
+            self._keeper(index)
+
+    def _keeper(self, index: int) -> Any:
+        client, wanted = self._client, self._spec.ingest.near_duplicate_shards
         return named_actor(
             NearDuplicateActor,
-            near_duplicates_name(client.name),
+            near_duplicates_name(client.name, index),
             self._spec.duplicates,
-            [shard_name(client.name, index) for index in range(client.num_shards)],
+            [shard_name(client.name, shard) for shard in range(client.num_shards)],
+            index,
+            wanted,
             detached=False,
             num_cpus=_ACTOR_CPUS,
             max_restarts=-1,
@@ -105,3 +124,6 @@ class StoreWatch:
         self.counts[kind] += 1
         times = self._restarts.note(name, "its process ended")
         self._log.warning("actor_restarted", actor=name, restarts=times)
+
+
+__all__ = ["Restarts", "StoreWatch", "near_duplicates_name"]
