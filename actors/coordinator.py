@@ -27,6 +27,9 @@ _ACTOR_CPUS = 0.01
 _FIGURES_TIMEOUT_S = 10.0
 _NEW_PARTITIONS_S = 60.0
 _BUSY_LOOK_S = 5.0
+_START_S = 120.0
+"""A new ingester may need so long for its first word, however short `silent_limit_s` is: on a crowded machine one
+that was replaced before it had started would be followed by others that do not start either."""
 
 
 def coordinator_name(store: str, topic: str, group_id: str) -> str:
@@ -43,7 +46,12 @@ class _Worker:
     actor: Any = None
     figures: dict[str, Any] = field(default_factory=dict)
     seen_at: float = 0.0
+    answered: bool = False
     start_at: float = 0.0
+
+    def silent_too_long(self, limit_s: float) -> bool:
+        """Whether its actor has said nothing for longer than it may."""
+        return time.monotonic() - self.seen_at >= (limit_s if self.answered else max(limit_s, _START_S))
 
 
 class Coordinator:
@@ -179,10 +187,10 @@ class Coordinator:
         with self._lock:
             worker.actor = (
                 ray.remote(Ingester)
-                .options(num_cpus=_ACTOR_CPUS, max_concurrency=4, max_restarts=0)
+                .options(num_cpus=_ACTOR_CPUS, max_concurrency=4, max_restarts=0, enable_task_events=False)
                 .remote(self._spec, self._client, assignment)
             )
-            worker.seen_at = now
+            worker.seen_at, worker.answered = now, False
         self._log.info(
             "ingester_started", ingester=worker.index, epoch=self._epoch, partitions=worker.partitions
         )
@@ -207,13 +215,13 @@ class Coordinator:
             )
         except RayError as error:
             timed_out = not isinstance(error, ray.exceptions.RayActorError)
-            if timed_out and time.monotonic() - worker.seen_at < self._config.silent_limit_s:
+            if timed_out and not worker.silent_too_long(self._config.silent_limit_s):
                 return
             self._replace(worker, error)
             return
         failure = figures["failure"]
         with self._lock:
-            worker.figures, worker.seen_at = figures, time.monotonic()
+            worker.figures, worker.seen_at, worker.answered = figures, time.monotonic(), True
         if failure is not None and not self._stopping.is_set():
             if isinstance(failure, DysraError | ValueError) and not isinstance(
                 failure, StaleEpoch | OffsetGap

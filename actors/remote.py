@@ -41,6 +41,8 @@ def named_actor(cls: Any, name: str, *args: Any, detached: bool, **options: Any)
         return living
     if detached:
         options["lifetime"] = "detached"
+    # Ray keeps an event of every call in its head's memory, up to 100,000 of them.
+    options.setdefault("enable_task_events", False)
     groups = options.pop("concurrency_groups", None)
     remote: Any = ray.remote(**({"concurrency_groups": groups} if groups else {"num_cpus": 0}))(cls)
     handle = remote.options(name=name, namespace=NAMESPACE, get_if_exists=True, **options).remote(*args)

@@ -377,6 +377,48 @@ def test_redeployed_cache_shape_keeps_what_was_read(served: Served) -> None:
         before = after
 
 
+def _rank_holder(served: Served, rank: int) -> int:
+    """The process that holds a rank, as its file says."""
+    return int((served.settings.serve.sessions_dir / ".ranks" / str(rank)).read_text().split()[1])
+
+
+@pytest.mark.parametrize("ends", ["by itself", "by force"])
+def test_replacement_waits_for_a_replica_that_drains_long(served: Served, ends: str) -> None:
+    """While the former replica hangs in its drain nobody else has its rank or its sessions; when it has ended, by
+    itself or after `serve.drain_s` by Serve's hand, the replacement takes exactly these, and not a byte differs."""
+    rank, stream = 1, served.streams[1]
+    served.publish(stream, 60 if ends == "by itself" else 70, 3)
+    before = served.wait(stream, lambda p: p["state"] == "resident" and not p["lag"]["records"], "not read")
+    former = before["replica"]["pid"]
+    assert before["replica"]["rank"] == rank and _rank_holder(served, rank) == former
+    other = served.page(served.streams[0])["replica"]["pid"]
+    os.kill(former, signal.SIGSTOP)
+    try:
+        limit = 11 if ends == "by itself" else 12
+        _redeploy(served, session=replace(served.settings.session, max_new_tokens_limit=limit))
+        hung_until = time.monotonic() + (0.6 if ends == "by itself" else 0.8) * served.settings.serve.drain_s
+        seen: set[int] = set()
+        while time.monotonic() < hung_until:
+            assert _rank_holder(served, rank) == former
+            with contextlib.suppress(httpx.HTTPError), served.client() as client:
+                answer = client.get(f"/v1/streams/{stream}", timeout=1.0)
+                assert answer.status_code != 200, answer.json()
+            seen.add(_rank_holder(served, 0))
+            time.sleep(0.3)
+    finally:
+        if ends == "by itself":
+            os.kill(former, signal.SIGCONT)
+    after = served.wait(
+        stream, lambda p: p["state"] == "resident" and p["replica"]["pid"] != former, "not back"
+    )
+    assert after["replica"]["rank"] == rank == 1 and after["restored"] and after["epoch"] > before["epoch"]
+    assert after["digest"] == before["digest"] and after["articles_read"] == before["articles_read"]
+    beside = served.wait(
+        served.streams[0], lambda p: p["state"] == "resident" and p["replica"]["pid"] != other, "not replaced"
+    )
+    assert beside["replica"]["rank"] == 0
+
+
 def test_drained_service_has_saved_every_session(served: Served, tmp_path: Path) -> None:
     """Stopping Serve leaves snapshots of all that was read, and frees the port. Runs last."""
     from actors.serve_app import shutdown, status
