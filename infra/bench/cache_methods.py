@@ -4,8 +4,9 @@
     python -m infra.bench.cache_methods report --rows ROWS.jsonl --out infra/bench/results/NAME
 
 A run appends a row a question, method and budget, so that it can be ended and called again. `report` writes JSON
-and Markdown; ratios are named `quality_drop_at_<percent less>_<method>`: points of needles exact and QA F1 (their
-mean, each also alone) that are lost against the full cache on the same cases.
+and Markdown of one or more files (a row that two of them hold counts once); ratios are named
+`quality_drop_at_<percent less>_<method>`: points of needles exact and QA F1 (their mean, each also alone) that are
+lost against the full cache on the same cases.
 """
 
 from __future__ import annotations
@@ -92,15 +93,14 @@ def run(
     reader: str = "base",
     settings: dict[str, dict[str, Any]] | None = None,
     until: float = float("inf"),
+    known: Iterable[Row] = (),
 ) -> bool:
     """Append the missing rows of the contexts `given`; False where the clock passed `until` before the end.
 
-    A method that cannot work at a budget gets a row with its error instead of scores.
+    Rows that are `known` from elsewhere are not made again. A method that cannot work at a budget gets a row
+    with its error instead of scores.
     """
-    done = {
-        (row["reader"], row["task"], row["data"], row["case"], row["method"], row["keep"])
-        for row in read_rows(rows)
-    }
+    done = {_cell_of(row) for row in (*read_rows(rows), *known)}
     ready = {name: method(name, **(settings or {}).get(name, {})).prepare(backbone) for name in methods}
     cells = list(dict.fromkeys((name, 1.0 if name == FULL else keep) for name in methods for keep in keeps))
     for at, make in enumerate(given):
@@ -119,9 +119,8 @@ def run(
             continue
         began = time.perf_counter()
         made = _with_memory_for(partial(_judged_context, backbone, context, missing, ready))
-        keys = ("reader", "task", "data", "case", "method", "keep")
         new = ({"reader": reader, **row} for row in made)
-        _append(rows, [row for row in new if tuple(row[key] for key in keys) not in done])
+        _append(rows, [row for row in new if _cell_of(row) not in done])
         say(
             f"  context {at} of {context.data}: {len(context.ids)} tokens, {len(context.asked)} cases, "
             f"{len(missing)} cells in {time.perf_counter() - began:.1f} s"
@@ -176,6 +175,15 @@ def _judged_context(
             for asked, one in zip(context.asked, answers, strict=True)
         ]
     return found
+
+
+def _cell_of(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("reader", "task", "data", "case", "method", "keep"))
+
+
+def unique(rows: Iterable[Row]) -> list[Row]:
+    """The rows without those whose reader, file, case, method and budget stood before."""
+    return list({_cell_of(row): row for row in reversed(list(rows))}.values())[::-1]
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -361,9 +369,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.verb == "run":
         return _main_run(given)
-    result = report(
-        [row for path in given.rows for row in read_rows(path)], given.device, given.model, given.command
-    )
+    rows = unique(row for path in given.rows for row in read_rows(path))
+    result = report(rows, given.device, given.model, given.command)
     result |= {"torch": given.torch, "commit": given.commit or result["commit"]}
     given.out.with_name(given.out.name + ".json").write_text(json.dumps(result, indent=1) + "\n")
     given.out.with_name(given.out.name + ".md").write_text(markdown(result))

@@ -6,8 +6,9 @@
 
 `--model` is the folder that infra/training/reader_parts.py made there. One process a share of the contexts of one
 reader (the model as it is; with `--readers base,adapted` also with the adapter), all files in turn; all write rows
-as they go, so that a time limit loses nothing: call again with the same --out and it goes on. At the end --out
-holds rows.jsonl.gz, `cache_methods.json` and `.md`. In float32.
+as they go, so that a time limit loses nothing: call again with the same --out and it goes on. `--known ROWS` names
+rows of earlier runs, which are not made again and stand in the table too. At the end --out
+holds rows.jsonl.gz (of this run), `cache_methods.json` and `.md`. In float32.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ def one_worker(given: argparse.Namespace, at: int, of: int) -> int:
         reader=given.reader,
         settings=cache_methods.settings_of(),
         until=until,
+        known=[row for path in given.known for row in cache_methods.read_rows(path)],
     )
     return 0 if finished else 5
 
@@ -116,7 +118,7 @@ def run(given: argparse.Namespace) -> int:
             sys.executable, "-m", "infra.bench.cache_methods_gpu", "--carried", str(given.carried), "--out",
             str(given.out), "--device", given.device, "--limit", str(left - 15), "--reader", reader, "--share",
             f"{at}/{split}", "--keep", ",".join(map(str, given.keeps)), "--model", str(given.model), "--cases",
-            str(given.cases), "--methods", given.methods,
+            str(given.cases), "--methods", given.methods, "--known", *map(str, given.known),
         ]  # fmt: skip
         log = (logs / f"{reader}_{at}.log").open("a")
         running[reader, at] = subprocess.Popen(
@@ -152,7 +154,14 @@ def table(given: argparse.Namespace, began: float) -> int:
         "python -m infra.bench.cache_methods_gpu --carried DIR --out DIR (vocabulary cut)",
     ]  # fmt: skip
     cache_methods.main(
-        ["report", "--out", str(given.out / "cache_methods"), *told, "--rows", *map(str, files)]
+        [
+            "report",
+            "--out",
+            str(given.out / "cache_methods"),
+            *told,
+            "--rows",
+            *map(str, (*given.known, *files)),
+        ]
     )
     say(f"{given.out}/cache_methods.md after {time.monotonic() - began:.0f} s")
     return 0
@@ -179,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", default="one GPU", help="the device's name in the table")
     parser.add_argument("--limit", type=float, default=480.0, help="seconds in all")
     parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--known", type=Path, nargs="*", default=[], help="rows of earlier runs (.gz too)")
     parser.add_argument("--readers", default="base", help=f"of {', '.join(READERS)}")
     parser.add_argument("--keep", default=",".join(map(str, KEEPS)))
     parser.add_argument("--reader", help="be one worker, for this reader")

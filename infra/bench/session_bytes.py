@@ -3,8 +3,9 @@
     python -m infra.bench.session_bytes --out OUT [--tokens 16777216] [--seconds 140] [--model gemma-3-270m]
 
 The reader reads a text that repeats through its rotating cache, as a session does, and stops at 16k, 64k, … tokens:
-every tensor of the cache is counted, the device's allocated memory stands beside, then 256 tokens are
-decoded through the cache (each read into it, so that evictions fall due). The cost of an eviction is timed by
+every tensor of the cache is counted, the device's allocated memory stands beside, then tokens are decoded through
+the cache (each read into it, so that evictions fall due): one operation after another, and on a GPU as a
+captured graph (models/hf/session_decoding.py). The cost of an eviction is timed by
 itself: all full-attention layers let their oldest block go (heavy hitters ranked, latents factored), median, shared
 out over the `evict_block` tokens that it serves. Budgets are the session's own (`--cache` names changes);
 reading goes in steps of `read_block`, which is raised for speed, with room for it in the ring taken at creation;
@@ -31,19 +32,23 @@ from typing import Any
 import torch
 
 from infra.bench.measure import commit
+from infra.bench.session_bytes_decode import answer_ms, decode, decode_captured, eviction_ms, now
 from infra.bench.session_bytes_page import write
 from infra.console import say
 from models.cache import CacheConfig
-from models.cache.full_layer import RotatingLayer
 from models.cache.rotating import RotatingCompressiveCache
 from models.hf import HfBackbone, HfConfig
 from models.hf.loading import pick_device
 
 FIRST, LAST = 16_384, 16_777_216
 READ_BLOCK = 8192
-DECODED = 256
+DECODED = 24  # one operation after another, at every length
+CAPTURED = 512  # as a graph
 EVICTIONS = 24
-_FIGURES = ("tokens", "cache_bytes", "device_bytes", "read_tokens_per_s", "decode_ms")
+_FIGURES = (
+    "tokens", "cache_bytes", "device_bytes", "read_tokens_per_s", "decode_ms", "captured_ms",
+    "captured_with_evictions_ms",
+)  # fmt: skip
 
 
 def lengths(last: int) -> list[int]:
@@ -67,65 +72,14 @@ def measure(backbone: HfBackbone, cache: RotatingCompressiveCache, decoded: int)
     found: dict[str, Any] = {"tokens": cache.tokens_seen, "cache_bytes": cache.nbytes, "parts": parts}
     if backbone.device.type == "cuda":
         found["device_bytes"] = int(torch.cuda.memory_allocated())
-    times, evicting = decode(backbone, cache, decoded)
+    times, evicting, ids = decode(backbone, cache, decoded)
     plain = [each for each, fell in zip(times, evicting, strict=True) if not fell]
     found["decode_ms"] = round(1000 * statistics.median(plain or times), 4)
     found["decode_with_eviction_ms"] = [
         round(1000 * each, 4) for each, fell in zip(times, evicting, strict=True) if fell
     ]
     found["decoded"] = len(times)
-    return found
-
-
-def decode(
-    backbone: HfBackbone, cache: RotatingCompressiveCache, count: int
-) -> tuple[list[float], list[bool]]:
-    """Seconds of each of `count` greedy steps that are read into the cache, and whether an eviction fell in it.
-
-    Works on a copy, so that what is read next does not depend on it.
-    """
-    fork = cache.fork()
-    layers = [layer for layer in fork.stored if isinstance(layer, RotatingLayer)]
-    token = torch.ones(1, dtype=torch.int64, device=backbone.device)
-    times: list[float] = []
-    fell: list[bool] = []
-    for _ in range(count):
-        before = [layer.blocks for layer in layers]
-        began = _now(backbone)
-        with torch.no_grad():
-            logits = backbone.model(**backbone._inputs(token, fork), logits_to_keep=1).logits
-        token = logits[0, -1:].argmax(-1)
-        times.append(_now(backbone) - began)
-        fell.append([layer.blocks for layer in layers] != before)
-    return times, fell
-
-
-def eviction_ms(backbone: HfBackbone, cache: RotatingCompressiveCache, times: int) -> float:
-    """Median milliseconds for one eviction in all full-attention layers, ring refilled in between untimed."""
-    fork = cache.fork()
-    layers = [layer for layer in fork.stored if isinstance(layer, RotatingLayer)]
-    for layer in layers:
-        if layer._in_ring < layer.config.evict_block:
-            raise ValueError(
-                f"layer {layer.spec.index} holds {layer._in_ring} tokens in its ring, fewer than a block of "
-                f"{layer.config.evict_block}; read more tokens first"
-            )
-    found = []
-    for _ in range(times + 3):
-        began = _now(backbone)
-        with torch.no_grad():
-            for layer in layers:
-                layer._evict()
-        found.append(_now(backbone) - began)
-        for layer in layers:  # the places that were emptied count as refilled
-            layer.seen += layer.config.evict_block
-    return 1000 * statistics.median(found[3:])
-
-
-def _now(backbone: HfBackbone) -> float:
-    if backbone.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    return found | decode_captured(backbone, cache, CAPTURED, ids)
 
 
 def run(
@@ -164,13 +118,13 @@ def read_through(
     result = _begun(backbone, given, cache)
     spent, done = 0.0, 0
     for wanted in lengths(last):
-        began = _now(backbone)
+        began = now(backbone)
         while done < wanted and time.monotonic() < until:
             at = done % len(text)
             count = min(len(text) - at, wanted - done, 1 << 16)
             backbone.read(text[at : at + count].tolist(), cache)
             done += count
-        spent += _now(backbone) - began
+        spent += now(backbone) - began
         row = measure(backbone, cache, decoded)
         row["read_tokens_per_s"] = round(done / max(1e-9, spent), 1)
         result["rows"].append(row)
@@ -238,9 +192,10 @@ def _eviction(
     """Time decoding and evictions with the session's own configuration, whose steps are not enlarged."""
     cache = backbone.new_cache(config)
     full = config.sinks + config.ring + config.evict_block * 2
+    full += -full % config.read_block
     own = list(ids) * (1 + full // len(ids))
     backbone.read(own[:full], cache)
-    row = measure(backbone, cache, decoded)
+    row = measure(backbone, cache, decoded) | answer_ms(backbone, cache, list(ids)[:64])
     each = eviction_ms(backbone, cache, EVICTIONS)
     result["session"] = row
     result["eviction_ms"] = round(each, 4)

@@ -18,8 +18,14 @@ def ratios(result: dict[str, Any], last: int) -> dict[str, float]:
             found["decode_ms_16m_over_16k"] = round(rows[-1]["decode_ms"] / rows[0]["decode_ms"], 4)
     if "eviction_ms" in result:
         # an eviction serves as many decoded tokens as it makes room for
-        share = result["eviction_ms"] / (result["evict_block"] * result["session"]["decode_ms"])
-        found["eviction_share_of_decode"] = round(share, 4)
+        each, session = result["eviction_ms"] / result["evict_block"], result["session"]
+        found["eviction_share_of_decode"] = round(each / session.get("captured_ms", session["decode_ms"]), 4)
+        if "captured_ms" in session:
+            found["eviction_share_of_decode_eager"] = round(each / session["decode_ms"], 4)
+            found["captured_over_eager_decode_ms"] = round(session["captured_ms"] / session["decode_ms"], 4)
+            between = session["captured_with_evictions_ms"] - session["captured_ms"]
+            # the latents and the ring are laid out anew after an eviction: counted too
+            found["between_steps_share_of_decode"] = round(between / session["captured_with_evictions_ms"], 4)
     return found
 
 
@@ -42,18 +48,21 @@ def page(result: dict[str, Any]) -> str:
         f"Read: {result.get('fed', 'a text that repeats')}. Bytes are every tensor of the cache; decoding reads "
         "each token into the cache.",
         "",
-        "| tokens read | cache bytes | device bytes allocated | tokens read a second | ms a decoded token |",
-        "| --- | --- | --- | --- | --- |",
+        "| tokens read | cache bytes | device bytes allocated | tokens read a second | ms a decoded token | "
+        "captured | captured, with evictions |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
         f"| {row['tokens']:,} | {row['cache_bytes']:,} | {row.get('device_bytes', '-')} | "
-        f"{row.get('read_tokens_per_s', '-')} | {row.get('decode_ms', '-')} |"
+        f"{row.get('read_tokens_per_s', '-')} | {row.get('decode_ms', '-')} | {row.get('captured_ms', '-')} | "
+        f"{row.get('captured_with_evictions_ms', '-')} |"
         for row in result["rows"]
     ]
     if "eviction_ms" in result:
         lines += [
             "",
-            f"With the session's own steps: {result['session']['decode_ms']} ms a token without an eviction, an "
+            f"With the session's own steps: {result['session']['decode_ms']} ms a token without an eviction "
+            f"({result['session'].get('captured_ms', 'not')} captured), an "
             f"eviction in all full-attention layers {result['eviction_ms']} ms for {result['evict_block']} tokens.",
         ]
     lines += ["", *(f"* `{name}`: {value}" for name, value in result["ratios"].items())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from models.cache.config import CacheConfig
 from models.cache.spec import LayerSpec
+
+MOST_SOLVERS = 8  # threads that find eigenvectors for a GPU, in all of a process
+SOLVING_LIMIT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +90,39 @@ def side_by_side(matrices: Tensor, pool: ThreadPoolExecutor) -> Tensor:
     return torch.cat(list(parts))
 
 
+class ComingEigenvectors:
+    """Eigenvectors that the host's processors find while the device goes on with other work.
+
+    Nothing waits before `result` is called, neither here nor on the device.
+    """
+
+    def __init__(self, gram: Tensor) -> None:
+        """`gram [B, n, n]`, symmetric, in double precision."""
+        self._device = gram.device
+        if gram.is_cuda:
+            self._host = torch.empty(gram.shape, dtype=gram.dtype, pin_memory=True)
+            self._host.copy_(gram, non_blocking=True)
+            self._copied: torch.cuda.Event | None = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            self._copied.record(torch.cuda.current_stream(gram.device))
+        else:
+            self._host, self._copied = gram, None
+        pool = _solvers()
+        self._parts: list[Future[Tensor]] = [pool.submit(self._solve, at) for at in range(len(gram))]
+
+    def _solve(self, at: int) -> Tensor:
+        if self._copied is not None:
+            self._copied.synchronize()
+        found: Tensor = torch.linalg.eigh(self._host[at]).eigenvectors
+        return found
+
+    def result(self) -> Tensor:
+        """Eigenvectors `[B, n, n]` on the device, the least eigenvalue's first."""
+        return torch.stack([part.result(timeout=SOLVING_LIMIT_S) for part in self._parts]).to(self._device)
+
+
 @lru_cache(maxsize=1)
 def _solvers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(16, os.cpu_count() or 1), thread_name_prefix="eigenvectors")
+    return ThreadPoolExecutor(min(MOST_SOLVERS, os.cpu_count() or 1), thread_name_prefix="eigenvectors")
 
 
 def project(block: Tensor, gram: Tensor, rank: int) -> Factors:
@@ -98,7 +131,11 @@ def project(block: Tensor, gram: Tensor, rank: int) -> Factors:
     With `gram = X Xᵀ` this is the truncated SVD of X, at the cost of one symmetric eigenproblem of the block's
     length, batched over heads. Double precision, because squaring doubles the digits that are lost.
     """
-    vectors = eigenvectors(gram)
+    return onto(block, eigenvectors(gram), rank)
+
+
+def onto(block: Tensor, vectors: Tensor, rank: int) -> Factors:
+    """`block [H, n, d]` projected onto the last `rank` of `vectors [H, n, n]`."""
     rows = vectors[..., -rank:].flip(-1).to(block.dtype)
     return Factors(rows, rows.transpose(-1, -2) @ block)
 
@@ -120,10 +157,11 @@ class TruncationError:
 
 def truncation_error(block: Tensor, factors: Factors) -> TruncationError:
     """Measure `factors` against the block `[H, n, d]` that they stand for."""
-    residual = (block - factors.unpack()).double()
-    rows = residual.square().sum(-1)
-    return TruncationError(
-        float(block.double().square().sum()),
-        float(rows.sum()),
-        float(rows.max().sqrt()) if rows.numel() else 0.0,
-    )
+    return TruncationError(*lost_of(block, factors).tolist())
+
+
+def lost_of(block: Tensor, factors: Factors) -> Tensor:
+    """The numbers of a `TruncationError` `[3]`, in double precision where the block is: nothing waits for them."""
+    rows = (block - factors.unpack()).double().square().sum(-1)
+    worst = rows.max().sqrt() if rows.numel() else rows.new_zeros(())
+    return torch.stack((block.double().square().sum(), rows.sum(), worst))

@@ -17,8 +17,9 @@ import logging
 import torch
 from torch import Tensor
 
-from models.cache.compressor import Compressor, TruncationError, truncation_error
+from models.cache.compressor import Compressor, lost_of
 from models.cache.config import CacheConfig
+from models.cache.eviction import Leaving, foreseen, let_go
 from models.cache.heavy import HeavyStore
 from models.cache.latents import LatentRing
 from models.cache.layers import StoredLayer
@@ -70,6 +71,7 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
         window = WINDOW_QUERIES if needs_queries else 0
         self.queries = torch.zeros(spec.num_heads, window, dim, device=device)
         self.stats = torch.zeros(len(_STATS), dtype=torch.float64, device=device)
+        self._leaving: Leaving | None = None
 
     def reset(self) -> None:
         """See StoredLayer.reset."""
@@ -95,6 +97,7 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
     def set_counters(self, counters: dict[str, int]) -> None:
         """See StoredLayer.set_counters."""
         self.seen, self.blocks = counters["seen"], counters["blocks"]
+        self._leaving = None  # what is held is another's
 
     # -- reading ----------------------------------------------------------------------------------------------
 
@@ -175,14 +178,31 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
 
     def make_room(self, num_tokens: int) -> None:
         """See StoredLayer.make_room; whole blocks leave until the new pairs fit."""
-        config = self.config
-        to_ring = num_tokens - max(0, min(num_tokens, config.sinks - self.seen))
-        blocks = -(-max(0, self._in_ring + to_ring - config.ring) // config.evict_block)
-        if blocks > 1 and config.compressor == "svd" and config.has_latents and not self.heavy:
-            self._evict_together(blocks)
+        blocks = self._due(num_tokens)
+        if self._together(blocks):
+            known = self._leaving
+            if known is None or (known.begin, known.count) != (self.blocks, blocks):
+                known = foreseen(self, blocks)
+            self._note(*let_go(self, known))
         else:
             for _ in range(blocks):
                 self._evict()
+        self._leaving = None
+
+    def foresee(self, num_tokens: int) -> None:
+        """Begin to factor what the next step of `num_tokens` will push out; nothing that is held changes."""
+        blocks = self._due(num_tokens)
+        self._leaving = foreseen(self, blocks) if self._together(blocks) else None
+
+    def _due(self, num_tokens: int) -> int:
+        """Blocks that must leave before `num_tokens` fit."""
+        config = self.config
+        to_ring = num_tokens - max(0, min(num_tokens, config.sinks - self.seen))
+        return -(-max(0, self._in_ring + to_ring - config.ring) // config.evict_block)
+
+    def _together(self, blocks: int) -> bool:
+        config = self.config
+        return blocks > 1 and config.compressor == "svd" and config.has_latents and not self.heavy
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """See StoredLayer.append."""
@@ -195,6 +215,7 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
     def erase(self, first: int, end: int) -> dict[str, int]:
         """See StoredLayer.erase; heavy hitters are counted once a KV head."""
         config = self.config
+        self._leaving = None
         pinned = (max(first, 0), min(end, config.sinks, self.seen))
         self.sinks.erase(*pinned)
         begin = config.sinks + self.blocks * config.evict_block
@@ -233,41 +254,17 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
                 keys = self.spec.rotary.turn(keys, offsets)
             key, value = self.compressor.compress(keys, values)
             self.latents.write(self.blocks, (key.rows, key.basis), (value.rows, value.basis), offsets)
-            lost = (truncation_error(keys, key), truncation_error(values, value))
-            self._note(lost)
+            self._note(lost_of(keys, key), lost_of(values, value))
         self.blocks += 1
 
-    def _evict_together(self, count: int) -> None:
-        """Let `count` blocks go in one factoring. Those that newer ones push out before they are read get none."""
-        config = self.config
-        assert self.latents is not None and self.compressor is not None
-        new = min(count, config.latent_blocks)
-        first = self.blocks + count - new
-        pairs = self.ring.read(first * config.evict_block, new * config.evict_block)
-        heads, _, dim = pairs[0].shape
-        keys, values = (x.float().reshape(heads * new, config.evict_block, dim) for x in pairs)
-        offsets = torch.arange(config.evict_block, device=self.spec.device).expand(heads * new, -1)
-        if config.key_frame == "within_block":
-            self.spec.rotary.reserve(config.evict_block)
-            keys = self.spec.rotary.turn(keys, offsets)
-        key, value = self.compressor.compress(keys, values)
-
-        def of(x: Tensor, block: int) -> Tensor:
-            return x.reshape(heads, new, *x.shape[1:])[:, block]
-
-        for at in range(new):
-            made = [(of(factors.rows, at), of(factors.basis, at)) for factors in (key, value)]
-            self.latents.write(first + at, made[0], made[1], of(offsets, at))
-        lost = (truncation_error(keys, key), truncation_error(values, value))
-        self._note(lost)
-        self.blocks += count
-
-    def _note(self, lost: tuple[TruncationError, TruncationError]) -> None:
-        """Add what was lost to the statistics: sums of energy, the longest lost row."""
-        now = torch.tensor([x for e in lost for x in (e.energy, e.tail, e.worst)], dtype=torch.float64)
-        self.stats[[0, 1, 3, 4]] += now[[0, 1, 3, 4]].to(self.stats.device)
-        self.stats[[2, 5]] = torch.maximum(self.stats[[2, 5]], now[[2, 5]].to(self.stats.device))
-        _log.debug("block %d of layer %d compressed: %s", self.blocks, self.spec.index, _named(now))
+    def _note(self, key: Tensor, value: Tensor) -> None:
+        """Add what was lost to the statistics: sums of energy, the longest lost row. Nothing waits for a GPU."""
+        now = torch.cat((key, value)).to(self.stats.device)
+        longest = torch.maximum(self.stats, now)
+        self.stats.add_(now)
+        self.stats[2::3] = longest[2::3]
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("block %d of layer %d compressed: %s", self.blocks, self.spec.index, _named(now))
 
     def _pick_heavy(self, first: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         assert self.heavy is not None

@@ -71,6 +71,20 @@ class LatentRing:
             self.key_basis[:, slot], self.value_basis[:, slot] = key[1], value[1]
         self.offsets[:, slot] = offsets.to(torch.int32)
 
+    def write_many(
+        self, first: int, key: tuple[Tensor, Tensor], value: tuple[Tensor, Tensor], offsets: Tensor
+    ) -> None:
+        """Store blocks from number `first` on: rows `[H, b, n, r]`, bases `[H, b, r, d]`, offsets `[n]` of all."""
+        count = key[0].shape[1]
+        assert count <= self.num_blocks
+        slots = torch.arange(first, first + count, device=self.offsets.device) % self.num_blocks
+        stores = [(self.key_rows, key[0]), (self.value_rows, value[0])]
+        if self.shared is None:
+            stores += [(self.key_basis, key[1]), (self.value_basis, value[1])]
+        for store, given in stores:
+            store[:, slots] = given.to(store.dtype)
+        self.offsets[:, slots] = offsets.to(torch.int32)
+
     def erase(self, order: Tensor, hidden: Tensor) -> None:
         """Zero the rows of the slots in `order` where `hidden [H, blocks, n]`; the bases stay as they are."""
         kept = ~hidden[..., None]

@@ -131,6 +131,12 @@ class RotatingCompressiveCache(Cache):
         self._num_pending = len(rest)
         return steps
 
+    def foresee(self) -> None:
+        """Begin what the next step's evictions need, so that the step need not wait for it; what is held stays."""
+        for layer in self.stored:
+            if isinstance(layer, RotatingLayer):
+                layer.foresee(self.config.read_block)
+
     def view(self, room: int) -> CacheView:
         """What an answer may read now, with room for `room` further tokens (the pending ones among them)."""
         return CacheView([layer.frozen(room) for layer in self.stored])

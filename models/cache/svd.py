@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.cache.compressor import Compressor, Factors, project
+from models.cache.compressor import Compressor, Factors, onto, project
 
 
 class SvdCompressor(Compressor):
@@ -29,3 +29,17 @@ class SvdCompressor(Compressor):
             Factors(factors.rows[:heads], factors.basis[:heads]),
             Factors(factors.rows[heads:], factors.basis[heads:]),
         )
+
+
+def gram_of(keys: Tensor, values: Tensor) -> Tensor:
+    """What `from_eigenvectors` wants the eigenvectors of: `[2 H, n, n]` in double precision, keys before values."""
+    both = torch.cat((keys, values))
+    return (both @ both.transpose(-1, -2)).double()
+
+
+def from_eigenvectors(
+    keys: Tensor, values: Tensor, vectors: Tensor, ranks: tuple[int, int]
+) -> tuple[Factors, Factors]:
+    """The factors that `SvdCompressor` makes, from eigenvectors `[2 H, n, n]` that are known already."""
+    heads = keys.shape[0]
+    return onto(keys, vectors[:heads], ranks[0]), onto(values, vectors[heads:], ranks[1])

@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import sdpa_mask
 
 from models.cache.layers import MemoryLayer
+from models.hf import causal
 
 NAME = "dysra"
 
@@ -60,6 +61,13 @@ def attention(
             assert layer.spec.window is not None
             out = attend_windows(query, key, value, layer.spec.window, scaling or query.shape[-1] ** -0.5)
             return out.transpose(1, 2).contiguous(), None
+        if (
+            layer.spec.window is None
+            and layer.allowed is None
+            and softcap is None
+            and causal.can_serve(query)
+        ):
+            return _causally(query, key, value, scaling or query.shape[-1] ** -0.5), None
         attention_mask = causal_mask(num_tokens, num_keys, layer.spec.window, query.device)
         if layer.allowed is not None:
             allowed = layer.allowed[None, :, None]
@@ -68,6 +76,21 @@ def attention(
         attention_mask = causal_mask(num_tokens, num_keys, sliding_window, query.device)
     out = attend(query, key, value, attention_mask, scaling or query.shape[-1] ** -0.5, softcap)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _causally(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Attention `[1, T, heads, d]` of many tokens, by the fused kernels where these are right."""
+
+    def masked() -> Tensor:
+        return attend(
+            query, key, value, causal_mask(query.shape[2], key.shape[2], None, query.device), scaling
+        )
+
+    known = masked() if causal.unchecked(query) else None
+    out = causal.checked(query, key, value, scaling, known)
+    if out is None:
+        out = masked() if known is None else known
+    return out.transpose(1, 2).contiguous()
 
 
 def attend(

@@ -17,9 +17,11 @@ from models.cache.learned_autoencoder import LearnedAutoencoder
 from models.cache.learned_projection import LearnedProjection
 from models.cache.ranker import find_ranker
 from models.cache.rotating import CacheView, RotatingCompressiveCache
+from models.hf.captured import CapturedSteps
 from models.hf.config import HfConfig
 from models.hf.generation import Sampler, StopTexts
 from models.hf.loading import Loaded, layer_specs, load
+from models.hf.norms import fuse
 from models.hf.question_bank import record
 
 LEARNED_TYPES = {"projection": LearnedProjection, "autoencoder": LearnedAutoencoder}
@@ -42,6 +44,10 @@ class HfBackbone:
         self.context_tokens = int(text_config.max_position_embeddings)
         self._bank: dict[int, Tensor] | None = None
         self._check_agreement()
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            fuse(self.model)
+        self.steps = CapturedSteps(self, enabled=on_gpu)
 
     @classmethod
     def load(cls, config: HfConfig | None = None) -> HfBackbone:
@@ -105,8 +111,11 @@ class HfBackbone:
     def read(self, ids: Sequence[int], cache: RotatingCompressiveCache) -> None:
         """See Backbone.read. If it raises midway (out of memory), go back to a snapshot or a fork."""
         self._own(cache)
-        for step in cache.take(self._checked(ids)):
+        steps = cache.take(self._checked(ids))
+        for at, step in enumerate(steps):
             self._decoder(**self._inputs(step, cache))
+            if self.device.type == "cuda" and at + 1 < len(steps):
+                cache.foresee()  # the host finds eigenvectors while the device reads on
 
     # -- answers ----------------------------------------------------------------------------------------------
 
@@ -143,17 +152,19 @@ class HfBackbone:
             if cancelled is not None and cancelled():
                 return
             logits = self._forward(block, view, 1 if last else 0)
-        for produced in range(max_new_tokens):
-            assert logits is not None
-            token = sampler.next(logits[-1], suppress if produced == 0 else ())
-            if token in self.end_ids:
-                break
-            free, stopped = stops.push(token)
-            yield from free
-            if stopped or (cancelled is not None and cancelled()):
-                return
-            if produced + 1 < max_new_tokens:
-                logits = self._forward([token], view, 1)
+        # the step is lent until the answer ends or is abandoned
+        with self.steps.lent(view, max_new_tokens - 1) as step:
+            for produced in range(max_new_tokens):
+                assert logits is not None
+                token = sampler.next(logits[-1], suppress if produced == 0 else ())
+                if token in self.end_ids:
+                    break
+                free, stopped = stops.push(token)
+                yield from free
+                if stopped or (cancelled is not None and cancelled()):
+                    return
+                if produced + 1 < max_new_tokens:
+                    logits = self._forward([token], view, 1) if step is None else step.after(token)
         yield from stops.flush()
 
     def score(

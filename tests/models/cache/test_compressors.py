@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from models.cache.compressor import eigenvectors, side_by_side, truncation_error
-from models.cache.svd import SvdCompressor
+from models.cache.compressor import ComingEigenvectors, eigenvectors, side_by_side, truncation_error
+from models.cache.latents import LatentRing
+from models.cache.svd import SvdCompressor, from_eigenvectors, gram_of
 from models.cache.weighted_svd import WeightedSvdCompressor
 from models.rotary import turn
 from tests.models import tiny
@@ -108,3 +109,30 @@ def test_eigenvectors_found_side_by_side_are_those_of_the_batch() -> None:
     values = torch.linalg.eigvalsh(gram)
     torch.testing.assert_close(gram @ found, found * values[:, None], atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(eigenvectors(gram[:2]), torch.linalg.eigh(gram[:2]).eigenvectors)
+
+
+@pytest.mark.parametrize(("rank", "value_rank"), [(4, 0), (4, 7)])
+def test_factors_from_coming_eigenvectors_are_the_compressor_s(rank: int, value_rank: int) -> None:
+    """The same numbers, whoever found the eigenvectors and when."""
+    keys, values = _block()
+    config = tiny.budgets(evict_block=12, rank=rank, value_rank=value_rank)
+    wanted = SvdCompressor(_spec(), config).compress(keys, values)
+    coming = ComingEigenvectors(gram_of(keys, values))
+    found = from_eigenvectors(keys, values, coming.result(), config.key_and_value_ranks)
+    for mine, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine.unpack(), other.unpack(), rtol=0, atol=1e-6)
+
+
+def test_blocks_written_together_are_blocks_written_in_turn() -> None:
+    """Also over the ring's end, and rounded to its type."""
+    shape = (2, 5, 12, (4, 3), 16, torch.bfloat16, torch.device("cpu"))
+    together, in_turn = LatentRing(*shape), LatentRing(*shape)
+    offsets = torch.arange(12)
+    for first, count in ((0, 5), (5, 3), (8, 4)):
+        made = [torch.randn(2, count, *tail) for tail in ((12, 4), (4, 16), (12, 3), (3, 16))]
+        together.write_many(first, (made[0], made[1]), (made[2], made[3]), offsets)
+        for at in range(count):
+            rows_k, basis_k, rows_v, basis_v = (part[:, at] for part in made)
+            in_turn.write(first + at, (rows_k, basis_k), (rows_v, basis_v), offsets.expand(2, -1))
+    for name, tensor in together.tensors().items():
+        assert torch.equal(tensor, in_turn.tensors()[name]), name

@@ -210,3 +210,39 @@ def test_pending_tokens_are_part_of_every_answer() -> None:
     assert cache.tokens_computed == 16 and cache.pending == ids[16:21] and cache.tokens_seen == 21
     logits = tiny.backbone().logits(ids[21:], cache)
     torch.testing.assert_close(logits, _plain(ids)[21:], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("frame", ["before_rotary", "within_block"])
+def test_foreseen_evictions_leave_the_bytes_of_unforeseen_ones(frame: str) -> None:
+    """Steps that push out several blocks, factored ahead of time or when due; what is foreseen changes nothing."""
+    backbone = tiny.backbone()
+    budgets = tiny.budgets(ring=72, read_block=64, latent_blocks=5, key_frame=frame)
+    plain, ahead = backbone.new_cache(budgets), backbone.new_cache(budgets)
+    ids = tiny.ids(64 * 6)
+    for start in range(0, len(ids), 64):
+        backbone.read(ids[start : start + 64], plain)
+        before = ahead.to_bytes()
+        ahead.foresee()
+        assert ahead.to_bytes() == before
+        backbone.read(ids[start : start + 64], ahead)
+    assert ahead.stored[1].blocks >= 8 * 4
+    assert ahead.to_bytes() == plain.to_bytes()
+
+
+def test_what_was_foreseen_is_forgotten_when_the_cache_changes() -> None:
+    """After a withdrawal, a reset or another cache's content, factors are those of what is held then."""
+    backbone = tiny.backbone()
+    budgets = tiny.budgets(ring=72, read_block=64, latent_blocks=5)
+    first, other, plain = (backbone.new_cache(budgets) for _ in range(3))
+    for cache, seed in ((first, 1), (other, 2), (plain, 1)):
+        backbone.read(tiny.ids(128, seed), cache)
+    first.foresee()
+    for cache in (first, plain):
+        cache.drop(70, 90)
+        backbone.read(tiny.ids(64, 3), cache)
+    assert first.to_bytes() == plain.to_bytes()
+    first.foresee()
+    first.replace_by(other)
+    for cache in (first, other):
+        backbone.read(tiny.ids(64, 4), cache)
+    assert first.to_bytes() == other.to_bytes()
