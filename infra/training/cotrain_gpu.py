@@ -28,6 +28,7 @@ import torch
 
 from infra.evaluation.policy_judge import choose, judge, paired
 from infra.training.cotrain_runs import WARM, trained
+from infra.training.learners.adapting import ForgivingTokenizer, forgiving_tokenizers
 from infra.training.side_by_side import (
     limit_memory,
     pack_results,
@@ -107,6 +108,7 @@ def one_run(name: str, given: argparse.Namespace) -> None:
     figures["training_seconds"] = round(time.monotonic() - began, 1)
     reader = backbone if adapter is None else replace(backbone, adapter=str(adapter))
     figures["judged"], scores = judged(given, reader, policy)
+    figures["tokens_lost"] = ForgivingTokenizer.lost
     out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out / "scores.npz", **scores)  # type: ignore[arg-type]
     (out / RESULT).write_text(json.dumps(figures, default=str))
@@ -169,7 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     began = time.monotonic()
     if given.run:
-        one_run(given.run, given)
+        with forgiving_tokenizers():
+            one_run(given.run, given)
         return 0
     prepare(given)
     left = given.seconds - (time.monotonic() - began)

@@ -4,8 +4,9 @@
 
 Writes OUT/train.json.xz and, to be judged on, OUT/sentences.json.xz and OUT/passages.json.xz: test questions, their
 telling texts, BM25's best texts for them and other texts of the corpus. BM25's places are written down, so that a
-GPU host needs no index. Nothing under a test question's gold title is in the training file, whose second half is
-practice: a sentence of a passage, to be found again in the rest of the passage.
+GPU host needs no index. The second half of the training file is practice: a sentence of a passage, to be found
+again in the rest of the passage. OUT/corpus.xz holds all passages that may be read and the training questions'
+texts, for `infra.training.landmark_taught`. Nothing under a test question's gold title is in either.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from infra.console import say
-from infra.training.learners.landmark_pairs import PRACTICE, Pairs
+from infra.training.learners.landmark_pairs import CORPUS, PRACTICE, Pairs
 from pipeline.prepare.pools import TextIndex
 from pipeline.session.prompts import article_head
 from pipeline.tasks.contexts import WordWeights, candidates, gold_texts, oracle_sentences, rank_sentences
@@ -147,6 +148,23 @@ class LandmarkData:
         return [_shown(text.title, part) for part in parts]
 
 
+def save_corpus(
+    passages: Mapping[str, SourceText], questions: Sequence[Question], path: Path, more: Sequence[str] = ()
+) -> tuple[int, int]:
+    """Write the passages that may be read and the training questions (and `more`); how many of each.
+
+    Questions' splits are assigned. A question of another split is not written, not even where `more` has it.
+    """
+    held_back = test_title_keys(questions)
+    texts = [t for t in passages.values() if title_key(t.title) not in held_back]
+    other = {question.text for question in questions if question.split != "train"}
+    asked = dict.fromkeys([*(q.text for q in questions if q.split == "train"), *more])
+    kept = [text for text in asked if text not in other]
+    body = {"titles": [t.title for t in texts], "texts": [t.text for t in texts], "asked": kept}
+    path.write_bytes(lzma.compress(json.dumps(body, ensure_ascii=False).encode(), preset=6))
+    return len(texts), len(kept)
+
+
 class _Texts:
     """Texts by number, each once; questions apart, so that nobody finds a question."""
 
@@ -218,8 +236,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     passages = read_passages(given.data / "corpus/passages_wiki.jsonl.zst")
     questions = [q for name in SETS for q in read_questions(given.data / f"qa/{name}.jsonl.zst")]
-    made = LandmarkData(passages, assign_splits(questions, passages, seed=config.seed), config)
+    questions = assign_splits(questions, passages, seed=config.seed)
     given.out.mkdir(parents=True, exist_ok=True)
+    # no passage of TimeQA is searched: what its questions ask teaches how questions sound
+    more = [q.text for q in read_questions(given.data / "qa/timeqa.jsonl.zst") if q.split == "train"]
+    found = save_corpus(passages, questions, given.out / CORPUS, more)
+    say(f"{given.out / CORPUS}: {found[0]:,} passages, {found[1]:,} questions")
+    made = LandmarkData(passages, questions, config)
     for name, pairs in (
         ("train", made.train()), ("sentences", made.judged("sentence")), ("passages", made.judged("passage")),
     ):  # fmt: skip

@@ -41,12 +41,7 @@ def page(found: dict[str, Any]) -> str:
     lines = ["# Landmark head of Gemma-3-270M (H200)", ""]
     for run, figures in found.items():
         about = figures["about"]
-        lines += [
-            f"Run `{run}`: {about['training_questions']:,} training questions, {about['steps']:,} updates of "
-            f"{about['questions']} questions, {about['seconds']} s, seed {about['seed']}. Command: the head of "
-            "`infra/training/landmark_gpu.py`.",
-            "",
-        ]
+        lines += [f"## Run `{run}`" if len(found) > 1 else "", _told(run, about), ""]
         for corpus, judged in figures["judged"].items():
             sets = judged["sets"]
             lines.append(f"Recall over {int(judged['all']['searched']):,} {corpus}, percent at 1 / 5 / 20:")
@@ -59,16 +54,37 @@ def page(found: dict[str, Any]) -> str:
                 cells = [_cell(judged["all"], name), *(_cell(each, name) for each in sets.values())]
                 lines.append(f"| {shown} | {_bytes(about, name)} | {' | '.join(cells)} |")
             lines.append("")
-        curve = figures["curve"]
-        told = [curve[at] for at in range(0, len(curve), max(1, len(curve) // 8))]
-        lines += [
-            "In training (loss; share of questions whose own text is first in its part, of some 700):",
-            "",
-        ]
-        lines += ["| step | loss | first |", "| --- | --- | --- |"]
-        lines += [f"| {row['step']} | {row['contrastive']:.3f} | {row['first']:.3f} |" for row in told]
-        lines.append("")
+        lines += _curve(figures["curve"])
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _told(run: str, about: dict[str, Any]) -> str:
+    """What a run learned from."""
+    taught = "" if about.get("taught") in (None, "None") else (
+        f"taught by MiniLM on {about['taught_texts']:,} texts, {about['passages']} passages a part; "
+    )  # fmt: skip
+    learned = f"{about['training_questions']:,} labelled questions, {about['questions']} an update"
+    return (
+        f"Run `{run}`: {about.get('method', 'frozen')}, {taught}{learned}; {about['steps']:,} updates, "
+        f"{about.get('tokens', 0):,} tokens, {about['seconds']} s, seed {about['seed']}. Command: the head of "
+        "`infra/training/landmark_gpu.py`."
+    )
+
+
+def _curve(curve: Sequence[dict[str, float]]) -> list[str]:
+    """Some steps of the terms, and every look at the questions kept back."""
+    terms = [name for name in ("contrastive", "direct", "ranked", "first") if curve and name in curve[0]]
+    told = [curve[at] for at in range(0, len(curve), max(1, len(curve) // 8))]
+    looks = [row for row in curve if "dev_recall_5" in row]
+    lines = [
+        "In training (terms of the loss; `first`: share of questions that put their known text first in its part):",
+        "", f"| step | {' | '.join(terms)} |", "| --- |" + " --- |" * len(terms),
+    ]  # fmt: skip
+    lines += [f"| {row['step']} | {' | '.join(f'{row[name]:.3f}' for name in terms)} |" for row in told]
+    if looks:
+        shown = ", ".join(f"{100 * row['dev_recall_5']:.0f} ({row['step']})" for row in looks)
+        lines += ["", f"Recall@5 of questions kept back, percent (step): {shown}."]
+    return [*lines, ""]
 
 
 def _cell(figures: dict[str, float], name: str) -> str:

@@ -74,16 +74,16 @@ def unpack(parts: Sequence[Path], to: Path) -> None:
     archive = to / PIECE
     with archive.open("wb") as joined:
         for at, known in enumerate(wanted):
-            path = next((p for part in parts if (p := part / f"{PIECE}.{at}").is_file()), None)
-            if path is None:
+            place = next((p for part in parts if (p := part / f"{PIECE}.{at}").is_file()), None)
+            if place is None:
                 raise ValueError(
                     f"--parts: {PIECE}.{at} of {len(wanted)} pieces is in none of them; carry its part"
                 )
-            piece = path.read_bytes()
+            piece = place.read_bytes()
             found = hashlib.sha256(piece).hexdigest()
             if found != known:
                 raise ValueError(
-                    f"{path} is damaged: sha256 {found[:12]}…, packed as {known[:12]}…; carry it again"
+                    f"{place} is damaged: sha256 {found[:12]}…, packed as {known[:12]}…; carry it again"
                 )
             joined.write(piece)
     with tarfile.open(archive) as tar:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from models.hf import cut
+from models.hf.cut import CutTokenizer, Encoded
 from models.reader_training import ReaderTrainConfig, learning_rate, save_adapter
 
 METHODS = ("lora", "full")
@@ -49,11 +53,38 @@ def scheduled_step(
 
 def known_ids(tokenizer: Any, text: str) -> list[int]:
     """A text's ids; tokens that a cut vocabulary lacks are left out, where a backbone would refuse the text."""
-    whole, new = getattr(tokenizer, "_whole", None), getattr(tokenizer, "_new", None)
-    if whole is None or new is None:
+    if not isinstance(tokenizer, CutTokenizer):
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
-    found = whole.encode(text, add_special_tokens=False).ids
-    return [new[i] for i in found if i in new]
+    found = tokenizer._whole.encode(text, add_special_tokens=False).ids
+    return [tokenizer._new[i] for i in found if i in tokenizer._new]
+
+
+class ForgivingTokenizer(CutTokenizer):
+    """A cut tokenizer that leaves lacking tokens out, where a session's refuses the text; `lost` counts them."""
+
+    lost = 0
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> Encoded:
+        """The ids of the tokens that there are."""
+        old = self._whole.encode(text, add_special_tokens=add_special_tokens).ids
+        kept = [self._new[i] for i in old if i in self._new]
+        ForgivingTokenizer.lost += len(old) - len(kept)
+        return Encoded(kept)
+
+
+@contextmanager
+def forgiving_tokenizers() -> Iterator[None]:
+    """Inside, decoders with a cut vocabulary get a ForgivingTokenizer: for measuring, not for sessions."""
+    strict = cut.cut_tokenizer
+
+    def forgiving(folder: Path, whole: Any) -> CutTokenizer:
+        return ForgivingTokenizer(whole, np.load(folder / cut.VOCABULARY).tolist())
+
+    cut.cut_tokenizer = forgiving
+    try:
+        yield
+    finally:
+        cut.cut_tokenizer = strict
 
 
 def write_adapted(model: Any, tokenizer: Any, method: str, folder: Path) -> None:

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infra.training.learners.adapting import METHODS, go_on, load_named, named_state, write_adapted
+from infra.training.learners.adapting import (
+    METHODS,
+    go_on,
+    known_ids,
+    load_named,
+    named_state,
+    write_adapted,
+)
 from infra.training.learners.reader import STOP
 from models.data_parallel import Group
 from models.hf.adapter import adapter_folder
@@ -241,7 +248,7 @@ class JointLearner:
         return torch.from_numpy(np.pad(goal, ((0, 0), (0, 1)))).to(self.device)
 
     def _encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return known_ids(self._tokenizer, text)
 
 
 def build_joint(spec: JointSpec, out: Path, device: str) -> JointLearner:

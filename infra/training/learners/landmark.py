@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from infra.training.learners.adapting import known_ids
+from infra.training.learners.landmark_encoder import LandmarkEncoder, by_length
 from infra.training.learners.landmark_pairs import (
     ENDING,
     TRAIN,
@@ -35,7 +37,7 @@ from models.cache.ranker import base_identity
 from models.data_parallel import Group
 from models.hf.landmark_head import LandmarkHead, LandmarkHeadConfig, Side
 from models.hf.loading import Loaded, load, pick_device
-from models.reader_training import add_lora, save_adapter
+from models.reader_training import save_adapter
 from models.subq.losses import info_nce
 
 __all__ = ["LandmarkLearner", "LandmarkSpec", "build_landmark"]
@@ -55,33 +57,23 @@ class LandmarkLearner:
         if not train.questions:
             raise ValueError(f"{spec.data}: no question with a telling sentence to train on")
         self._loaded = loaded
-        decoder = loaded.model.get_decoder()
-        width = int(loaded.model.config.get_text_config(decoder=True).hidden_size)
-        layer = spec.layer if spec.layer >= 0 else 2 * len(decoder.layers) // 3
-        if layer >= len(decoder.layers):
-            raise ValueError(
-                f"layer: given {layer}; allowed: 0 to {len(decoder.layers) - 1}, or -1 for two thirds up"
-            )
-        decoder.layers = decoder.layers[: layer + 1]  # nobody listens to what is above
-        model: nn.Module = loaded.model.to(self.device)
-        if spec.method == "lora":
-            model = add_lora(model, spec.rank, 2 * spec.rank, 0.0)
-        self.model = model.eval()
+        self._encoder = LandmarkEncoder(loaded, spec, self.device)
+        self.model, self.mixer = self._encoder.model, self._encoder.mixer
         shape = LandmarkHeadConfig(
-            width=width, layer=layer, landmark=spec.dim, weights_of=base_identity(loaded.identity)
-        )
+            width=self._encoder.width, layer=self._encoder.layer, landmark=spec.dim,
+            weights_of=base_identity(loaded.identity),
+        )  # fmt: skip
         self.head = LandmarkHead(shape).to(self.device)
-        self._begin = [
-            i for i in loaded.tokenizer.encode("", add_special_tokens=True).ids if i not in loaded.end_ids
-        ]
         self.log_scale = nn.Parameter(torch.tensor(math.log(spec.scale), device=self.device))
-        inner = [parameter for parameter in model.parameters() if parameter.requires_grad]
         outer = [*self.head.parameters(), self.log_scale]
+        inner = self._encoder.trained()
+        share = 0.3 if spec.method == "mixer" else 0.1
         self.parameters: Sequence[nn.Parameter] = [*outer, *inner]
-        groups = [{"params": outer, "share": 1.0}, *([{"params": inner, "share": 0.1}] if inner else [])]
+        groups = [{"params": outer, "share": 1.0}, *([{"params": inner, "share": share}] if inner else [])]
         self._optimizer = torch.optim.AdamW(groups, lr=spec.lr, weight_decay=0.01)
         self._rows = [self._ids(text) for text in train.texts]
-        self._known = self._hidden_of(self._rows) if spec.method == "frozen" else None
+        once = spec.method == "frozen" and spec.taught is None
+        self._known = self._hidden_of(self._rows) if once else None
 
     def parts(self, numbers: Sequence[int]) -> Iterator[list[tuple[int, int, tuple[int, ...]]]]:
         """Questions by the part's number; every question once in an epoch."""
@@ -235,15 +227,15 @@ class LandmarkLearner:
         paths = [self.head.save(folder)]
         figures = {name: {"all": overall, "sets": sets} for name, (overall, sets) in judged.items()}
         (folder / "figures.json").write_text(json.dumps({"about": about, "judged": figures}, default=str))
+        if self.mixer is not None:
+            paths.append(self.mixer.save(folder))
         if self.spec.method == "lora":
             save_adapter(self.model, folder / "adapter")
             (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's own
         return paths
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._loaded.tokenizer.encode(text, add_special_tokens=False).ids)[
-            : self.spec.most_tokens
-        ] or [0]
+        return known_ids(self._loaded.tokenizer, text)[: self.spec.most_tokens] or [0]
 
     def _vectors(self, hidden: Sequence[Tensor], side: Side) -> Tensor:
         """The head's unit vectors of texts whose tokens' hidden states are given [n, r]."""
@@ -259,65 +251,22 @@ class LandmarkLearner:
         """Hidden states of texts' tokens: looked up where the decoder is frozen."""
         if self._known is not None:
             return [self._known[at] for at in places]
-        rows = [self._rows[at] for at in places]
-        found: list[Tensor] = [torch.zeros(0)] * len(rows)
-        for some in _by_length(rows):  # little padding: its activations would be kept for the gradient
-            for at, each in zip(some, self._encode([rows[at] for at in some]), strict=True):
-                found[at] = each
-        return found
+        return self._encoder.encode_all([self._rows[at] for at in places])
 
     @torch.no_grad()
     def _hidden_of(self, rows: Sequence[list[int]]) -> list[Tensor]:
         """Of all texts, in half precision on the device: a text takes 2 * tokens * width bytes."""
-        found: list[Tensor] = [torch.zeros(0)] * len(rows)
-        for some in _by_length(rows):
-            for at, each in zip(some, self._encode([rows[at] for at in some]), strict=True):
-                found[at] = each.bfloat16()  # float16 overflows: some tokens of Gemma pass 65,504
-        return found
+        # float16 overflows: some tokens of Gemma pass 65,504
+        return [each.bfloat16() for each in self._encoder.encode_all(rows)]
 
     @torch.no_grad()
     def _all_vectors(self, texts: Sequence[str], side: Side) -> Tensor:
         """The head's vectors of many texts [N, r], in their order; no hidden state is kept."""
         rows = [self._ids(text) for text in texts]
         found = torch.zeros(len(rows), self.spec.dim, device=self.device)
-        for some in _by_length(rows):
-            found[some] = self._vectors(self._encode([rows[at] for at in some]), side)
+        for some in by_length(rows, self.spec.tokens_at_once):
+            found[some] = self._vectors(self._encoder.encode([rows[at] for at in some]), side)
         return found
-
-    def _encode(self, rows: Sequence[list[int]]) -> list[Tensor]:
-        """Hidden states [tokens, d] of each text after the head's layer; the opening token is left out."""
-        ids = torch.zeros(len(rows), max(map(len, rows)) + len(self._begin), dtype=torch.long)
-        for at, row in enumerate(rows):
-            ids[at, : len(self._begin) + len(row)] = torch.tensor([*self._begin, *row])
-        heard: list[Tensor] = []
-        model: Any = self.model
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        hook = (
-            base.get_decoder()
-            .layers[self.head.config.layer]
-            .register_forward_hook(
-                lambda _, __, output: heard.append(output[0] if isinstance(output, tuple) else output)
-            )
-        )
-        try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-                # right-padded and causal: no token sees the padding behind it
-                base.model(input_ids=ids.to(self.device), use_cache=False)
-        finally:
-            hook.remove()
-        first = len(self._begin)
-        return [heard[0][at, first : first + len(row)] for at, row in enumerate(rows)]
-
-
-def _by_length(rows: Sequence[list[int]], most_tokens: int = 16384) -> Iterator[list[int]]:
-    """The rows' numbers in batches of like length."""
-    order = sorted(range(len(rows)), key=lambda at: len(rows[at]))
-    start = 0
-    for end in range(1, len(order) + 1):
-        longer = end < len(order) and len(rows[order[end]]) * (end + 1 - start) > most_tokens
-        if end == len(order) or longer:
-            yield order[start:end]
-            start = end
 
 
 def build_landmark(spec: LandmarkSpec, out: Path, device: str) -> LandmarkLearner:
@@ -332,4 +281,9 @@ def build_landmark(spec: LandmarkSpec, out: Path, device: str) -> LandmarkLearne
         triples = triples_in(spec.data)
         train = pairs_of([triple for triple in triples if triple.split == "train"])
         held_out = {"held_out": pairs_of([triple for triple in triples if triple.split != "train"])}
-    return LandmarkLearner(loaded, train, held_out, spec, str(pick_device(device)))
+    name = str(pick_device(device))
+    if spec.taught is not None:
+        from infra.training.learners.landmark_taught import TaughtLearner
+
+        return TaughtLearner(loaded, train, held_out, spec, name, spec.taught)
+    return LandmarkLearner(loaded, train, held_out, spec, name)

@@ -16,6 +16,7 @@ from pipeline.tasks.scores import holds_answer
 
 TRAIN = "train"
 ENDING = ".json.xz"
+CORPUS = "corpus.xz"
 PRACTICE = "practice"
 
 
@@ -82,6 +83,15 @@ def judged_files(folder: Path) -> dict[str, Path]:
     """The files of a folder that are judged on, by name."""
     found = {path.name.removesuffix(ENDING): path for path in sorted(folder.glob(f"*{ENDING}"))}
     return {name: path for name, path in found.items() if name != TRAIN}
+
+
+def read_corpus(path: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    """Titles with texts, and questions; BadData where the file is damaged."""
+    try:
+        body = json.loads(lzma.decompress(path.read_bytes()))
+        return list(zip(body["titles"], body["texts"], strict=True)), list(body["asked"])
+    except (lzma.LZMAError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise BadData(f"{path} is no corpus ({error}); make it by infra.training.landmark_data") from None
 
 
 def pairs_of(triples: Sequence[Triple], most_hard: int = 8) -> Pairs:

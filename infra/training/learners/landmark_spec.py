@@ -7,7 +7,7 @@ from pathlib import Path
 
 from models.hf.config import HfConfig
 
-METHODS = ("frozen", "lora")
+METHODS = ("frozen", "lora", "mixer")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,10 +25,25 @@ class LandmarkSpec:
     accumulate: int = field(default=1, metadata={"help": "parts of an update"})
     questions: int = field(default=64, metadata={"help": "questions of a part; each other's texts are wrong"})
     hard: int = field(default=2, metadata={"help": "texts a question that nearly tell"})
-    lr: float = field(default=2e-3, metadata={"help": "peak learning rate of the head; of LoRA a tenth"})
+    lr: float = field(
+        default=2e-3, metadata={"help": "peak learning rate of the head; of LoRA a tenth, of a mixer three"}
+    )
     scale: float = field(default=20.0, metadata={"help": "first factor of the cosines"})
     rank: int = field(default=16, metadata={"help": "rank of the adapter (lora)"})
     most_tokens: int = field(default=96, metadata={"help": "tokens of a text that are read"})
+    inner: int = field(default=512, metadata={"help": "width of the mixer (mixer); a multiple of 64"})
+    tokens_at_once: int = field(default=16384, metadata={"help": "tokens of a step of the decoder, at most"})
+    taught: Path | None = field(
+        default=None, metadata={"help": "folder that landmark_taught wrote; None: labels and practice alone"}
+    )
+    passages: int = field(default=160, metadata={"help": "passages of a part (taught); a multiple of 16"})
+    direct: float = field(default=4.0, metadata={"help": "weight of copying the teacher's vectors (taught)"})
+    trust_labels: float = field(
+        default=0.5, metadata={"help": "how far labels count against the teacher's choice (taught), 0 to 1"}
+    )
+    trust_made: float = field(
+        default=0.2, metadata={"help": "the same of queries made of a passage (taught), 0 to 1"}
+    )
     practice: float = field(
         default=1.0,
         metadata={"help": "share of the practice questions that are used, where the data has some"},
@@ -45,11 +60,15 @@ class LandmarkSpec:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method: given {self.method!r}; allowed: {', '.join(METHODS)}")
-        for name in ("dim", "steps", "accumulate", "questions", "rank", "most_tokens"):
+        counts = ("dim", "steps", "accumulate", "questions", "rank", "most_tokens")
+        for name in (*counts, "inner", "tokens_at_once", "passages"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 1 or more")
-        if not 0 <= self.practice <= 1:
-            raise ValueError(f"practice: given {self.practice}; allowed: 0 to 1")
+        for name in ("practice", "trust_labels", "trust_made"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 0 to 1")
+        if self.direct < 0:
+            raise ValueError(f"direct: given {self.direct}; allowed: 0 or more")
         if not 0 <= self.dev_share < 1 or self.dev_every < 0:
             raise ValueError(
                 f"dev_share: given {self.dev_share}, dev_every {self.dev_every}; allowed: 0 to below 1, 0 or more"

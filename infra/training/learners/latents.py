@@ -166,24 +166,23 @@ class LatentsLearner:
         """
         width = max(self.spec.passages)
         whole = Squeeze(form="full", keep=1.0)
-        cells: dict[int, dict[str, Squeeze]] = {width: {"full": whole}, 1: {"golds": whole}}
+        wide: dict[str, Squeeze] = {"full": whole}
         for form in self.spec.forms:
             if form != "full":
-                cells[width] |= {
-                    f"{form}_{keep:g}": Squeeze(form=form, keep=keep) for keep in self.spec.keeps
-                }
+                wide |= {f"{form}_{keep:g}": Squeeze(form=form, keep=keep) for keep in self.spec.keeps}
+        cells = ((width, wide), (1, {"golds": whole}))  # a context is read once for all forms
         found: dict[str, dict[str, list[tuple[float, float]]]] = {
-            name: {} for some in cells.values() for name in some
+            name: {} for _, forms in cells for name in forms
         }
         several = sorted({group.dataset for group in self.test})
         by_set = [[g for g in self.test if g.dataset == name] for name in several]
         each = max(1, self.spec.judged // max(1, len(several)))
         for group in (group for some in by_set for group in some[:each]):
-            for passages, some in cells.items():
+            for passages, forms in cells:
                 part = self._part(group, passages, f"judge:{group.asked[0]}", whole)
                 with self._autocast():
                     layers = read_context(self.model, self._specs, part.context)
-                    for name, squeeze in some.items():
+                    for name, squeeze in forms.items():
                         answers, right = held_answer_loss(
                             self.model, layers, part.questions, squeeze, self._ranker
                         )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from infra.training.learners.adapting import (
     METHODS,
     go_on,
+    known_ids,
     load_named,
     named_state,
     scheduled_step,
@@ -207,10 +208,8 @@ def rows_of(triples: Sequence[Triple], loaded: Loaded, most_tokens: int) -> tupl
     pairs: list[tuple[list[int], list[int]]] = []
     held_out: list[int] = []
     for triple in triples:
-        prompt = tokenizer.encode(
-            reader_prompt(triple.sentences, triple.question), add_special_tokens=False
-        ).ids
-        target = tokenizer.encode(triple.target + STOP, add_special_tokens=False).ids
+        prompt = known_ids(tokenizer, reader_prompt(triple.sentences, triple.question))
+        target = known_ids(tokenizer, triple.target + STOP)
         if len(begin) + len(prompt) + len(target) <= most_tokens:
             if triple.split != "train":
                 held_out.append(len(pairs))

@@ -128,7 +128,7 @@ def test_learner_hears_no_layer_above_its_own(data: Path, tmp_path: Path, method
 
     backbone = HfBackbone.load(config)
     ids = backbone.encode("Ann owns a kiln")
-    mine = learner._encode([ids])[0]
+    mine = learner._encoder.encode([ids])[0]
     whole = hidden_of(backbone, [*backbone.bos, *ids], 1)[len(backbone.bos) :]
     assert torch.allclose(mine, whole, atol=1e-4)
     part = next(learner.parts([0]))
@@ -194,15 +194,15 @@ def test_gpu_script_trains_judges_and_gathers(
     told = [
         "--data", str(data), "--reader", str(config.model), "--work", str(tmp_path / "work"),
         "--out", str(tmp_path / "out"), "--device", "cpu", "--steps", "60", "--questions", "20",
-        "--runs", "frozen",
+        "--runs", "frozen_labels",
     ]  # fmt: skip
-    assert landmark_gpu.main([*told, "--run", "frozen", "--training", "100"]) == 0
+    assert landmark_gpu.main([*told, "--run", "frozen_labels", "--training", "100"]) == 0
     given = landmark_gpu._parser().parse_args(told)
-    assert landmark_gpu.gather(given, {"frozen": 0}) == 0
-    found = json.loads((tmp_path / "out" / "landmark.json").read_text())["frozen"]
+    assert landmark_gpu.gather(given, {"frozen_labels": 0}) == 0
+    found = json.loads((tmp_path / "out" / "landmark.json").read_text())["frozen_labels"]
     assert set(found["judged"]) == {"sentences", "passages"}
     ours = found["judged"]["passages"]
     assert ours["sets"]["toy"]["n"] == 10
     assert ours["all"]["searched"] == 30
     assert ours["all"]["recall_5"] > 5 / 30
-    assert (tmp_path / "out" / "landmark.tar").stat().st_size > 1000
+    assert (tmp_path / "out" / "landmark-frozen_labels.tar").stat().st_size > 1000

@@ -23,14 +23,23 @@ def test_page_has_recall_by_set_and_no_paths(tmp_path: Path) -> None:
         "about": about, "curve": [{"step": 1, "contrastive": 2.0, "first": 0.1}],
         "judged": {"passages": {"all": values | {"searched": 100.0}, "sets": {"nq": values | {"n": 7}}}},
     }  # fmt: skip
-    (tmp_path / "found.json").write_text(json.dumps({"frozen": figures}))
+    taught = json.loads(json.dumps(figures))
+    taught["about"] |= {
+        "method": "lora", "taught": "/tmp/made/given", "taught_texts": 4321, "passages": 128, "tokens": 99,
+    }  # fmt: skip
+    taught["curve"] = [{"step": 1, "direct": 0.5, "ranked": 3.0, "first": 0.2, "dev_recall_5": 0.61}]
+    (tmp_path / "found.json").write_text(json.dumps({"frozen": figures, "lora": taught}))
     landmark_report.main(
         ["--found", str(tmp_path / "found.json"), "--bench", str(tmp_path / "out"), "--note", "Weak."]
     )
     told = (tmp_path / "out.md").read_text()
     assert "| head, 8 bits | 128 | 21.0 / 25.0 / 40.0 | 21.0 / 25.0 / 40.0 |" in told
     assert "| BM25 | postings | 41.0 / 45.0 / 60.0 |" in told
+    assert "| 1 | 2.000 | 0.100 |" in told and "| 1 | 0.500 | 3.000 | 0.200 |" in told
+    assert "taught by MiniLM on 4,321 texts" in told and "61 (1)" in told
     assert "nq (n = 7)" in told and told.endswith("Weak.\n")
     kept = json.loads((tmp_path / "out.json").read_text())
-    assert kept["ratios"] == {"landmark_recall5_over_minilm128_frozen_passages": round(0.25 / 0.45, 4)}
+    assert kept["ratios"] == {
+        f"landmark_recall5_over_minilm128_{run}_passages": round(0.25 / 0.45, 4) for run in ("frozen", "lora")
+    }
     assert kept["runs"]["frozen"]["about"]["data"] == "there"
