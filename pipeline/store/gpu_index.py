@@ -24,6 +24,9 @@ _BLOCK = 64
 _LEAST_SHARE = 0.5
 _SPARE = 16
 
+_asked: dict[torch.device, tuple[NDArray[np.float32], torch.Tensor]] = {}
+"""The questions of the latest search on each device."""
+
 
 class DeviceMatrix(MatrixIndex):
     """A matrix of float16 on a GPU (of float32 on a torch device that is a CPU).
@@ -38,7 +41,6 @@ class DeviceMatrix(MatrixIndex):
         self._size = 0
         self._hidden: tuple[NDArray[np.bool_], torch.Tensor] | None = None
         self._counted: tuple[NDArray[np.bool_], int] | None = None
-        self._asked: tuple[NDArray[np.float32], torch.Tensor] | None = None
 
     def add(self, vectors: NDArray[np.float16]) -> None:
         """Append rows; the room doubles when it is full."""
@@ -143,11 +145,11 @@ class DeviceMatrix(MatrixIndex):
         return known[1]
 
     def questions(self, queries: NDArray[np.float32]) -> torch.Tensor:
-        """The questions on the device; kept there while the same array is asked with."""
-        known = self._asked
+        """The questions on the device: brought there once for all matrices that are asked with the same array."""
+        known = _asked.get(self._device)
         if known is None or known[0] is not queries:
             given = torch.from_numpy(np.ascontiguousarray(queries)).to(self._device, self._matrix.dtype)
-            known = self._asked = (queries, given)
+            known = _asked[self._device] = (queries, given)
         return known[1]
 
 
