@@ -63,6 +63,16 @@ def evaluate(
     policy: Annotated[
         Path | None, typer.Option("--policy", help="a trained retrieval policy, for methods that use one")
     ] = None,
+    reading: Annotated[
+        str,
+        typer.Option(
+            "--reading", help="qa: together in one prompt, or apart: each alone, the most trusted answer"
+        ),
+    ] = "together",
+    trust: Annotated[
+        Path | None,
+        typer.Option("--trust", help="weights of readings apart; default: the reader's own probability"),
+    ] = None,
     keep: Annotated[
         float,
         typer.Option(
@@ -83,6 +93,6 @@ def evaluate(
     cell = Cell(
         task=task, method=method, data=data, corpus=corpus, model=model, adapter=adapter, embedder=embedder,
         unit=unit, budget=budget, split=split, limit=limit, seed=seed, device=device, policy=policy,
-        keep=keep, passages=passages,
+        reading=reading, trust=trust, keep=keep, passages=passages,
     )  # fmt: skip
     return TASKS[task](cell)

@@ -27,6 +27,8 @@ class Cell:
     seed: int = field(default=0, metadata={"help": "which questions a limit keeps; random choices"})
     device: str = field(default="auto", metadata={"help": "as backbone.device"})
     policy: Path | None = field(default=None, metadata={"help": "a trained retrieval policy"})
+    reading: str = field(default="together", metadata={"help": "qa: together or apart"})
+    trust: Path | None = field(default=None, metadata={"help": "qa: weights of readings apart"})
     keep: float = field(default=0.1, metadata={"help": "share of the full layers' bytes that a cache keeps"})
     passages: int = field(
         default=10, metadata={"help": "passages of a context that a cache method compresses"}

@@ -16,9 +16,10 @@ import numpy as np
 
 from infra.evaluation.attention_rag import AttentionRag
 from infra.evaluation.hybrid_pool import HybridPool
+from infra.evaluation.qa_apart import answers_apart, trust_of
 from infra.evaluation.qa_choosing import ChoiceSettings, ChoosingMethod, long_units
 from infra.evaluation.qa_sources import QaSource, open_source
-from infra.evaluation.reading import load_reader
+from infra.evaluation.reading import HfReader, load_reader
 from pipeline.errors import UsageError
 from pipeline.session.prompts import PromptForm, Sentence, parse_answer, reader_prompt
 from pipeline.tasks.choices import cut
@@ -36,6 +37,7 @@ from pipeline.tasks.scores import Reading, score_readings
 
 SIMPLE = ("none", "random", "bm25", "dense", "hybrid", "oracle", "gold", "full")
 STAGED = ("policy", "supervised", "router", "cascade")
+READINGS = ("together", "apart")
 METHODS = (*SIMPLE, *STAGED, "attention_rag", "longrag")
 UNITS = ("sentence", "span", "passage")
 RETRIEVED = 20
@@ -69,13 +71,23 @@ class QaConfig:
     span: int = field(default=32, metadata={"help": "tokens of a span"})
     unit: str = field(default="sentence", metadata={"help": "what is chosen: sentence, span or passage"})
     budget: int = field(default=128, metadata={"help": "tokens of text a question, titles included"})
+    reading: str = field(
+        default="together",
+        metadata={"help": "together in one prompt, or apart: each alone, the most trusted answer"},
+    )
+    trust: Path | None = field(
+        default=None, metadata={"help": "weights of readings apart; default: the reader's own probability"}
+    )
     split: str = field(default="test", metadata={"help": "test (no gold title of it was trained on) or all"})
     limit: int = field(default=0, metadata={"help": "questions, at most (0: all)"})
     seed: int = field(default=0, metadata={"help": "which questions a limit keeps; random choices"})
     device: str = field(default="auto", metadata={"help": "as backbone.device"})
 
     def __post_init__(self) -> None:
-        for name, allowed in (("method", METHODS), ("unit", UNITS), ("split", ("test", "all"))):
+        choices = (
+            ("method", METHODS), ("unit", UNITS), ("split", ("test", "all")), ("reading", READINGS),
+        )  # fmt: skip
+        for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: given {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         if self.budget < 8:
@@ -112,11 +124,44 @@ def run(config: QaConfig, on_progress: Callable[[int], None] | None = None) -> d
             f"{config.data}: method {config.method} has nothing to read for any question; try bm25"
         )
     chosen_s = time.monotonic() - began
-    prompts = [[*backbone.bos, *backbone.encode(reader_prompt(read, q.text, form))] for q, read in kept]
     bare = [len(backbone.encode(reader_prompt((), q.text, form))) + len(backbone.bos) for q, _ in kept]
     began = time.monotonic()
-    said, forced = reader.answers(prompts, on_progress)
+    prompts, said, readings, read_of = (_apart if config.reading == "apart" else _together)(
+        reader, kept, form, config, on_progress
+    )
     read_s = time.monotonic() - began
+    scores = asdict(score_readings(readings, config.seed))
+    scores["holds"] = round(100 * sum(reading.tells for reading in readings) / len(readings), 2)
+    read_tokens = [read - least for read, least in zip(read_of, bare, strict=True)]
+    return {
+        "task": "qa",
+        "method": config.method,
+        "data": config.data.name,
+        "unit": config.unit,
+        "budget": config.budget,
+        "reading": config.reading,
+        "split": config.split,
+        "n": len(kept),
+        "scores": scores,
+        "cost": reader.cost(prompts, read_tokens, said, chosen_s, read_s)
+        | ({"compressor_tokens": round(compressor() / len(questions), 1)} if compressor() else {}),
+        "seed": config.seed,
+        "model": backbone.identity,
+    }
+
+
+Kept = list[tuple[Question, tuple[Sentence, ...]]]
+Answered = tuple[list[list[int]], list[tuple[int, ...]], list[Reading], list[int]]
+"""What was read and said for each question, the readings to score, and the tokens of all its prompts."""
+
+
+def _together(
+    reader: Any, kept: Kept, form: PromptForm, config: QaConfig, on_progress: Callable[[int], None] | None
+) -> Answered:
+    """All sentences of a question in one prompt."""
+    backbone = reader.backbone
+    prompts = [[*backbone.bos, *backbone.encode(reader_prompt(read, q.text, form))] for q, read in kept]
+    said, forced = reader.answers(prompts, on_progress)
     readings = [
         Reading(
             answer=parsed.text,
@@ -129,23 +174,35 @@ def run(config: QaConfig, on_progress: Callable[[int], None] | None = None) -> d
             zip(kept, (parse_answer(backbone.decode(ids)) for ids in said), strict=True)
         )
     ]
-    scores = asdict(score_readings(readings, config.seed))
-    scores["holds"] = round(100 * sum(reading.tells for reading in readings) / len(readings), 2)
-    read_tokens = [len(prompt) - least for prompt, least in zip(prompts, bare, strict=True)]
-    return {
-        "task": "qa",
-        "method": config.method,
-        "data": config.data.name,
-        "unit": config.unit,
-        "budget": config.budget,
-        "split": config.split,
-        "n": len(kept),
-        "scores": scores,
-        "cost": reader.cost(prompts, read_tokens, said, chosen_s, read_s)
-        | ({"compressor_tokens": round(compressor() / len(questions), 1)} if compressor() else {}),
-        "seed": config.seed,
-        "model": backbone.identity,
-    }
+    return prompts, said, readings, [len(prompt) for prompt in prompts]
+
+
+def _apart(
+    reader: Any, kept: Kept, form: PromptForm, config: QaConfig, on_progress: Callable[[int], None] | None
+) -> Answered:
+    """Each sentence in a prompt of its own; every prompt of a question counts."""
+    if not isinstance(reader, HfReader):
+        raise UsageError(
+            "--reading apart needs a transformers reader; give --model hf, or --reading together"
+        )
+    found = answers_apart(reader.backbone, kept, form, trust_of(config.trust), on_progress)
+    readings = [
+        Reading(
+            answer="" if each.given_up else each.text,
+            given_up=each.given_up,
+            golds=question.answers,
+            tells=tells(question, sentences),
+            forced=each.text,
+        )
+        for (question, sentences), each in zip(kept, found, strict=True)
+    ]
+    # costs are means a question: its prompts count together
+    return (
+        [[token for prompt in each.prompts for token in prompt] for each in found],
+        [tuple(token for ids in each.said for token in ids) for each in found],
+        readings,
+        [sum(map(len, each.prompts)) for each in found],
+    )
 
 
 def _picked(questions: Sequence[Question], config: QaConfig) -> list[Question]:

@@ -37,6 +37,8 @@ def qa(cell: Cell) -> dict[str, Any]:
         "seed",
         "device",
         "policy",
+        "reading",
+        "trust",
     )
     known = {f.name for f in fields(QaConfig)}
     config = QaConfig(adapter=adapter, **{name: getattr(cell, name) for name in names if name in known})

@@ -1,11 +1,12 @@
 """Everything that the policy's run on a GPU host needs, in parts small enough to carry, and joined again there.
 
-    python -m infra.training.policy_carry --data $DYSRA_DATA --wheels build/wheels --out build/carry   # here
+    python -m infra.training.policy_carry --data $DYSRA_DATA --wheels build/wheels/* --out build/carry   # here
     python3 -m infra.training.policy_carry --join build/carry/part-* --out carried   # there
 
-Carried: questions and passages, MiniLM in half precision, the reader in its own quantisation with its vocabulary
-cut to what questions and passages use, its tokenizer; the adapter is the shipped one. Material is made there
-(`policy_material`): embedding 90,000 texts takes seconds on a GPU and an hour on two cores.
+Carried: questions and passages, RealTimeQA's questions with what BM25 finds for them, MiniLM in half precision,
+the reader's tokenizer. The reader itself comes from `reader_parts`, which other jobs share; with `--reader` it is
+carried too, in its own quantisation, its vocabulary cut to what questions and passages use, with the shipped
+adapter. Material is made there (`policy_material`): embedding 90,000 texts takes seconds on a GPU and an hour here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import lzma
 import shutil
 import sys
 import tarfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from infra.training.reader_gpu import unpack_weights
 from models.shipped import READER_LORA
 
 MIB = 1 << 20
-SETS = ("nq_open", "squad2", "hotpotqa")
+SETS = ("nq_open", "squad2", "hotpotqa", "musique")
 CORPUS = "passages_wiki"
 
 
@@ -39,13 +41,16 @@ def main() -> None:
     parser.add_argument("--join", type=Path, nargs="+", help="on the host: the parts that were carried")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--part-mib", type=float, default=49.0)
+    parser.add_argument("--reader", action="store_true", help="carry the reader too (else: reader_parts)")
+    parser.add_argument("--news", type=int, default=400, help="questions of RealTimeQA (0: none)")
     parser.add_argument("--common", type=int, default=40_000, help="ASCII tokens kept beside those in use")
     given = parser.parse_args()
     if given.join:
         join(given.join, given.out)
-        shutil.copytree(READER_LORA, given.out / "reader-lora", dirs_exist_ok=True)
-        sys.path.insert(0, str(given.out / "site"))
-        unpack_weights(given.out)
+        if (given.out / "weights.npz").exists():
+            shutil.copytree(READER_LORA, given.out / "reader-lora", dirs_exist_ok=True)
+            sys.path.insert(0, str(given.out / "site"))
+            unpack_weights(given.out)
         return
     if given.data is None:
         raise SystemExit("--data: give the data folder (or --join PARTS on the host)")
@@ -53,7 +58,15 @@ def main() -> None:
     whole.mkdir(parents=True, exist_ok=True)
     pack_texts(given.data, whole)
     pack_minilm(whole / "minilm")
-    pack_reader(given.data, whole, given.common)
+    news = whole / "pools" / "rtqa.json.xz"
+    if given.news and not news.exists():
+        from infra.training.policy_pools import pack_news
+
+        news.parent.mkdir(exist_ok=True)
+        pack_news(given.data, given.news).save(news)
+    pack_tokenizer(whole)
+    if given.reader:
+        pack_reader(given.data, whole, given.common)
     for path in given.wheels:
         (whole / "wheels").mkdir(exist_ok=True)
         shutil.copy(path, whole / "wheels" / path.name)
@@ -89,10 +102,18 @@ def pack_minilm(target: Path) -> None:
         shutil.copy(source / name, target / name)
 
 
-def pack_reader(data: Path, whole: Path, common: int) -> None:
-    """The reader's tokenizer whole, its vocabulary cut, its weights in their quantisation."""
-    from infra.training.reader_pack import _pack_weights, _tokenizer, cut_vocabulary
+def pack_tokenizer(whole: Path) -> None:
+    """The reader's tokenizer, whole: costs are counted by it before the reader is there."""
     from models.hf.gemma_gguf import prepared
+
+    packed = whole / "tokenizer.json.xz"
+    if not packed.exists():
+        packed.write_bytes(lzma.compress((prepared() / "tokenizer.json").read_bytes(), preset=6))
+
+
+def pack_reader(data: Path, whole: Path, common: int) -> None:
+    """The reader's vocabulary cut, its weights in their quantisation."""
+    from infra.training.reader_pack import _pack_weights, _tokenizer, cut_vocabulary
 
     tokenizer = _tokenizer()
     used: set[int] = set()
@@ -102,9 +123,6 @@ def pack_reader(data: Path, whole: Path, common: int) -> None:
             used.update(each.ids)
     vocabulary = cut_vocabulary(tokenizer, [sorted(used)], common)
     np.save(whole / "vocabulary.npy", vocabulary)
-    (whole / "tokenizer.json.xz").write_bytes(
-        lzma.compress((prepared() / "tokenizer.json").read_bytes(), preset=6)
-    )
     (whole / "names.json").write_text(json.dumps({"vocab_size": len(vocabulary)}))
     _pack_weights(whole, vocabulary)
 
@@ -170,6 +188,10 @@ def join(parts: Sequence[Path], out: Path) -> None:
                     )
                 file.write(pieces[start].read_bytes())
     for archive in sorted((out / "wheels").glob("*")):
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as packed:
+                packed.extractall(out / "site")  # noqa: S202  (wheels that whoever packed has chosen)
+            continue
         with tarfile.open(archive) as tar:
             tar.extractall(out / "site", filter="data")
 

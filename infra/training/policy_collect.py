@@ -1,4 +1,4 @@
-"""What of a GPU run is carried home: at most eight files of at most 16 MiB, and how they are put together again.
+"""What of a GPU run is carried home: at most twelve files of at most 15 MiB, and how they are put together again.
 
 python -m infra.training.policy_collect build/gpu-files/*.tar.gz* --out build/policy-home     # here, afterwards
 """
@@ -12,20 +12,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PIECE = 15 << 20
+MOST_FILES = 12
 
 
 def collect(state: Path, out: Path) -> dict[str, int]:
-    """Pack evaluation, policies, pair reader and the judged readings of `state` into OUT; bytes of each file."""
+    """Pack evaluation, policies but routers, pair reader and verifier of `state` into OUT; bytes of each file."""
     out.mkdir(parents=True, exist_ok=True)
     sizes: dict[str, int] = {}
     groups = {
         "results": [
             *state.glob("evaluation.json"),
             *sorted(state.glob("policies/*/record.json")),
-            *sorted(state.glob("policies/*/policy/*")),
+            *(path for path in sorted(state.glob("policies/*/policy/*")) if "router" not in path.parts[-3]),
             *sorted(state.glob("pairs/*/config.json")),
+            *sorted(state.glob("trust/*.json")),
+            *sorted(state.glob("trust/*/config.json")),
         ],
         "pair": [path for path in sorted(state.glob("pairs/whole/*")) if path.suffix != ".npz"],
+        "verifier": [path for path in sorted(state.glob("trust/whole/*")) if path.suffix != ".npz"],
     }
     for name, paths in groups.items():
         held = io.BytesIO()
@@ -37,8 +41,10 @@ def collect(state: Path, out: Path) -> dict[str, int]:
             target = out / f"{name}.tar.gz.{at // PIECE:02d}"
             target.write_bytes(packed[at : at + PIECE])
             sizes[target.name] = target.stat().st_size
-    if len(sizes) > 8:
-        raise ValueError(f"{len(sizes)} files; allowed: 8. Train fewer policies or make them narrower")
+    if len(sizes) > MOST_FILES:
+        raise ValueError(
+            f"{len(sizes)} files; allowed: {MOST_FILES}. Train fewer policies or make them narrower"
+        )
     return sizes
 
 

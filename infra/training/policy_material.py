@@ -4,8 +4,10 @@
 
 What `policy_data` makes on a workplace, for many more questions: BM25, cutting and features in processes, vectors
 (MiniLM, half precision) on the device, each passage's in one go, so the search is BM25 and the embedder over the
-whole corpus. Questions are split by titles over all sets together; `--dev` of the training questions (by a hash of
-their first gold title) are kept for choosing STOP's bias.
+whole corpus. Questions are split by titles over all sets together; some of the training questions (DEV, by a hash
+of their first gold title) are kept for choosing. RealTimeQA (test only) and newswire come with pools of their own
+(`policy_pools`): BM25's texts, which the embedder ranks. Every split's share of questions with what tells among
+their candidates is told, and a run whose dev questions cannot tell is refused (`checked`).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import hashlib
 import lzma
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,25 +28,40 @@ import torch
 
 from infra.training.policy_carry import CORPUS, SETS
 from infra.training.policy_pack import main_directions, turn
-from models.retriever.table import CandidateTable, TableBatch
+from infra.training.policy_pools import HOPS, Pooled, newswire_pool
+from models.retriever.table import GOLD, HOLDS, CandidateTable, TableBatch
 from pipeline.candidate_features import Unit, embedded_text, features, preselect
 from pipeline.prepare.pools import TextIndex
-from pipeline.tasks.choices import needs_all, units_of
+from pipeline.session.sentences import split_sentences
+from pipeline.tasks.choices import label_of, needs_all, units_of
 from pipeline.tasks.contexts import Candidate, candidates
 from pipeline.tasks.material import ChoiceQuestion, Material
 from pipeline.tasks.qa import (
     Question,
     SourceText,
     assign_splits,
+    read_lines,
     read_passages,
     read_questions,
     test_title_keys,
     title_key,
 )
+from pipeline.tasks.scores import holds_answer
 
 REACH = 100
-MOST_TRAIN = {"hotpot": 2500}
-MOST_TEST = {"nq": 400, "squad": 400, "hotpot": 300}
+MOST = {"train": {"nq": 2500, "squad": 1200}, "test": {"nq": 400, "squad": 400, "hotpot": 300}}
+DEV = {"nq": 0.15, "squad": 0.15, "hotpot": 0.2}
+"""Share of a set's training questions that are kept for choosing."""
+ONLY_TRAINED = ("musique",)
+WORLDS = (
+    *({"seed": seed, "split": "train", "kinds": HOPS, "num_questions": 200} for seed in (1001, 1002, 1003)),
+    *({"seed": seed, "split": "train", "num_questions": 160} for seed in (1004, 1005, 1006)),
+    {"seed": 1007, "split": "validation", "num_questions": 160},
+    {"seed": 2001, "split": "test", "num_questions": 300},
+)
+"""Newswire worlds: hops for want of HotpotQA's texts, mixed kinds, dev questions, the world that is judged."""
+LEAST_TOLD = 0.6
+"""Least share of a set's dev questions that must have what tells among their candidates."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +70,7 @@ class HostMaterialConfig:
 
     passages: int = field(default=12, metadata={"help": "texts of the search that are cut into candidates"})
     candidates: int = field(default=48, metadata={"help": "candidates of a question, 2 to 64"})
-    dev: float = field(default=0.08, metadata={"help": "share of training questions kept for choosing"})
+    worlds: int = field(default=len(WORLDS), metadata={"help": "newswire worlds of WORLDS, at most"})
     dim: int = field(default=128, metadata={"help": "directions of the vectors that are kept (0: all)"})
     most: int = field(default=0, metadata={"help": "questions of a set and split, at most (0: as built in)"})
     processes: int = field(default=14, metadata={"help": "of BM25, cutting and features"})
@@ -91,7 +108,9 @@ def main() -> None:
         return
     began = time.monotonic()
     made, projection = make(given.carried, config, given.device)
-    made.save(given.out, {"sets": SETS, "seconds": round(time.monotonic() - began, 1)})
+    told = checked(made)
+    _say(f"questions and share with what tells among their candidates: {told}")
+    made.save(given.out, {"sets": SETS, "told": told, "seconds": round(time.monotonic() - began, 1)})
     np.save(given.out / "projection.npy", projection.astype(np.float32))
     _say(f"{given.out}: {len(made):,} questions in {time.monotonic() - began:.0f} s")
 
@@ -101,14 +120,15 @@ def make(carried: Path, config: HostMaterialConfig, device: str) -> tuple[Materi
     began = time.monotonic()
     texts = read_passages(carried / "corpus" / f"{CORPUS}.jsonl.zst")
     every = [q for name in SETS for q in read_questions(carried / "qa" / f"{name}.jsonl.zst")]
-    every = assign_splits(every, texts)
+    every = with_hops(assign_splits(every, texts), texts, carried / "qa" / "musique.jsonl.zst")
     shared = _Shared
     shared.texts, shared.held_back, shared.config = texts, test_title_keys(every), config
-    shared.index, shared.count = TextIndex(list(texts.values())), _counter(carried)
+    shared.index, shared.count = TextIndex(list(texts.values())), counter(carried)
     questions = picked(every, config)
     _say(f"{time.monotonic() - began:.0f} s: {len(texts):,} passages indexed, {len(questions):,} questions")
     # forked before the device is touched: a process that has a CUDA context must not be
     with multiprocessing.get_context("fork").Pool(config.processes) as pool:
+        worlds = pool.map_async(_world, WORLDS[: config.worlds], chunksize=1)
         lexical = pool.map_async(_lexical, questions, chunksize=32)
         encode = Encoder(carried / "minilm", device)
         names = list(texts)
@@ -117,18 +137,22 @@ def make(carried: Path, config: HostMaterialConfig, device: str) -> tuple[Materi
         dense = _nearest(asked, passages, REACH, device)
         _say(f"{time.monotonic() - began:.0f} s: passages and questions embedded")
         jobs = [
-            (question, fused([found, [names[at] for at in near]], 2 * config.passages))
+            (
+                question,
+                [texts[name] for name in fused([found, [names[at] for at in near]], _reach(config))],
+                (),
+            )
             for question, found, near in zip(questions, lexical.get(), dense, strict=True)
         ]
+        jobs += pooled_jobs(_pools(carried, worlds.get()), encode, config)
         cuts = [each for each in pool.map(_cut, jobs, chunksize=16) if each is not None]
+        asked = encode([made.text for made, _, _ in cuts])
         distinct = list(dict.fromkeys(embedded_text(unit) for _, _, units in cuts for unit in units))
         vectors, row_of = encode(distinct), {text: at for at, text in enumerate(distinct)}
-        place = {question.question_id: at for at, question in enumerate(questions)}
         _say(f"{time.monotonic() - began:.0f} s: {len(distinct):,} candidates embedded")
         own = [vectors[[row_of[embedded_text(unit)] for unit in units]] for _, _, units in cuts]
         near_to = [
-            rows.astype(np.float32) @ asked[place[made.question_id]].astype(np.float32)
-            for (made, _, _), rows in zip(cuts, own, strict=True)
+            rows.astype(np.float32) @ query.astype(np.float32) for query, rows in zip(asked, own, strict=True)
         ]
         described = pool.starmap(
             _describe,
@@ -137,7 +161,7 @@ def make(carried: Path, config: HostMaterialConfig, device: str) -> tuple[Materi
         )
     tables = [
         CandidateTable(
-            query=asked[place[made.question_id]],
+            query=query,
             vectors=rows,
             features=columns,
             tokens=np.array([unit.num_tokens for unit in units], np.int64),
@@ -146,11 +170,95 @@ def make(carried: Path, config: HostMaterialConfig, device: str) -> tuple[Materi
             labels=np.array([unit.label for unit in units], np.int8),
             needs_all=need,
         )
-        for (made, need, units), rows, columns in zip(cuts, own, described, strict=True)
+        for (_, need, units), query, rows, columns in zip(cuts, asked, own, described, strict=True)
     ]
     whole = Material(tuple(made for made, _, _ in cuts), TableBatch.stack(tables))
     projection = main_directions(whole, config.dim)
     return turn(whole, projection), projection
+
+
+def checked(material: Material, least: float = LEAST_TOLD) -> dict[str, dict[str, tuple[int, float]]]:
+    """Questions of each split and set, and the share of them whose candidates hold what tells.
+
+    Raises ValueError where a set's dev questions are fewer than `least` told: nothing could be chosen on them.
+    """
+    told = (material.tables.labels == GOLD).any(1)
+    found: dict[str, dict[str, tuple[int, float]]] = {}
+    for dataset in sorted({question.dataset for question in material.questions}):
+        for split in ("train", "dev", "test"):
+            rows = material.rows(split, dataset)
+            if len(rows):
+                found.setdefault(split, {})[dataset] = (len(rows), round(float(told[rows].mean()), 4))
+    poor = {name: told for name, (_, told) in found.get("dev", {}).items() if told < least}
+    if poor:
+        raise ValueError(
+            f"dev questions: given {poor} as the shares with what tells among their candidates; allowed: {least} "
+            "or more. Take questions whose gold texts the corpus holds (policy_material.picked)"
+        )
+    return found
+
+
+def with_hops(
+    questions: Sequence[Question], texts: Mapping[str, SourceText], decomposed: Path
+) -> list[Question]:
+    """MuSiQue's questions with the sentence of each hop as their support; the others as they are."""
+    answers = {row["id"]: [hop["answer"] for hop in row["decomposition"]] for row in read_lines(decomposed)}
+    made = []
+    for question in questions:
+        support = []
+        if question.dataset == "musique":
+            golds = [texts[name] for name in question.gold_ids if name in texts]
+            for at, answer in enumerate(answers.get(question.question_id, ())):
+                told = [
+                    (text.title, sentence)
+                    for text in [*golds[at : at + 1], *golds]
+                    for sentence in split_sentences(text.text)
+                    if holds_answer(sentence, [answer])
+                ]
+                support += told[:1]
+        made.append(replace(question, support=tuple(dict.fromkeys(support))) if support else question)
+    return made
+
+
+Job = tuple[Question, list[SourceText], tuple[str, ...]]
+
+
+def pooled_jobs(pools: Sequence[Pooled], encode: Encoder, config: HostMaterialConfig) -> list[Job]:
+    """What is cut for questions that bring their texts: BM25's order fused with the embedder's among them."""
+    jobs: list[Job] = []
+    for pooled in pools:
+        names = list(pooled.texts)
+        place = {name: at for at, name in enumerate(names)}
+        vectors = encode([f"{pooled.texts[name].title}\n{pooled.texts[name].text}" for name in names])
+        asked = encode([question.text for question in pooled.questions])
+        taken: dict[str, int] = {}
+        for question, ids, others, query in zip(
+            pooled.questions, pooled.pools, pooled.also, asked, strict=True
+        ):
+            taken[question.split] = taken.get(question.split, 0) + 1
+            if config.most and taken[question.split] > config.most:
+                continue
+            near = vectors[[place[name] for name in ids]].astype(np.float32) @ query.astype(np.float32)
+            order = [ids[at] for at in np.argsort(-near, kind="stable")]
+            best = fused([list(ids), order], _reach(config))
+            jobs.append((question, [pooled.texts[name] for name in best], others))
+    return jobs
+
+
+def _pools(carried: Path, worlds: Sequence[Pooled]) -> list[Pooled]:
+    files = sorted((carried / "pools").glob("*.json.xz"))
+    found = [Pooled.load(path) for path in files]
+    for each, world in zip(WORLDS, worlds, strict=False):
+        if each["split"] == "validation":
+            asked = tuple(replace(question, split="dev") for question in world.questions)
+            found.append(replace(world, questions=asked))
+        else:
+            found.append(world)
+    return found
+
+
+def _reach(config: HostMaterialConfig) -> int:
+    return 2 * config.passages
 
 
 def picked(questions: Sequence[Question], config: HostMaterialConfig) -> list[Question]:
@@ -164,14 +272,19 @@ def picked(questions: Sequence[Question], config: HostMaterialConfig) -> list[Qu
     for question in order:
         if not question.answerable or not question.titles or question.split not in ("train", "dev", "test"):
             continue
-        split = question.split
-        if split == "train" and _hash(f"dev:{title_key(question.titles[0])}") < config.dev * 2.0**56:
+        split, name = question.split, question.dataset
+        if name in ONLY_TRAINED:
+            if split == "test":
+                continue
+            split = "train"
+        elif (
+            split == "train" and _hash(f"dev:{title_key(question.titles[0])}") < DEV.get(name, 0.1) * 2.0**56
+        ):
             split = "dev"
-        most = (MOST_TEST if split == "test" else MOST_TRAIN).get(question.dataset, 1 << 30)
+        most = MOST.get(split, {}).get(name, 1 << 30)
         most = min(most, config.most) if config.most else most
-        key = (question.dataset, split)
-        if taken.get(key, 0) < most:
-            taken[key] = taken.get(key, 0) + 1
+        if taken.get((name, split), 0) < most:
+            taken[name, split] = taken.get((name, split), 0) + 1
             found.append(replace(question, split=split))
     return found
 
@@ -241,17 +354,20 @@ def _lexical(question: Question) -> list[str]:
     return [text.text_id for text in _Shared.index.top(question.text, REACH)]
 
 
-def _cut(job: tuple[Question, list[str]]) -> tuple[ChoiceQuestion, bool, list[Unit]] | None:
+def _world(asked: dict[str, Any]) -> Pooled:
+    return newswire_pool(**asked)
+
+
+def _cut(job: Job) -> tuple[ChoiceQuestion, bool, list[Unit]] | None:
     """A question's candidates within its texts; training reads nothing under a test question's title."""
-    question, names = job
+    question, texts, others = job
     config = _Shared.config
-    texts = [_Shared.texts[name] for name in names]
-    if question.split != "test":
+    if question.split != "test" and question.dataset != "newswire":
         texts = [text for text in texts if title_key(text.title) not in _Shared.held_back]
     choices: list[Candidate] = candidates(texts[: config.passages])
     if len(choices) < 2:
         return None
-    units = units_of(question, choices, _Shared.count)
+    units = units_of(question, choices, _Shared.count, lambda choice: labelled(question, choice, others))
     kept = preselect(question.text, units, config.candidates)
     units, choices = [units[at] for at in kept], [choices[at] for at in kept]
     made = ChoiceQuestion(
@@ -267,11 +383,17 @@ def _cut(job: tuple[Question, list[str]]) -> tuple[ChoiceQuestion, bool, list[Un
     return made, needs_all(question), units
 
 
+def labelled(question: Question, choice: Candidate, others: Sequence[str]) -> int:
+    """The label by the question's support or golds; HOLDS for what tells a hop beside the sentence named."""
+    label = label_of(question, choice)
+    return HOLDS if not label and any(sentence in choice.text for sentence in others) else label
+
+
 def _describe(question: str, units: Sequence[Unit], cosine: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return features(question, units, cosine)
 
 
-def _counter(carried: Path) -> Any:
+def counter(carried: Path) -> Any:
     """Counts tokens as the carried tokenizer of the reader makes them."""
     from tokenizers import Tokenizer
 

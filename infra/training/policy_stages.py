@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from infra.training.policy_evaluation import Say
+from infra.training.policy_pairs import Say
 from models.retriever.config import RetrieverConfig
 from models.retriever.network import PolicyNetwork
 from models.retriever.router import train_router
@@ -24,15 +24,14 @@ from models.retriever.storage import load_policy, save_policy
 from models.retriever.supervised import SupervisedConfig, train_supervised
 from models.retriever.table import FEATURES, names_for
 from pipeline.tasks.material import Material
-from pipeline.tasks.reading import Voice
 from rl.episodes import Readings, Request, mask_of, picks_of
 from rl.loops import LoopConfig, PolicyLoop
 from rl.minimal_sets import mine
 from rl.paying import EpisodeConfig
 from rl.reward import RewardConfig
 
-CHUNK = 64
 LEARNING = ("reinforce", "plain_ppo")
+READINGS = ("together", "apart")
 MADE_TO_ANSWER = math.inf
 """Margin of giving up in training and judging: the reader is made to answer, as the curves count it."""
 
@@ -49,6 +48,8 @@ class PolicyJob:
     """gamma, or beta in the stepwise form: the price of a token."""
     pair: bool = True
     """Whether it sees the pair reader's features."""
+    reading: Literal["together", "apart"] = "together"
+    """How what it chooses is read, so what it is paid for."""
 
     @property
     def name(self) -> str:
@@ -57,26 +58,37 @@ class PolicyJob:
 
 
 def taught_jobs(seeds: Sequence[int]) -> list[PolicyJob]:
-    """Policies that learn without reward: the warm starts among them; one without the pair reader."""
-    made = [
-        PolicyJob(kind=kind, algorithm=kind, seed=seed) for kind in ("supervised", "router") for seed in seeds
-    ]
+    """Policies that learn from labels, the warm starts: every seed, and one without the pair reader."""
     return [
-        *made,
+        *(PolicyJob(kind="supervised", algorithm="supervised", seed=seed) for seed in seeds),
         PolicyJob(kind="supervised_without_pair", algorithm="supervised", seed=seeds[0], pair=False),
     ]
 
 
-def reward_jobs(seeds: Sequence[int], prices: Sequence[float] = (0.0, 0.002)) -> list[PolicyJob]:
-    """Policies that learn by reward, every seed; other prices of a token, and the stepwise form, one seed each."""
+def routed_jobs(seeds: Sequence[int]) -> list[PolicyJob]:
+    """Routers, which learn through the reader's loss of single candidates."""
+    return [PolicyJob(kind="router", algorithm="router", seed=seed) for seed in seeds]
+
+
+def reward_jobs(seeds: Sequence[int], prices: Sequence[float] = ()) -> list[PolicyJob]:
+    """Policies that learn by reward: both algorithms in both readings, every seed; one a reading without pairs.
+
+    `prices`: other prices of a token, PPO read together, the first seed.
+    """
     first = seeds[0]
-    return [
-        *(PolicyJob(kind=kind, algorithm=kind, seed=seed) for kind in LEARNING for seed in seeds),
-        *(
-            PolicyJob(kind=f"plain_ppo_gamma{price:g}", algorithm="plain_ppo", seed=first, price=price)
-            for price in prices
-        ),
-        PolicyJob(kind="plain_ppo_stepwise", algorithm="plain_ppo", seed=first, form="stepwise"),
+    made = []
+    for reading, ending in (("together", ""), ("apart", "_apart")):
+        told: Any = {"reading": reading}
+        made += [
+            PolicyJob(kind=f"{kind}{ending}", algorithm=kind, seed=seed, **told)
+            for kind in LEARNING
+            for seed in seeds
+        ]
+        blind = f"reinforce_without_pair{ending}"
+        made.append(PolicyJob(kind=blind, algorithm="reinforce", seed=first, pair=False, **told))
+    return made + [
+        PolicyJob(kind=f"plain_ppo_gamma{price:g}", algorithm="plain_ppo", seed=first, price=price)
+        for price in prices
     ]
 
 
@@ -85,18 +97,6 @@ def reward_of(job: PolicyJob) -> RewardConfig:
     if job.form == "stepwise":
         return RewardConfig(form="stepwise", beta=job.price, alpha=0.1, min_loss=0.1, gold_weight=0.2)
     return RewardConfig(gamma=job.price, gold_weight=0.2)
-
-
-def planned_singles(material: Material, row: int, most: int = 16) -> list[Request]:
-    """What the router needs of a training question: likely candidates and those that tell, each read alone."""
-    tables = material.tables
-    here = np.flatnonzero(tables.present[row])
-    order = here[np.argsort(-tables.features[row, here, FEATURES.index("fused")], kind="stable")][:most]
-    if tables.num_features > len(FEATURES):
-        by_pair = here[np.argsort(-tables.features[row, here, len(FEATURES)], kind="stable")][:most]
-        order = np.concatenate([order[: most // 2], by_pair[: most // 2]])
-    gold = np.flatnonzero(tables.labels[row] > 0)[:4]
-    return [(row, (int(at),)) for at in sorted({*map(int, order), *map(int, gold)})]
 
 
 def planned(material: Material, row: int, most_random: int = 16, seed: int = 0) -> list[Request]:
@@ -119,17 +119,6 @@ def planned(material: Material, row: int, most_random: int = 16, seed: int = 0) 
     return [(row, picks_of(mask)) for mask in sorted(masks)]
 
 
-def read_chunk(
-    material: Material, rows: Sequence[int], readings: Readings, path: Path, singles: bool = False
-) -> int:
-    """Read what is planned of some rows and write the shard; the number of readings in it."""
-    mine_only = Readings(readings, readings.material)
-    plan = planned_singles if singles else planned
-    mine_only.read([request for row in rows for request in plan(material, int(row))])
-    mine_only.save(path)
-    return len(mine_only)
-
-
 def load_readings(folders: Iterable[Path], readings: Readings) -> int:
     """All shards of some folders, into `readings`; their number of readings."""
     return sum(readings.load(path) for folder in folders for path in sorted(folder.glob("readings-*.npz")))
@@ -139,11 +128,13 @@ def train_one(
     material: Material, rows: np.ndarray[Any, Any], readings: Readings, job: PolicyJob, *,
     out: Path, seconds: float, device: str, say: Say, projection: np.ndarray[Any, Any] | None = None,
     width: int = 128, layers: int = 2, warm_steps: int = 1500, questions: int = 64,
-    iterations: int = 1_000_000,
+    iterations: int = 1_000_000, losses: np.ndarray[Any, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One policy of one seed, saved under OUT/<name>; what is there and finished is left, a loop goes on.
 
-    Learning by reward begins with the supervised policy of its seed in OUT where that is there.
+    Learning by reward begins with the supervised policy of its seed in OUT where that is there. A router needs
+    `losses` [N, K]: the reader's of each candidate alone, NaN where it was not read. Read apart, `material` is that
+    of `apart_tables` and `readings` those of an `ApartReader`.
     """
     began, folder = time.monotonic(), out / job.name
     learns = job.algorithm in LEARNING
@@ -163,9 +154,11 @@ def train_one(
     ).to(device)  # fmt: skip
     record: dict[str, Any] = {**asdict(job), "questions": len(rows)}
     before = folder / "loop.pt"
-    taught = out / f"supervised-{job.seed}" / "carried"
+    taught = out / f"supervised{'' if job.pair else '_without_pair'}-{job.seed}" / "carried"
     if job.algorithm == "router":
-        record["loss"] = _route(network, tables, readings, rows, warm_steps, job.seed, device)
+        if losses is None:
+            raise ValueError("losses: given none; allowed: those of single readings, for a router")
+        record["loss"] = _route(network, tables, losses[rows], warm_steps, job.seed, device)
     elif learns and (before.exists() or (taught / "config.json").exists()):
         if not before.exists():
             network, _ = load_policy(taught, device)
@@ -199,11 +192,9 @@ def train_one(
 
 
 def _route(
-    network: PolicyNetwork, tables: Any, readings: Readings, rows: np.ndarray[Any, Any], steps: int, seed: int,
-    device: str,
-) -> float:  # fmt: skip
+    network: PolicyNetwork, tables: Any, losses: np.ndarray[Any, Any], steps: int, seed: int, device: str
+) -> float:
     """Train a router on the candidates whose reading alone is recorded; its last loss."""
-    losses = Readings.singles(_table_of(readings, rows), len(rows), tables.num_candidates, "loss")
     known = ~np.isnan(losses)
     routed = replace(tables, present=tables.present & known)
     usable = np.flatnonzero(routed.present.any(1))
@@ -227,7 +218,8 @@ def _learn(
             lr=3e-4 if job.algorithm == "plain_ppo" else 5e-4,
             entropy_weight=0.003, anchor_weight=0.02,
             episode=EpisodeConfig(
-                reward=reward_of(job), budget_low=32, budget_high=256, max_choices=8,
+                reward=reward_of(job), budget_low=32 if job.reading == "together" else 64,
+                budget_high=256 if job.reading == "together" else 448, max_choices=8,
                 give_up_margin=MADE_TO_ANSWER,
             ),
         ),
@@ -272,41 +264,6 @@ def unfold(network: PolicyNetwork, projection: np.ndarray[Any, Any] | None) -> P
     return wide.eval()
 
 
-def open_voice(carried: Path, device: str, adapter: str = "reader-lora") -> Voice:
-    """The carried reader: cut vocabulary, adapter merged, its own tokenizer."""
-    import lzma
-
-    from tokenizers import Tokenizer
-
-    from infra.training.reader_gpu import load_base, start_from, unpack_weights
-    from models.reader_training import add_lora
-
-    unpack_weights(carried)
-    on_gpu = device.startswith("cuda")
-    model: Any = load_base(carried, torch.float32)
-    folder = carried / adapter
-    if folder.is_dir():
-        told = json.loads((folder / "adapter_config.json").read_text())
-        model = add_lora(model, told["r"], told["lora_alpha"], 0.0)
-        start_from(model, folder / "adapter_model.safetensors")
-        model = model.merge_and_unload()
-    model = model.to(torch.bfloat16 if on_gpu else torch.float32).to(device).eval()
-    vocabulary = np.load(carried / "vocabulary.npy")
-    packed = carried / "tokenizer.json.xz"
-    tokenizer = Tokenizer.from_str(lzma.decompress(packed.read_bytes()).decode())
-    new_id = np.full(max(tokenizer.get_vocab_size(), int(vocabulary.max()) + 1), 3, np.int64)
-    new_id[vocabulary] = np.arange(len(vocabulary))
-    return Voice(
-        model=model,
-        encode=lambda text: new_id[tokenizer.encode(text, add_special_tokens=False).ids].tolist(),
-        decode=lambda ids: str(tokenizer.decode([int(vocabulary[at]) for at in ids])),
-        begin=(int(new_id[2]),),
-        device=device,
-        form="adapted",
-        tokens_per_batch=131072 if on_gpu else 2048,
-    )
-
-
 class _Rows:
     """Some rows of readings of the whole material, numbered from 0."""
 
@@ -316,17 +273,6 @@ class _Rows:
     def read(self, requests: Sequence[Request]) -> Any:
         """The outcomes, in order."""
         return self._readings.read([(int(self._rows[row]), picks) for row, picks in requests])
-
-
-def _table_of(readings: Readings, rows: np.ndarray[Any, Any]) -> Readings:
-    """The singles recorded of some rows, numbered from 0; nothing is read for it."""
-    part = Readings(None)
-    for at, row in enumerate(rows):
-        known = [pick for pick in range(64) if readings.knows(int(row), (pick,))]
-        if known:
-            outcomes = readings.read([(int(row), (pick,)) for pick in known])
-            part.add([at] * len(known), [1 << pick for pick in known], outcomes)
-    return part
 
 
 def _told(step: dict[str, float], loop: PolicyLoop, checkpoint: Path, say: Say, name: str) -> None:

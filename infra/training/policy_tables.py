@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from infra.evaluation.policy_judge import gap_closed
+from infra.training.policy_points import APART_BUDGETS, BUDGETS, kind_of
 
 HEALTH = (
     "episode_return",
@@ -19,7 +19,11 @@ HEALTH = (
     "choices",
     "explained",
 )
-KINDS = ("pair", "supervised_without_pair", "supervised", "router", "reinforce", "plain_ppo")
+KINDS = (
+    "pair", "supervised_without_pair", "supervised", "router", "reinforce_without_pair", "reinforce", "plain_ppo",
+)  # fmt: skip
+READINGS = ("", "_apart", "_staged")
+SHOWN_TRUST = 0.85
 
 
 def health_of(record: Mapping[str, Any], last: int = 10) -> dict[str, Any]:
@@ -47,8 +51,8 @@ def what_is_read(sets: Mapping[str, Any]) -> list[str]:
         for kind in ("bm25", "dense", "hybrid", "supervised", "reinforce", "plain_ppo", "oracle"):
             points = [
                 p for p in splits.get("test", ())
-                if _kind(p["name"]) == kind and p["budget"] == 256 and p["stop_bias"] == _bias(p["name"])
-                and "gold" in p
+                if kind_of(p["name"]) == kind and p["budget"] == 256 and p["stop_bias"] == _bias(p["name"])
+                and "gold" in p and p["forced_f1"] is not None
             ]  # fmt: skip
             if points:
                 mean = {
@@ -62,24 +66,30 @@ def what_is_read(sets: Mapping[str, Any]) -> list[str]:
 
 
 def curves(sets: Mapping[str, Any]) -> list[str]:
-    """F1 over tokens at fixed points, which nothing was chosen for."""
-    budgets = (32, 64, 96, 128, 192, 256)
+    """F1 over tokens at fixed points, which nothing was chosen for: read together, then read apart."""
+    lines = ["", "Curves on test questions: F1 (tokens), seeds' means, STOP's bias -4 where there is a STOP:"]
+    lines += _curve_table(sets, ("random", "bm25", "dense", "hybrid", *KINDS), BUDGETS, 1.0)
+    lines += ["", f"The same read apart, until the answer is trusted by {SHOWN_TRUST}:"]
+    apart = ("bm25", "dense", "hybrid", "pair_plain", "pair_paired", *KINDS)
+    return lines + _curve_table(sets, [f"{kind}_apart" for kind in apart], APART_BUDGETS, SHOWN_TRUST)
+
+
+def _curve_table(
+    sets: Mapping[str, Any], kinds: Sequence[str], budgets: Sequence[int], trust: float
+) -> list[str]:
     lines = [
         "",
-        "Curves on test questions: F1 (tokens), seeds' means, STOP's bias -4 where there is a STOP:",
-        "",
-    ]
-    lines += [
         "| set | method | " + " | ".join(map(str, budgets)) + " |",
         "| --- |" + " --- |" * (1 + len(budgets)),
     ]
     for dataset, splits in sets.items():
-        for kind in ("random", "bm25", "dense", "hybrid", *KINDS):
+        for kind in kinds:
             cells = []
             for budget in budgets:
                 points = [
                     p for p in splits.get("test", ())
-                    if _kind(p["name"]) == kind and p["budget"] == budget and p["stop_bias"] == _bias(p["name"])
+                    if kind_of(p["name"]) == kind and p["budget"] == budget and p["forced_f1"] is not None
+                    and p["stop_bias"] == _bias(p["name"]) and p.get("trust", 1.0) == trust
                 ]  # fmt: skip
                 f1, tokens = (
                     float(np.mean([p[name] for p in points])) if points else np.nan
@@ -131,49 +141,31 @@ def own_stop(curve: Sequence[Mapping[str, Any]], name: str) -> str:
     return f"F1 {point['forced_f1']} at {point['tokens']} tokens"
 
 
-def _kind(name: str) -> str:
-    return name.rsplit("-", 1)[0] if "-" in name else name
-
-
 def _bias(name: str) -> float:
     return -4.0 if "-" in name and not name.startswith("router") else 0.0
 
 
-def without_choice(summary: Mapping[str, Any], sets: Mapping[str, Any]) -> dict[str, Any]:
-    """`own_stop_<kind>_<set>`: learned policies at the largest budget by their own STOP, nothing chosen."""
-    out: dict[str, Any] = {}
-    for dataset, splits in sets.items():
-        for kind in ("supervised", "reinforce", "plain_ppo"):
-            found = [p for p in splits.get("test", ()) if _kind(p["name"]) == kind and p["stop_bias"] == 0]
-            points = [p for p in found if p["budget"] == max(p["budget"] for p in found)]
-            if not points or f"best_simple_f1_{dataset}" not in summary:
-                continue
-            f1, tokens = (float(np.mean([p[name] for p in points])) for name in ("forced_f1", "tokens"))
-            simple, oracle = summary[f"best_simple_f1_{dataset}"], summary[f"oracle_f1_{dataset}"]
-            out[f"own_stop_{kind}_{dataset}"] = {
-                "f1": round(f1, 2), "seeds": [p["forced_f1"] for p in points], "tokens": round(tokens, 1),
-                "gap_closed": gap_closed(f1, simple, oracle),
-                "tokens_ratio_to_simple": round(summary[f"best_simple_tokens_{dataset}"] / tokens, 2),
-            }  # fmt: skip
-    return out
-
-
-def own_stops(figures: Mapping[str, Any]) -> list[str]:
-    """The table of `without_choice`."""
-    if not figures:
-        return []
+def own_stops(summary: Mapping[str, Any]) -> list[str]:
+    """The table of what `policy_evaluation.own_stops` found."""
+    found = {name: told for name, told in summary.items() if name.startswith("own_stop_")}
     lines = [
         "",
         "By their own STOP (no bias) at the largest budget, where nothing was chosen on any question:",
         "",
     ]
-    lines += ["| set, method | F1 (seeds) | tokens | gap closed | best simple's tokens over ours |"]
-    lines += ["| --- | --- | --- | --- | --- |"]
-    for name, row in figures.items():
-        kind, _, dataset = name.removeprefix("own_stop_").rpartition("_")
-        seeds = ", ".join(map(str, row["seeds"]))
+    lines += [
+        "| method_set | F1 (seeds) | tokens | gap closed | simple's tokens over ours | over simple (95%) | "
+        "over supervised (95%) |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, told in found.items():
         lines.append(
-            f"| {dataset}, {kind} | {row['f1']} ({seeds}) | {row['tokens']} | {row['gap_closed']} | "
-            f"{row['tokens_ratio_to_simple']} |"
+            f"| {name.removeprefix('own_stop_')} | {told['f1']} ({', '.join(map(str, told['seeds']))}) | "
+            f"{told['tokens']} | {told['gap_closed']} | {told['tokens_ratio_to_simple']} | "
+            f"{_interval(told['over_simple'])} | {_interval(told['over_supervised'])} |"
         )
-    return lines
+    return lines if found else []
+
+
+def _interval(told: Mapping[str, Any] | None) -> str:
+    return f"{told['gain']} ({told['low']} to {told['high']})" if told else ""

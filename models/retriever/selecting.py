@@ -59,6 +59,53 @@ def select(
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Trail:
+    """What a policy that does not stop chooses, and by how much it would rather have stopped before each choice."""
+
+    picks: tuple[int, ...]
+    stops: tuple[float, ...]
+
+    def until(self, stop_bias: float) -> tuple[int, ...]:
+        """What `select` with this bias of STOP chooses: at least one, up to where STOP would have won."""
+        for at, stop in enumerate(self.stops[1:], 1):
+            if stop + stop_bias > 0:
+                return self.picks[:at]
+        return self.picks
+
+
+@torch.inference_mode()
+def trails(
+    network: PolicyNetwork,
+    tables: TableBatch,
+    budget: int | Ints,
+    *,
+    max_choices: int = 16,
+    batch: int = 1024,
+    device: str = "cpu",
+) -> list[Trail]:
+    """One walk a row within its budget that gives what `select` chooses with any bias of STOP (`Trail.until`)."""
+    network.eval()
+    tables = tables.seen_with(network.config.num_features)
+    budgets = np.broadcast_to(np.asarray(budget, np.int64), (len(tables),))
+    found: list[Trail] = []
+    for start in range(0, len(tables), batch):
+        rows = np.arange(start, min(start + batch, len(tables)))
+        state = Choosing(tables, rows, budgets[rows], max_choices)
+        still = as_tensors(state.observe(), device)
+        stops: list[list[float]] = [[] for _ in rows]
+        while not state.ended.all():
+            moving = {name: torch.as_tensor(array).to(device) for name, array in state.moving().items()}
+            logits = network(still | moving)[0].float()
+            best, action = logits[:, :-1].max(1)
+            stop = (logits[:, -1] - best).cpu().numpy()
+            for at in np.flatnonzero(~state.ended):
+                stops[at].append(float(stop[at]))
+            state.choose(np.asarray(action.cpu().numpy(), np.int64))
+        found += [Trail(tuple(order), tuple(stop)) for order, stop in zip(state.order, stops, strict=True)]
+    return found
+
+
 def fill(tables: TableBatch, scores: np.ndarray, budget: int, max_choices: int = 64) -> list[Chosen]:  # type: ignore[type-arg]
     """The best candidates by fixed `scores` [N, K] that fit the budget: what any ranking chooses, same rules."""
     state = Choosing(tables, np.arange(len(tables)), budget, max_choices, min_choices=max_choices)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.reader_decoding import greedy_answers
+from models.reader_decoding import GreedyAnswer, greedy_answers
 from models.reader_scoring import answer_losses
 from pipeline.session.prompts import GIVEN_UP, PromptForm, parse_answer, target_text
 from pipeline.tasks.material import Material
@@ -47,6 +47,23 @@ def voice_of(backbone: Any, adapted: bool) -> Voice:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """What a reader that must answer said over a choice, and how sure it was.
+
+    `f1` (0 to 1), `loss` of the best gold answer (NaN where not asked for), `margin` as in `MaterialReader`,
+    `confidence`: mean log-probability a token of its own answer with the line end (nats, at most 0), `num_tokens`
+    of that answer.
+    """
+
+    f1: float
+    loss: float
+    margin: float
+    confidence: float
+    num_tokens: int
+    text: str
+
+
 class MaterialReader:
     """Reads choices over one material: `(row, picks)` to (f1, loss, margin), all that are given at once.
 
@@ -65,6 +82,48 @@ class MaterialReader:
         if not requests:
             return []
         voice = self.voice
+        prompts, said = self._answers(requests)
+        losses = self._losses(requests, prompts) if self._want_loss else [math.nan] * len(requests)
+        found = []
+        for (row, _), answer, loss in zip(requests, said, losses, strict=True):
+            golds = self.material.questions[row].answers
+            if golds:
+                text = parse_answer(voice.decode(answer.ids)).text
+                found.append((answer_f1(text, golds), loss, answer.margin))
+            else:
+                found.append((float(answer.margin > 0), loss, -math.inf))
+        self.num_read += len(requests)
+        self.num_tokens += sum(map(len, prompts))
+        return found
+
+    def spoken(self, requests: Sequence[tuple[int, tuple[int, ...]]]) -> list[Spoken]:
+        """What is said over each request of an answerable question, with how sure the reader is, in order."""
+        if not requests:
+            return []
+        voice = self.voice
+        prompts, said = self._answers(requests)
+        end = voice.encode(STOP)
+        own = answer_losses(
+            voice.model,
+            [(prompt, [*answer.ids, *end]) for prompt, answer in zip(prompts, said, strict=True)],
+            tokens_per_batch=voice.tokens_per_batch,
+            device=voice.device,
+        )
+        losses = self._losses(requests, prompts) if self._want_loss else [math.nan] * len(requests)
+        found = []
+        for (row, _), answer, loss, surprise in zip(requests, said, losses, own, strict=True):
+            text = parse_answer(voice.decode(answer.ids)).text
+            f1 = answer_f1(text, self.material.questions[row].answers)
+            found.append(Spoken(f1, loss, answer.margin, -surprise, len(answer.ids), text))
+        self.num_read += len(requests)
+        self.num_tokens += sum(map(len, prompts))
+        return found
+
+    def _answers(
+        self, requests: Sequence[tuple[int, tuple[int, ...]]]
+    ) -> tuple[list[list[int]], list[GreedyAnswer]]:
+        """The prompts' ids and what the reader says when it must answer."""
+        voice = self.voice
         prompts = [
             [*voice.begin, *voice.encode(self.material.prompt(row, picks, voice.form))]
             for row, picks in requests
@@ -79,18 +138,7 @@ class MaterialReader:
             tokens_per_batch=voice.tokens_per_batch,
             device=voice.device,
         )
-        losses = self._losses(requests, prompts) if self._want_loss else [math.nan] * len(requests)
-        found = []
-        for (row, _), answer, loss in zip(requests, said, losses, strict=True):
-            golds = self.material.questions[row].answers
-            if golds:
-                text = parse_answer(voice.decode(answer.ids)).text
-                found.append((answer_f1(text, golds), loss, answer.margin))
-            else:
-                found.append((float(answer.margin > 0), loss, -math.inf))
-        self.num_read += len(requests)
-        self.num_tokens += sum(map(len, prompts))
-        return found
+        return prompts, said
 
     def _losses(
         self, requests: Sequence[tuple[int, tuple[int, ...]]], prompts: Sequence[list[int]]

@@ -94,6 +94,35 @@ def test_methods_read_what_they_promise(reader: Path, data: Path) -> None:
     assert all(found[m]["scores"]["holds"] == 100 for m in ("oracle", "gold", "full"))
 
 
+def test_read_apart_each_sentence_has_a_prompt_of_its_own_and_all_of_them_count(
+    reader: Path, data: Path
+) -> None:
+    """With one sentence both readings are one; with several, reading apart pays question and heads again."""
+    for method, budget in (("oracle", 128), ("bm25", 200)):
+        together, apart = (
+            cell(reader, data, method=method, budget=budget, limit=2, reading=reading)
+            for reading in ("together", "apart")
+        )
+        read, again = (figures["cost"]["tokens_read"] for figures in (together, apart))
+        assert again == read if method == "oracle" else again > read + 10
+        if method == "oracle":
+            assert apart["scores"]["forced_f1"] == together["scores"]["forced_f1"]
+
+
+def test_weights_that_need_more_than_a_reading_are_refused(reader: Path, data: Path, tmp_path: Path) -> None:
+    """What a policy run fitted over features of candidates is told from what it fitted over readings alone."""
+    for names, wrong in ((["sure"], ""), (["dense"], "needs dense"), (["sure", "sure"], "1 weights for 2")):
+        path = tmp_path / "trust.json"
+        path.write_text(json.dumps({"names": names, "weights": [1.0], "constant": 0.0}))
+        if not wrong:
+            assert cell(reader, data, method="bm25", limit=1, reading="apart", trust=path)["n"] == 1
+            continue
+        with pytest.raises(UsageError, match=wrong):
+            cell(reader, data, method="bm25", limit=1, reading="apart", trust=path)
+    with pytest.raises(UsageError, match="give a file"):
+        cell(reader, data, method="bm25", limit=1, reading="apart", trust=tmp_path / "none.json")
+
+
 @pytest.mark.parametrize("unit", ["sentence", "passage"])
 def test_the_budget_is_kept(reader: Path, data: Path, unit: str) -> None:
     """More budget reads more, never beyond it but for line ends."""

@@ -126,3 +126,6 @@ def test_material_without_a_pair_reader_s_features_goes_on(tmp_path: Path) -> No
 
     made = Material.load(material(tmp_path / "made", count=8))
     assert cotrain_gpu._with_pairs(made, tmp_path / "nothing") is made
+    assert cotrain_gpu._sets(made, []) == cotrain_gpu._sets(made, ["toy"]) == ["toy"]
+    with pytest.raises(ValueError, match="the material has toy"):
+        cotrain_gpu._sets(made, ["nq"])

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infra.training.policy_evaluation import at_equal_f1, at_no_more_tokens, summarise
+from infra.training.policy_evaluation import at_equal_f1, at_no_more_tokens, key_of, summarise
 from infra.training.policy_report import as_json, page
-from infra.training.policy_tables import health_of, without_choice
+from infra.training.policy_tables import health_of
 
 SIMPLE = ("random", "bm25", "dense", "hybrid")
 
@@ -55,10 +55,7 @@ def test_the_named_figures_and_the_page_follow_from_these_points() -> None:
     """Gap closed, ratio of tokens, reward over supervised with an interval; the page names each bar."""
     dev, test = curves()
     chance = np.random.default_rng(0)
-    each = {
-        (p["name"], p["budget"], p["stop_bias"]): p["forced_f1"] / 100 + 0.01 * chance.standard_normal(50)
-        for p in test
-    }
+    each = {key_of(p): p["forced_f1"] / 100 + 0.01 * chance.standard_normal(50) for p in test}
     found = summarise("nq", dev, test, each)
     assert found["best_simple_nq"] == "hybrid at 128"
     assert found["policy_nq"] == "plain_ppo"
@@ -82,12 +79,16 @@ def test_the_named_figures_and_the_page_follow_from_these_points() -> None:
 def test_by_its_own_stop_a_policy_stands_at_the_largest_budget_without_any_choice() -> None:
     """Neither the bias nor the budget that is best on test or dev questions counts; simple methods have no STOP."""
     dev, test = curves()
-    summary = {"best_simple_f1_nq": 48.0, "best_simple_tokens_nq": 118.0, "oracle_f1_nq": 78.0}
-    found = without_choice(summary, {"nq": {"dev": dev, "test": test}})
+    chance = np.random.default_rng(0)
+    each = {key_of(p): p["forced_f1"] / 100 + 0.01 * chance.standard_normal(50) for p in test}
+    found = {name: told for name, told in summarise("nq", dev, test, each).items() if name.startswith("own_")}
     assert set(found) == {"own_stop_plain_ppo_nq", "own_stop_supervised_nq"}
     ours = found["own_stop_plain_ppo_nq"]
     assert (ours["f1"], ours["tokens"], ours["gap_closed"]) == (75.0, 190.0, pytest.approx(27 / 30))
     assert ours["tokens_ratio_to_simple"] == round(118 / 190, 2)
+    assert ours["over_simple"]["low"] > 25
+    assert ours["over_supervised"]["gain"] == pytest.approx(21, abs=1)
+    assert found["own_stop_supervised_nq"]["over_supervised"] is None
 
 
 def test_the_kept_json_is_whole_and_a_run_is_told_by_its_ends() -> None:

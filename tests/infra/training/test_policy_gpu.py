@@ -7,6 +7,7 @@ import json
 import lzma
 import re
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +19,14 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import Gemma3ForCausalLM
 
-from infra.training import policy_gpu
+from infra.training import policy_gpu, policy_material, policy_work
 from infra.training.policy_carry import join, split
 from infra.training.policy_collect import collect, unpack
 from infra.training.policy_material import HostMaterialConfig, picked
 from infra.training.policy_pack import main_directions, turn
 from infra.training.policy_pairs import with_scores
-from infra.training.policy_stages import load_readings, open_voice, planned, unfold
+from infra.training.policy_stages import load_readings, planned, unfold
+from infra.training.policy_voice import open_voice
 from models.retriever import Choosing, PolicyNetwork, TableBatch, load_policy
 from models.retriever.network import as_tensors
 from models.retriever.pair_reader import load_pair_reader
@@ -83,6 +85,7 @@ def carried(tmp_path: Path) -> Path:
     return folder
 
 
+LEARNED = ("reinforce", "plain_ppo", "reinforce_without_pair")
 NAMES = ("Ann", "Bob", "Cid", "Dee", "Eve", "Fay", "Gil", "Hal")
 
 
@@ -118,7 +121,7 @@ def small_bert(folder: Path, words: list[str]) -> None:
 def texts(carried: Path) -> Path:
     """Questions of three sets over forty passages, and a small BERT, as `policy_carry` carries them."""
     passages: list[dict[str, object]] = []
-    rows: dict[str, list[dict[str, object]]] = {"nq_open": [], "squad2": [], "hotpotqa": []}
+    rows: dict[str, list[dict[str, object]]] = {"nq_open": [], "squad2": [], "hotpotqa": [], "musique": []}
     for at in range(36):
         who, other, thing = NAMES[at % 8], NAMES[(at + 3) % 8], f"thing{at}"
         tells = f"{who} keeps the {thing} in box{at}."
@@ -157,11 +160,13 @@ def texts(carried: Path) -> Path:
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     """The script with these arguments; every worker in this process, one after another."""
-    own = ["--workers", "2", "--device", "cpu", *arguments]
+    own = ["--workers", "1", "--device", "cpu", *arguments]
 
     def stage_here(given: argparse.Namespace, stage: str, seconds: float) -> bool:
         for at in range(policy_gpu.processes(given, stage)):
-            policy_gpu.work(argparse.Namespace(**{**vars(given), "stage": stage, "worker": at}))
+            policy_work.WORK[stage](
+                argparse.Namespace(**{**vars(given), "worker": at}), time.monotonic() + 600
+            )
         return True
 
     monkeypatch.setattr(policy_gpu, "run_stage", stage_here)
@@ -175,9 +180,9 @@ def test_a_whole_run_makes_material_policies_and_curves_and_goes_on_where_it_sto
     """Every stage in a row; a second start repeats nothing but the loops, which go on; what came home unpacks."""
     out = tmp_path / "state"
     common = (
-        "--carried", str(texts), "--out", str(out), "--seeds", "0", "--prices", "--warm-steps", "6",
-        "--iterations", "1", "--width", "16", "--layers", "1", "--budgets", "48", "--biases", "0",
-        "--pair-epochs", "2", "--seconds", "600", "--most", "2", "--most-judged", "2",
+        "--carried", str(texts), "--out", str(out), "--seeds", "0", "--warm-steps", "6", "--worlds", "0",
+        "--iterations", "1", "--width", "16", "--layers", "1", "--budgets", "48", "--biases", "-4", "0",
+        "--apart-budgets", "200", "--pair-epochs", "2", "--seconds", "600", "--most", "6",
     )  # fmt: skip
     run(monkeypatch, *common)
     made = Material.load(out / "material")
@@ -202,21 +207,22 @@ def test_a_whole_run_makes_material_policies_and_curves_and_goes_on_where_it_sto
     assert (scored.tables.features[..., ALL_FEATURES.index("pair_rank")].max(1) == 1).all()
 
     records = {path.parent.name: json.loads(path.read_text()) for path in out.glob("policies/*/record.json")}
-    assert set(records) == {
-        "supervised-0", "router-0", "supervised_without_pair-0", "reinforce-0", "plain_ppo-0",
-        "plain_ppo_stepwise-0",
-    }  # fmt: skip
+    learned = {f"{kind}{ending}-0" for kind in LEARNED for ending in ("", "_apart")}
+    assert set(records) == {"supervised-0", "router-0", "supervised_without_pair-0", *learned}
     assert "warm_loss" not in records["plain_ppo-0"], "it begins with the supervised policy of its seed"
-    blind, _ = load_policy(out / "policies" / "supervised_without_pair-0" / "policy")
+    blind, _ = load_policy(out / "policies" / "reinforce_without_pair-0" / "policy")
     assert blind.config.num_features == 15
     assert load_policy(out / "policies" / "plain_ppo-0" / "policy")[0].config.dim == 32
+    assert records["plain_ppo_apart-0"]["reading"] == "apart"
 
     found = json.loads((out / "evaluation.json").read_text())
     assert set(found["sets"]) == {"nq", "squad", "hotpot"}
     names = {p["name"] for p in found["sets"]["nq"]["test"]}
-    assert names >= {"bm25", "hybrid", "pair", "oracle", "router-0", "plain_ppo-0"}
-    assert all(p["tokens"] <= p["budget"] for p in found["sets"]["nq"]["test"])
-    assert {"best_simple_f1_nq", "oracle_f1_nq", "pair_f1_nq"} <= set(found["summary"])
+    assert names >= {"bm25", "hybrid_apart", "pair", "pair_plain_apart", "oracle", "router-0", "plain_ppo-0"}
+    assert names >= {"supervised_apart-0", "plain_ppo_apart-0", "plain_ppo_staged-0"}
+    assert all(p["tokens"] <= p["budget"] for p in found["sets"]["nq"]["test"] if "_staged" not in p["name"])
+    assert {"best_simple_f1_nq", "oracle_f1_nq", "pair_f1_nq", "policy_nq"} <= set(found["summary"])
+    assert set(found["trust"]) == {"plain", "paired", "verified"}
 
     before = sorted(path.stat().st_mtime for path in out.glob("readings/*.npz"))
     run(monkeypatch, *common, "--stage", "readings")
@@ -245,9 +251,20 @@ def test_questions_without_gold_text_in_the_corpus_are_left_out() -> None:
         )
         for at in range(200)
     ]  # fmt: skip
-    found = picked(made, HostMaterialConfig(dev=0.2))
+    found = picked(made, HostMaterialConfig())
     assert {q.question_id for q in found} == {q.question_id for q in made if q.titles}
     assert 0 < sum(q.split == "dev" for q in found) < 40
+
+
+def test_a_run_is_refused_whose_dev_questions_cannot_tell() -> None:
+    """What is chosen on questions without what tells among their candidates is chosen by luck."""
+    made = questions_with_features()
+    dev = tuple(replace(q, split="dev") if at % 4 == 0 else q for at, q in enumerate(made.questions))
+    told = policy_material.checked(Material(dev, made.tables), least=0.0)
+    assert set(told) == {"train", "dev", "test"}
+    blind = replace(made.tables, labels=np.zeros_like(made.tables.labels))
+    with pytest.raises(ValueError, match=r"allowed: 0\.6 or more"):
+        policy_material.checked(Material(dev, blind))
 
 
 def test_readings_of_any_other_material_are_refused(carried: Path, tmp_path: Path) -> None:

@@ -1,0 +1,324 @@
+"""What the processes of each stage of `policy_gpu` do: a function a stage, given the options and until when.
+
+Imports nothing that a GPU host lacks: torch, transformers, peft, tokenizers, numpy, safetensors, our light parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infra.training import policy_evaluation as judging
+from infra.training import policy_points as points
+from infra.training.policy_apart import (
+    CHUNK,
+    choosable,
+    fit_all,
+    load_spoken,
+    load_verified,
+    prompt_tokens,
+    read_singles,
+    train_verifier,
+)
+from infra.training.policy_pairs import FOLDS, train_fold, with_scores
+from infra.training.policy_stages import (
+    PolicyJob,
+    load_readings,
+    reward_jobs,
+    routed_jobs,
+    taught_jobs,
+    train_one,
+)
+from infra.training.policy_voice import open_voice
+from models.retriever.pair_training import PairTrainConfig
+from models.retriever.trust import KINDS, Combination
+from pipeline.tasks.material import Material
+from pipeline.tasks.reading import MaterialReader
+from rl.apart import ApartReader
+from rl.episodes import Outcome, OutcomeReader, Readings, fingerprint
+
+Given = argparse.Namespace
+
+
+def jobs_of(given: Given, stage: str) -> list[PolicyJob]:
+    """The policies of a stage that trains."""
+    if stage == "reward":
+        return reward_jobs(given.seeds, given.prices)
+    return routed_jobs(given.seeds) if stage == "trust" else taught_jobs(given.seeds)
+
+
+def _material(given: Given, until: float) -> None:
+    from infra.training.policy_material import WORLDS, HostMaterialConfig, checked, counter, make
+
+    folder = given.out / "material"
+    if (folder / "manifest.json").exists():
+        return
+    config = HostMaterialConfig(
+        processes=min(16, max(1, (os.cpu_count() or 1) - 2)),
+        most=given.most,
+        worlds=len(WORLDS) if given.worlds < 0 else given.worlds,
+    )
+    made, projection = make(given.carried, config, given.device)
+    told = checked(made)
+    say(
+        f"{len(made):,} questions; number and share with what tells among their candidates: {json.dumps(told)}"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "projection.npy", projection)
+    np.save(folder / "prompts.npy", prompt_tokens(made, counter(given.carried)))
+    made.save(folder, {"stage": "material", "told": told})
+
+
+def _pairs(given: Given, until: float) -> None:
+    """Train one fold's pair reader."""
+    config = PairTrainConfig(epochs=given.pair_epochs, limit_s=0.6 * given.seconds)
+    material = Material.load(given.out / "material")
+    train_fold(
+        material,
+        given.carried / "minilm",
+        FOLDS[given.worker],
+        given.out / "pairs",
+        config,
+        given.device,
+        say,
+    )
+
+
+def _readings(given: Given, until: float) -> None:
+    """This worker's chunks of questions, each likely candidate read alone, one shard a chunk."""
+    material = open_material(given)
+    folder = given.out / "readings"
+    folder.mkdir(exist_ok=True)
+    voice = open_voice(given.reader or given.carried, given.device, given.adapter)
+    readers = MaterialReader(material, voice), MaterialReader(material, voice, want_loss=False)
+    allowed, kind = choosable(material), fingerprint(material)
+    for at in range(given.worker * CHUNK, len(material), CHUNK * given.workers):
+        path = folder / f"singles-{at:06d}.npz"
+        if path.exists():
+            continue
+        if time.monotonic() > until:
+            say(f"worker {given.worker}: readings from {at} on are left; start the stage again")
+            raise SystemExit(1)
+        read_singles(material, range(at, min(at + CHUNK, len(material))), allowed, readers, path, kind)
+
+
+def _trust(given: Given, until: float) -> None:
+    """One fold's verifier; the last fold's process fits the combinations when all are there. The rest: routers."""
+    material = open_material(given)
+    spoken = load_spoken(given.out / "readings", fingerprint(material))
+    folder = given.out / "trust"
+    if given.worker >= len(FOLDS):
+        singles = spoken.singles(len(material), material.tables.num_candidates)
+        job = jobs_of(given, "trust")[given.worker - len(FOLDS)]
+        _trained(given, material, Readings(None), job, until, singles.loss)
+        return
+    config = PairTrainConfig(
+        epochs=given.verify_epochs, given=0.0, weak_weight=1.0, lr=6e-5, limit_s=0.6 * given.seconds
+    )
+    fold = FOLDS[given.worker]
+    train_verifier(material, spoken, fold, given.out / "pairs", folder, config, given.device, say)
+    if fold != FOLDS[-1]:
+        return
+    while not all((folder / name / "verified.npz").exists() for name in FOLDS):
+        if time.monotonic() > until:
+            raise SystemExit(f"trust: the other verifiers are not there after {given.seconds:.0f} s")
+        time.sleep(0.5)
+    singles = spoken.singles(len(material), material.tables.num_candidates)
+    verified = load_verified(folder, len(material), material.tables.num_candidates)
+    for kind, found in fit_all(material, singles, verified, folder).items():
+        told = dict(zip(found.names, found.weights, strict=True))
+        say(f"trust {kind}: {json.dumps(told)}, constant {found.constant}")
+
+
+def _teach(given: Given, until: float) -> None:
+    """One supervised policy."""
+    material = open_material(given)
+    _trained(given, material, Readings(None), jobs_of(given, "teach")[given.worker], until)
+
+
+def _reward(given: Given, until: float) -> None:
+    """One policy paid by the reader: live where it reads together, from recorded readings where apart."""
+    material = open_material(given)
+    job = jobs_of(given, "reward")[given.worker]
+    apart = open_apart(given, material)
+    if job.reading == "together":
+        voice = open_voice(given.reader or given.carried, given.device, given.adapter)
+        reader = MaterialReader(material, voice, job.form == "stepwise")
+        readings = Readings(OutcomeReader(reader), fingerprint(material))
+        _remember(readings, apart)
+    else:
+        readings = Readings(ApartReader(apart.singles, apart.logits["verified" if job.pair else "plain"]))
+        material = Material(material.questions, apart.tables(material.tables))
+    _trained(given, material, readings, job, until)
+
+
+def _choose(given: Given, until: float) -> None:
+    """The choices of this worker's methods, those read apart judged at once."""
+    material = open_material(given)
+    apart = open_apart(given, material)
+    folder, policies = given.out / "judged", given.out / "policies"
+    folder.mkdir(exist_ok=True)
+    for name in points.names_to_judge(material, policies)[given.worker :: given.workers]:
+        if points.kind_of(name).endswith(points.APART):
+            judged = points.judged_apart(
+                name, material, apart, policies, device=given.device, budgets=given.apart_budgets,
+                biases=given.biases,
+            )  # fmt: skip
+            points.save_judged(judged, folder / f"{name}.judged.npz")
+        else:
+            found = points.choices_of(
+                name, material, policies, device=given.device, budgets=given.budgets, biases=given.biases
+            )
+            points.save_points(found, folder / f"{name}.points.json")
+        if time.monotonic() > until:
+            say(f"worker {given.worker}: out of time at {name}")
+            return
+
+
+def _read(given: Given, until: float) -> None:
+    """This worker's rows: dev questions and simple methods first, then the test points that dev questions name."""
+    (given.out / "judged" / f"dev-{given.worker}.done").unlink(missing_ok=True)
+    material = open_material(given)
+    folder = given.out / "judged"
+    readings = _reader_of(given, material)
+    load_readings([folder], readings)
+    apart = open_apart(given, material)
+    _remember(readings, apart)
+    known = points.load_points(folder)
+    first = [point for point in known if point.split == "dev" or not points.is_policy(point.name)]
+    stamp = int(time.time())
+    _read_all(given, material, readings, first, folder / f"readings-{given.worker}-{stamp}a.npz", until)
+    (folder / f"dev-{given.worker}.done").touch()
+    while not all((folder / f"dev-{at}.done").exists() for at in range(given.workers)):
+        if time.monotonic() > until:
+            raise SystemExit(
+                "read: the other workers' dev readings are not there in time; start the stage again"
+            )
+        time.sleep(0.5)
+    load_readings([folder], readings)
+    judged = points.load_judged(folder)
+    curves = judging.curves_of(known, judged, material, readings, apart)
+    wanted = judging.wanted_on_test(known, curves)
+    _read_all(given, material, readings, wanted, folder / f"readings-{given.worker}-{stamp}b.npz", until)
+
+
+def _read_all(
+    given: Given, material: Material, readings: Readings, wanted: Sequence[points.Point], path: Path,
+    until: float,
+) -> None:  # fmt: skip
+    """Read what of some points falls to this worker and no folder holds, and keep it as it comes."""
+    requests = points.requests_of(wanted, material)
+    missing = [
+        each for each in requests if each[0] % given.workers == given.worker and not readings.knows(*each)
+    ]
+    new = Readings(readings, readings.material)
+    for at in range(0, len(missing), judging.READ_TOGETHER):
+        if time.monotonic() > until:
+            say(f"worker {given.worker}: {len(missing) - at:,} readings left; start --stage read again")
+            raise SystemExit(1)
+        new.read(missing[at : at + judging.READ_TOGETHER])
+        new.save(path)
+    say(f"worker {given.worker}: {len(missing):,} of {len(requests):,} readings done")
+
+
+def _report(given: Given, until: float) -> None:
+    """Curves and named figures from what was chosen and read."""
+    material = open_material(given)
+    folder = given.out / "judged"
+    apart = open_apart(given, material)
+    readings = Readings(None, fingerprint(material))
+    _remember(readings, apart)
+    load_readings([folder], readings)
+    curves = judging.curves_of(
+        points.load_points(folder), points.load_judged(folder), material, readings, apart
+    )
+    found = judging.report(curves)
+    found["questions"] = json.loads((given.out / "material" / "manifest.json").read_text())["told"]
+    found["adapter"] = str(given.adapter or "reader-lora")
+    found["trust"] = {
+        path.stem: json.loads(path.read_text()) for path in sorted((given.out / "trust").glob("*.json"))
+    }
+    found["records"] = {
+        path.parent.name: json.loads(path.read_text())
+        for path in sorted((given.out / "policies").glob("*/record.json"))
+    }
+    (given.out / "evaluation.json").write_text(json.dumps(found))
+    say(json.dumps(found["summary"], indent=1))
+
+
+WORK: dict[str, Callable[[Given, float], None]] = {
+    "material": _material, "pairs": _pairs, "readings": _readings, "trust": _trust, "teach": _teach,
+    "reward": _reward, "choose": _choose, "read": _read, "report": _report,
+}  # fmt: skip
+
+
+def open_material(given: Given) -> Material:
+    """The material with the pair reader's features, where it has looked."""
+    material = Material.load(given.out / "material")
+    return with_scores(material, given.out / "pairs") if (given.out / "pairs").exists() else material
+
+
+def open_apart(given: Given, material: Material) -> points.ApartTable:
+    """Everything that reading apart is judged with; FileNotFoundError where the stage trust has not ended."""
+    spoken = load_spoken(given.out / "readings", fingerprint(material))
+    width = material.tables.num_candidates
+    singles = spoken.singles(len(material), width)
+    verified = np.nan_to_num(load_verified(given.out / "trust", len(material), width))
+    combined = {kind: Combination.load(given.out / "trust" / f"{kind}.json") for kind in KINDS}
+    return points.ApartTable(
+        singles=singles,
+        logits={kind: each.logits(material.tables, singles, verified) for kind, each in combined.items()},
+        allowed=choosable(material),
+        prompts=np.load(given.out / "material" / "prompts.npy"),
+    )
+
+
+def training_rows(material: Material) -> np.ndarray[Any, Any]:
+    """The answerable training questions."""
+    return material.rows("train", answerable=True)
+
+
+def say(what: str) -> None:
+    """A line with the time."""
+    print(f"{time.strftime('%H:%M:%S')} {what}", flush=True)  # noqa: T201
+
+
+def _trained(
+    given: Given, material: Material, readings: Readings, job: PolicyJob, until: float,
+    losses: np.ndarray[Any, Any] | None = None,
+) -> None:  # fmt: skip
+    record: dict[str, Any] = train_one(
+        material, training_rows(material), readings, job, out=given.out / "policies",
+        seconds=until - time.monotonic(), device=given.device, say=say,
+        projection=np.load(given.out / "material" / "projection.npy"), width=given.width, layers=given.layers,
+        warm_steps=given.warm_steps, iterations=given.iterations, losses=losses,
+    )  # fmt: skip
+    shown = ("steps", "warm_loss", "loss", "iterations", "readings_done", "alarm")
+    told = {name: value for name, value in record.items() if name in shown}
+    say(f"{job.name} in {record['seconds']} s: {json.dumps(told)}")
+
+
+def _reader_of(given: Given, material: Material) -> Readings:
+    voice = open_voice(given.reader or given.carried, given.device, given.adapter)
+    return Readings(OutcomeReader(MaterialReader(material, voice, want_loss=False)), fingerprint(material))
+
+
+def _remember(readings: Readings, apart: points.ApartTable) -> None:
+    """What was read alone need not be read again where a choice is of one candidate."""
+    singles = apart.singles
+    rows, picks = np.nonzero(singles.read)
+    outcomes = [
+        Outcome(f1, loss, margin)
+        for f1, loss, margin in zip(
+            singles.f1[rows, picks].tolist(), singles.loss[rows, picks].tolist(),
+            singles.margin[rows, picks].tolist(), strict=True,
+        )
+    ]  # fmt: skip
+    readings.add(rows.tolist(), [1 << int(pick) for pick in picks], outcomes)
