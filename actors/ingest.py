@@ -215,8 +215,8 @@ class Ingester:
 
     def _next_polled(self) -> list[Record] | dict[int, int] | None:
         """What was polled next, with all that waits behind it: larger batches ask the other parts less often."""
-        first, self._held = self._held, None
-        first = self._polled.get() if first is None else first
+        held, self._held = self._held, None
+        first = self._polled.get() if held is None else held
         if not isinstance(first, list):
             return first
         records = first

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from actors.near_duplicates import Verdicts, near_duplicates_name
@@ -51,7 +52,7 @@ class Keepers:
         self._judged = []
         for begin, end in self._runs(entries):
             parts = self._parts(entries, begin, end)
-            self._persist(lambda parts=parts: self._ask(parts, matches), "the near-duplicate index")
+            self._persist(partial(self._ask, parts, matches), "the near-duplicate index")
             for entry, match in zip(entries[begin:end], matches[begin:end], strict=True):
                 self._note(entry, match)
                 if match is None:

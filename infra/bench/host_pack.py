@@ -1,13 +1,15 @@
 """Pack what a GPU host without network lacks: Ray, a Java runtime, Kafka's jars, Python wheels, MiniLM.
 
     python -m infra.bench.host_pack [--out build] [--parts java,ray,store,minilm,peer] [--faiss TREE]
+    python -m infra.bench.host_pack --carry build/ingest [--out build] [--parts …]
 
-Here, once: a JDK of 17 (jlink), pip and xz are needed. Each part becomes a folder OUT/host-<part>, to be carried on
-its own; `infra/bench/host_session.py` unpacks and uses them there, with the standard library alone. `java`: a
-runtime and Kafka's jars. `ray`: Ray without what no run needs, and its requirements. `store`: the wheels of the
-store and of the broker's client, with faiss (TREE: an unpacked faiss-gpu to take instead of faiss-cpu). `minilm`:
-the embedder in half precision, for CUDA. `peer`: LanceDB, the outside peer of `dysra bench search`. With java, ray
-and store everything runs that does not embed; `dysra bench search-gpu` needs `store` and `ray`.
+Here, once: a JDK of 17 (jlink), pip and xz are needed. Each part becomes a folder OUT/host-<part> of pieces of at
+most 33 MiB; `--carry` deals the pieces of packed parts to folders build/ingest-1, -2 and so on, small enough to
+be carried on its own. `infra/bench/host_session.py` unpacks and uses them there, with the standard library alone.
+`java`: a runtime and Kafka's jars. `ray`: Ray without what no run needs, and its requirements. `store`: the wheels
+of the store and of the broker's client, with faiss (TREE: an unpacked faiss-gpu to take instead of faiss-cpu).
+`minilm`: the embedder in half precision, for CUDA. `peer`: LanceDB, the outside peer of `dysra bench search`. With
+java, ray and store everything runs that does not embed; `dysra bench search-gpu` needs `store` and `ray`.
 
 The versions are those of constraints.txt. With --host-packages FILE (names, one a line) a requirement that is
 neither carried nor there is an error.
@@ -27,7 +29,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PIECE_BYTES = 36 * 2**20
+PIECE_BYTES = 33 * 2**20
 PYTHON = "3.12"
 WHEELS = {
     "ray": ("ray", "jsonschema", "jsonschema-specifications", "referencing", "rpds-py"),
@@ -172,6 +174,27 @@ def pack(tree: Path, out: Path, level: int) -> int:
     return total
 
 
+def deal(packed: Iterable[Path], prefix: Path) -> list[Path]:
+    """Copy the pieces of packed parts into folders PREFIX-1, PREFIX-2 … of at most PIECE_BYTES each, a piece under
+    its part's name; the folders. What such folders held before is gone."""
+    for number in range(1, 100):
+        shutil.rmtree(prefix.with_name(f"{prefix.name}-{number}"), ignore_errors=True)
+    pieces = sorted(
+        (piece for part in packed for piece in part.glob("bundle-*")), key=lambda p: -p.stat().st_size
+    )
+    rooms: list[tuple[Path, int]] = []
+    for piece in pieces:
+        size = piece.stat().st_size
+        at = next((at for at, (_, used) in enumerate(rooms) if used + size <= PIECE_BYTES), len(rooms))
+        if at == len(rooms):
+            rooms.append((prefix.with_name(f"{prefix.name}-{at + 1}"), 0))
+        folder, used = rooms[at]
+        (folder / piece.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(piece, folder / piece.parent.name / piece.name)
+        rooms[at] = (folder, used + size)
+    return [folder for folder, _ in rooms]
+
+
 def main() -> None:
     """Read the arguments and pack the parts."""
     parser = argparse.ArgumentParser(
@@ -183,8 +206,16 @@ def main() -> None:
         "--faiss", type=Path, help="an unpacked faiss-gpu wheel to carry instead of faiss-cpu"
     )
     parser.add_argument("--host-packages", type=Path, help="names of the packages that the host has")
+    parser.add_argument(
+        "--carry", type=Path, help="deal the pieces of parts packed before to folders CARRY-1 …"
+    )
     parser.add_argument("--level", type=int, default=2, help="xz level")
     given = parser.parse_args()
+    if given.carry is not None:
+        for folder in deal([given.out / f"host-{part}" for part in given.parts.split(",")], given.carry):
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            sys.stdout.write(f"{folder}: {size / 2**20:.1f} MiB\n")
+        return
     there = (
         {canonical(name) for name in given.host_packages.read_text().split()} if given.host_packages else None
     )

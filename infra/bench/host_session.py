@@ -1,6 +1,6 @@
 """The benches of the running system on a host without network: unpack what was carried, run, bring the rows back.
 
-    python3 infra/bench/host_session.py unpack build/host-java        (a part a call, or several)
+    python3 infra/bench/host_session.py unpack build/ingest-*/host-*  (folders of one name are pieces of one part)
     python3 infra/bench/host_session.py run ingest freshness search --out DIR --seconds 520 --commit ID
     python3 infra/bench/host_session.py run 'bench ingest --set ingesters=8 --set partitions=8' --out DIR
 
@@ -82,13 +82,16 @@ class _Pieces:
         return data
 
 
-def unpack(part: Path, target: Path) -> None:
-    """Extract a part into the target; what another part has put there stays."""
-    pieces = sorted(part.glob("bundle-*"))
+def unpack(part: Path | list[Path], target: Path) -> None:
+    """Extract a part, whose pieces may lie in several folders, into the target; what another part has put there
+    stays."""
+    folders = part if isinstance(part, list) else [part]
+    pieces = sorted((piece for one in folders for piece in one.glob("bundle-*")), key=lambda path: path.name)
     numbers = [int(piece.name.rpartition("-")[2]) for piece in pieces]
     if not pieces or numbers != list(range(len(pieces))):
         raise SystemExit(
-            f"host_session: {part} has pieces {numbers}; they must count up from 0: carry them all"
+            f"host_session: {' '.join(map(str, folders))} has pieces {numbers}; they must count up from 0: carry "
+            "them all"
         )
     target.mkdir(parents=True, exist_ok=True)
     joined: Any = _Pieces(pieces)
@@ -123,6 +126,9 @@ def environment(target: Path, commit: str) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # A virtual machine whose memory grows as it is used looks full to Ray, which would end workers.
         "RAY_memory_monitor_refresh_ms": "0",
+        # Other jobs may keep every core busy while Ray's processes start.
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "240",
+        "RAY_raylet_start_wait_time_s": "240",
         "TOKENIZERS_PARALLELISM": "false",
     }
     if commit:
@@ -245,9 +251,12 @@ def main() -> None:
         verb.add_argument("--target", type=Path, default=Path("/tmp/host"))  # noqa: S108 - a machine of one's own
     given = parser.parse_args()
     if given.verb == "unpack":
+        parts: dict[str, list[Path]] = {}
         for part in given.parts:
-            unpack(part, given.target)
-            sys.stdout.write(f"unpacked {part} into {given.target}\n")
+            parts.setdefault(part.name, []).append(part)
+        for name, folders in parts.items():
+            unpack(folders, given.target)
+            sys.stdout.write(f"unpacked {name} of {len(folders)} folders into {given.target}\n")
         if given.minilm is not None:
             adopt_minilm(given.minilm, given.target)
         return

@@ -2,19 +2,28 @@
 
 The job (`embedder: none`) validates, chunks, finds near-duplicates, writes and flushes the log, indexes the words,
 and commits offsets. The bare loop polls and decodes the value as UTF-8; the second one parses it as JSON too. All
-use the project's own consumer settings; rates are records a second from the first record to the last. A bare loop
-is one process, so `cores` says how many cores each took: processor time over time. The broker's processor time is
-told apart for all. `--set ingesters=8 --set partitions=16 --set shards=4` lays the job over more cores than two.
+use the project's own consumer settings. A bare loop is one process, so `cores` says how many cores each took:
+processor time over time. The broker's processor time is told apart for all.
+
+The job's clock begins before its first ingester does, so that its way to the broker counts, and ends when all is
+durable and searchable by vector. `all_reading_per_s` counts what became durable after every partition had begun:
+ingesters start one after the other.
+
+Over more cores than two, for example: `--articles 800000 --set ingesters=16 --set partitions=16 --set shards=16
+--set near_duplicate_shards=4 --set producers=24 --set loops=16 --set seconds=180` (`loops`: as many bare loops at
+once, told beside; `seconds`: no repetition begins that would not end by then).
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import time
 from collections import defaultdict
 from typing import Any
 
+from infra.bench.crowd import loops_together, publish_together
 from infra.bench.local import Local, cpu_by_part, local, news, publish, until
 from infra.bench.measure import commit
 from pipeline.bare_loop import bare_loop
@@ -22,31 +31,44 @@ from pipeline.errors import UsageError
 from pipeline.kafka import KafkaConfig
 
 _LIMIT_S = 900.0
+_PUBLISH_S = 300.0
 
 
 def job_run(system: Local, kafka: KafkaConfig, count: int, **ingest: Any) -> dict[str, Any]:
-    """The ingest job over the whole topic into a new store: seconds from the first record polled to the last that
-    is durable and searchable."""
-    spec = system.spec(kafka, **ingest)
+    """The ingest job over the whole topic into a new store: seconds from before the first ingester to the last
+    record durable and searchable; how many became durable after all partitions had begun, in which seconds."""
+    spec = system.spec(kafka, **{"health_interval_s": 0.5, **ingest})
     with system.running(spec) as job:
-        begun: list[float] = []
-        before: dict[str, float] = {}
+        begun, before = time.perf_counter(), cpu_by_part()
+        started = False
+        reading: tuple[int, float] | None = None
 
         def done() -> bool:
-            progress = job.progress()
-            if progress["polled"] and not begun:
-                begun.append(time.perf_counter())
-                before.update(cpu_by_part())
-            return bool(begun) and job.ledger().read >= count
+            nonlocal begun, before, started, reading
+            if not started:
+                now, parts = time.perf_counter(), cpu_by_part()
+                if "ingesters" in parts:
+                    started = True
+                else:
+                    begun, before = now, parts
+                    return False
+            if reading is None:
+                places = job.progress()["durable"]
+                if len(places) == kafka.partitions and all(places.values()):
+                    reading = (job.ledger().read, time.perf_counter())
+            return job.ledger().read >= count
 
-        until(done, _LIMIT_S, f"{count} records durable", interval_s=0.02)
-        seconds = time.perf_counter() - begun[0]
+        until(done, _LIMIT_S, f"{count} records durable", interval_s=0.05)
+        ended = time.perf_counter()
         after = cpu_by_part()
         figures = job.figures(job.progress())
+    shutil.rmtree(spec.store.path, ignore_errors=True)  # gigabytes, and the next repetition makes its own
     parts = {part: spent - before.get(part, 0.0) for part, spent in after.items()}
     broker_s = parts.pop("broker", 0.0)
+    first, since = reading or (0, begun)
     return {
-        "seconds": seconds,
+        "seconds": ended - begun,
+        "all_reading": (count - first, max(ended - since, 1e-9)),
         "cpu_s": sum(parts.values()),
         "broker_s": broker_s,
         "parts": parts,
@@ -60,37 +82,52 @@ def run(
     ingesters: int = 1,
     partitions: int = 4,
     shards: int = 1,
+    near_duplicate_shards: int = 1,
+    producers: int = 1,
+    loops: int = 0,
+    inflight: int = 4_096,
+    commit_ms: float = 200.0,
+    seconds: float = 0.0,
 ) -> dict[str, Any]:
     """Publish newswire articles once, then read them by turns; medians, and the lowest and highest."""
     if partitions < ingesters:
         raise UsageError(
             f"{ingesters} ingesters cannot share {partitions} partitions; set partitions to at least {ingesters}"
         )
+    begun = time.monotonic()
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    settings: dict[str, Any] = {
+        "num_ingesters": ingesters,
+        "near_duplicate_shards": near_duplicate_shards,
+        "max_inflight_records": inflight,
+        "store": {"num_shards": shards, "lexical_commit_ms": commit_ms},
+    }
     with local() as system:
         kafka = system.topic(partitions)
-        sizes: list[int] = []
-
-        def counted() -> Any:
-            for record in news(articles):
-                sizes.append(len(record[1] or b""))
-                yield record
-
-        count = publish(kafka, counted())
-        for _ in range(repeats):
-            for name, parse in (("bare_loop", False), ("bare_loop_json", True)):
-                broker = cpu_by_part().get("broker", 0.0)
-                spent, used = bare_loop(kafka, count, parse=parse)
-                broker = cpu_by_part().get("broker", 0.0) - broker
-                runs[name].append({"seconds": spent, "cpu_s": used, "broker_s": broker})
-            runs["ingest"].append(
-                job_run(system, kafka, count, num_ingesters=ingesters, store={"num_shards": shards})
-            )
+        count, mean_bytes = _published(kafka, articles, producers, seconds or _PUBLISH_S)
+        longest = 0.0
+        for turn in range(repeats):
+            started = time.monotonic()
+            if turn and seconds and started - begun + longest > seconds:
+                break
+            _bare(runs, kafka, count, loops)
+            runs["ingest"].append(job_run(system, kafka, count, **settings))
+            longest = max(longest, time.monotonic() - started)
     last = runs["ingest"][-1]["figures"]
-    rows = [{"loop": name, **_row(done, count, sizes)} for name, done in runs.items()]
+    rows = [{"loop": name, **_row(done, count, mean_bytes)} for name, done in runs.items()]
     rows[-1] |= _by_part(runs["ingest"], count)
+    reading = [number / spent for number, spent in (one["all_reading"] for one in runs["ingest"])]
+    rows[-1]["all_reading_per_s"] = round(statistics.median(reading))
     rate = {row["loop"]: row["records_per_s"] for row in rows}
     work = {row["loop"]: row["cpu_us_per_record"] for row in rows}
+    ratios = {
+        "ingest_over_bare_loop": round(rate["ingest"] / rate["bare_loop"], 4),
+        "ingest_over_bare_loop_json": round(rate["ingest"] / rate["bare_loop_json"], 4),
+        "ingest_all_reading_over_bare_loop": round(rows[-1]["all_reading_per_s"] / rate["bare_loop"], 4),
+        "ingest_cpu_over_bare_loop": round(work["ingest"] / max(1, work["bare_loop"]), 2),
+    }
+    if loops:
+        ratios[f"ingest_over_{loops}_bare_loops"] = round(rate["ingest"] / rate[f"{loops} bare loops"], 4)
     return {
         "bench": "ingest",
         "device": "cpu",
@@ -99,17 +136,49 @@ def run(
         "ingesters": ingesters,
         "partitions": partitions,
         "shards": shards,
+        "near_duplicate_shards": near_duplicate_shards,
+        "inflight": inflight,
+        "commit_ms": commit_ms,
+        "load": round(os.getloadavg()[0], 1),
         "rows": rows,
         "accounting": {k: last[k] for k in ("read", "stored", "deleted", "dead_lettered", "duplicates")},
-        "ratios": {
-            "ingest_over_bare_loop": round(rate["ingest"] / rate["bare_loop"], 4),
-            "ingest_over_bare_loop_json": round(rate["ingest"] / rate["bare_loop_json"], 4),
-            "ingest_cpu_over_bare_loop": round(work["ingest"] / max(1, work["bare_loop"]), 2),
-        },
+        "ratios": ratios,
     }
 
 
-def _row(done: list[dict[str, Any]], count: int, sizes: list[int]) -> dict[str, Any]:
+def _published(kafka: KafkaConfig, articles: int, producers: int, limit_s: float) -> tuple[int, float]:
+    """Records on the topic, and the mean bytes of their values."""
+    if producers > 1:
+        return publish_together(kafka, articles, producers, limit_s)
+    size = 0
+
+    def counted() -> Any:
+        nonlocal size
+        for record in news(articles):
+            size += len(record[1] or b"")
+            yield record
+
+    count = publish(kafka, counted())
+    return count, size / max(1, count)
+
+
+def _bare(runs: dict[str, list[dict[str, Any]]], kafka: KafkaConfig, count: int, loops: int) -> None:
+    """One turn of the bare loops."""
+    for name, parse in (("bare_loop", False), ("bare_loop_json", True)):
+        broker = cpu_by_part().get("broker", 0.0)
+        read = bare_loop(kafka, count, parse=parse)
+        broker = cpu_by_part().get("broker", 0.0) - broker
+        runs[name].append({"seconds": read.seconds, "cpu_s": read.cpu_s, "broker_s": broker})
+    if loops:
+        broker = cpu_by_part().get("broker", 0.0)
+        every = loops_together(kafka, loops, parse=False, limit_s=_LIMIT_S)
+        broker = cpu_by_part().get("broker", 0.0) - broker
+        spent = max(one.ended_s for one in every) - min(one.begun_s for one in every)
+        cpu_s = sum(one.cpu_s for one in every)
+        runs[f"{loops} bare loops"].append({"seconds": spent, "cpu_s": cpu_s, "broker_s": broker})
+
+
+def _row(done: list[dict[str, Any]], count: int, mean_bytes: float) -> dict[str, Any]:
     rates = sorted(count / one["seconds"] for one in done)
 
     def each(name: str) -> float:
@@ -117,7 +186,7 @@ def _row(done: list[dict[str, Any]], count: int, sizes: list[int]) -> dict[str, 
 
     return {
         "records": count,
-        "mean_bytes": round(statistics.mean(sizes)),
+        "mean_bytes": round(mean_bytes),
         "records_per_s": round(statistics.median(rates)),
         "lowest_per_s": round(rates[0]),
         "highest_per_s": round(rates[-1]),

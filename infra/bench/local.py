@@ -13,23 +13,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import orjson
 import psutil
 
 from actors.ingest_config import IngestConfig
 from actors.ingest_job import IngestJob
 from actors.ingest_spec import IngestSpec
+from infra.bench.wire import Record, news, publish
 from models.embed import EmbedderConfig
 from pipeline.errors import DependencyUnreachable, DysraError
 from pipeline.kafka import KafkaConfig, ensure_topic
-from pipeline.newswire import generate
 from pipeline.publisher import Publisher, partition_of
 from pipeline.store import StoreConfig
 
 _RAY_ATTEMPTS = 3
-
-Record = tuple[bytes, bytes | None, str]
-"""Key, value and stream of a record to publish."""
 
 
 class Local:
@@ -102,28 +98,6 @@ def local(*, with_ray: bool = True) -> Iterator[Local]:
         yield Local(folder, broker.bootstrap_servers)
 
 
-def news(num_articles: int, seed: int = 7) -> Iterator[Record]:
-    """Newswire records in order of publication: updates, withdrawals and repeats among them."""
-    for event in generate(seed=seed, num_articles=num_articles):
-        record = event.record
-        article_id = str(record["id"])
-        stream = str(record.get("stream") or record.get("source") or "wire")
-        value = orjson.dumps(record) if "title" in record else None
-        yield article_id.encode(), value, stream
-
-
-def publish(kafka: KafkaConfig, records: Iterable[Record]) -> int:
-    """Publish as fast as it goes, each stream on one partition; the number of records."""
-    count = 0
-    with Publisher(kafka) as publisher:
-        for key, value, stream in records:
-            headers = [("article-id", key)] if value is None else []
-            publisher.publish_raw(key, value, stream=stream, headers=headers)
-            count += 1
-        publisher.flush()
-    return count
-
-
 def publish_steadily(
     kafka: KafkaConfig, records: Iterable[Record], rate: float, seconds: float
 ) -> tuple[int, float]:
@@ -168,13 +142,9 @@ def cpu_seconds() -> float:
     return total
 
 
-_PARTS = (
-    ("ray::Ingester", "ingesters"),
-    ("ray::ShardActor", "shards"),
-    ("ray::NearDuplicate", "near_duplicates"),
-    ("ray::", "other_actors"),
-    ("java", "broker"),
-)
+_ACTORS = {"Ingester": "ingesters", "ShardActor": "shards", "NearDuplicateActor": "near_duplicates"}
+"""Parts by the class that Ray names in the title of an actor's process: alone, or after the actor's name and before
+the method that it is in."""
 
 
 def cpu_by_part() -> dict[str, float]:
@@ -184,7 +154,27 @@ def cpu_by_part() -> dict[str, float]:
     for process in [own, *own.children(recursive=True)]:
         with contextlib.suppress(psutil.Error):
             title = (process.cmdline() or [process.name()])[0].rsplit("/", 1)[-1]
-            part = next((part for start, part in _PARTS if title.startswith(start)), "ray")
+            part = _part(title)
             times = process.cpu_times()
             total["bench" if process.pid == own.pid else part] += times.user + times.system
     return dict(total)
+
+
+def _part(title: str) -> str:
+    if not title.startswith("ray::"):
+        return "broker" if title.startswith("java") else "ray"
+    names = title.removeprefix("ray::").replace(".", ":").split(":")
+    return next((_ACTORS[name] for name in names if name in _ACTORS), "other_actors")
+
+
+__all__ = [
+    "Local",
+    "Record",
+    "cpu_by_part",
+    "cpu_seconds",
+    "local",
+    "news",
+    "publish",
+    "publish_steadily",
+    "until",
+]

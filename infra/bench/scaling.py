@@ -1,130 +1,24 @@
 """What one ingester, shard and session host carry, measured here, and a simulation that shows where a system bends.
 
-Unit costs are measured in this process (one core; `measure`), the simulation is of queues in a row: articles
-come in bursts to partitions, ingesters take what has come (a fixed cost a batch, and one an article), shards
-append (likewise, with the flush), and an article is searchable when its shard has appended it. Embedders stand
-between, as many as are named. What the simulation does not know: the network, the broker's own limits, garbage,
-noisy neighbours.
+Unit costs are measured in this process (one core; infra/bench/scaling_costs.py), the simulation is of queues in a
+row: articles come in bursts to partitions, ingesters take what has come (a fixed cost a batch, and one an article),
+shards append (likewise, with the flush), and an article is searchable when its shard has appended it. Embedders
+stand between, as many as are named. On one machine all parts share its cores (`on_cores`). What the simulation does
+not know: the network, the broker's own limits, garbage, noisy neighbours.
 """
 
 from __future__ import annotations
 
 import math
-import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
-from infra.bench.local import news
 from infra.bench.measure import commit, environment
-from infra.bench.vectors import DIM, clustered
-from models.embed import load_tokenizer
-from pipeline.article import Article, BadRecord, parse_article, parse_record
-from pipeline.chunker import chunk_articles
-from pipeline.near_duplicates import Fingerprint, Fingerprinter, NearDuplicateConfig, NearDuplicateIndex
-from pipeline.store.records import Chunk, Coordinate, SearchRequest, StoreConfig, StoreRecord, Upsert
-from pipeline.store.shard import Shard
-
-_BATCH = 500
-_GROUP = 128
-"""Articles that an ingester works on together."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Costs:
-    """Seconds on one core, and bytes."""
-
-    prepare_s: float = field(
-        metadata={"help": "an ingester's work on one article: parse, chunk, fingerprint"}
-    )
-    judge_s: float = field(metadata={"help": "the near-duplicate index's work on one article"})
-    append_s: float = field(metadata={"help": "a shard's work on one article, keyword index included"})
-    flush_s: float = field(metadata={"help": "a shard's fixed cost of one append: log, flush"})
-    chunks: float = field(metadata={"help": "chunks of one article"})
-    embed_s: float = field(metadata={"help": "embedding one chunk on one embedder"})
-    batch_s: float = field(default=0.005, metadata={"help": "calls between actors for one batch (assumed)"})
-    index_bytes: float = field(default=0.0, metadata={"help": "memory of one chunk in a shard"})
-    disk_bytes: float = field(default=0.0, metadata={"help": "files of one chunk in a shard"})
-    search_s: float = field(default=0.0, metadata={"help": "one search of a shard of the measured size"})
-    searched_chunks: int = field(default=0, metadata={"help": "chunks of that shard"})
-
-
-def measure(articles: int = 1_500, embed_s: float = 1 / 1_400) -> Costs:
-    """Unit costs of newswire articles; `embed_s` from docs/notes (1,400 passages a second: static, one CPU)."""
-    values = [value for _, value, _ in news(articles, seed=11) if value is not None]
-    tokenizer, fingerprinter = load_tokenizer("none"), Fingerprinter(NearDuplicateConfig())
-    fingerprinter.fingerprints([parse_article(orjson.loads(value)) for value in values[:50]])
-    parsed: list[Article] = []
-    cut: list[list[Chunk]] = []
-    prints: list[Fingerprint] = []
-    started = time.process_time()  # of the processor: the machine may have other work
-    for begin in range(0, len(values), _GROUP):
-        group = [parse_record(None, value) for value in values[begin : begin + _GROUP]]
-        found = [value for value in group if isinstance(value, Article)]
-        parsed += found
-        cut += [one[0] for one in chunk_articles(found, tokenizer) if not isinstance(one, BadRecord)]
-        prints += fingerprinter.fingerprints(found)
-    prepare_s = (time.process_time() - started) / len(values)
-    index = NearDuplicateIndex(NearDuplicateConfig())
-    started = time.process_time()
-    for begin in range(0, len(prints), _BATCH):
-        some = prints[begin : begin + _BATCH]
-        for one, keys in zip(some, index.keys_of(some), strict=True):
-            if index.match(one, keys) is None:
-                index.add(one, keys)
-    judge_s = (time.process_time() - started) / len(values)
-    vectors = clustered(sum(len(chunks) for chunks in cut), 1)
-    with tempfile.TemporaryDirectory(prefix="dysra-scaling-") as folder:
-        shard = Shard.open(Path(folder), StoreConfig(), 0, 1, "synthetic", DIM)
-        empty_bytes = shard.stats()["index_bytes"]
-        records: list[StoreRecord] = []
-        at = 0
-        for offset, (article, chunks) in enumerate(zip(parsed, cut, strict=True)):
-            part = vectors[at : at + len(chunks)]
-            at += len(chunks)
-            coordinate = Coordinate("news", 0, offset, 1)
-            records.append(Upsert(coordinate=coordinate, article=article, chunks=chunks, vectors=part))
-        half = len(records) // 2
-        started = time.process_time()
-        shard.append(records[:half], {("news", 0): half}, 1)
-        shard.maintain(0)  # words are indexed beside the appends: wait for them
-        large_s = time.process_time() - started
-        small: list[float] = []
-        for begin in range(half, min(half + 40, len(records))):
-            started = time.perf_counter()
-            shard.append(records[begin : begin + 1], {("news", 0): begin + 1}, 1)
-            small.append(time.perf_counter() - started)
-        append_s = large_s / half
-        flush_s = max(1e-4, float(np.median(small)) - append_s)
-        shard.append(records[half + 40 :], {("news", 0): len(records)}, 1)
-        question = vectors[:1].astype(np.float32)
-        shard.candidates(SearchRequest(mode="dense", k=10, vectors=question))
-        started = time.perf_counter()
-        for _ in range(50):
-            shard.candidates(SearchRequest(mode="dense", k=10, vectors=question))
-        search_s = (time.perf_counter() - started) / 50
-        shard.seal()
-        stats = shard.stats()
-        shard.close()
-    num_chunks = len(vectors)
-    return Costs(
-        prepare_s=prepare_s,
-        judge_s=judge_s,
-        append_s=append_s,
-        flush_s=flush_s,
-        chunks=num_chunks / len(values),
-        embed_s=embed_s,
-        index_bytes=(stats["index_bytes"] - empty_bytes) / num_chunks,
-        disk_bytes=stats["disk_bytes"] / num_chunks,
-        search_s=search_s,
-        searched_chunks=num_chunks,
-    )
+from infra.bench.scaling_costs import BATCH, Costs, measure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,7 +29,7 @@ class System:
     embedders: int
     shards: int
     keepers: int = 1
-    """Of the near-duplicate index; today there is one. Duplicates are sought within a stream: it can be divided."""
+    """Over which the near-duplicate index is divided (`ingest.near_duplicate_shards`)."""
 
 
 def bursts(
@@ -182,14 +76,14 @@ def simulate(
     """Seconds from arrival to searchable at a rate: p50 and p99 of what arrived after the first fifth, and the
     share of its time that the busiest part works."""
     arrived = bursts(rate, seconds, seed)
-    prepared = _spread(arrived, system.ingesters, costs.batch_s, costs.prepare_s, _BATCH, seed)
-    judged = _spread(prepared, system.keepers, costs.batch_s / 5, costs.judge_s, _BATCH, seed)
+    prepared = _spread(arrived, system.ingesters, costs.batch_s, costs.prepare_s, BATCH, seed)
+    judged = _spread(prepared, system.keepers, costs.batch_s / 5, costs.judge_s, BATCH, seed)
     embedded = judged
     if system.embedders:
         each_s = costs.embed_s * costs.chunks
-        embedded = _spread(judged, system.embedders, costs.batch_s, each_s, _BATCH, seed + 1)
+        embedded = _spread(judged, system.embedders, costs.batch_s, each_s, BATCH, seed + 1)
     done = _spread(
-        embedded, system.shards, costs.batch_s + costs.flush_s, costs.append_s, 16 * _BATCH, seed + 2
+        embedded, system.shards, costs.batch_s + costs.flush_s, costs.append_s, 16 * BATCH, seed + 2
     )
     late = (done - arrived)[arrived > seconds / 5]
     loads = {
@@ -220,8 +114,14 @@ def bend(costs: Costs, system: System, limit_s: float = 2.0, top: float = 65_536
     return low
 
 
-def sized(costs: Costs, rate: float, load: float = 0.6, *, divided: bool = False) -> System:
-    """As many parts as keep each at `load` of its time; the near-duplicate index too where it is `divided`."""
+def on_cores(costs: Costs, system: System, cores: float) -> float:
+    """The largest rate of a system without embedders on one machine: its own bend, or all its cores busy."""
+    work_s = costs.prepare_s + costs.judge_s + costs.append_s + costs.other_s
+    return min(bend(costs, system, top=262_144.0), cores / work_s)
+
+
+def sized(costs: Costs, rate: float, load: float = 0.6, *, divided: bool = True) -> System:
+    """As many parts as keep each at `load` of its time; one near-duplicate index where it is not `divided`."""
 
     def count(each_s: float) -> int:
         return max(1, math.ceil(rate * each_s / load))
@@ -285,9 +185,11 @@ def run(articles: int = 1_500, embed_per_s: float = 1_400.0) -> dict[str, Any]:
     ratios: dict[str, float] = {}
     cases: list[tuple[str, System]] = [("one of each", one), ("one of each, no embedding", without)]
     cases += [(f"sized for {rate:,}/s", sized(costs, rate)) for rate in (200, 1_000, 10_000)]
+    many = System(ingesters=16, embedders=0, shards=16, keepers=4)
     cases.append(
-        ("sized for 10,000/s, near-duplicates divided by stream", sized(costs, 10_000, divided=True))
+        ("16 ingesters, 16 shards, no embedding, one near-duplicate index", replace(many, keepers=1))
     )
+    cases.append(("16 ingesters, 16 shards, no embedding, 4 near-duplicate actors", many))
     scale: Callable[[System, float], dict[str, float]] = lambda s, r: simulate(costs, s, r, min(60, 2e5 / r))  # noqa: E731
     for name, system in cases:
         rate = bend(costs, system)
@@ -305,6 +207,13 @@ def run(articles: int = 1_500, embed_per_s: float = 1_400.0) -> dict[str, Any]:
             }
         )
         ratios[f"bends_at_per_s: {name}"] = round(rate)
+    for cores in (2, 16, 40, 64):
+        system = without if cores == 2 else many
+        rate = on_cores(costs, system, cores)
+        parts = {"ingesters": system.ingesters, "embedders": 0, "shards": system.shards}
+        what = f"no embedding, on {cores} cores"
+        rows.append({"what": what, **parts, "keepers": system.keepers, "bends_at_per_s": round(rate)})
+        ratios[f"bends_at_per_s: no embedding, on {cores} cores"] = round(rate)
     rows.append(hosts(costs))
     return {
         "bench": "scaling",

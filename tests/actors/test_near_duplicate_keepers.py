@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from ray.exceptions import GetTimeoutError
 
-from actors import near_duplicate_keepers
+from actors import near_duplicate_keepers, store_watch
+from actors.ingest_config import IngestConfig
 from actors.near_duplicate_keepers import Entry, Keepers
 from actors.near_duplicates import NearDuplicateActor, near_duplicates_name
+from actors.store_watch import Restarts, StoreWatch
 from pipeline.article import Article
+from pipeline.errors import UsageError
 from pipeline.near_duplicates import Fingerprint, Fingerprinter, NearDuplicateConfig
 from pipeline.placement import shard_of
 
@@ -244,3 +247,24 @@ def test_copies_that_lost_their_original_are_adopted_by_their_streams_keepers() 
     matches = _keepers(store).adopt(copies)
     links = [match.canonical_id if match else None for match in matches]
     assert links == [None, None, "copy0", "copy1", "copy0", "copy1"]
+
+
+def test_two_jobs_must_divide_the_index_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second job into a store whose keepers are of another number is told which number they have."""
+    made: list[str] = []
+    living = SimpleNamespace(num_keepers=SimpleNamespace(remote=lambda: 3))
+    monkeypatch.setattr(store_watch, "find_actor", lambda name: living)
+    monkeypatch.setattr(store_watch, "call", lambda ref, timeout_s: ref)
+    monkeypatch.setattr(store_watch, "named_actor", lambda cls, name, *args, **options: made.append(name))
+    client = SimpleNamespace(name="store", num_shards=1)
+
+    def watch(count: int) -> StoreWatch:
+        ingest = IngestConfig(near_duplicate_shards=count)
+        spec = SimpleNamespace(ingest=ingest, duplicates=CONFIG)
+        return StoreWatch(spec, client, Restarts(ingest), detached=False)  # type: ignore[arg-type]
+
+    with pytest.raises(UsageError, match="near_duplicate_shards is 1, and another job fills store with 3"):
+        watch(1).start_near_duplicates()
+    assert made == []
+    watch(3).start_near_duplicates()
+    assert made == ["store:near-duplicates", "store:near-duplicates:1", "store:near-duplicates:2"]

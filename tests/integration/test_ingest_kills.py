@@ -74,10 +74,12 @@ def _kill(pid: int) -> None:
 
 
 def test_kills_lose_and_double_nothing(local_ray: None, topic: TopicFactory, tmp_path: Path) -> None:
-    """Ingester, shard, embedder, near-duplicate index and coordinator die in turn; id by id the store is right."""
+    """Ingester, shard, embedder, both keepers and coordinator die in turn; id by id the store is right."""
     kafka = topic()
     publisher = SlowPublisher(kafka)
-    spec = make_spec(kafka, tmp_path, num_ingesters=2, max_inflight_records=200, retry_max_s=0.5)
+    spec = make_spec(
+        kafka, tmp_path, num_ingesters=2, near_duplicate_shards=2, max_inflight_records=200, retry_max_s=0.5
+    )
     with running(spec) as job:
         client = job.client
         publisher.start()
@@ -88,7 +90,8 @@ def test_kills_lose_and_double_nothing(local_ray: None, topic: TopicFactory, tmp
         until_read(job, 200)
         _kill(call(find_actor(f"{client.name}:embedder:0").ping.remote()))
         until_read(job, 280)
-        _kill(call(find_actor(f"{client.name}:near-duplicates").ping.remote()))
+        for name in ("near-duplicates", "near-duplicates:1"):
+            _kill(call(find_actor(f"{client.name}:{name}").ping.remote()))
         until_read(job, 360)
         _kill(job.progress()["pid"])
         publisher.join(timeout=LIMIT_S)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from infra.bench import ingest
-from infra.bench.local import cpu_by_part
+from infra.bench.local import _part, cpu_by_part
 from pipeline.errors import UsageError
 
 
@@ -25,7 +25,7 @@ def test_row_tells_rates_cores_and_processor_time_apart_from_the_brokers() -> No
         {"seconds": seconds, "cpu_s": 2 * seconds, "broker_s": 0.1, "parts": {"shards": seconds}}
         for seconds in (1.0, 2.0, 4.0)
     ]
-    row = ingest._row(done, 1_000, [10, 20])
+    row = ingest._row(done, 1_000, 15.2)
     assert row == {
         "records": 1_000,
         "mean_bytes": 15,
@@ -56,3 +56,20 @@ def test_processor_time_is_counted_by_what_a_process_does() -> None:
         child.wait()
     assert parts["ingesters"] >= 0.25
     assert parts["bench"] > 0
+
+
+@pytest.mark.parametrize(
+    ("title", "part"),
+    [
+        ("ray::Ingester", "ingesters"),
+        ("ray::Ingester.figures", "ingesters"),
+        ("ray::store-store-2-ee80e48e:shard:0:ShardActor.append", "shards"),
+        ("ray::store-store-2-ee80e48e:near-duplicates:NearDuplicateActor", "near_duplicates"),
+        ("ray::EmbedderActor", "other_actors"),
+        ("java", "broker"),
+        ("raylet", "ray"),
+    ],
+)
+def test_an_actors_process_is_known_by_its_class(title: str, part: str) -> None:
+    """Whether it has a name, and in whichever method it is."""
+    assert _part(title) == part

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from infra.bench.scaling import Costs, System, bend, bursts, hosts, simulate, sized
+from infra.bench.scaling import System, bend, bursts, hosts, on_cores, simulate, sized
+from infra.bench.scaling_costs import Costs
 
 COSTS = Costs(
     prepare_s=5e-4, judge_s=1e-4, append_s=4e-4, flush_s=2e-3, chunks=2.0, embed_s=5e-4, index_bytes=1_000.0,
@@ -34,12 +35,21 @@ def test_a_system_bends_where_its_busiest_part_is_full() -> None:
     assert simulate(COSTS, ONE, 900.0, 20.0)["busiest"] == "embedders"
 
 
-def test_sizing_keeps_every_part_under_its_load_but_one_near_duplicate_index() -> None:
-    """The parts that are counted carry the rate; the one that there is only one of is full first."""
-    single, divided = sized(COSTS, 20_000), sized(COSTS, 20_000, divided=True)
+def test_sizing_keeps_every_part_under_its_load() -> None:
+    """The parts that are counted carry the rate; a near-duplicate index that is not divided is full first."""
+    single, divided = sized(COSTS, 20_000, divided=False), sized(COSTS, 20_000)
     assert single.keepers == 1 and divided.keepers > 1
     assert simulate(COSTS, single, 20_000, 10.0)["busiest"] == "near-duplicates"
     assert simulate(COSTS, divided, 20_000, 10.0)["p99_s"] < 2.0
+
+
+def test_a_machine_is_full_when_its_parts_or_its_cores_are() -> None:
+    """Few cores are the limit of many parts, few parts the limit of many cores."""
+    many = System(ingesters=64, embedders=0, shards=64, keepers=16)
+    work_s = COSTS.prepare_s + COSTS.judge_s + COSTS.append_s + COSTS.other_s
+    assert on_cores(COSTS, many, 2) == pytest.approx(2 / work_s)
+    one = System(ingesters=1, embedders=0, shards=1)
+    assert on_cores(COSTS, one, 1_000) == pytest.approx(bend(COSTS, one), rel=0.05)
 
 
 def test_hosts_follow_from_bytes_and_tokens() -> None:
