@@ -16,6 +16,9 @@ NAMESPACE = "dysra"
 """All named actors of DySRA live in this Ray namespace."""
 
 _EMBEDDED_OBJECT_STORE_BYTES = 256 * 1024 * 1024
+_OBJECT_STORE_BYTES_PER_CPU = 8 * 1024 * 1024
+"""Room for what is under way from ingesters to shards and near-duplicate actors, one ingester to three cores."""
+
 _START_TIMEOUT_S = 120
 
 
@@ -46,10 +49,11 @@ def connect_ray(address: str | None = None, *, num_cpus: int | None = None, dash
                 "start one with `ray start --head`, or unset RAY_ADDRESS to use an embedded one"
             ) from None
         return "cluster"
+    cpus = num_cpus or max(8, os.cpu_count() or 1)
     try:
         ray.init(
-            num_cpus=num_cpus or max(8, os.cpu_count() or 1),
-            object_store_memory=_EMBEDDED_OBJECT_STORE_BYTES,
+            num_cpus=cpus,
+            object_store_memory=max(_EMBEDDED_OBJECT_STORE_BYTES, cpus * _OBJECT_STORE_BYTES_PER_CPU),
             include_dashboard=dashboard,
             **common,
         )
