@@ -64,13 +64,29 @@ class Given:
     asked: list[Asked]
 
 
-def contexts(backbone: HfBackbone, cell: CacheCell) -> list[Callable[[], Given]]:
-    """The contexts of a cell's file in order, tokenized when called (lm: the text's own last tokens are asked)."""
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A context that is tokenized when it is called; what it will be asked is known before."""
+
+    task: str
+    data: str
+    cases: tuple[str, ...]
+    make: Callable[[], Given]
+
+    def __call__(self) -> Given:
+        return self.make()
+
+
+def contexts(backbone: HfBackbone, cell: CacheCell) -> list[Waiting]:
+    """The contexts of a cell's file in order (lm: the text's own last tokens are asked)."""
+    found: dict[tuple[str, ...], Callable[[], Given]] = {}
     if cell.task == "lm":
-        return [partial(_text_given, backbone, cell, at, text) for at, text in enumerate(cell_texts(cell))]
-    return [
-        partial(_case_given, backbone, cell, text, cases) for text, cases in grouped(read_cases(cell)).items()
-    ]
+        for at, text in enumerate(cell_texts(cell)):
+            found[(str(at),)] = partial(_text_given, backbone, cell, at, text)
+    else:
+        for text, cases in grouped(read_cases(cell)).items():
+            found[tuple(case.case_id for case in cases)] = partial(_case_given, backbone, cell, text, cases)
+    return [Waiting(cell.task, cell.data.name, cases, make) for cases, make in found.items()]
 
 
 def _text_given(backbone: HfBackbone, cell: CacheCell, at: int, text: str) -> Given:
@@ -85,7 +101,7 @@ def _case_given(backbone: HfBackbone, cell: CacheCell, text: str, cases: Sequenc
 
 def run(
     backbone: HfBackbone,
-    given: Iterable[Callable[[], Given]],
+    given: Iterable[Waiting],
     methods: Sequence[str],
     keeps: Sequence[float],
     rows: Path,
@@ -103,20 +119,14 @@ def run(
     done = {_cell_of(row) for row in (*read_rows(rows), *known)}
     ready = {name: method(name, **(settings or {}).get(name, {})).prepare(backbone) for name in methods}
     cells = list(dict.fromkeys((name, 1.0 if name == FULL else keep) for name in methods for keep in keeps))
-    for at, make in enumerate(given):
+    for at, waiting in enumerate(given):
         if time.monotonic() > until:
             return False
-        context = make()
-        missing = [
-            cell
-            for cell in cells
-            if any(
-                (reader, context.task, context.data, asked.case_id, *cell) not in done
-                for asked in context.asked
-            )
-        ]
+        of = (reader, waiting.task, waiting.data)
+        missing = [cell for cell in cells if any((*of, case, *cell) not in done for case in waiting.cases)]
         if not missing:
             continue
+        context = waiting()
         began = time.perf_counter()
         made = _with_memory_for(partial(_judged_context, backbone, context, missing, ready))
         new = ({"reader": reader, **row} for row in made)

@@ -22,14 +22,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from infra.bench import cache_methods
-from infra.bench.cache_methods import Given
+from infra.bench.cache_methods import Waiting
 from infra.bench.cache_methods_pack import unpack
 from infra.console import say
 from infra.evaluation.cache_tasks import CacheCell
+from models.cache import compressor
 from models.hf import HfBackbone, HfConfig
 
 KEEPS = (0.5, 0.3, 0.1, 0.05)
@@ -43,7 +44,7 @@ def task_of(file: Path) -> str:
 
 def work(
     backbone: HfBackbone, files: Sequence[Path], adapter: str | None, at: int, of: int
-) -> Iterator[Callable[[], Given]]:
+) -> Iterator[Waiting]:
     """Every of-th context, the files in turn, so that a run cut short has some of all."""
     by_file = [
         cache_methods.contexts(
@@ -65,6 +66,7 @@ def work(
 def one_worker(given: argparse.Namespace, at: int, of: int) -> int:
     """The share `at` of `of`: one reader's cells of its contexts."""
     until = time.monotonic() + given.limit
+    compressor.MOST_SOLVERS = max(1, 16 // of)  # the workers share the host
     backbone = HfBackbone.load(
         HfConfig(
             model=str(given.model), adapter=READERS[given.reader], device=given.device, threads=1,

@@ -121,7 +121,7 @@ def read_through(
         began = now(backbone)
         while done < wanted and time.monotonic() < until:
             at = done % len(text)
-            count = min(len(text) - at, wanted - done, 1 << 16)
+            count = min(len(text) - at, wanted - done, 1 << 17)
             backbone.read(text[at : at + count].tolist(), cache)
             done += count
         spent += now(backbone) - began

@@ -210,6 +210,25 @@ def test_bench_goes_on_where_it_stopped_and_reports_drops(
     assert "| key_norm | 0.5 | 3 |" in (tmp_path / "table.md").read_text()
 
 
+def test_rows_known_from_elsewhere_are_not_made_again(needles: Path, reader: Path, tmp_path: Path) -> None:
+    """Only what is missing is made; the table of both files counts a row that two hold once, the first's."""
+    backbone = HfBackbone.load(HfConfig(model=str(reader), device="cpu"))
+    cell = CacheCell(task="needle", method="full", data=needles, model=str(reader), device="cpu")
+    earlier, later = tmp_path / "earlier.jsonl", tmp_path / "later.jsonl"
+    context = cache_methods.contexts(backbone, cell)
+    cache_methods.run(backbone, context[:1], ["full", "key_norm"], [0.5], earlier)
+    known = cache_methods.read_rows(earlier)
+    cache_methods.run(backbone, context, ["full", "key_norm"], [0.5], later, known=known)
+    made = cache_methods.read_rows(later)
+    cases = {row["case"] for row in known}
+    assert cases and made and not cases & {row["case"] for row in made}
+    other = [{**row, "nats": -1.0} for row in known]
+    assert cache_methods.unique([*known, *other, *made]) == [*known, *made]
+    out = tmp_path / "table"
+    cache_methods.main(["report", "--rows", *map(str, (earlier, later, earlier)), "--out", str(out)])
+    assert "| key_norm | 0.5 | 3 |" in (tmp_path / "table.md").read_text()
+
+
 @pytest.mark.parametrize("limit", [1 << 30, 1])
 def test_cells_judged_together_are_those_judged_alone(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every figure and every word said, in one batch or in many; the full cache's attention error is zero."""

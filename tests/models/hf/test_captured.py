@@ -10,6 +10,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from models.cache.full_layer import RotatingLayer
 from models.cache.rotating import RotatingCompressiveCache
 from models.hf import HfBackbone, HfConfig
 from models.hf.captured import MOST_CHANGES, CapturedSteps, DecodeStep
@@ -137,14 +138,15 @@ def test_decoding_into_a_cache_is_reading_one_by_one(
     assert cache.counters() == twin.counters()
     # what is read of it, as an eigenvector's sign is nobody's promise
     for layer, other in zip(cache.stored, twin.stored, strict=True):
-        if getattr(
-            layer, "heavy", None
-        ):  # tokens that repeat tie: which of them stays is not told by their scores
-            kept, wanted_scores = (each.heavy.scores.sort(dim=1).values for each in (layer, other))
-            torch.testing.assert_close(kept, wanted_scores, rtol=0, atol=2e-4)
+        # tokens that repeat tie: which of them stays is not told by scores, and later layers feel it
+        allowed = 5e-3 if cache.config.heavy else 2e-4
+        if isinstance(layer, RotatingLayer) and layer.heavy:
+            assert isinstance(other, RotatingLayer) and other.heavy
+            mine_kept, wanted_kept = (each.heavy.scores.sort(dim=1).values for each in (layer, other))
+            torch.testing.assert_close(mine_kept, wanted_kept, rtol=0, atol=allowed)
             continue
         for mine, wanted_part in zip(layer.visible(), other.visible(), strict=True):
-            torch.testing.assert_close(mine, wanted_part, rtol=0, atol=2e-4)
+            torch.testing.assert_close(mine, wanted_part, rtol=0, atol=allowed)
 
 
 def test_unequal_sessions_decode_side_by_side(backbone: HfBackbone) -> None:
