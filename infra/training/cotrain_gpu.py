@@ -62,7 +62,7 @@ def prepare(given: argparse.Namespace) -> Path:
             whole = _with_pairs(whole, given.pairs)
         rows = [
             row
-            for dataset in sorted({question.dataset for question in whole.questions})
+            for dataset in _sets(whole, given.sets)
             for split, most in (("train", given.train), ("test", given.test))
             for row in whole.rows(split, dataset, answerable=True)[:most]
         ]
@@ -102,6 +102,7 @@ def one_run(name: str, given: argparse.Namespace) -> None:
     backbone = HfConfig(model=str(given.reader), adapter=given.adapter, device=given.device)
     figures: dict[str, Any] = {
         "run": name, "seed": given.seed, "updates": 0 if name == "start" else given.updates,
+        "adapter": Path(given.adapter).name,
         "features": json.loads((given.work / "material" / "manifest.json").read_text()).get("features", 0),
     }  # fmt: skip
     policy, adapter, figures["training"] = trained(name, given, backbone, out)
@@ -205,6 +206,14 @@ def folder_of(name: str, seed: int) -> str:
     return name if name == "start" else f"{name}-{seed}"
 
 
+def _sets(material: Material, wanted: Sequence[str]) -> list[str]:
+    """The sets that are trained and judged on: all, or those named; ValueError where one is not there."""
+    there = {question.dataset for question in material.questions}
+    if lacking := set(wanted) - there:
+        raise ValueError(f"--sets: given {sorted(lacking)}; the material has {', '.join(sorted(there))}")
+    return sorted(wanted or there)
+
+
 def _with_pairs(material: Material, folder: Path) -> Material:
     """With a pair reader's features, where it has left them all; without them the policy has fewer features."""
     from infra.training.policy_pairs import with_scores
@@ -235,9 +244,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=RUNS)
+    parser.add_argument("--sets", nargs="+", default=[], help="of the material's questions (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--at-once", type=int, default=5, help="processes side by side")
-    parser.add_argument("--memory", type=float, default=0.18, help="share of the device that each may take")
+    parser.add_argument("--at-once", type=int, default=6, help="processes side by side")
+    parser.add_argument("--memory", type=float, default=0.15, help="share of the device that each may take")
     parser.add_argument("--updates", type=int, default=60, help="of each part")
     parser.add_argument("--rounds", type=int, default=3, help="of the alternating run")
     parser.add_argument("--questions", type=int, default=32, help="of a policy's iteration or a joint part")

@@ -72,7 +72,8 @@ def page(found: dict[str, Any], device: str) -> str:
     sets = sorted(start["judged"])
     lines = [
         f"# Reader and policy, each alone, in turn and jointly ({device})", "",
-        f"Begun with the shipped adapter and a policy from labels ({start['features']} features a candidate). "
+        f"Begun with the adapter `{start['adapter']}` and a policy from labels ({start['features']} features a "
+        "candidate). "
         "F1 made to answer, percent; gain on the start question by question, mean over the seeds (least to most of "
         "the seeds; the mean of their 95% intervals). Command: the head of `infra/training/cotrain_gpu.py`.", "",
         "| run | seeds | updates of the reader | updates of the policy | training, s |",

@@ -66,11 +66,15 @@ def run_side_by_side(
 
 
 def limit_memory(share: float, device: str) -> None:
-    """Let this process take at most a share of a CUDA device's memory: what it fails by is then its own error."""
+    """Let this process take at most a share of a CUDA device's memory: what it fails by is then its own error.
+
+    cuDNN's attention, which torch 2.11 prefers on Hopper and which fails for masks of odd shapes, is left out.
+    """
     if device.startswith("cuda"):
         import torch
 
         torch.cuda.set_per_process_memory_fraction(share)
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def tail(logs: Path, name: str, code: int) -> str:

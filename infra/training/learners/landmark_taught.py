@@ -55,13 +55,13 @@ class TaughtLearner(LandmarkLearner):
                 f"{len(train.texts):,}; make it again from the same data"
             )
         self._known_teacher = KnownVectors(folder, dict(held_out), train.texts)
-        self._directions = torch.from_numpy(np.ascontiguousarray(taught.directions)).to(self.device)
+        self._directions = torch.from_numpy(np.array(taught.directions)).to(self.device)
         if self._directions.shape[1] != spec.dim:
             raise ValueError(
                 f"dim: given {spec.dim}; {folder} was made for {self._directions.shape[1]}: give that, or make "
                 "it again"
             )
-        self._vectors_there = torch.from_numpy(np.ascontiguousarray(taught.vectors)).to(self.device)
+        self._vectors_there = torch.from_numpy(np.array(taught.vectors)).to(self.device)
         passages = OF_A_PASSAGE * taught.passages
         self._heads = np.ascontiguousarray(taught.vectors[:passages:OF_A_PASSAGE])
         self._labelled = list(self.train.questions)
