@@ -99,7 +99,7 @@ def build_api(hosts: Hosts, config: ServeConfig, keys: Keys | None) -> FastAPI:
     ) -> Response:
         """The session's events as they happen: started, read, caught_up, snapshot, problem…"""
         key = session_key(tenant, stream)
-        if await hosts.call(key, "info") is None:
+        if raise_if_refused(await hosts.call(key, "info")) is None:
             raise _unknown(stream)
         followed = _follow(hosts, key, last_event_id, config.events_s)
         return StreamingResponse(followed, media_type=_SSE, headers=_SSE_HEADERS)

@@ -66,7 +66,7 @@ class Door:
         self._rate = rate
 
     def enter(self, request: Request) -> Tenant:
-        """The tenant; Refused with 401 or 429."""
+        """The tenant; Refused with 401 or 429, or 503 while the keys cannot be read."""
         tenant = self._identify(request.headers.get("authorization", ""))
         wait_s = self._rate.wait_s(tenant.name)
         if wait_s > 0:
@@ -78,7 +78,12 @@ class Door:
         if self._keys is None:
             return Tenant(LOCAL_TENANT)
         scheme, _, presented = header.partition(" ")
-        found = self._keys.tenant(presented.strip()) if scheme.lower() == "bearer" else None
+        try:
+            found = self._keys.tenant(presented.strip()) if scheme.lower() == "bearer" else None
+        except UsageError as error:
+            # The operator's fault, not the client's, who is not told where the file lies.
+            get_logger().error("keys_not_read", error=str(error))
+            raise Refused(503, "keys cannot be checked now; the service's operator is told", 10) from None
         if found is None:
             what = "the API key is not known" if header else "an API key is needed"
             raise Refused(401, f"{what}: send it as 'Authorization: Bearer KEY'")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import hmac
 import ipaddress
@@ -9,7 +11,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from pipeline.errors import UsageError
 LOCAL_TENANT = "local"
 """Who asks where no keys are needed."""
 _PREFIX = "dysra"
+_VERSION = 1
+_LOCK_S = 10.0
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 _ID = re.compile(r"[0-9a-f]{8}")
 
@@ -34,7 +38,8 @@ class _Key:
 
 
 class Keys:
-    """The keys of one file. The file is read again when it changes, so new keys work at once."""
+    """The keys of one file. The file is read again when it changes, so new keys work at once; while it is missing
+    or cannot be read nobody is let in (UsageError says why, for the operator's log)."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -61,6 +66,8 @@ class Keys:
                 f"keys file {self._path} does not exist; make a key with "
                 f"`dysra serve --keys {self._path} --new-key TENANT`"
             ) from None
+        except OSError as error:
+            raise UsageError(f"keys file {self._path} cannot be read: {error.strerror}") from None
         stamp = (stat.st_mtime_ns, stat.st_size)
         if stamp != self._stamp:
             self._keys = {row["id"]: _key(row) for row in _rows(self._path)}
@@ -73,6 +80,12 @@ def new_key(path: Path, tenant: str, streams: list[str] | None = None) -> str:
         raise UsageError(
             f"tenant is {tenant!r}; allowed: 1 to 40 of a-z, 0-9, '-' and '_', beginning with a letter or digit"
         )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(path):
+        return _add_key(path, tenant, streams)
+
+
+def _add_key(path: Path, tenant: str, streams: list[str] | None) -> str:
     rows = _rows(path) if path.exists() else []
     key_id, secret, salt = secrets.token_hex(4), secrets.token_hex(24), secrets.token_bytes(16)
     row: dict[str, Any] = {
@@ -84,8 +97,7 @@ def new_key(path: Path, tenant: str, streams: list[str] | None = None) -> str:
     }
     if streams:
         row["streams"] = sorted(streams)
-    body = orjson.dumps({"keys": [*rows, row]}, option=orjson.OPT_INDENT_2)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    body = orjson.dumps({"version": _VERSION, "keys": [*rows, row]}, option=orjson.OPT_INDENT_2)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
@@ -94,6 +106,24 @@ def new_key(path: Path, tenant: str, streams: list[str] | None = None) -> str:
         os.fsync(file.fileno())
     temporary.replace(path)
     return f"{_PREFIX}-{key_id}-{secret}"
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """No other process adds a key meanwhile: of two that read the file before either wrote it, one key would go."""
+    deadline = time.monotonic() + _LOCK_S
+    with path.with_name(f".{path.name}.lock").open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UsageError(
+                        f"another process has held {path} for {_LOCK_S:.0f} s; try again"
+                    ) from None
+                time.sleep(0.05)
+        yield
 
 
 def check_open_door(host: str, *, no_auth: bool, keys_file: Path | None) -> None:
@@ -150,10 +180,15 @@ def _digest(salt: bytes, secret: str) -> bytes:
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
         body = orjson.loads(path.read_bytes())
+        version = body.get("version", 1)
+        if not isinstance(version, int) or not 1 <= version <= _VERSION:
+            raise ValueError(f"its version is {version!r}; this DySRA reads up to {_VERSION}")
         rows = body["keys"]
         for row in rows:
             _key(row)
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except OSError as error:
+        raise UsageError(f"keys file {path} cannot be read: {error.strerror}") from None
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(
             f"keys file {path} cannot be read ({error}); make it with --new-key TENANT"
         ) from None

@@ -230,6 +230,12 @@ class SessionService:
             return Refused(504, f"no answer within {limit_s:.0f} s", self.config.retry_after_s)
         if isinstance(error, DependencyUnreachable | DysraError):
             return Refused(503, str(error), self.config.retry_after_s)
+        if isinstance(error, OSError):  # a full disk, most of all: an outage of ours
+            return Refused(
+                503,
+                f"the session's files cannot be used: {error.strerror or type(error).__name__}",
+                self.config.retry_after_s,
+            )
         began = time.strftime("%H:%M:%S")
         self._log.exception("answer_failed", exc_info=error)
         return Refused(500, f"{type(error).__name__} while answering; see the replica's log at {began}")

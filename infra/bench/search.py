@@ -123,7 +123,9 @@ def run(
         # Set before numpy and faiss are loaded: threads of their own for every caller would fight for the cores.
         env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "infra.bench.search", json.dumps(asked)]
-        subprocess.run(command, env=env, check=True)
+        # Every peer at every number of clients, and as long again for filling them.
+        limit_s = 1_800.0 + 4 * seconds * len(chosen) * len(clients.split(","))
+        subprocess.run(command, env=env, check=True, timeout=limit_s)
         result: dict[str, Any] = json.loads(out.read_text())
     return result
 

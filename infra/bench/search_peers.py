@@ -30,6 +30,8 @@ K = 10
 SEED = 1
 PER_ARTICLE = 2
 _ALONE = 4
+_BUILD_S = 3_600.0
+_SEARCH_S = 120.0
 _TEXT = "The council voted on Tuesday to reopen the ferry to the northern islands before the summer."
 
 
@@ -48,7 +50,7 @@ def build_indexes(rows: int, ivf_rows: int, work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "infra.bench.search_peers", str(rows), str(ivf_rows), str(work)]
     env = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count() or 1)}
-    subprocess.run(command, env=env, check=True)
+    subprocess.run(command, env=env, check=True, timeout=_BUILD_S)
 
 
 class Peer(Protocol):
@@ -103,7 +105,7 @@ class Store:
         """Chunk ids of the passages."""
         request = SearchRequest(mode="dense", k=K, vectors=query[None])
         if self._alone is not None:
-            found = self._alone.submit(candidates, self._core, request).result()
+            found = self._alone.submit(candidates, self._core, request).result(_SEARCH_S)
         else:
             found = self.queue.ask(request)
         return [passage.chunk_id for passage in found.dense[0]]

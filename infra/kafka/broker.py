@@ -269,9 +269,11 @@ def _is_ours(pid: int, directory: Path) -> bool:
         except OSError:
             return False
     else:
-        listed = subprocess.run(
-            ["ps", "-ww", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False
-        )
+        listing = ["ps", "-ww", "-p", str(pid), "-o", "command="]
+        try:
+            listed = subprocess.run(listing, capture_output=True, text=True, check=False, timeout=10.0)
+        except subprocess.TimeoutExpired:
+            return False
         command = listed.stdout
     # Between fork and exec the child still shows our own command line.
     return child is not None or f"kafka.Kafka {directory / 'server.properties'}" in command

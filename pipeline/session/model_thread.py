@@ -26,6 +26,7 @@ class ModelThread:
         self._jobs: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = queue.PriorityQueue()
         self._order = itertools.count()
         self._closed = False
+        self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -40,8 +41,6 @@ class ModelThread:
 
     def submit(self, job: Callable[[], T], priority: int) -> Future[T]:
         """The future result of `job`; RuntimeError once the thread has been closed."""
-        if self._closed:
-            raise RuntimeError("model work was asked for after the replica began to stop")
         future: Future[T] = Future()
 
         def run() -> None:
@@ -52,14 +51,18 @@ class ModelThread:
             except BaseException as error:
                 future.set_exception(error)
 
-        self._jobs.put((priority, next(self._order), run))
+        with self._closing:  # a job behind the stop would never be done, and its caller wait for ever
+            if self._closed:
+                raise RuntimeError("model work was asked for after the replica began to stop")
+            self._jobs.put((priority, next(self._order), run))
         return future
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Finish the jobs given so far and end; safe to call twice."""
-        if not self._closed:
-            self._closed = True
-            self._jobs.put((_STOP, next(self._order), lambda: None))
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._jobs.put((_STOP, next(self._order), lambda: None))
         self._thread.join(timeout_s)
 
     def _run(self) -> None:

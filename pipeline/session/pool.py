@@ -21,7 +21,7 @@ from pipeline.log import get_logger
 from pipeline.session.answer import Event, Question
 from pipeline.session.asking import AskParts, answer
 from pipeline.session.model_thread import READING, ModelThread
-from pipeline.session.resident import Resident, SessionRefused
+from pipeline.session.resident import Resident, SessionRefused, SnapshotNotWritten
 from pipeline.session.session import SessionParts
 from pipeline.session.snapshot import SnapshotFolder, StaleLease, replace_file
 from pipeline.session.state import SessionKey
@@ -31,6 +31,7 @@ from pipeline.session.tail import StreamTail
 _IDLE_S = 0.1
 _RETRY_S = 5.0
 _LET_GO_S = 150.0
+_REST_S = 5.0
 
 
 class TooManySessions(DysraError):
@@ -93,8 +94,11 @@ class SessionPool:
             path = self._folder(key)
             if not path.is_dir():
                 self._require_room(key)
-            path.mkdir(parents=True, exist_ok=True)
-            self._note(key, resident=True)
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                self._note(key, resident=True)
+            except OSError as error:
+                raise SnapshotNotWritten(f"session {key.id} cannot be opened: {error}") from None
             folder = SnapshotFolder(path, self._owner, self.sessions.config.keep_snapshots)
             tail, library = self._tails(key.stream), self.asking.library
             resident = Resident.open(key, self.sessions, folder, tail, library)
@@ -227,7 +231,8 @@ class SessionPool:
         problems = []
         for key, resident in list(self._residents.items()):
             try:
-                resident.leave(save=True)
+                # The reader has ended, or holds one session that does not come to rest; the others are saved.
+                resident.leave(save=True, wait_s=_REST_S)
             except (DysraError, OSError) as error:
                 problems.append(f"{key.id}: {error}")
             self._residents.pop(key, None)

@@ -35,7 +35,8 @@ def plan(record: Record, stream: str, state: SessionState, limits: ArticleLimits
     """What the record asks the session of `stream` to read, or the reason why it reads nothing.
 
     Bad records are passed over (ingest dead-letters them). The same version again, or an older one, is a
-    repeat. A deletion matters only if the session remembers having read the article.
+    repeat. A deletion matters only if the session remembers having read the article, and so does a later version
+    that stands in another stream: what was read here is not true of this stream any more.
     """
     try:
         parsed = parse_record(record.key, record.value, record.headers, limits)
@@ -47,7 +48,8 @@ def plan(record: Record, stream: str, state: SessionState, limits: ArticleLimits
             return "other"
         return "repeats" if known.withdrawn else _withdrawal(parsed, known)
     if parsed.stream != stream:
-        return "other"
+        moved = known is not None and not known.withdrawn and parsed.version_ms > known.version_ms
+        return _withdrawal(parsed, known) if moved and known is not None else "other"
     if known is not None and known.version_ms >= parsed.version_ms:
         return "repeats"
     return Reading(
@@ -86,12 +88,13 @@ def remembered(reading: Reading, first_token: int, num_tokens: int) -> ReadArtic
     )
 
 
-def _withdrawal(deletion: Deletion, known: ReadArticle) -> Reading:
+def _withdrawal(parsed: Deletion | Article, known: ReadArticle) -> Reading:
+    version_ms = known.version_ms if isinstance(parsed, Deletion) else parsed.version_ms
     return Reading(
         kind="withdrawal",
-        article_id=deletion.id,
-        version_ms=known.version_ms,
+        article_id=parsed.id,
+        version_ms=version_ms,
         published_ms=known.version_ms,
-        title=known.title,
+        title="",  # where the title is the news, it is withdrawn with the rest
         text="",
     )

@@ -20,7 +20,7 @@ from pipeline.session.ports import Library, ModelRunner
 from pipeline.session.retractions import Retractions
 from pipeline.session.session import OtherModel, Session, SessionParts
 from pipeline.session.snapshot import CorruptSnapshot, Snapshot, SnapshotFolder
-from pipeline.session.state import SessionKey
+from pipeline.session.state import NewerState, SessionKey
 from pipeline.session.tail import StreamTail
 
 _PASSED_AT_ONCE = 256
@@ -30,6 +30,10 @@ _EVENTS_KEPT = 256
 
 class SessionRefused(DysraError):
     """A session of another model or shape of cache, which the configuration says not to open."""
+
+
+class SnapshotNotWritten(DysraError):
+    """The disk of the snapshots refuses; the session is whole in memory, and goes on from its last snapshot."""
 
 
 class Resident:
@@ -73,9 +77,13 @@ class Resident:
     ) -> Resident:
         """The session of the newest snapshot that holds, or a new one where there is none to continue.
 
-        SessionRefused for a snapshot of another model or shape of cache, where the configuration says so.
+        SessionRefused for a snapshot of another model or shape of cache, where the configuration says so, and for
+        one that a later version of DySRA wrote.
         """
-        folder.acquire()
+        try:
+            folder.acquire()
+        except OSError as error:
+            raise SnapshotNotWritten(f"session {key.id} cannot be taken over: {error}") from None
         snapshot, problems = folder.newest()
         session: Session | None = None
         if snapshot is not None:
@@ -83,6 +91,8 @@ class Resident:
                 session = Session.restore(key, parts, snapshot)
             except OtherModel as error:
                 session = _of_another(error, key, parts, snapshot, problems)
+            except NewerState as error:
+                raise SessionRefused(f"session {key.id} cannot be continued: {error}") from None
             except (CorruptSnapshot, ValueError) as error:
                 problems.append(f"the snapshot cannot be read ({error}); reading the topic again")
         resident = cls(
@@ -127,11 +137,19 @@ class Resident:
             self.save()
         return moved
 
-    def save(self) -> None:
-        """Write a snapshot. StaleLease if another owner has taken the session over."""
-        with self._lock:
+    def save(self, wait_s: float = -1) -> None:
+        """Write a snapshot. StaleLease if another owner has taken the session over, SnapshotNotWritten where the
+        disk refuses or the session does not come to rest within `wait_s` (below 0: however long it takes)."""
+        if not self._lock.acquire(timeout=wait_s):
+            raise SnapshotNotWritten(f"an article was still being read after {wait_s:g} s")
+        try:
             snapshot = self.session.snapshot()
-        self.folder.write(snapshot)
+        finally:
+            self._lock.release()
+        try:
+            self.folder.write(snapshot)
+        except OSError as error:
+            raise SnapshotNotWritten(f"the snapshot cannot be written: {error}") from None
         self._saved_at = time.monotonic()
         self._unsaved = self._passed = 0
         self.emit("snapshot", bytes=len(snapshot.cache) + len(snapshot.state))
@@ -145,11 +163,11 @@ class Resident:
             self.save()
         return moved
 
-    def leave(self, *, save: bool) -> None:
-        """Let go of the session, saved first if it has read since the last snapshot."""
+    def leave(self, *, save: bool, wait_s: float = -1) -> None:
+        """Let go of the session, saved first (see `save`) if it has read since the last snapshot."""
         try:
             if save and (self._unsaved or self._passed or self._saved_at is None) and self._tail_open:
-                self.save()
+                self.save(wait_s)
         finally:
             self._tail.close()
 
@@ -236,6 +254,12 @@ class Resident:
         self._events.append({"id": self._number, "event": kind, **fields})
         self._log.info(f"session_{kind}", **fields)
 
+    def _forget_titles(self, article_id: str) -> None:
+        """Let no kept event tell a title any more that was corrected or withdrawn."""
+        for at, event in enumerate(self._events):
+            if event.get("article_id") == article_id and event.get("title"):
+                self._events[at] = {**event, "title": None}
+
     def events_after(self, number: int) -> list[dict[str, Any]]:
         """Events later than `number`, oldest first; of long ago only the latest are kept."""
         return [event for event in list(self._events) if event["id"] > number]
@@ -262,6 +286,7 @@ class Resident:
         applied = runner.call(lambda: session.apply(record, reading))
         self._unsaved += 1
         if applied.retracted:
+            self._forget_titles(reading.article_id)
             self.retractions.note(reading, applied)
         if reading.kind == "withdrawal":
             return True

@@ -16,7 +16,7 @@ from pipeline.article import ArticleLimits
 from pipeline.session.config import SessionConfig
 from pipeline.session.reading import Reading, plan, remembered
 from pipeline.session.snapshot import CorruptSnapshot, Snapshot
-from pipeline.session.state import SessionKey, SessionState
+from pipeline.session.state import NewerState, SessionKey, SessionState
 from pipeline.source import Record
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class Session:
 
     @classmethod
     def restore(cls, key: SessionKey, parts: SessionParts, snapshot: Snapshot) -> Session:
-        """The session that wrote `snapshot`; OtherModel if this model and shape of cache cannot continue it."""
+        """The session that wrote `snapshot`; OtherModel if this model and shape of cache cannot continue it,
+        NewerState if a later version wrote it."""
         from models.cache import RotatingCompressiveCache
 
         state = _state_of(snapshot, parts)
@@ -195,5 +196,7 @@ def read_into(cache: Any, parts: SessionParts, text: str) -> tuple[int, int]:
 def _state_of(snapshot: Snapshot, parts: SessionParts) -> SessionState:
     try:
         return SessionState.from_json(snapshot.state, len(parts.backbone.bos))
+    except NewerState:
+        raise
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise CorruptSnapshot(f"its state cannot be read: {error}") from None

@@ -18,6 +18,10 @@ STATE_VERSION = 2
 _NOT_HELD = -1
 
 
+class NewerState(ValueError):
+    """A state that a later version of DySRA has written: whole, and not to be passed over as if it were damaged."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class SessionKey:
     """Whose session on which stream. Tenants never share one."""
@@ -144,14 +148,16 @@ class SessionState:
 
     @classmethod
     def from_json(cls, data: bytes, num_bos: int = 1) -> SessionState:
-        """The state that `to_json` wrote, of this version or an older one; ValueError for anything else.
+        """The state that `to_json` wrote, of this version or an older one; NewerState for one of a later version,
+        ValueError for anything else.
 
         `num_bos` is what the model puts before the first article (needed for version 1 alone).
         """
         body: dict[str, Any] = orjson.loads(data)
         version = body.get("version")
         if not isinstance(version, int) or not 1 <= version <= STATE_VERSION:
-            raise ValueError(
+            newer = isinstance(version, int) and version > STATE_VERSION
+            raise (NewerState if newer else ValueError)(
                 f"session state has version {version!r}; versions 1 to {STATE_VERSION} are read here: "
                 "use the version that wrote it, or remove the session's folder to read its stream again"
             )
@@ -163,7 +169,7 @@ class SessionState:
             model=body["model"],
             seed=body["seed"],
             offsets=None if offsets is None else {int(k): int(v) for k, v in offsets.items()},
-            read=OrderedDict((name, ReadArticle(*values)) for name, *values in body["read"]),
+            read=OrderedDict((name, _known(values)) for name, *values in body["read"]),
             counts=Counts(**{name: value for name, value in body["counts"].items() if name in known}),
             last_timestamp_ms=body["last_timestamp_ms"],
             last_published_ms=body["last_published_ms"],
@@ -176,6 +182,13 @@ class SessionState:
         """The offsets alone, canonical, for `digest`."""
         offsets = self.offsets or {}
         return orjson.dumps({str(k): v for k, v in offsets.items()}, option=orjson.OPT_SORT_KEYS)
+
+
+def _known(values: list[Any]) -> ReadArticle:
+    article = ReadArticle(*values)
+    if article.withdrawn:
+        article.title = ""  # earlier versions kept it
+    return article
 
 
 def _from_version_1(body: dict[str, Any], num_bos: int) -> None:

@@ -84,7 +84,9 @@ class StreamTail:
         return fresh
 
     def close(self) -> None:
-        """Let the connection go; safe to call twice."""
+        """Let the connection go; safe to call twice. What was held is read again from the session's offsets."""
+        self._held.clear()
+        self._expired = 0
         if self._source is not None:
             self._source.close()
             self._source = None

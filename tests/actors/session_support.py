@@ -54,7 +54,7 @@ def make_pool(
     root: Path, library: ShardLibrary, topic: list[Record], owner: str = "one", **changes: Any
 ) -> SessionPool:
     """A pool whose sessions read `topic`; `changes` are fields of SessionConfig."""
-    config = replace(CONFIG, snapshot_every_s=0.05, **changes)
+    config = replace(CONFIG, **{"snapshot_every_s": 0.05, **changes})
     model = ModelThread()
     return SessionPool(
         sessions=replace(parts(), config=config),

@@ -272,6 +272,24 @@ def test_keys_open_and_tenants_are_apart(service: SessionService, tmp_path: Path
     assert client.get("/v1/streams/private", headers=other).status_code == 404
 
 
+def test_a_keys_file_that_cannot_be_read_is_no_client_s_fault(
+    service: SessionService, tmp_path: Path
+) -> None:
+    """While it is half written or gone nobody is let in, with 503 and not a word about where it lies; then all is
+    as before."""
+    path = tmp_path / "keys.json"
+    headers = {"Authorization": f"Bearer {new_key(path, 'one')}"}
+    client = Client(service, service.config, Keys(path))
+    whole = path.read_bytes()
+    for broken in (whole[: len(whole) // 2], None):
+        path.write_bytes(broken) if broken is not None else path.unlink()
+        refused = client.get("/v1/streams", headers=headers)
+        assert refused.status_code == 503 and refused.headers["retry-after"] == "10"
+        assert str(tmp_path) not in refused.text
+    path.write_bytes(whole)
+    assert client.get("/v1/streams", headers=headers).status_code == 200
+
+
 def test_key_limited_to_streams_is_403_elsewhere(service: SessionService, tmp_path: Path) -> None:
     """A key for some streams opens no other."""
     path = tmp_path / "keys.json"

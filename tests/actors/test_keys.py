@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,25 @@ def test_rate_refills_with_time_and_counts_each_tenant_apart() -> None:
     assert rate.wait_s("a") == 0.0
     assert rate.wait_s("a") > 0
     assert all(RateLimit(0).wait_s("a") == 0.0 for _ in range(1_000))
+
+
+def test_two_who_add_keys_at_once_lose_none(tmp_path: Path) -> None:
+    """Each reads the file, adds its row and writes it: one after the other, whatever they do."""
+    path = tmp_path / "keys.json"
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda n: new_key(path, f"tenant-{n}"), range(16)))
+    keys = Keys(path)
+    assert [keys.tenant(key) for key in made] == [(f"tenant-{n}", None) for n in range(16)]
+
+
+def test_keys_of_a_later_version_are_refused_by_name(tmp_path: Path) -> None:
+    """A file that a newer DySRA wrote is not read as if it held what this one knows; one without a version is."""
+    path = tmp_path / "keys.json"
+    key = new_key(path, "desk")
+    body = json.loads(path.read_text())
+    assert body["version"] == 1
+    path.write_text(json.dumps({"keys": body["keys"]}))
+    assert Keys(path).tenant(key) == ("desk", None)
+    path.write_text(json.dumps({**body, "version": 2}))
+    with pytest.raises(UsageError, match="version is 2"):
+        Keys(path)

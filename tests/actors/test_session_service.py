@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -185,6 +186,9 @@ def test_failures_become_refusals(
     monkeypatch.setattr(library, "search", fail(DependencyUnreachable("no shard answers")))
     down = asyncio.run(answer(service))
     assert (down["status"], down["retry_after_s"]) == (503, 2) and "no shard" in down["message"]
+    monkeypatch.setattr(library, "search", fail(OSError(errno.ENOSPC, "No space left on device", "/secret")))
+    full = asyncio.run(answer(service))
+    assert full["status"] == 503 and "No space left" in full["message"] and "/secret" not in full["message"]
     monkeypatch.setattr(library, "search", fail(RuntimeError("secret detail")))
     defect = asyncio.run(answer(service))
     assert defect["status"] == 500 and "secret" not in defect["message"]

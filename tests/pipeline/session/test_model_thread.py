@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 import pytest
 
@@ -84,3 +86,21 @@ def test_closed_thread_takes_no_more_work() -> None:
     with pytest.raises(RuntimeError, match="stop"):
         thread.lane(QUESTION).call(lambda: 1)
     assert not thread.alive
+
+
+def test_no_job_is_given_to_a_thread_that_has_ended() -> None:
+    """Of jobs that come while it closes each is done or refused; none is waited for in vain."""
+    for _ in range(20):
+        thread = ModelThread()
+        futures: list[Future[int]] = []
+
+        def give(thread: ModelThread = thread, futures: list[Future[int]] = futures) -> None:
+            with contextlib.suppress(RuntimeError):
+                while True:
+                    futures.append(thread.submit(lambda: 1, QUESTION))
+
+        giver = threading.Thread(target=give)
+        giver.start()
+        thread.close()
+        giver.join(10)
+        assert not giver.is_alive() and [future.result(10) for future in futures] == [1] * len(futures)

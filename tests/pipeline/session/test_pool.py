@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ import pytest
 from pipeline.errors import DependencyUnreachable, DysraError
 from pipeline.session.answer import Question
 from pipeline.session.pool import SessionPool, TooManySessions
+from pipeline.session.resident import SessionRefused
+from pipeline.session.snapshot import Snapshot, SnapshotFolder
 from pipeline.session.state import SessionKey
 from pipeline.source import Record
 from tests.actors.session_support import ListTail, make_pool
@@ -300,3 +303,72 @@ def test_removed_session_is_gone_with_its_snapshots(pool: Callable[..., SessionP
     assert not one.remove(KEY)
     one.open(SessionKey(KEY.tenant, "another"))  # there is room again
     until(lambda: one.info(SessionKey(KEY.tenant, "another"))["state"] != "restoring", "not opened")  # type: ignore[index]
+
+
+def test_a_snapshot_of_a_later_version_is_refused_and_left_alone(
+    pool: Callable[..., SessionPool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a downgrade a session is not begun anew over what the newer version had read: it is refused by both
+    versions, and goes on once the newer one is back."""
+    one = pool()
+    digest = caught_up(one)["digest"]
+    one.close()
+    snapshots = {path.name for path in tmp_path.glob("sessions/*/*/*.safetensors")}
+    monkeypatch.setattr("pipeline.session.state.STATE_VERSION", 1)
+    old = pool(owner="old")
+    with pytest.raises(SessionRefused, match="version 2; versions 1 to 1 are read here"):
+        old.open(KEY)
+    assert old.resume(lambda key: True) == []
+    assert {path.name for path in tmp_path.glob("sessions/*/*/*.safetensors")} == snapshots
+    monkeypatch.undo()
+    assert caught_up(pool(owner="new"))["digest"] == digest
+
+
+def test_a_full_disk_leaves_the_session_in_memory(
+    pool: Callable[..., SessionPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told, questions are answered meanwhile, nothing is read twice, and it is saved once there is room."""
+    monkeypatch.setattr("pipeline.session.pool._RETRY_S", 0.05)
+    full = threading.Event()
+    write = SnapshotFolder.write
+
+    def limited(self: SnapshotFolder, snapshot: Snapshot) -> Path:
+        if full.is_set():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, snapshot)
+
+    monkeypatch.setattr(SnapshotFolder, "write", limited)
+    topic = list(TOPIC[:2])
+    one = pool(topic, snapshot_every_s=0.001)
+    caught_up(one)
+    held = one._residents[KEY]
+    full.set()
+    topic += TOPIC[2:]
+    page = until(lambda: (p := one.info(KEY)) and p["state"] == "stalled" and p, "the full disk was not told")
+    assert "No space left" in page["problem"] and one._residents[KEY] is held and one.healthy
+    assert [event.kind for event in one.ask(KEY, Question(text="Which pier?"))][-1] == "done"
+    full.clear()
+    assert until(lambda: caught_up(one)["articles_read"] == 8, "it did not read on")
+    assert one._residents[KEY] is held and caught_up(one)["digest"] == twin_digest()
+    one.close()
+    assert caught_up(pool(owner="two"))["digest"] == twin_digest()
+
+
+def test_a_session_that_does_not_come_to_rest_keeps_no_other_from_being_saved(
+    pool: Callable[..., SessionPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drain ends in time and names what it could not save; that goes on from its last snapshot."""
+    monkeypatch.setattr("pipeline.session.pool._REST_S", 0.2)
+    one = pool(snapshot_every_s=1e6)
+    other = SessionKey("other", STREAM)
+    for key in (KEY, other):
+        assert caught_up(one, key)["articles_read"] == 8
+    one._stopped.set()
+    one._reader.join(10)
+    with one._residents[KEY]._lock:
+        began = time.monotonic()
+        problems = one.close(1.0)
+    assert time.monotonic() - began < 5 and [problem.split(":")[0] for problem in problems] == [KEY.id]
+    two = pool(owner="two")
+    assert caught_up(two, other)["records_seen"] == 8 and two._residents[other].restored
+    assert caught_up(two)["digest"] == twin_digest()

@@ -84,6 +84,37 @@ def test_withdrawn_tokens_are_dropped_before_anything_else_is_read() -> None:
     assert not session.state.read["a1"].held and session.state.rebuild_from is not None
 
 
+def test_a_withdrawn_title_is_told_nowhere_any_more(tmp_path: Path, library: ShardLibrary) -> None:
+    """Neither in the session's state and snapshots nor in the events that a follower may still ask for: where the
+    title is the news, it is withdrawn too. That of a correction is the new one."""
+    session = new_session()
+    session.read(SHORT)
+    assert session.state.read["a1"].withdrawn and b"Pier 1 opens" not in session.state.to_json()
+
+    one = make_pool(tmp_path / "sessions", library, SHORT, "one")
+    try:
+        caught_up(one)
+        events = one.events_after(KEY, 0)
+    finally:
+        one.close()
+    titles = {e["offset"]: e["title"] for e in events if e["event"] == "read"}
+    assert titles[1] is None and titles[2] is None and titles[3] == "Pier 3 opens"
+    assert titles[7] == "Pier 2 opens"  # of the corrected form, read later
+
+
+def test_an_article_that_moves_to_another_stream_is_dropped() -> None:
+    """A later version elsewhere replaces the one that was read here: in the store there is no other any more."""
+    session = _wide()
+    session.read(SHORT[:3])
+    later = {"updated": "2024-03-20T00:00:00Z", "stream": "elsewhere"}
+    (reading,) = session.read([record(3, article(1, **later)), record(4, article(7, **later))])
+    assert (reading.kind, reading.article_id) == ("withdrawal", "a1")
+    assert session.state.read["a1"].withdrawn and session.state.rebuild_from is not None
+    assert session.read([record(5, article(1)), record(6, article(1, **later))]) == []
+    back = article(1, updated="2024-03-21T00:00:00Z")
+    assert [reading.kind for reading in session.read([record(7, back)])] == ["update"]
+
+
 def test_rebuilt_session_is_one_that_never_read_the_old_forms(library: ShardLibrary) -> None:
     """After withdrawal and correction the cache is, byte for byte, that of a stream without the old forms."""
     session, twin = _wide(), _wide()
