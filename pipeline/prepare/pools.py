@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import bm25s
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.session.sentences import split_sentences
 from pipeline.tasks.contexts import words
@@ -14,16 +15,19 @@ from pipeline.tasks.qa import SourceText
 
 
 class TextIndex:
-    """A lexical index over texts (bm25s, stemmed); titles count as text."""
+    """A lexical index over texts (bm25s, stemmed); titles count as text.
 
-    def __init__(self, texts: Sequence[SourceText]) -> None:
+    `bags` are the texts' `words_of`, where they were made elsewhere (in processes).
+    """
+
+    def __init__(self, texts: Sequence[SourceText], bags: Sequence[list[str]] | None = None) -> None:
         if not texts:
             raise ValueError("TextIndex needs at least one text; given none")
+        if bags is not None and len(bags) != len(texts):
+            raise ValueError(f"bags: given {len(bags)} for {len(texts)} texts; allowed: one each")
         self.texts = list(texts)
         self._index = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
-        self._index.index(
-            [words(f"{text.title} {text.text}") or ["-"] for text in texts], show_progress=False
-        )
+        self._index.index(bags or [words_of(text) for text in texts], show_progress=False)
 
     def top(
         self, question: str, k: int, allowed: Callable[[SourceText], bool] | None = None, reach: int = 200
@@ -32,15 +36,25 @@ class TextIndex:
 
         No more than the best `reach` are looked at.
         """
-        asked = [word for word in dict.fromkeys(words(question)) if word in self._index.vocab_dict]
-        if not asked:
+        scores = self.scores(words(question))
+        if scores is None:
             return []
-        scores = self._index.get_scores(asked)
         reach = min(max(k, reach), len(scores))
         best = np.argpartition(-scores, reach - 1)[:reach]
         best = best[np.lexsort((best, -scores[best]))]
         found = [self.texts[at] for at in best if scores[at] > 0]
         return [text for text in found if allowed is None or allowed(text)][:k]
+
+    def scores(self, asked: Sequence[str]) -> npt.NDArray[np.float32] | None:
+        """Each text's score for words as `words_of` gives them; None where no text has any of them."""
+        known = [word for word in dict.fromkeys(asked) if word in self._index.vocab_dict]
+        found: npt.NDArray[np.float32] | None = self._index.get_scores(known) if known else None
+        return found
+
+
+def words_of(text: SourceText) -> list[str]:
+    """What a text is found by: the stems of its title and words, never none."""
+    return words(f"{text.title} {text.text}") or ["-"]
 
 
 def pieces(text: SourceText, num_words: int = 100) -> list[SourceText]:

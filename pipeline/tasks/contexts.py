@@ -7,6 +7,7 @@ reading order inside a text. Token counts come from the caller, so that budgets 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 from collections import Counter
@@ -47,11 +48,12 @@ def words(text: str) -> list[str]:
 class WordWeights:
     """Inverse document frequencies (BM25's) of the words of a corpus; an unseen word weighs most."""
 
-    def __init__(self, texts: Iterable[str]) -> None:
+    def __init__(self, texts: Iterable[str] = (), *, bags: Iterable[Iterable[str]] = ()) -> None:
+        """Of texts, or of their words (`bags`) where those are there already."""
         self._frequency: Counter[str] = Counter()
         self._num_texts = 0
-        for text in texts:
-            self._frequency.update(set(words(text)))
+        for bag in itertools.chain(map(words, texts), bags):
+            self._frequency.update(set(bag))
             self._num_texts += 1
 
     def __getitem__(self, word: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from infra.training.reader_gpu import row_chooser
 from infra.training.reader_job import chosen_run, hand_over
 from infra.training.reader_rows import Coder, Rows, first_difference
 from models.reader_lowrank import LowRank
+from models.reader_packed import make_pack, plan_packs
 from models.reader_training import answer_loss, collate
 from pipeline.prepare.near_misses import Misleading
 from pipeline.prepare.triples import Triple
@@ -78,7 +80,7 @@ def test_rows_come_back_as_they_were_saved(tmp_path: Path) -> None:
     names = json.loads((tmp_path / "names.json").read_text())
     assert names["training"] == ["nq/near"]
     assert names["give_up"] == coder.give_up
-    assert json.loads((tmp_path / "dev.json").read_text()) == [["q", "nq", "near", True, ["Falk"], 4]]
+    assert json.loads((tmp_path / "dev.json").read_text()) == [["q", "nq", "near", True, ["Falk"], 5]]
 
 
 def test_rows_that_the_vocabulary_lacks_are_counted(tmp_path: Path) -> None:
@@ -154,8 +156,8 @@ def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
         FastRun(name="x", method="none")
 
 
-def test_a_toy_is_learned_from_packs_within_its_time() -> None:
-    """The adapter brings the loss down on packs that a thread makes, and the clock ends the run."""
+def test_a_toy_is_learned_from_packs() -> None:
+    """The adapter brings the loss down on packs that a thread makes; dev looks are made as asked."""
     rows = toy(240, 0)
     labels = {
         "codes": np.zeros(240, np.int64),
@@ -163,20 +165,33 @@ def test_a_toy_is_learned_from_packs_within_its_time() -> None:
         "held_out": np.zeros(240, bool),
         "avoid": np.full((240, 2), -1),
     }
-    run = FastRun(name="toy", rank=8, lr=0.02, rows=4, length=64, contrast=0.5, dev_at=(0.5, 1.0))
+    run = FastRun(
+        name="toy", rank=8, lr=0.02, rows=8, length=64, contrast=0.5, dev_at=(0.5, 1.0), warmup=0.002
+    )
     model = tiny()
     choose = row_chooser(labels, ["toy/near"], asdict(run))
     at: list[float] = []
     every = collate(rows, np.arange(240), torch.device("cpu"))
     before = float(answer_loss(model, every)[0].detach())
     packs = prefetched(rows, labels, choose, run, "cpu")
-    record = train(model, LowRank(model, rank=8, alpha=16), packs, run, 12.0, "cpu", at.append)
+    # the rate is at its peak for all eighty steps: the clock is far from its end
+    record = train(model, LowRank(model, rank=8, alpha=16), islice(packs, 80), run, 1e6, "cpu", at.append)
     packs.close()
     assert at == [0.5, 1.0]
     assert float(answer_loss(model, every)[0].detach()) < 0.8 * before
     assert record["steps"] * run.rows * run.length == record["tokens"]
-    assert record["curve"][-1]["step"] == record["steps"]
+    assert record["curve"][-1]["step"] == record["steps"] == 80
     assert not record["compiled"]
+
+
+def test_the_clock_ends_a_run() -> None:
+    """Packs without end are trained on for the seconds given, not longer than a step more."""
+    rows = toy(24, 0)
+    run = FastRun(name="toy", rank=2, rows=2, length=64)
+    pack = make_pack(rows, plan_packs(rows, np.arange(24), run.shape, 0)[0], run.shape)
+    model = tiny()
+    record = train(model, LowRank(model, rank=2, alpha=4), repeat(pack), run, 0.01, "cpu")
+    assert 1 <= record["steps"] < 50
 
 
 def test_dev_answers_are_judged_as_sessions_answer(tmp_path: Path) -> None:

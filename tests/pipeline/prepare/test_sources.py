@@ -7,7 +7,7 @@ import pytest
 from pipeline.newswire import questions
 from pipeline.prepare.cloze import BLANK, cloze_triples
 from pipeline.prepare.newswire import NewswireConfig, newswire_triples
-from pipeline.prepare.pools import TextIndex, pieces
+from pipeline.prepare.pools import TextIndex, pieces, words_of
 from pipeline.session.prompts import GIVEN_UP
 from pipeline.tasks.qa import SourceText
 
@@ -24,6 +24,16 @@ def test_the_index_finds_best_first_and_passes_over_what_is_not_allowed() -> Non
     assert {text.text_id for text in index.top("the red fox", 2)} == {"a", "b"}
     assert [text.text_id for text in index.top("red fox", 3, lambda t: t.text_id != "b")] == ["a"]
     assert index.top("zebra", 3) == []
+
+
+def test_an_index_of_words_made_elsewhere_finds_the_same() -> None:
+    """Words made in processes give the same index; a number of them that does not fit is named."""
+    texts = [source("a", "red fox jumps"), source("b", "red fox"), source("c", "blue whale")]
+    index = TextIndex(texts, [words_of(text) for text in texts])
+    assert index.top("the red fox", 3) == TextIndex(texts).top("the red fox", 3)
+    assert index.scores(["zebra"]) is None
+    with pytest.raises(ValueError, match="bags: given 1 for 3 texts"):
+        TextIndex(texts, [["a"]])
 
 
 def test_an_empty_index_is_refused() -> None:
