@@ -77,7 +77,8 @@ def work(settings: Mapping[str, Any], device: str, report: Callable[[dict[str, f
             tracker.metrics({n: v for n, v in row.items() if v == v}, step=int(row["step"]))
 
     made_from: dict[str, Any] = {"kind": job.kind, "spec": _plain(job.spec), "loop": _plain(job.loop)}
-    for name in ("save_every", "report_every", "keep"):  # a run may go on with others of these
+    # a run may go on with others of these: a second call of a script has other seconds left
+    for name in ("save_every", "report_every", "keep", "limit_s"):
         made_from["loop"].pop(name)
     run_loop(learner, job.loop, Place(folder=job.out, made_from=made_from, report=tell), group)
     if group.rank == 0:

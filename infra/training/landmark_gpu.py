@@ -39,7 +39,7 @@ from infra.training.side_by_side import (
 )
 from models.hf.config import HfConfig
 
-TAUGHT = "taught"
+TAUGHT, FIGURES = "taught", "figures.json"
 _TAUGHT: dict[str, Any] = {
     "taught": Path(TAUGHT), "practice": 0.0, "passages": 128, "questions": 64, "hard": 1, "most_tokens": 256,
     "tokens_at_once": 32768,
@@ -153,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {
         name: ["-m", "infra.training.landmark_gpu", *told, "--run", name, "--training", str(given.training)]
         for name in given.runs
+        if read_json(given.work / name / MODEL / FIGURES) is None
     }
     codes = run_side_by_side(commands, given.work / "logs", left + 10.0)
     return gather(given, codes)
@@ -162,7 +163,7 @@ def gather(given: argparse.Namespace, codes: dict[str, int]) -> int:
     """Write OUT/landmark.json and OUT/landmark.tar of the runs that were judged."""
     found: dict[str, Any] = {}
     for name in given.runs:
-        figures = read_json(given.work / name / MODEL / "figures.json")
+        figures = read_json(given.work / name / MODEL / FIGURES)
         if figures is not None:
             curve = read_curve(given.work / name)
             found[name] = figures | {"code": codes.get(name, 0), "curve": _some(curve)}
