@@ -4,7 +4,7 @@ A CUDA graph repeats what it was shown, so nothing here depends on a number of P
 pair goes, which place it takes and what may be looked at are tensors on the device. What a cache or view holds is
 laid into the buffers between steps (keys turned); the tail that grows behind it is masked, not cut.
 
-Shapes: `L` layers of one kind, `B` rows, `H` key heads, `N` slots, `d` head width, `f` rotary frequencies.
+Shapes: `L` layers of one kind, `B` rows, `H` key heads, `N` slots, `d` head width.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from transformers.cache_utils import Cache
 from models.cache.layers import MemoryLayer, StoredLayer
 from models.cache.rotating import CacheView, RotatingCompressiveCache
 from models.cache.spec import LayerSpec
-from models.rotary import turn
 
 _NEVER = float("-inf")
 
@@ -42,7 +41,11 @@ class StaticKind:
         self._column = torch.arange(slots, device=spec.device)
         spec.rotary.reserve(places)
         # a table of our own: the shared one is replaced when it grows, and a graph would go on reading the old one
-        self._cos, self._sin = (x.clone() for x in spec.rotary.at(torch.arange(places, device=spec.device)))
+        cos, sin = spec.rotary.at(torch.arange(places, device=spec.device))
+        still = cos.new_zeros(places, spec.head_dim - 2 * spec.rotary.num_frequencies)
+        self._cos = torch.cat((cos, cos, still + 1.0), dim=-1)
+        self._sin = torch.cat((-sin, sin, still), dim=-1)
+        self._half = spec.rotary.num_frequencies
         self._wide = spec.dtype != torch.float32 and _multiplies_halves_widely(self.keys[0, 0])
 
     def lay(
@@ -72,7 +75,7 @@ class StaticKind:
         self._step = step
         self._slot = self.first_slot + step
         place = (self.first_place + step)[:, :, None, None]
-        self._now = self._cos[place], self._sin[place]  # [L, B, 1, 1, f]
+        self._now = self._cos[place], self._sin[place]  # [L, B, 1, 1, d]
         last = self._slot[:, :, None]
         hidden = self._column > last
         if self.window is not None:
@@ -82,17 +85,24 @@ class StaticKind:
     def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Add the step's pairs `[B, H, 1, d]`, keys not turned."""
         at = self._slot[layer][:, None, None, None].expand_as(keys)
-        self.keys[layer].scatter_(2, at, turn(keys, self._now[0][layer], self._now[1][layer]))
+        self.keys[layer].scatter_(2, at, self._turned(layer, keys))
         self.values[layer].scatter_(2, at, values)
         if self.raw_keys.shape[3]:
             self.raw_keys[layer].index_copy_(2, self._step, keys)
             self.raw_values[layer].index_copy_(2, self._step, values)
 
+    def _turned(self, layer: int, x: Tensor) -> Tensor:
+        """`x [B, heads, 1, d]` turned to the step's places: as models/rotary.py, in half of its launches."""
+        wide, f = x.float(), self._half
+        other = wide.roll(f, -1) if 2 * f == x.shape[-1] else _halves_swapped(wide, f)
+        cos, sin = self._now
+        return torch.addcmul(wide * cos[layer], other, sin[layer]).to(x.dtype)
+
     def attend(self, layer: int, query: Tensor, scaling: float, softcap: float | None) -> Tensor:
         """Attention `[B, heads, 1, d]` of the step's queries, not turned, over all that the row may see."""
         rows, heads, _, dim = query.shape
         kv_heads = self.keys.shape[2]
-        turned = turn(query, self._now[0][layer], self._now[1][layer]).reshape(rows * kv_heads, -1, dim)
+        turned = self._turned(layer, query).reshape(rows * kv_heads, -1, dim)
         keys, values = (x[layer].flatten(0, 1) for x in (self.keys, self.values))
         if self._wide:
             scores = torch.bmm(turned, keys.transpose(1, 2), out_dtype=torch.float32)
@@ -104,6 +114,11 @@ class StaticKind:
         scores = scores.masked_fill(self._hidden[layer].flatten(0, 1), _NEVER)
         out = scores.softmax(-1).to(values.dtype) @ values
         return out.reshape(rows, heads, 1, dim)
+
+
+def _halves_swapped(x: Tensor, f: int) -> Tensor:
+    """The pairs (i, i + f) the other way round; what is not turned stays."""
+    return torch.cat((x[..., f : 2 * f], x[..., :f], x[..., 2 * f :]), dim=-1)
 
 
 def _multiplies_halves_widely(like: Tensor) -> bool:

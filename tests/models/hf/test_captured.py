@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from models.hf import HfBackbone, HfConfig
 from models.hf.captured import MOST_CHANGES, CapturedSteps, DecodeStep
 from models.hf.norms import fuse, unfuse
 from models.hf.session_decoding import SessionDecoding
-from models.hf.static_memory import StaticMemory, rounded, slots_of
+from models.hf.static_memory import StaticKind, StaticMemory, rounded, slots_of
+from models.rotary import RotaryTable
 from tests.models import tiny
 
 
@@ -242,6 +244,33 @@ def test_fused_norms_are_the_models_own(tmp_path: Path) -> None:
     unfuse(own.model)
     torch.testing.assert_close(own.logits(tiny.ids(30)), changed, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(changed, wanted)
+
+
+@pytest.mark.parametrize("turned", [16, 6], ids=["whole", "part"])
+def test_turning_in_fixed_shapes_is_the_tables(turned: int) -> None:
+    """Also where only some of the dimensions are turned."""
+
+    def angles(places: Tensor) -> tuple[Tensor, Tensor]:
+        each = places[..., None] / 7.0 ** torch.arange(turned // 2)
+        return torch.cat((each, each), -1).cos(), torch.cat((each, each), -1).sin()
+
+    table = RotaryTable(angles, device=torch.device("cpu"))
+    kind = StaticKind([replace(tiny.backbone().specs[1], rotary=table)], 2, 8, 20, 0)
+    held = torch.zeros(2, 3, 16)
+    for row, place in enumerate((3, 11)):
+        kind.lay(0, row, (held, held), None, place)
+    kind.prepare(torch.tensor([5]))
+    x = torch.randn(2, 2, 1, 16)
+    wanted = table.turn(x, torch.tensor([8, 16])[:, None, None])
+    torch.testing.assert_close(kind._turned(0, x), wanted)
+
+
+def test_what_does_not_fit_is_told() -> None:
+    """With both sizes."""
+    kind = StaticKind([tiny.backbone().specs[1]], 1, 8, 20, 0)
+    held = torch.zeros(2, 8, 16)
+    with pytest.raises(ValueError, match="8 pairs up to place 3 do not fit into 8 slots and 20 places"):
+        kind.lay(0, 0, (held, held), None, 3)
 
 
 def test_slots_come_in_few_sizes() -> None:
