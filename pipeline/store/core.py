@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.log import get_logger
 from pipeline.store.codec import Batch, CountOp, DeleteOp, LinkOp, Op, StoreOp
-from pipeline.store.errors import ChunkIdCollision
+from pipeline.store.errors import ChunkIdCollision, StoreFailed
 from pipeline.store.growing import GrowingSegment
 from pipeline.store.ids import chunk_ids
 from pipeline.store.lock import FolderLock
@@ -26,6 +26,7 @@ from pipeline.store.recovery import recover
 from pipeline.store.segment import ArticleRow, Segment
 from pipeline.store.state import Entry, ShardState
 
+_COMMIT_S = 120.0
 _MAX_WAITING = 2_048
 """Operations that may wait for the keyword index; an append that adds more carries them there itself."""
 
@@ -170,13 +171,22 @@ class ShardCore:
                 self.lexical.remove(article_id)
             self.lexical.commit()
 
-    def close_lexical(self) -> None:
-        """Commit what waits and give the keyword index back; the caller lets nobody append any more."""
+    def stop_committing(self) -> None:
+        """Let the thread that commits end; StoreFailed where it does not, and then the folder must stay locked."""
         self._closing.set()
         with self._committer_lock:
             committer = self._committer
         if committer is not None:
-            committer.join()
+            committer.join(_COMMIT_S)
+            if committer.is_alive():
+                raise StoreFailed(
+                    f"the keyword index of {self.folder} has not been committed within {_COMMIT_S:.0f} s; end this "
+                    "process: what it lacks is made again when the shard is opened"
+                )
+
+    def close_lexical(self) -> None:
+        """Commit what waits and give the keyword index back; the caller lets nobody append any more."""
+        self.stop_committing()
         with self.lexical_lock:
             if not self.lexical_broken:
                 self._carry()

@@ -12,6 +12,7 @@ from pipeline.article import Article
 from pipeline.store import copies, maintenance, searching
 from pipeline.store.codec import pack_batch
 from pipeline.store.core import ShardCore
+from pipeline.store.errors import StoreFailed
 from pipeline.store.files import folder_bytes
 from pipeline.store.joined import SearchQueue
 from pipeline.store.manifest import Identity
@@ -29,6 +30,9 @@ from pipeline.store.records import (
     TopicPartition,
 )
 from pipeline.store.snapshots import restore, shard_folder
+
+_SEALING_S = 600.0
+"""How long closing waits for a sealing: an IVF of a million rows takes minutes on two cores."""
 
 
 class Shard:
@@ -312,11 +316,13 @@ class Shard:
         return self._core.wal.failed
 
     def close(self) -> None:
-        """Wait for a sealing under way, and give files and the lock back; nothing is lost without it."""
+        """Wait for a sealing under way, and give files and the lock back; nothing is lost without it. StoreFailed
+        where a thread does not let go of the files: the lock is kept then, until the process ends."""
         if self._closed:
             return
         self._join_sealing()
         core = self._core
+        core.stop_committing()
         with core.maintenance, core.writer:
             self._closed = True
             try:
@@ -363,5 +369,10 @@ class Shard:
 
     def _join_sealing(self) -> None:
         if self._sealing is not None:
-            self._sealing.join()
+            self._sealing.join(_SEALING_S)
+            if self._sealing.is_alive():
+                raise StoreFailed(
+                    f"sealing {self._core.folder} has not ended within {_SEALING_S:.0f} s; end this process: the "
+                    "rows are in the log, and the next one opens with them"
+                )
             self._sealing = None

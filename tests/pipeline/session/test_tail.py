@@ -140,3 +140,18 @@ def test_missing_topic_is_named(topic: TopicFactory) -> None:
     kafka = replace(topic(), topic="not-there")
     with pytest.raises(UsageError, match="not-there"):
         open_tail(kafka)
+
+
+def test_an_outage_takes_back_no_missed_record(topic: TopicFactory) -> None:
+    """A tail that is opened anew counts what its new connection missed, and hands out nothing twice."""
+    kafka = topic(partitions=1)
+    publish(kafka, 0, 3)
+    tail, _, _ = open_tail(kafka, start="earliest")
+    take(tail, 1)
+    tail._opened().stats.records_expired = 5
+    assert (tail.take_expired(), tail.take_expired()) == (5, 0)
+    tail.close()
+    tail.open({0: 1})
+    assert tail.take_expired() == 0
+    assert [record.offset for record in take(tail, 2)] == [1, 2] and tail.next_records(9) == []
+    tail.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.store import Shard, StoreCorrupt, StoreMismatch
+from pipeline.store import Shard, StoreCorrupt, StoreFailed, StoreLocked, StoreMismatch, maintenance
 from tests.pipeline.store import make
 from tests.pipeline.store.test_recovery import everything, flip
 
@@ -337,3 +337,32 @@ def test_sealing_does_not_load_pandas(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip().endswith("False"), done.stdout + done.stderr
+
+
+def test_a_sealing_that_does_not_end_keeps_the_folder_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing has a limit; the lock stays where a thread is still at the files, and what was appended is there
+    once that has ended."""
+    monkeypatch.setattr("pipeline.store.shard._SEALING_S", 0.2)
+    gate = threading.Event()
+    seal = maintenance.seal
+
+    def slow(*given: object) -> None:
+        gate.wait(60)
+        seal(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(maintenance, "seal", slow)
+    shard = make.open_shard(tmp_path, seal_rows=8, merge_segments=0)
+    for n in range(6):
+        make.put(shard, make.upsert(f"n{n}", n))
+    with pytest.raises(StoreFailed, match="end this process"):
+        shard.close()
+    with pytest.raises(StoreLocked):
+        make.open_shard(tmp_path, seal_rows=8, merge_segments=0)
+    gate.set()
+    monkeypatch.setattr("pipeline.store.shard._SEALING_S", 60.0)
+    shard.close()
+    again = make.open_shard(tmp_path, seal_rows=8, merge_segments=0)
+    assert len(everything(again)) == 12
+    again.close()
