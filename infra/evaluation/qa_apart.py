@@ -66,9 +66,11 @@ def answers_apart(
 
     `backbone` is an `HfBackbone`. It gives up where the trusted reading does: by its first token.
     """
-    prompts, owner = [], []
+    prompts: list[list[int]] = []
+    owner: list[int] = []
     for at, (question, sentences) in enumerate(asked):
-        for read in [(sentence,) for sentence in sentences] or [()]:
+        alone: list[tuple[Sentence, ...]] = [(sentence,) for sentence in sentences]
+        for read in alone or [()]:
             prompts.append([*backbone.bos, *backbone.encode(reader_prompt(read, question.text, form))])
             owner.append(at)
     device = str(backbone.device)

@@ -26,7 +26,6 @@ from infra.training.policy_points import (
     kind_of,
     rows_of,
 )
-from models.retriever.table import Floats
 from models.retriever.trust import most_trusted
 from pipeline.tasks.material import Material
 from rl.episodes import Readings
@@ -41,7 +40,9 @@ LEARNED = ("reinforce", "plain_ppo")
 READINGS = ("", APART, STAGED)
 Curve = Sequence[Mapping[str, Any]]
 Key = tuple[str, int, float, float]
-Scores = Mapping[Key, "np.ndarray[Any, Any]"]
+Each = np.ndarray[Any, Any]
+"""F1 question by question."""
+Scores = Mapping[Key, Each]
 
 
 @dataclass(slots=True)
@@ -49,9 +50,9 @@ class Curves:
     """Points of a run: by set and split, and F1 question by question of those that were read."""
 
     sets: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
-    scores: dict[tuple[str, str], dict[Key, np.ndarray[Any, Any]]] = field(default_factory=dict)
+    scores: dict[tuple[str, str], dict[Key, Each]] = field(default_factory=dict)
 
-    def add(self, dataset: str, split: str, figures: dict[str, Any], each: Floats | None) -> None:
+    def add(self, dataset: str, split: str, figures: dict[str, Any], each: Each | None) -> None:
         """Keep a point; without `each` it was not read, and its F1 is None."""
         self.sets.setdefault(dataset, {}).setdefault(split, []).append(
             figures if each is not None else {**figures, "forced_f1": None}
@@ -101,8 +102,8 @@ def curves_of(
 
 
 def staged(
-    point: Point, figures: Mapping[str, Any], each: Floats | None, part: Material, here: ApartTable
-) -> list[tuple[dict[str, Any], Floats | None]]:
+    point: Point, figures: Mapping[str, Any], each: Each | None, part: Material, here: ApartTable
+) -> list[tuple[dict[str, Any], Each | None]]:
     """The first choice read alone, and all together only where that answer is not trusted enough.
 
     Tokens are those of both readings where there are two, the second prompt's included. A first choice that was not
@@ -122,7 +123,7 @@ def staged(
     alone = tables.tokens[rows, first] + tables.heads[rows, first]
     whole = np.array([choice.tokens for choice in point.chosen])
     kind, _, seed = point.name.rpartition("-")
-    found: list[tuple[dict[str, Any], Floats | None]] = []
+    found: list[tuple[dict[str, Any], Each | None]] = []
     for enough in STAGED_TRUSTS:
         sure = known & (trust >= enough)
         again = np.where(known & (whole > alone), here.prompts + whole, 0)
@@ -151,8 +152,8 @@ def wanted_on_test(points: Sequence[Point], curves: Curves) -> list[Point]:
         for name in {p["name"] for p in test if is_policy(p["name"]) and APART not in p["name"]}:
             base = name.replace(STAGED, "")
             for choose in (at_no_more_tokens, at_equal_f1):
-                if (point := choose(name, dev, test, simple)) is not None:
-                    named.add((base, point["budget"], point["stop_bias"]))
+                if (chosen := choose(name, dev, test, simple)) is not None:
+                    named.add((base, chosen["budget"], chosen["stop_bias"]))
         largest = max(p["budget"] for p in test if APART not in p["name"])
         for point in points:
             if point.split != "test" or point.dataset != dataset or not is_policy(point.name):
@@ -267,7 +268,7 @@ def summarise(dataset: str, dev: Curve, test: Curve, each: Scores) -> dict[str, 
 
 
 def own_stops(
-    dataset: str, test: Curve, each: Scores, theirs: Floats, simple: Mapping[str, Any],
+    dataset: str, test: Curve, each: Scores, theirs: Each, simple: Mapping[str, Any],
     oracle: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """`own_stop_<kind>_<set>`: policies at their largest budget by their own STOP, nothing chosen on questions."""
@@ -329,7 +330,7 @@ def _over_supervised(
 ) -> dict[str, Any]:
     """Reward over labels: against the supervised policy in the same reading, and in the one that dev chooses."""
     reading = next((each for each in (APART, STAGED) if kind.endswith(each)), "")
-    out = {}
+    out: dict[str, Any] = {}
     if f"supervised{reading}" in kinds:
         out[f"rl_over_supervised_{dataset}"] = paired(means[kind], means[f"supervised{reading}"])
     known = [f"supervised{each}" for each in READINGS if f"supervised{each}" in kinds]
@@ -356,7 +357,7 @@ def _all_read(points: Sequence[Mapping[str, Any]]) -> bool:
     return not any(map(_hollow, points))
 
 
-def _mean_scores(points: Sequence[Mapping[str, Any]], each: Scores) -> np.ndarray[Any, Any]:
+def _mean_scores(points: Sequence[Mapping[str, Any]], each: Scores) -> Each:
     return np.asarray(np.mean([each[key_of(p)] for p in points], axis=0))
 
 

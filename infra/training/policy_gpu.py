@@ -13,6 +13,7 @@ by launches. What each stage's processes do is in `policy_work`.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 import torch
 
 from infra.training import policy_points as points
+from infra.training.policy_apart import CHUNK
 from infra.training.policy_collect import collect
 from infra.training.policy_pairs import FOLDS
 from infra.training.policy_work import WORK, jobs_of, say
@@ -80,8 +82,13 @@ def is_done(given: argparse.Namespace, stage: str) -> bool:
         jobs = jobs_of(given, stage)
         learned = all((out / "policies" / job.name / "record.json").exists() for job in jobs)
         return learned and (stage == "teach" or (out / "trust" / "verified.json").exists())
+    manifest = out / "material" / "manifest.json"
+    if stage == "readings":
+        count = int(json.loads(manifest.read_text())["questions"]) if manifest.exists() else 0
+        shards = [out / "readings" / f"singles-{at:06d}.npz" for at in range(0, count, CHUNK)]
+        return bool(shards) and all(path.exists() for path in shards)
     left = {
-        "material": [out / "material" / "manifest.json"],
+        "material": [manifest],
         "pairs": [out / "pairs" / fold / "scores.npz" for fold in FOLDS],
     }.get(stage)
     return left is not None and all(path.exists() for path in left)
@@ -133,7 +140,8 @@ def run_stage(given: argparse.Namespace, stage: str, seconds: float) -> bool:
         subprocess.Popen([*own, *tail, "--worker", str(at)], env=environment)
         for at in range(processes(given, stage))
     ]
-    limit = time.monotonic() + seconds + 40.0
+    # what everything later waits for is given more than its share before it is ended
+    limit = time.monotonic() + seconds + (max(40.0, seconds) if stage in NEEDED else 40.0)
     good = True
     for at, child in enumerate(children):
         try:

@@ -53,7 +53,7 @@ MOST = {"train": {"nq": 2500, "squad": 1200}, "test": {"nq": 400, "squad": 400, 
 DEV = {"nq": 0.15, "squad": 0.15, "hotpot": 0.2}
 """Share of a set's training questions that are kept for choosing."""
 ONLY_TRAINED = ("musique",)
-WORLDS = (
+WORLDS: tuple[dict[str, Any], ...] = (
     *({"seed": seed, "split": "train", "kinds": HOPS, "num_questions": 200} for seed in (1001, 1002, 1003)),
     *({"seed": seed, "split": "train", "num_questions": 160} for seed in (1004, 1005, 1006)),
     {"seed": 1007, "split": "validation", "num_questions": 160},
@@ -136,7 +136,7 @@ def make(carried: Path, config: HostMaterialConfig, device: str) -> tuple[Materi
         asked = encode([question.text for question in questions])
         dense = _nearest(asked, passages, REACH, device)
         _say(f"{time.monotonic() - began:.0f} s: passages and questions embedded")
-        jobs = [
+        jobs: list[Job] = [
             (
                 question,
                 [texts[name] for name in fused([found, [names[at] for at in near]], _reach(config))],

@@ -259,11 +259,8 @@ def save_judged(judged: Sequence[Judged], path: Path) -> None:
         {"name": each.name, "split": each.split, "dataset": each.dataset, "figures": each.figures}
         for each in judged
     ]
-    np.savez_compressed(
-        part,
-        told=np.array(json.dumps(told)),
-        **{f"each{at}": each.each.astype(np.float16) for at, each in enumerate(judged)},
-    )  # type: ignore[arg-type]
+    arrays: dict[str, Any] = {f"each{at}": each.each.astype(np.float16) for at, each in enumerate(judged)}
+    np.savez_compressed(part, told=np.array(json.dumps(told)), **arrays)
     part.replace(path)
 
 

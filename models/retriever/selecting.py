@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,7 +107,9 @@ def trails(
     return found
 
 
-def fill(tables: TableBatch, scores: np.ndarray, budget: int, max_choices: int = 64) -> list[Chosen]:  # type: ignore[type-arg]
+def fill(
+    tables: TableBatch, scores: np.ndarray[Any, Any], budget: int | Ints, max_choices: int = 64
+) -> list[Chosen]:
     """The best candidates by fixed `scores` [N, K] that fit the budget: what any ranking chooses, same rules."""
     state = Choosing(tables, np.arange(len(tables)), budget, max_choices, min_choices=max_choices)
     while not state.ended.all():

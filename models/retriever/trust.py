@@ -52,7 +52,8 @@ class SingleReadings:
     @property
     def read(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which were read. [N, K]"""
-        return self.groups != UNREAD
+        found: np.ndarray[Any, np.dtype[np.bool_]] = self.groups != UNREAD
+        return found
 
     def take(self, rows: Sequence[int] | Ints) -> SingleReadings:
         """Those of some questions, in the order given."""
@@ -68,6 +69,7 @@ def inputs_of(
     `verified` [N, K]: a verifier's logits. ValueError for a name that these tables or readings do not have.
     """
     made: list[Floats] = []
+    column: np.ndarray[Any, Any]
     for name in names:
         if name == "margin":
             column = np.clip(-singles.margin / 4, -4, 4)

@@ -26,9 +26,9 @@ def test_every_hop_of_a_training_question_is_told_by_a_sentence_of_its_pool(worl
         assert 1 < len(question.support) <= 3
         assert needs_all(question)
         choices = candidates([world.texts[name] for name in pool])
-        labels = {choice.text: labelled(question, choice, also) for choice in choices}
-        assert sum(label == GOLD for label in labels.values()) >= len({s for _, s in question.support})
-        assert all(label in (GOLD, HOLDS) for text, label in labels.items() if any(s in text for s in also))
+        labels = [(choice.text, labelled(question, choice, also)) for choice in choices]
+        assert sum(label == GOLD for _, label in labels) >= len({s for _, s in question.support})
+        assert all(label in (GOLD, HOLDS) for text, label in labels if any(s in text for s in also))
         assert question.split == "train"
 
 
