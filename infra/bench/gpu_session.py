@@ -15,6 +15,7 @@ import importlib.util
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+PATIENCE = 0.65  # of the limit: how long the parts of a session wait for each other's compilers
 GPU_TESTS = ("tests/models/kernels",)
 PARTS: dict[str, list[list[str]]] = {
     "tune": [
@@ -41,10 +43,10 @@ PARTS: dict[str, list[list[str]]] = {
         ["tune-attend"],
         ["flashinfer"],
     ],
-    "bench": [
-        ["sparse", "4096", "16384", "65536", "262144", "1048576"],
-        ["landmarks"],
+    "bench": [  # what the named ratios need comes first: a lease may end early
+        ["sparse", "65536", "262144", "1048576", "16384", "4096"],
         ["decode"],
+        ["landmarks"],
     ],
 }
 
@@ -85,16 +87,21 @@ def sparse(turn: Turn, lengths: Sequence[int]) -> dict[str, Any]:
     """All k at these lengths, against every peer: one process, so that FlexAttention tunes itself but once."""
     from infra.bench import sparse_attention
 
-    lock = turn.alone()
+    lock = contextlib.ExitStack()
+    # our kernels of each k are compiled by processes of their own while FlexAttention tunes itself here
+    compiling = "from infra.bench import sparse_attention; sparse_attention.compile_ours({})"
+    warming = [subprocess.Popen([sys.executable, "-c", compiling.format(k)]) for k in sparse_attention.CHOSEN]
 
     def between() -> None:
+        for process in warming:
+            process.wait()
         turn.compiled()
-        lock.__enter__()
+        lock.enter_context(turn.alone())
 
     try:
         return sparse_attention.run(lengths=lengths, between=between, report=turn.write)
     finally:
-        lock.__exit__(None, None, None)
+        lock.close()
 
 
 def landmarks(turn: Turn) -> dict[str, Any]:
@@ -111,9 +118,7 @@ def decode(turn: Turn) -> dict[str, Any]:
     """Decoding at every length and batch, each length compiled by a short run in a process of its own."""
     from infra.bench import decode as bench
 
-    short = (
-        "from infra.bench import decode; decode.run(tokens=[{}], runs=1, ceilings=(1.0, 1.0), compiled=False)"
-    )
+    short = "from infra.bench import decode; decode.run(tokens=[{}], runs=1, ceilings=(1.0, 1.0))"
     warming = [subprocess.Popen([sys.executable, "-c", short.format(tokens)]) for tokens in bench.TOKENS[1:]]
     bench.run(tokens=bench.TOKENS[:1], runs=1, ceilings=(1.0, 1.0))
     for process in warming:
@@ -132,6 +137,10 @@ def part(arguments: Sequence[str], folder: Path, others: int, patience_s: float)
     started = time.monotonic()
     kind, *rest = arguments
     try:
+        if kind in ("sparse", "landmarks", "decode"):
+            from infra.bench.measure import environment
+
+            turn.write(environment())
         if kind == "sparse":
             result = sparse(turn, [int(length) for length in rest])
         elif kind == "landmarks":
@@ -157,7 +166,7 @@ def session(mode: str, out: Path, limit_s: float, only: Sequence[str]) -> None:
     """Start the parts of `mode`, wait for them up to the limit, and join what they wrote into one file."""
     out.mkdir(parents=True, exist_ok=True)
     folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"dysra-session-{os.getpid()}"  # noqa: S108
-    folder.mkdir()
+    folder.mkdir(parents=True)
     deadline = time.monotonic() + limit_s
     if mode == "tests":
         log = (out / ("_".join(["gpu_tests", *only]) + ".log")).open("w")
@@ -165,8 +174,6 @@ def session(mode: str, out: Path, limit_s: float, only: Sequence[str]) -> None:
             sys.executable,
             "-m",
             "pytest",
-            "-n",
-            str(min(15, os.cpu_count() or 1)),
             "-m",
             "gpu",
             "-v",
@@ -174,10 +181,12 @@ def session(mode: str, out: Path, limit_s: float, only: Sequence[str]) -> None:
             "--confcutdir",
             GPU_TESTS[0],
         ]
+        if importlib.util.find_spec("xdist"):
+            command += ["-n", str(min(15, os.cpu_count() or 1))]
         if importlib.util.find_spec(
             "pytest_timeout"
         ):  # a kernel that waits for ever ends its worker, not the session
-            command += ["--timeout", "60", "--timeout-method", "thread"]
+            command += ["--timeout", "150", "--timeout-method", "thread"]
         if only:
             command += ["-k", " or ".join(only)]
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -190,36 +199,85 @@ def session(mode: str, out: Path, limit_s: float, only: Sequence[str]) -> None:
     for arguments in parts:
         log = (folder / ("_".join(arguments) + ".log")).open("w")
         command = [sys.executable, "-m", "infra.bench.gpu_session", "part", *arguments, "--out", str(folder)]
-        command += ["--others", str(len(parts)), "--limit", str(limit_s * 0.6)]
-        running.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+        command += ["--others", str(len(parts)), "--limit", str(limit_s * PATIENCE)]
+        running.append(
+            subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        )
+    while any(process.poll() is None for process in running) and time.monotonic() < deadline:
+        time.sleep(1.0)
+        _join(folder, out / f"{mode}.json")  # again and again: a lease may end at any time
     for process in running:
-        try:
-            process.wait(timeout=max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
+        with contextlib.suppress(ProcessLookupError):  # with what it started: compilers hold the device too
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    _join(folder, out / f"{mode}.json")
+
+
+def _join(folder: Path, target: Path) -> None:
+    """What the parts have written so far, as one file that is whole at every moment."""
     joined = {
         "results": {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))},
         "rows": {
-            path.stem: [json.loads(line) for line in path.read_text().splitlines()]
+            path.stem: [
+                json.loads(line) for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"
+            ]
             for path in sorted(folder.glob("*.jsonl"))
         },
         "logs": {path.stem: path.read_text()[-3000:] for path in sorted(folder.glob("*.log"))},
     }
-    (out / f"{mode}.json").write_text(json.dumps(joined, indent=1))
+    beside = target.with_suffix(".part")
+    beside.write_text(json.dumps(joined, indent=1))
+    beside.replace(target)
 
 
 def keep(out: Path, results: Path, date: str) -> None:
-    """Write what `bench` left in `out` as results that count: a JSON file and a page for each benchmark."""
+    """Write what `bench` left in `out` as results that count: a JSON file and a page for each benchmark.
+
+    A part that was cut off is kept from its rows, marked `partial`, with the ratios that they allow.
+    """
     from infra.bench import page
 
-    for result in json.loads((out / "bench.json").read_text())["results"].values():
-        if "ratios" not in result:
-            continue
+    joined = json.loads((out / "bench.json").read_text())
+    for result in whole_or_partial(joined):
         device = result["device"].split()[-1].lower()
         stem = results / f"{date}_{result['bench']}_{device}"
         stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-        stem.with_suffix(".md").write_text(page(result))
+        cut = "\nPartial: the time ended before all rows were measured.\n" if result.get("partial") else ""
+        stem.with_suffix(".md").write_text(page(result) + cut)
         sys.stdout.write(f"{stem}\n")
+
+
+def whole_or_partial(joined: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each benchmark of a session's file: its result, or, where it was cut off, one made from its rows."""
+    from infra.bench import decode as decode_bench
+    from infra.bench import landmarks as landmarks_bench
+    from infra.bench import sparse_attention as sparse_bench
+
+    benches: dict[str, tuple[str, Any]] = {
+        "sparse": ("sparse-attention", sparse_bench),
+        "decode": ("decode", decode_bench),
+        "landmarks": ("landmarks", landmarks_bench),
+    }
+    found = []
+    for kind, (name, bench) in benches.items():
+        whole = [x for part, x in joined["results"].items() if part.split("_")[0] == kind and "ratios" in x]
+        lines = [line for part, rows in joined["rows"].items() if part.split("_")[0] == kind for line in rows]
+        header = {key: value for line in lines if "device" in line for key, value in line.items()}
+        rows = [line for line in lines if "device" not in line]
+        if whole:
+            found.append({**whole[0], "rows": _in_order(whole[0]["rows"])})
+        elif rows:
+            ratios = bench.ratios(rows)
+            found.append(
+                {"bench": name, **header, "partial": True, "rows": _in_order(rows), "ratios": ratios}
+            )
+    return found
+
+
+def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows by length, then by batch, queries or k, whatever order they were timed in."""
+    keys = ("context", "tokens", "batch", "chunks", "queries", "k")
+    return sorted(rows, key=lambda row: [row.get(key, 0) for key in keys])
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def tune_step(turn: Turn, tokens: int, batch: int) -> dict[str, Any]:
-    """A decoding step that retrieves: who picks the candidates, and in how many spans."""
+    """A decoding step that retrieves: who picks the candidates, in how many spans, and what does not wait."""
     import torch
 
     from infra.bench.decode import WINDOW, Step, Stream
@@ -29,15 +30,27 @@ def tune_step(turn: Turn, tokens: int, batch: int) -> dict[str, Any]:
     )
     expected = step.attend(step.search()).float()
     calls = {}
-    for picking, scans in ((False, None), (True, 64), (True, 128), (True, 256)):
+    ways: list[tuple[bool, int | None, bool, bool]] = [
+        (False, None, False, False),
+        (False, None, False, True),
+    ]
+    if batch <= 4:
+        ways += [(True, None, False, False), (True, None, False, True), (True, None, True, False)]
+        ways += [(True, scans, True, True) for scans in (None, 64, 128, 256)]
+    for way in ways:
 
-        def call(p: bool = picking, n: int | None = scans) -> Any:
+        def call(way: Any = way) -> Any:
+            picking, scans, early, single = way
             return retrieve_decode_fused(
                 step.q, step.ring_k, step.ring_v, step.ring_place, step.q_place, search, latents=step.latents,
-                rotary=step.rotary, scale=128**-0.5, picking=p, scans=n,
+                rotary=step.rotary, scale=128**-0.5, picking=picking, scans=scans, early=early, single=single,
             )[0]  # fmt: skip
 
-        name = {"tokens": tokens, "batch": batch, "picking": picking, "scans": scans}
+        name = {
+            "tokens": tokens,
+            "batch": batch,
+            **dict(zip(("picking", "scans", "early", "single"), way, strict=True)),
+        }
         try:
             found = call().float()
             difference = float((found - expected).norm() / expected.norm())
@@ -112,7 +125,7 @@ def tune(turn: Turn, kernel: str, dim: int) -> dict[str, Any]:
     from models.kernels.sparse_attention import fused, invert_indices
     from models.kernels.sparse_attention import launch_backward as backward
     from models.kernels.sparse_attention.hopper_shared import launch_rows
-    from models.kernels.sparse_attention.tuning import Tiles
+    from models.kernels.sparse_attention.tuning import Tiles, tiles_for
 
     heads, kv_heads = (4, 1) if dim == 256 else (16, 2)
     num_q, num_k = 16_384, 65_536
@@ -144,7 +157,8 @@ def tune(turn: Turn, kernel: str, dim: int) -> dict[str, Any]:
             return backward.launch_dq(saved, chosen_options, None)[:1]
         return backward.launch_dkv(saved, chosen_options, inverse)
 
-    expected = {chosen: [x.float() for x in call(None, chosen)] for chosen in inputs}
+    general = tiles_for(kernel, dim, torch.bfloat16, 512, False)._replace(hopper=0)
+    expected = {chosen: [x.float() for x in call(general, chosen)] for chosen in inputs}
     working = []
     for tiles in _candidates(kernel, dim):
         try:
@@ -153,7 +167,7 @@ def tune(turn: Turn, kernel: str, dim: int) -> dict[str, Any]:
                     difference = float((found.float() - part).norm() / part.norm())
                     if not difference < 1e-2:
                         raise ValueError(
-                            f"differs by {difference:.3g} from the tiles in the table at k = {chosen}"
+                            f"differs by {difference:.3g} from the general kernel at k = {chosen}"
                         )
             torch.cuda.synchronize()
             working.append(tiles)
@@ -210,7 +224,10 @@ def _candidates(kernel: str, dim: int) -> list[Any]:
     from models.kernels.sparse_attention.tuning import Tiles
 
     tiles = [Tiles(m, 1, w, s, tma) for m, w, s, tma in _NEAR_BEST[kernel, dim]]
-    return tiles if dim == 256 else [*tiles, tiles[0]._replace(hopper=True)]
+    if dim == 256:
+        return tiles
+    forms = (1, 2, 3) if kernel == "dkv" else (1, 2)
+    return [*tiles, *(tiles[0]._replace(hopper=form) for form in forms)]
 
 
 def fastest_tiles(rows: dict[str, list[dict[str, Any]]]) -> dict[tuple[str, int], list[Any]]:
@@ -231,11 +248,62 @@ def fastest_tiles(rows: dict[str, list[dict[str, Any]]]) -> dict[tuple[str, int]
     return best
 
 
+def fastest_step(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """How steps of one row were fastest: EARLY and SINGLE by their times over all lengths; empty without steps.
+
+    PICKED_LANDMARKS: the number of landmarks above which picking won at every length that was timed.
+    """
+    steps = [
+        row for name, part in rows.items() if name.startswith("tune-step") for row in part if "step_ms" in row
+    ]
+    steps = [row for row in steps if row["batch"] == 1 and row["scans"] is None]
+    if not steps:
+        return {}
+    lengths = sorted({row["tokens"] for row in steps})
+
+    def total(**want: Any) -> float:
+        fitting = [row for row in steps if all(row[key] == value for key, value in want.items())]
+        times = [
+            min((r["step_ms"] for r in fitting if r["tokens"] == x), default=float("inf")) for x in lengths
+        ]
+        return sum(times)
+
+    early = total(picking=True, early=True) < total(picking=True, early=False)
+    single = min(total(picking=p, single=True) for p in (False, True)) < min(
+        total(picking=p, single=False) for p in (False, True)
+    )
+    best = {
+        tokens: min(
+            (
+                row
+                for row in steps
+                if row["tokens"] == tokens and row["single"] == single and row["early"] in (False, early)
+            ),
+            key=lambda row: row["step_ms"],
+        )["picking"]
+        for tokens in lengths
+    }
+    apart = [tokens for tokens in lengths if not best[tokens]]
+    landmarks = apart[-1] // 64 if apart else 0
+    return {"EARLY": early, "SINGLE": single, "PICKED_LANDMARKS": landmarks}
+
+
 def pick(out: Path) -> None:
-    """Write the fastest tiles of the last sweep into the table of tuning.py."""
+    """Write the fastest tiles of the last sweep into the table of tuning.py, and how steps are launched."""
+    from models.kernels.latent_decode import fused as decode_launch
+    from models.kernels.retrieve_decode import fused as step_launch
     from models.kernels.sparse_attention import tuning
 
-    best = fastest_tiles(json.loads((out / "tune.json").read_text())["rows"])
+    swept = json.loads((out / "tune.json").read_text())["rows"]
+    for name, value in fastest_step(swept).items():
+        for module in (decode_launch, step_launch):
+            source = Path(str(module.__file__))
+            text = source.read_text()
+            changed = re.sub(rf"(?m)^_{name} = \w+", f"_{name} = {value!r}", text)
+            if changed != text:
+                source.write_text(changed)
+        sys.stdout.write(f"_{name} = {value!r}\n")
+    best = fastest_tiles(swept)
     lines = ["_HALF = {"]
     for kernel in ("forward", "dq", "dkv"):
         cells = []

@@ -26,6 +26,34 @@ def begin(PDL: tl.constexpr):
         gdc_wait()
 
 
+@triton.jit
+def begin_after(PDL: tl.constexpr):
+    """As `begin`, but the next kernel starts only after all that came before this one is done.
+
+    So the next may read what is older than this kernel without waiting, and waits (`results`) for this one alone.
+    """
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
+@triton.jit
+def begin_early(PDL: tl.constexpr):
+    """First line of a kernel behind one that did `begin_after`: let the next one start, and do not wait yet."""
+    if PDL:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def results(PDL: tl.constexpr):
+    """Wait for the results of the kernel before, in a kernel that did `begin_early`.
+
+    Some program must, and the kernel's end then stands for the end of all before it, as elsewhere.
+    """
+    if PDL:
+        gdc_wait()
+
+
 def dependent(x: torch.Tensor) -> dict[str, Any]:
     """Launch options for a kernel that calls `begin`: dependent where x's device can."""
     return {"PDL": True, "launch_pdl": True} if x.is_cuda and _can(x.device) else {"PDL": False}

@@ -65,10 +65,13 @@ class Spans:
         wanted = _power(-(-self.num_landmarks * self.batch * self.num_queries // _SPLITS))
         return max(self.block_n, self.width, min(wanted, 2048))
 
-    def scan(self, span: int, blocks: torch.Tensor | None, splits: int | None = None) -> torch.Tensor:
+    def scan(
+        self, span: int, blocks: torch.Tensor | None, splits: int | None = None, early: bool = False
+    ) -> torch.Tensor:
         """Candidates [B, Q, splits, width] of consecutive spans, or of the blocks [B, Q, n] of `span` landmarks.
 
-        More `splits` than there are spans get no candidates.
+        More `splits` than there are spans get no candidates. `early`: the next kernel on the device knows that it
+        waits for these candidates alone.
         """
         if splits is None:
             splits = -(-self.num_landmarks // span) if blocks is None else blocks.shape[2]
@@ -91,6 +94,7 @@ class Spans:
             BLOCK_D=self.block_d,
             LENGTHS=self.length is not None,
             CHOSEN=blocks is not None,
+            EARLY=early,
             num_warps=4,
             **self.launch,
         )

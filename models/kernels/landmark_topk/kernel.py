@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from models.kernels.dependent import begin
+from models.kernels.dependent import begin, begin_after
 
 
 @triton.jit
@@ -76,10 +76,17 @@ def scan_kernel(
     BLOCK_D: tl.constexpr,
     LENGTHS: tl.constexpr,
     CHOSEN: tl.constexpr,
+    EARLY: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """The K best of STEPS * BLOCK_N landmarks for one query: the split's own, or (CHOSEN) a named block's."""
-    begin(PDL)
+    """The K best of STEPS * BLOCK_N landmarks for one query: the split's own, or (CHOSEN) a named block's.
+
+    EARLY: the next kernel reads only candidates of this one and starts before they are there.
+    """
+    if EARLY:
+        begin_after(PDL)
+    else:
+        begin(PDL)
     split = tl.program_id(0)
     query = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)

@@ -14,6 +14,8 @@ from models.kernels.latent_decode.naive import Rotary
 from models.kernels.latent_decode.types import ChosenChunks, Latents
 
 _MAX_SPLITS = 128
+_SINGLE = True  # programs with one tile, chunk or block are compiled for that
+_SINGLE_DIM = 128  # up to this width; above, what they hold at once does not fit into registers
 
 
 def latent_decode_fused(
@@ -32,11 +34,14 @@ def latent_decode_fused(
     num_warps: int = 4,
     num_stages: int = 2,
     candidates: torch.Tensor | None = None,
+    early: bool = False,
+    single: bool | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `latent_decode_naive`, reading every byte once: latents stay factors, chunks stay in their pool.
 
     With `candidates` (int64 [B, a power of two], of a search's spans) the chunks' pages are not read but picked
-    from them and written.
+    from them and written. `early`: the kernel launched before was the search that wrote them, `early` too. `single`
+    overrides whether a program that has one tile, chunk or block is compiled for that.
     """
     batch, num_q, q_heads, dim = q.shape
     slots, kv_heads = ring_k.shape[1], ring_k.shape[2]
@@ -109,6 +114,8 @@ def latent_decode_fused(
         ROTARY=rotary is not None,
         DIRECT=splits == 1,
         CANDIDATES=candidates.shape[1] if candidates is not None else 0,
+        SINGLE=splits == units and dim <= _SINGLE_DIM and (_SINGLE if single is None else single),
+        EARLY=early,
         PRECISION="ieee",
         **dependent(q),
         num_warps=num_warps,

@@ -15,7 +15,9 @@ _SPAN = 2048  # landmarks of a span at most: their scores stay in registers
 _SCANS = 128  # programs that scan, over all rows: about one on each processor of a large card
 _LONG = 131_072  # landmarks from which twice as many scan
 _CHOSEN = 16  # chunks that are picked one maximum after the other; more are sorted by a launch of their own
-_PICKED = (4, 4_096)  # rows up to which, and landmarks above which, picking was measured to be faster
+_PICKED_ROWS = 4  # rows up to which
+_PICKED_LANDMARKS = 4_096  # and landmarks above which picking was measured to be faster
+_EARLY = True  # where candidates are picked, what does not read them does not wait for the search
 _TOGETHER = (
     4,
     16_384,
@@ -35,8 +37,14 @@ def retrieve_decode_fused(
     scale: float,
     picking: bool | None = None,
     scans: int | None = None,
+    early: bool = _EARLY,
+    single: bool | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `retrieve_decode_naive`. `picking` overrides whether chunks' programs pick their candidates themselves."""
+    """As `retrieve_decode_naive`. `picking` overrides whether chunks' programs pick their candidates themselves.
+
+    `early`: where they do, programs of the ring and of latents do not wait for the search. `single` as in
+    `latent_decode_fused`.
+    """
     batch, chosen = search.place.shape
     count = search.landmarks.shape[-2]
     found = Spans(
@@ -49,7 +57,7 @@ def retrieve_decode_fused(
     span = _span(found, count, batch, scans)
     fits = chosen <= _CHOSEN and span <= _SPAN
     if picking is None:
-        picking = fits and batch <= _PICKED[0] and count > _PICKED[1]
+        picking = fits and batch <= _PICKED_ROWS and count > _PICKED_LANDMARKS
     elif picking and not fits:
         raise ValueError(
             f"{chosen} chunks of {count} landmarks: picking takes up to {_CHOSEN} chunks and {_SPAN} landmarks in "
@@ -59,7 +67,7 @@ def retrieve_decode_fused(
     if picking:
         pages = torch.empty((batch, chosen), dtype=torch.int32, device=q.device)
         spans = 1 << max(-(-count // span) - 1, 1).bit_length()
-        candidates = found.scan(span, None, spans).view(batch, -1)
+        candidates = found.scan(span, None, spans, early).view(batch, -1)
     else:
         shared = search.landmarks.ndim == 2 and search.length is None
         together = shared and batch > _TOGETHER[0] and count >= _TOGETHER[1]
@@ -82,6 +90,8 @@ def retrieve_decode_fused(
         rotary=rotary,
         scale=scale,
         candidates=candidates,
+        early=early and picking,
+        single=single,
     )
     return out, lse, pages
 

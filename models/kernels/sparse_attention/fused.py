@@ -113,9 +113,11 @@ def launch_forward(
     grid = (-(-rows // tiles.block_m), indices.shape[1], batch * k.shape[2])
     tma = tiles.tma and tiles.step == 1 and even(k, v, options["chunk_size"])
     if tiles.hopper and hopper_fits(q, k, v, weights, options):
+        from models.kernels.sparse_attention.ahead import launch_ahead
         from models.kernels.sparse_attention.hopper import launch_hopper
 
-        launch_hopper(q, k, v, indices, out, lse, options["scale"] * LOG2E)
+        launch = launch_hopper if tiles.hopper == 1 else launch_ahead
+        launch(q, k, v, indices, out, lse, options["scale"] * LOG2E)
     elif out.numel() and indices.shape[1]:
         forward_kernel[grid](
             q,

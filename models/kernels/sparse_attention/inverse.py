@@ -18,10 +18,13 @@ class InverseIndex:
 
     starts: int32 [B * Hi, num_chunks + 1]; the entries of chunk c are entries[starts[c]:starts[c + 1]].
     entries: int32 [B * Hi * num_q_blocks * k].
+    order: int32 [B * Hi, num_chunks], a row's chunks by falling length of their lists, or None: programs that take
+    the longest lists first end together. It decides when a chunk is worked on, not what comes out.
     """
 
     starts: torch.Tensor
     entries: torch.Tensor
+    order: torch.Tensor | None = None
 
 
 def invert_indices(indices: torch.Tensor, num_chunks: int) -> InverseIndex:

@@ -113,10 +113,12 @@ def launch_dq(
     rows = (q_heads // kv_heads) * options["block_q"]
     tiles = chosen_tiles("dq", q, k, options, True)
     if tiles.hopper and saved.rows is not None and sums is None:
+        from models.kernels.sparse_attention.ahead_dq import launch_ahead_dq
         from models.kernels.sparse_attention.hopper_dq import launch_hopper_dq
 
+        launch = launch_hopper_dq if tiles.hopper == 1 else launch_ahead_dq
         scale = options["scale"]
-        return launch_hopper_dq(q, k, saved.v, saved.grad, indices, saved.rows, scale, scale * LOG2E), None
+        return launch(q, k, saved.v, saved.grad, indices, saved.rows, scale, scale * LOG2E), None
     num_tiles = -(-rows // tiles.block_m)
     dq = torch.empty((batch, num_q, q_heads, dim), dtype=q.dtype, device=q.device)
     parts = saved.delta
@@ -167,10 +169,14 @@ def launch_dkv(
     num_chunks = -(-num_k // options["chunk_size"])
     tiles = chosen_tiles("dkv", q, k, options, True)
     if tiles.hopper and saved.rows is not None:
+        from models.kernels.sparse_attention.ahead_dkv import launch_ahead_dkv
         from models.kernels.sparse_attention.hopper_dkv import launch_hopper_dkv
 
         scale = options["scale"]
-        return launch_hopper_dkv(q, k, v, saved.grad, indices, saved.rows, inverse, scale, scale * LOG2E)
+        given = (q, k, v, saved.grad, indices, saved.rows, inverse, scale, scale * LOG2E)
+        if tiles.hopper == 1:
+            return launch_hopper_dkv(*given)
+        return launch_ahead_dkv(*given, ordered=tiles.hopper == 2)
     dk = torch.empty((batch, num_k, kv_heads, dim), dtype=k.dtype, device=k.device)
     dv = torch.empty_like(dk)
     steps = strides(q, k, v, indices, weights)

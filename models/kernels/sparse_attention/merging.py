@@ -1,6 +1,6 @@
 # mypy: disable-error-code="no-untyped-def"
 # (Triton types the arguments of kernels at launch)
-"""The inverted list in two launches: blocks of entries are sorted, then each entry finds its place among all."""
+"""The inverted list: blocks of entries are sorted, then each finds its place among all; then chunks are ordered."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import triton.language as tl
 from models.kernels.sparse_attention.inverse import InverseIndex
 
 _BLOCK = 1024
+_ORDERED = 4096  # chunks that one program sorts; of more the lists are short, and their order matters less
 
 
 def invert_by_merging(flat: torch.Tensor, num_chunks: int) -> InverseIndex:
@@ -26,7 +27,12 @@ def invert_by_merging(flat: torch.Tensor, num_chunks: int) -> InverseIndex:
     place_kernel[(blocks + -(-(num_chunks + 1) // block), rows)](
         keys, entries, starts, width, num_chunks, blocks, BLOCK=block
     )
-    return InverseIndex(starts=starts, entries=entries)
+    if num_chunks > _ORDERED:
+        return InverseIndex(starts=starts, entries=entries)
+    order = torch.empty((rows, num_chunks), dtype=torch.int32, device=flat.device)
+    padded = 1 << max(num_chunks - 1, 15).bit_length()
+    order_kernel[(rows,)](starts, order, num_chunks, WIDTH=padded, num_warps=8 if padded > 512 else 4)
+    return InverseIndex(starts=starts, entries=entries, order=order)
 
 
 @triton.jit
@@ -77,3 +83,16 @@ def place_kernel(keys_ptr, entries_ptr, starts_ptr, width, num_chunks, blocks, B
             count += smaller(line + block * BLOCK, chunk * BLOCK, BLOCK)
         start = row * (num_chunks + 1) + chunk
         tl.store(starts_ptr + start, (count + row * width).to(tl.int32), mask=chunk <= num_chunks)
+
+
+@triton.jit
+def order_kernel(starts_ptr, order_ptr, num_chunks, WIDTH: tl.constexpr):
+    """One row's chunks by falling length of their lists, equal ones ascending; lengths below 2^31 / WIDTH."""
+    row = tl.program_id(0).to(tl.int64)
+    lanes = tl.arange(0, WIDTH)
+    ok = lanes < num_chunks
+    line = starts_ptr + row * (num_chunks + 1) + lanes
+    count = tl.load(line + 1, mask=ok, other=0) - tl.load(line, mask=ok, other=0)
+    keys = tl.where(ok, count * WIDTH + (WIDTH - 1 - lanes), -1)
+    keys = tl.sort(keys, descending=True)
+    tl.store(order_ptr + row * num_chunks + lanes, WIDTH - 1 - keys % WIDTH, mask=ok)

@@ -15,7 +15,8 @@ HOPPER_ROWS, HOPPER_HEADS = 64, 4  # rows of one head of a block of queries, and
 class Tiles(NamedTuple):
     """How one kernel is cut: rows of a program, chunks read at a time, warps, stages, copy engine.
 
-    hopper: hopper.py's kernel runs where it fits; the other fields then say how the general one is cut elsewhere.
+    hopper: which of the kernels for Hopper runs where it fits (0: none; 1: hopper.py's; 2: ahead.py's; dk and dv
+    also 3: as 2, in the chunks' own order); the other fields then say how the general one is cut elsewhere.
     """
 
     block_m: int
@@ -23,24 +24,24 @@ class Tiles(NamedTuple):
     num_warps: int
     num_stages: int
     tma: bool = False
-    hopper: bool = False
+    hopper: int = 0
 
 
 _HALF = {
     "forward": {
-        64: Tiles(64, 1, 4, 3, True, False),
-        128: Tiles(128, 1, 4, 2, True, True),
-        256: Tiles(128, 1, 8, 2, True, False),
+        64: Tiles(64, 1, 4, 3, True, 0),
+        128: Tiles(128, 1, 4, 2, True, 1),
+        256: Tiles(128, 1, 8, 2, True, 0),
     },
     "dq": {
-        64: Tiles(64, 1, 4, 2, True, False),
-        128: Tiles(64, 1, 4, 3, True, True),
-        256: Tiles(128, 1, 8, 1, False, False),
+        64: Tiles(64, 1, 4, 2, True, 0),
+        128: Tiles(64, 1, 4, 3, True, 1),
+        256: Tiles(128, 1, 8, 1, False, 0),
     },
     "dkv": {
-        64: Tiles(64, 1, 4, 2, True, True),
-        128: Tiles(64, 1, 4, 2, True, False),
-        256: Tiles(64, 1, 8, 2, True, False),
+        64: Tiles(64, 1, 4, 2, True, 1),
+        128: Tiles(64, 1, 4, 2, True, 0),
+        256: Tiles(64, 1, 8, 2, True, 0),
     },
 }
 _FLOAT = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from infra.bench.gpu_tune import fastest_tiles
+from infra.bench.gpu_tune import fastest_step, fastest_tiles
 
 
 def row(tiles: list[Any], chosen: int, ms: float) -> dict[str, Any]:
@@ -24,3 +24,27 @@ def test_least_total_over_all_k_wins() -> None:
         "tune-dq_64": [{"tiles": steady, "error": "out of resources"}],
     }  # fmt: skip
     assert fastest_tiles(rows) == {("forward", 128): steady}
+
+
+def step(tokens: int, picking: bool, early: bool, single: bool, ms: float) -> dict[str, Any]:
+    """One timed way of a step of one row."""
+    return {
+        "tokens": tokens, "batch": 1, "scans": None, "picking": picking, "early": early, "single": single,
+        "step_ms": ms,
+    }  # fmt: skip
+
+
+def test_picking_is_for_the_lengths_where_it_won() -> None:
+    """Apart wins at 128k tokens, picking at 1M; waiting for the search costs where candidates are picked."""
+    rows = {
+        "tune-step_131072_1": [
+            step(131_072, False, False, False, 0.020), step(131_072, False, False, True, 0.015),
+            step(131_072, True, False, True, 0.018), step(131_072, True, True, True, 0.016),
+        ],
+        "tune-step_1048576_1": [
+            step(1_048_576, False, False, False, 0.031), step(1_048_576, False, False, True, 0.029),
+            step(1_048_576, True, False, True, 0.022), step(1_048_576, True, True, True, 0.019),
+        ],
+    }  # fmt: skip
+    assert fastest_step(rows) == {"EARLY": True, "SINGLE": True, "PICKED_LANDMARKS": 2_048}
+    assert fastest_step({"tune-dq_64": []}) == {}

@@ -89,10 +89,16 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-@pytest.mark.parametrize("splits", [1, 3], ids=["one-split", "three-splits"])
+@pytest.mark.parametrize("splits", [1, 3, None], ids=["one-split", "three-splits", "a-split-each"])
 @pytest.mark.parametrize("rotary", [True, False], ids=["rotary", "as-given"])
-def test_fused_agrees_with_naive(device: str, shape: dict[str, int], splits: int, rotary: bool) -> None:
-    """Odd sizes, free slots full of NaN, a row with nothing visible: same output and lse, zeros where empty."""
+def test_fused_agrees_with_naive(
+    device: str, shape: dict[str, int], splits: int | None, rotary: bool
+) -> None:
+    """Odd sizes, free slots full of NaN, a row with nothing visible: same output and lse, zeros where empty.
+
+    A split each: every ring tile (one here), block and chunk has a program compiled for having one.
+    """
+    splits = splits or 1 + shape["blocks"] + shape["chosen"]
     inputs = make_inputs(
         device, batch=2, num_q=3, q_heads=4, kv_heads=2, dim=32, slots=45, rank=(5, 7), chunk=16,
         dtype=torch.float32, rotary=rotary, hide_first=True, **shape,

@@ -155,10 +155,13 @@ def test_every_width_dtype_and_batch_on_the_gpu(dim: int, dtype: torch.dtype, ba
 
 
 @pytest.mark.gpu
-def test_replayed_steps_see_what_was_written_just_before() -> None:
-    """Dependent launches wait: a graph replayed after its inputs changed gives the new result, every time."""
+@pytest.mark.parametrize("picking", [False, True], ids=["apart", "picking"])
+def test_replayed_steps_see_what_was_written_just_before(picking: bool) -> None:
+    """Dependent launches wait: queries written before a step and wiped after it, in one graph, are seen whole."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    from models.kernels.retrieve_decode.fused import retrieve_decode_fused
+
     inputs, search = make_step("cuda", batch=1, landmarks=2_000, chosen=8, chunk=64, dim=128, lengths=False)
     expected, fresh = [], [torch.randn_like(inputs["q"]) for _ in range(50)]
     queries = [torch.randn_like(search.queries) for _ in fresh]
@@ -166,13 +169,25 @@ def test_replayed_steps_see_what_was_written_just_before() -> None:
         inputs["q"].copy_(q)
         search.queries.copy_(query)
         expected.append(retrieve_decode(**inputs, search=search, implementation="naive")[0])
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = retrieve_decode(**inputs, search=search, implementation="fused")[0]
-    for q, query, own in zip(fresh, queries, expected, strict=True):
-        inputs["q"].copy_(q)
-        search.queries.copy_(query)
-        graph.replay()
+    given, given_query = torch.empty_like(inputs["q"]), torch.empty_like(search.queries)
+    many = torch.empty(2**24, device="cuda")
+
+    def step() -> torch.Tensor:
+        inputs["q"].copy_(many[: given.numel()].view_as(given))  # waits for all of `many`, then the real ones
+        inputs["q"].copy_(given)
+        search.queries.copy_(given_query)
+        out = retrieve_decode_fused(**inputs, search=search, scale=128**-0.5, picking=picking)[0]
         inputs["q"].zero_()
         search.queries.zero_()
+        return out
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        many.normal_()
+        out = step()
+    for q, query, own in zip(fresh, queries, expected, strict=True):
+        given.copy_(q)
+        given_query.copy_(query)
+        graph.replay()
         assert relative_error(out, own) < TOLERANCE[torch.float32]

@@ -125,7 +125,10 @@ def test_every_width_and_dtype_on_the_gpu(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("chosen", [1, 2, 9])
 @pytest.mark.parametrize("index_heads", [1, 2])
-def test_hopper_kernel_agrees_with_naive(dim: int, dtype: torch.dtype, chosen: int, index_heads: int) -> None:
+@pytest.mark.parametrize("form", [1, 2])
+def test_hopper_kernel_agrees_with_naive(
+    dim: int, dtype: torch.dtype, chosen: int, index_heads: int, form: int
+) -> None:
     """The kernel for Hopper, insisted on: empty slots, an empty block, fewer tiles than processors and more."""
     if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("no Hopper device")
@@ -137,7 +140,7 @@ def test_hopper_kernel_agrees_with_naive(dim: int, dtype: torch.dtype, chosen: i
             index_heads=index_heads, chosen=chosen, block_q=64, chunk=64, dtype=dtype, mixed=False,
         )  # fmt: skip
         assert fits(inputs["q"], inputs["k"], inputs["v"], 64, 64, mixed=False, causal=False)
-        tiles = {"forward": tiles_for("forward", dim, dtype, 256, False)._replace(hopper=True)}
+        tiles = {"forward": tiles_for("forward", dim, dtype, 256, False)._replace(hopper=form)}
         fused = [
             sparse_attention(
                 *(inputs[name] for name in ("q", "k", "v", "indices")), return_lse=True, tiles=tiles
@@ -159,8 +162,9 @@ def test_hopper_kernel_agrees_with_naive(dim: int, dtype: torch.dtype, chosen: i
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("chosen", [1, 9])
 @pytest.mark.parametrize("index_heads", [1, 2])
+@pytest.mark.parametrize("form", [1, 2, 3])
 def test_hopper_gradients_agree_with_naive(
-    dim: int, dtype: torch.dtype, chosen: int, index_heads: int
+    dim: int, dtype: torch.dtype, chosen: int, index_heads: int, form: int
 ) -> None:
     """The backward kernels for Hopper, insisted on, a gradient of lse included; twice the same bits."""
     if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
@@ -172,7 +176,7 @@ def test_hopper_gradients_agree_with_naive(
         chosen=chosen, block_q=64, chunk=64, dtype=dtype, mixed=False,
     )  # fmt: skip
     tiles = {
-        kernel: tiles_for(kernel, dim, dtype, 512, False)._replace(hopper=True)
+        kernel: tiles_for(kernel, dim, dtype, 512, False)._replace(hopper=form)
         for kernel in ("forward", "dq", "dkv")
     }
 
@@ -271,6 +275,9 @@ def test_merging_and_sorting_give_one_inverted_list(device: str, width: int) -> 
     ordered = _invert_by_sorting(flat, 40)
     assert torch.equal(merged.starts, ordered.starts)
     assert torch.equal(merged.entries, ordered.entries)
+    lengths = (merged.starts[:, 1:] - merged.starts[:, :-1]).cpu()
+    assert merged.order is not None
+    assert torch.equal(merged.order.cpu(), lengths.argsort(dim=-1, descending=True, stable=True).int())
 
 
 def test_inverted_list_names_each_choice_once() -> None:
