@@ -17,6 +17,7 @@ from models.kernels.sparse_attention.launching import (
     constants,
     descriptor,
     even,
+    form_for,
     hopper_fits,
     strides,
 )
@@ -116,7 +117,7 @@ def launch_forward(
         from models.kernels.sparse_attention.ahead import launch_ahead
         from models.kernels.sparse_attention.hopper import launch_hopper
 
-        launch = launch_hopper if tiles.hopper == 1 else launch_ahead
+        launch = launch_hopper if form_for(tiles, "forward", indices, options) == 1 else launch_ahead
         launch(q, k, v, indices, out, lse, options["scale"] * LOG2E)
     elif out.numel() and indices.shape[1]:
         forward_kernel[grid](

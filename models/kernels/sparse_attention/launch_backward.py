@@ -15,6 +15,7 @@ from models.kernels.sparse_attention.launching import (
     constants,
     descriptor,
     even,
+    form_for,
     hopper_fits,
     strides,
 )
@@ -116,7 +117,7 @@ def launch_dq(
         from models.kernels.sparse_attention.ahead_dq import launch_ahead_dq
         from models.kernels.sparse_attention.hopper_dq import launch_hopper_dq
 
-        launch = launch_hopper_dq if tiles.hopper == 1 else launch_ahead_dq
+        launch = launch_hopper_dq if form_for(tiles, "dq", indices, options) == 1 else launch_ahead_dq
         scale = options["scale"]
         return launch(q, k, saved.v, saved.grad, indices, saved.rows, scale, scale * LOG2E), None
     num_tiles = -(-rows // tiles.block_m)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from models.kernels.sparse_attention.tuning import Tiles, fits, tiles_for
+from models.kernels.sparse_attention.tuning import FEW, Tiles, fits, tiles_for
 
 LOG2E = math.log2(math.e)
 PRECISION = "ieee"  # float32 dots; tf32 would be wrong by 3e-4
@@ -20,6 +20,11 @@ def chosen_tiles(
     rows = (q.shape[2] // k.shape[2]) * options["block_q"]
     given: Tiles | None = options["tiles"].get(kernel)
     return given or tiles_for(kernel, q.shape[3], q.dtype, rows, mixed)
+
+
+def form_for(tiles: Tiles, kernel: str, indices: torch.Tensor, options: dict[str, Any]) -> int:
+    """Which form of the forward or dq for Hopper runs: the one that was insisted on, else by the number chosen."""
+    return 2 if kernel not in options["tiles"] and indices.shape[3] <= FEW else tiles.hopper
 
 
 def hopper_fits(
