@@ -16,7 +16,7 @@ _SCANS = 128  # programs that scan, over all rows: about one on each processor o
 _LONG = 131_072  # landmarks from which twice as many scan
 _CHOSEN = 16  # chunks that are picked one maximum after the other; more are sorted by a launch of their own
 _PICKED_ROWS = 4  # rows up to which
-_PICKED_LANDMARKS = 4_096  # and landmarks above which picking was measured to be faster
+_PICKED_LANDMARKS = 0  # and landmarks above which picking was measured to be faster
 _EARLY = True  # where candidates are picked, what does not read them does not wait for the search
 _TOGETHER = (
     4,

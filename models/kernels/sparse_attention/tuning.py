@@ -40,8 +40,8 @@ _HALF = {
         256: Tiles(128, 1, 8, 1, False, 0),
     },
     "dkv": {
-        64: Tiles(64, 1, 4, 2, True, 1),
-        128: Tiles(64, 1, 4, 2, True, 0),
+        64: Tiles(64, 1, 4, 2, True, 2),
+        128: Tiles(64, 1, 4, 2, True, 2),
         256: Tiles(64, 1, 8, 2, True, 0),
     },
 }
