@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -54,7 +55,7 @@ class NearDuplicateActor:
             replace(config, max_articles=-(-config.max_articles // num_keepers)), fetch=self._fetch
         )
         self._generation = int.from_bytes(os.urandom(7), "big")
-        self._linked = 0
+        self._linked = self._first_ms = 0
         if config.enabled:
             rows = []
             since_ms = self._oldest_needed()
@@ -68,6 +69,7 @@ class NearDuplicateActor:
         Where `generation` is not the index's (it was made anew), nothing is judged: `remember` first what
         is under way, then ask again.
         """
+        self._first_ms = self._first_ms or int(time.time() * 1_000)
         if generation != self._generation:
             return Verdicts(self._generation, None)
         index = self._index
@@ -117,8 +119,8 @@ class NearDuplicateActor:
         return self._part[1]
 
     def stats(self) -> dict[str, int]:
-        """Articles kept for comparison, and links made since the start."""
-        return {"articles": len(self._index), "linked": self._linked}
+        """Articles kept for comparison, links made since the start, and when it was first asked (ms; 0: never)."""
+        return {"articles": len(self._index), "linked": self._linked, "first_ms": self._first_ms}
 
     def ping(self) -> int:
         """The process id, for health checks."""

@@ -5,9 +5,9 @@ and commits offsets. The bare loop polls and decodes the value as UTF-8; the sec
 use the project's own consumer settings. A bare loop is one process, so `cores` says how many cores each took:
 processor time over time. The broker's processor time is told apart for all.
 
-The job's clock begins before its first ingester does, so that its way to the broker counts, and ends when all is
-durable and searchable by vector. `all_reading_per_s` counts what became durable after every partition had begun:
-ingesters start one after the other.
+The job's clock begins with the first batch that an ingester has prepared, less than a tenth of a second after its
+first poll, and ends when all is durable and searchable by vector. `all_reading_per_s` counts what became durable
+after every partition had begun: ingesters start one after the other.
 
 Over more cores than two, for example: `--articles 800000 --set ingesters=16 --set partitions=16 --set shards=16
 --set near_duplicate_shards=4 --set producers=24 --set loops=16 --set seconds=180` (`loops`: as many bare loops at
@@ -23,8 +23,10 @@ import time
 from collections import defaultdict
 from typing import Any
 
+from actors.near_duplicates import near_duplicates_name
+from actors.remote import call, find_actor
 from infra.bench.crowd import loops_together, publish_together
-from infra.bench.local import Local, cpu_by_part, local, news, publish, until
+from infra.bench.local import Local, cpu_by_part, cpu_by_process, cpu_spent, local, news, publish, until
 from infra.bench.measure import commit
 from pipeline.bare_loop import bare_loop
 from pipeline.errors import UsageError
@@ -35,35 +37,32 @@ _PUBLISH_S = 300.0
 
 
 def job_run(system: Local, kafka: KafkaConfig, count: int, **ingest: Any) -> dict[str, Any]:
-    """The ingest job over the whole topic into a new store: seconds from before the first ingester to the last
+    """The ingest job over the whole topic into a new store: seconds from the first batch prepared to the last
     record durable and searchable; how many became durable after all partitions had begun, in which seconds."""
     spec = system.spec(kafka, **{"health_interval_s": 0.5, **ingest})
     with system.running(spec) as job:
-        begun, before = time.perf_counter(), cpu_by_part()
-        started = False
+        before = cpu_by_process()
+        read = 0
         reading: tuple[int, float] | None = None
 
         def done() -> bool:
-            nonlocal begun, before, started, reading
-            if not started:
-                now, parts = time.perf_counter(), cpu_by_part()
-                if "ingesters" in parts:
-                    started = True
-                else:
-                    begun, before = now, parts
-                    return False
+            nonlocal before, read, reading
+            if not read:
+                before = cpu_by_process()
+            read = job.ledger().read
             if reading is None:
                 places = job.progress()["durable"]
                 if len(places) == kafka.partitions and all(places.values()):
-                    reading = (job.ledger().read, time.perf_counter())
-            return job.ledger().read >= count
+                    read = job.ledger().read
+                    reading = (read, time.time())
+            return read >= count
 
         until(done, _LIMIT_S, f"{count} records durable", interval_s=0.05)
-        ended = time.perf_counter()
-        after = cpu_by_part()
+        ended = time.time()
+        parts = cpu_spent(before, cpu_by_process())
         figures = job.figures(job.progress())
+        begun = _begun(job.client.name, spec.ingest.near_duplicate_shards)
     shutil.rmtree(spec.store.path, ignore_errors=True)  # gigabytes, and the next repetition makes its own
-    parts = {part: spent - before.get(part, 0.0) for part, spent in after.items()}
     broker_s = parts.pop("broker", 0.0)
     first, since = reading or (0, begun)
     return {
@@ -74,6 +73,15 @@ def job_run(system: Local, kafka: KafkaConfig, count: int, **ingest: Any) -> dic
         "parts": parts,
         "figures": figures,
     }
+
+
+def _begun(store: str, keepers: int) -> float:
+    """When the near-duplicate index was first asked, which is when the first batch was prepared."""
+    handles = [find_actor(near_duplicates_name(store, keeper)) for keeper in range(keepers)]
+    asked: list[int] = [
+        call(handle.stats.remote(), 30.0)["first_ms"] for handle in handles if handle is not None
+    ]
+    return min(first_ms for first_ms in asked if first_ms) / 1e3
 
 
 def run(

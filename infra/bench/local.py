@@ -149,14 +149,27 @@ the method that it is in."""
 
 def cpu_by_part() -> dict[str, float]:
     """Seconds of processor time of this process (`bench`) and its children, by what they do; the rest is `ray`."""
+    return cpu_spent({}, cpu_by_process())
+
+
+def cpu_by_process() -> dict[int, tuple[str, float]]:
+    """What each process of ours does, and its seconds of processor time."""
     own = psutil.Process()
-    total: dict[str, float] = defaultdict(float)
+    found: dict[int, tuple[str, float]] = {}
     for process in [own, *own.children(recursive=True)]:
         with contextlib.suppress(psutil.Error):
             title = (process.cmdline() or [process.name()])[0].rsplit("/", 1)[-1]
-            part = _part(title)
             times = process.cpu_times()
-            total["bench" if process.pid == own.pid else part] += times.user + times.system
+            part = "bench" if process.pid == own.pid else _part(title)
+            found[process.pid] = (part, times.user + times.system)
+    return found
+
+
+def cpu_spent(before: dict[int, tuple[str, float]], after: dict[int, tuple[str, float]]) -> dict[str, float]:
+    """Seconds between two looks by what a process does at the second: one that waited for an actor became it."""
+    total: dict[str, float] = defaultdict(float)
+    for pid, (part, seconds) in after.items():
+        total[part] += seconds - before.get(pid, ("", 0.0))[1]
     return dict(total)
 
 
@@ -171,7 +184,9 @@ __all__ = [
     "Local",
     "Record",
     "cpu_by_part",
+    "cpu_by_process",
     "cpu_seconds",
+    "cpu_spent",
     "local",
     "news",
     "publish",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from actors.delays import Delays
 from actors.embedder import MicroBatcher
+from actors.ingest import Ingester
 from actors.ingest_config import IngestConfig
 from actors.ingest_prepare import Preparer
 from actors.ingest_spec import Assignment, IngestSpec
@@ -281,6 +283,18 @@ def test_every_record_becomes_one_item_in_order(tmp_path: Path) -> None:
     assert batch.texts() == ["t\nRain fell on the harbour."]
     assert batch.through == {0: 5}
     assert letters.sent == [(1, "not_json"), (4, "no_key")]
+
+
+def test_polls_that_wait_are_taken_together_in_order() -> None:
+    """Records behind one another make one list, at most so many; a gap and the end keep their place."""
+    ingester = object.__new__(Ingester)
+    ingester._polled, ingester._held = queue.SimpleQueue(), None
+    many = [_record(n, b"") for n in range(5_000)]
+    parts: list[Any] = [many[:2], many[2:3], {0: 7}, many[3:4], many[4:3_000], many[3_000:], None]
+    for part in parts:
+        ingester._polled.put(part)
+    taken = [ingester._next_polled() for _ in range(5)]
+    assert taken == [many[:3], {0: 7}, many[3:3_000], many[3_000:], None]
 
 
 def test_batches_are_cut_by_chunks(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from infra.bench import ingest
-from infra.bench.local import _part, cpu_by_part
+from infra.bench.local import _part, cpu_by_part, cpu_spent
 from pipeline.errors import UsageError
 
 
@@ -73,3 +73,10 @@ def test_processor_time_is_counted_by_what_a_process_does() -> None:
 def test_an_actors_process_is_known_by_its_class(title: str, part: str) -> None:
     """Whether it has a name, and in whichever method it is."""
     assert _part(title) == part
+
+
+def test_what_a_process_spent_counts_as_what_it_became() -> None:
+    """A worker that waited for an actor and became it counts as that actor, without what it spent before."""
+    before = {1: ("bench", 2.0), 2: ("other_actors", 3.0)}
+    after = {1: ("bench", 2.5), 2: ("ingesters", 7.0), 3: ("shards", 1.0)}
+    assert cpu_spent(before, after) == {"bench": 0.5, "ingesters": 4.0, "shards": 1.0}
