@@ -115,9 +115,12 @@ def finish(job: BackboneJob, learner: Any) -> dict[str, Any]:
     """Write the model (safetensors) and its card; the figures of the run's end."""
     curve = read_curve(job.out)
     last = curve[-1] if curve else {}
-    about = {
-        "kind": job.kind, "steps": int(last.get("step", 0)), "seconds": round(last.get("seconds", 0.0), 1),
-        "tokens": int(sum(row.get("num_tokens", 0) for row in curve)), **_plain(job.loop), **_plain(job.spec),
+    about = _plain(job.loop) | _plain(job.spec)
+    # what was done, where the settings say what was to be done: time may have been short
+    about |= {
+        "kind": job.kind, "steps": int(last.get("step", 0)), "planned_steps": about["steps"],
+        "seconds": round(last.get("seconds", 0.0), 1),
+        "tokens": int(sum(row.get("num_tokens", 0) for row in curve)),
     }  # fmt: skip
     learner.write(job.out / MODEL, about)
     write_card(job.out / MODEL, f"Backbone: {job.kind}", SAYS[job.kind], about, curve, job.command)

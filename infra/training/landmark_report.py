@@ -41,7 +41,7 @@ def page(found: dict[str, Any]) -> str:
     lines = ["# Landmark head of Gemma-3-270M (H200)", ""]
     for run, figures in found.items():
         about = figures["about"]
-        lines += [f"## Run `{run}`" if len(found) > 1 else "", _told(run, about), ""]
+        lines += [f"## Run `{run}`", "", _told(run, about), ""]
         for corpus, judged in figures["judged"].items():
             sets = judged["sets"]
             lines.append(f"Recall over {int(judged['all']['searched']):,} {corpus}, percent at 1 / 5 / 20:")

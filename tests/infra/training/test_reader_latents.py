@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,14 @@ def test_loss_falls_and_the_adapter_is_written(data: Path, tmp_path: Path) -> No
     figures = json.loads((tmp_path / "run" / MODEL / "figures.json").read_text())["judged"]
     assert set(figures) == {"full", "golds", "latents_0.2"}
     assert set(figures["latents_0.2"]) == {"nats_all", "right_all", "nats_toy", "right_toy"}
+    # a second call with other seconds left goes on, and what was done is told, not what was planned
+    assert run_here(replace(job, loop=LoopConfig(steps=20, limit_s=60.0))) == curve
+    short = replace(
+        job, out=tmp_path / "short", loop=LoopConfig(steps=20, limit_s=1e-9), spec=replace(spec, judged=1)
+    )
+    assert len(run_here(short)) == 1
+    about = json.loads((tmp_path / "short" / MODEL / "figures.json").read_text())["about"]
+    assert (about["steps"], about["planned_steps"]) == (1, 20)
 
 
 def test_gpu_script_judges_the_start_and_gathers(data: Path, tmp_path: Path) -> None:
