@@ -83,7 +83,7 @@ class Coder:
                     at = end
                     break
             else:
-                pieces = [self._kept(f"<0x{byte:02X}>") for byte in text[at].encode()]
+                pieces = [self._kept(f"<0x{byte:02X}>") for byte in text[at].replace("▁", " ").encode()]
                 if None in pieces:
                     made = []
                     break
