@@ -70,7 +70,7 @@ class FastRun:
         default_factory=lambda: {"default": 0.1, "squad": 0.15, "newswire": 0.25}
     )
     shares: dict[str, float] = field(default_factory=dict)
-    dev_at: tuple[float, ...] = (0.55, 0.7, 0.85, 1.0)
+    dev_at: tuple[float, ...] = (0.6, 0.85, 1.0)
 
     def __post_init__(self) -> None:
         if self.method not in ("lora", "full"):
