@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.subq.chunks import ChunkCodes, build_encoder, neighbourhood
+from models.subq.chunks import Around, ChunkCodes, build_encoder, neighbourhood
 from models.subq.config import SubqConfig
 from models.subq.layers import FeedForward, rms
 from models.subq.mixers import MixerState, build_mixer
@@ -114,7 +114,8 @@ class SubqModel(nn.Module):
         whole = (hidden.shape[1] - before) // size
         own = hidden[:, before : before + whole * size].unflatten(1, (whole, size)).flatten(0, 1)  # type: ignore[no-untyped-call]
         # all chunks in one dimension: one shape to compile for batches of as many tokens
-        around = neighbourhood(hidden, before, whole, self.config) if whole else None
+        beside = neighbourhood(hidden, before, whole, self.config) if whole else None
+        around = None if beside is None else Around(*(each.flatten(0, 1) for each in beside))
         codes = self.encoder(own, around)
         return ChunkCodes(*(each.unflatten(0, (hidden.shape[0], whole)) for each in codes))
 
