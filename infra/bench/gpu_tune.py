@@ -30,26 +30,25 @@ def tune_step(turn: Turn, tokens: int, batch: int) -> dict[str, Any]:
     )
     expected = step.attend(step.search()).float()
     calls = {}
-    ways: list[tuple[bool, int | None, bool, bool]] = [
-        (False, None, False, False),
-        (False, None, False, True),
-    ]
+    ways: list[tuple[bool, int | None, bool, bool, bool]] = [(False, None, False, False, False)]
     if batch <= 4:
-        ways += [(True, None, False, False), (True, None, False, True), (True, None, True, False)]
-        ways += [(True, scans, True, True) for scans in (None, 64, 128, 256)]
+        ways += [(False, None, False, True, False), (True, None, False, True, False)]
+        ways += [(True, None, True, single, primed) for single in (False, True) for primed in (False, True)]
+        ways += [(True, scans, True, True, False) for scans in (64, 128, 256)]
     for way in ways:
 
         def call(way: Any = way) -> Any:
-            picking, scans, early, single = way
+            picking, scans, early, single, primed = way
             return retrieve_decode_fused(
                 step.q, step.ring_k, step.ring_v, step.ring_place, step.q_place, search, latents=step.latents,
                 rotary=step.rotary, scale=128**-0.5, picking=picking, scans=scans, early=early, single=single,
+                primed=primed,
             )[0]  # fmt: skip
 
         name = {
             "tokens": tokens,
             "batch": batch,
-            **dict(zip(("picking", "scans", "early", "single"), way, strict=True)),
+            **dict(zip(("picking", "scans", "early", "single", "primed"), way, strict=True)),
         }
         try:
             found = call().float()
@@ -285,7 +284,11 @@ def fastest_step(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     }
     apart = [tokens for tokens in lengths if not best[tokens]]
     landmarks = apart[-1] // 64 if apart else 0
-    return {"EARLY": early, "SINGLE": single, "PICKED_LANDMARKS": landmarks}
+    found = {"EARLY": early, "SINGLE": single, "PICKED_LANDMARKS": landmarks}
+    if any(row.get("primed") for row in steps):
+        ways = {"picking": True, "early": True, "single": True}
+        found["PRIMED"] = total(**ways, primed=True) < total(**ways, primed=False)
+    return found
 
 
 def pick(out: Path) -> None:

@@ -24,7 +24,8 @@ def chosen_tiles(
 
 def form_for(tiles: Tiles, kernel: str, indices: torch.Tensor, options: dict[str, Any]) -> int:
     """Which form of the forward or dq for Hopper runs: the one that was insisted on, else by the number chosen."""
-    return 2 if kernel not in options["tiles"] and indices.shape[3] <= FEW else tiles.hopper
+    few = kernel not in options["tiles"] and indices.shape[3] <= FEW
+    return 2 if few and tiles.hopper == 1 else tiles.hopper
 
 
 def hopper_fits(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -65,8 +66,10 @@ def assert_agree(
 
     expected, expected_lse, expected_pages = retrieve_decode(**inputs, search=search, implementation="naive")
     scale = inputs["q"].shape[-1] ** -0.5
-    for picking in ways:
-        out, lse, pages = retrieve_decode_fused(**inputs, search=search, scale=scale, picking=picking)
+    for picking, primed in itertools.product(ways, (False, True)):
+        out, lse, pages = retrieve_decode_fused(
+            **inputs, search=search, scale=scale, picking=picking, primed=primed
+        )
         assert torch.equal(pages, expected_pages)
         assert torch.equal(lse.isinf(), expected_lse.isinf())
         assert relative_error(out, expected) < tolerance
@@ -81,6 +84,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fewer-landmarks-than-chosen": {"batch": 2, "landmarks": 5, "chosen": 6},
     "more-than-16": {"batch": 1, "landmarks": 60, "chosen": 18},
     "index-per-row-no-latents": {"batch": 2, "landmarks": 33, "chosen": 2, "shared": False, "blocks": 0},
+    "one-row": {"batch": 1, "landmarks": 40, "chosen": 2, "blocks": 1},
     "as-given": {"batch": 1, "landmarks": 20, "chosen": 2, "rotary": False},
 }
 
@@ -155,8 +159,10 @@ def test_every_width_dtype_and_batch_on_the_gpu(dim: int, dtype: torch.dtype, ba
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("picking", [False, True], ids=["apart", "picking"])
-def test_replayed_steps_see_what_was_written_just_before(picking: bool) -> None:
+@pytest.mark.parametrize(
+    ("picking", "primed"), [(False, False), (True, False), (True, True)], ids=["apart", "picking", "primed"]
+)
+def test_replayed_steps_see_what_was_written_just_before(picking: bool, primed: bool) -> None:
     """Dependent launches wait: queries written before a step and wiped after it, in one graph, are seen whole."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
@@ -176,7 +182,9 @@ def test_replayed_steps_see_what_was_written_just_before(picking: bool) -> None:
         inputs["q"].copy_(many[: given.numel()].view_as(given))  # waits for all of `many`, then the real ones
         inputs["q"].copy_(given)
         search.queries.copy_(given_query)
-        out = retrieve_decode_fused(**inputs, search=search, scale=128**-0.5, picking=picking)[0]
+        out = retrieve_decode_fused(**inputs, search=search, scale=128**-0.5, picking=picking, primed=primed)[
+            0
+        ]
         inputs["q"].zero_()
         search.queries.zero_()
         return out
