@@ -79,6 +79,7 @@ class Coordinator:
         self._thread = threading.Thread(target=self._supervise, name="supervise", daemon=True)
         self._thread.start()
 
+    @ray.method(enable_task_events=False)
     def figures(self) -> dict[str, Any]:
         """The job's progress; `failure` holds the error that ended it, `idle_s` how long nothing was left to do."""
         with self._lock:
