@@ -30,25 +30,28 @@ def tune_step(turn: Turn, tokens: int, batch: int) -> dict[str, Any]:
     )
     expected = step.attend(step.search()).float()
     calls = {}
-    ways: list[tuple[bool, int | None, bool, bool, bool]] = [(False, None, False, False, False)]
+    ways: list[tuple[bool, int | None, bool, bool, int | None, int]] = [(False, None, False, False, None, 4)]
     if batch <= 4:
-        ways += [(False, None, False, True, False), (True, None, False, True, False)]
-        ways += [(True, None, True, single, primed) for single in (False, True) for primed in (False, True)]
-        ways += [(True, scans, True, True, False) for scans in (64, 128, 256)]
+        ways += [(True, None, early, True, None, 4) for early in (False, True)]
+        ways += [(True, scans, True, True, None, 4) for scans in (64, 128, 256)]
+        ways += [
+            (True, None, True, True, *cut)
+            for cut in ((64, 4), (64, 8), (None, 8), (None, 2), (16, 4), (16, 2))
+        ]
     for way in ways:
 
         def call(way: Any = way) -> Any:
-            picking, scans, early, single, primed = way
+            picking, scans, early, single, block_n, num_warps = way
             return retrieve_decode_fused(
                 step.q, step.ring_k, step.ring_v, step.ring_place, step.q_place, search, latents=step.latents,
                 rotary=step.rotary, scale=128**-0.5, picking=picking, scans=scans, early=early, single=single,
-                primed=primed,
+                block_n=block_n, num_warps=num_warps,
             )[0]  # fmt: skip
 
         name = {
             "tokens": tokens,
             "batch": batch,
-            **dict(zip(("picking", "scans", "early", "single", "primed"), way, strict=True)),
+            **dict(zip(("picking", "scans", "early", "single", "block_n", "num_warps"), way, strict=True)),
         }
         try:
             found = call().float()
@@ -225,7 +228,7 @@ def _candidates(kernel: str, dim: int) -> list[Any]:
     tiles = [Tiles(m, 1, w, s, tma) for m, w, s, tma in _NEAR_BEST[kernel, dim]]
     if dim == 256:
         return tiles
-    forms = (1, 2, 3) if kernel == "dkv" else (1, 2)
+    forms = (2,) if kernel == "dkv" else (1, 2, 4)
     return [*tiles, *(tiles[0]._replace(hopper=form) for form in forms)]
 
 
@@ -255,7 +258,8 @@ def fastest_step(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     steps = [
         row for name, part in rows.items() if name.startswith("tune-step") for row in part if "step_ms" in row
     ]
-    steps = [row for row in steps if row["batch"] == 1 and row["scans"] is None]
+    usual = {"batch": 1, "scans": None, "block_n": None, "num_warps": 4}
+    steps = [row for row in steps if all(row[key] == value for key, value in usual.items())]
     if not steps:
         return {}
     lengths = sorted({row["tokens"] for row in steps})
@@ -284,11 +288,7 @@ def fastest_step(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     }
     apart = [tokens for tokens in lengths if not best[tokens]]
     landmarks = apart[-1] // 64 if apart else 0
-    found = {"EARLY": early, "SINGLE": single, "PICKED_LANDMARKS": landmarks}
-    if any(row.get("primed") for row in steps):
-        ways = {"picking": True, "early": True, "single": True}
-        found["PRIMED"] = total(**ways, primed=True) < total(**ways, primed=False)
-    return found
+    return {"EARLY": early, "SINGLE": single, "PICKED_LANDMARKS": landmarks}
 
 
 def pick(out: Path) -> None:

@@ -36,14 +36,12 @@ def latent_decode_fused(
     candidates: torch.Tensor | None = None,
     early: bool = False,
     single: bool | None = None,
-    primed: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `latent_decode_naive`, reading every byte once: latents stay factors, chunks stay in their pool.
 
     With `candidates` (int64 [B, a power of two], of a search's spans) the chunks' pages are not read but picked
     from them and written. `early`: the kernel launched before was the search that wrote them, `early` too. `single`
-    overrides whether a program that has one tile, chunk or block is compiled for that. `primed`: kernels go through
-    their code once while they wait.
+    overrides whether a program that has one tile, chunk or block is compiled for that.
     """
     batch, num_q, q_heads, dim = q.shape
     slots, kv_heads = ring_k.shape[1], ring_k.shape[2]
@@ -78,7 +76,6 @@ def latent_decode_fused(
         pool = [keys, values, pages if candidates is None else candidates, pages, place, lengths]
     cos, sin = (table.contiguous() for table in rotary) if rotary is not None else (q, q)
 
-    launch = dependent(q)
     decode_kernel[(splits, batch * kv_heads)](
         q,
         q_place,
@@ -119,9 +116,8 @@ def latent_decode_fused(
         CANDIDATES=candidates.shape[1] if candidates is not None else 0,
         SINGLE=splits == units and dim <= _SINGLE_DIM and (_SINGLE if single is None else single),
         EARLY=early,
-        PRIMED=primed,
         PRECISION="ieee",
-        **launch,
+        **dependent(q),
         num_warps=num_warps,
         num_stages=num_stages,
     )
@@ -135,9 +131,8 @@ def latent_decode_fused(
             splits,
             DIM=dim,
             BLOCK_S=1 << (splits - 1).bit_length(),
-            PRIMED=primed,
             num_warps=4,
-            **launch,
+            **dependent(q),
         )
     return out, lse
 

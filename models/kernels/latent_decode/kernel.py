@@ -90,7 +90,6 @@ def decode_kernel(
     CANDIDATES: tl.constexpr,
     SINGLE: tl.constexpr,
     EARLY: tl.constexpr,
-    PRIMED: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -100,7 +99,6 @@ def decode_kernel(
     written to chosen_ptr; 0: page_ptr names the pages. SINGLE: as many splits as ring tiles, chunks and blocks, so
     that each has one of them and reads it beside the queries. EARLY: only the candidates come from the kernel
     before this one, which lets this one start after everything earlier is done: nothing else waits for it.
-    PRIMED: see `single_chunk`.
     """
     if EARLY:
         begin_early(PDL)
@@ -143,7 +141,6 @@ def decode_kernel(
                     num_places, num_chosen, scale_log2, q_stride_b, q_stride_t, q_stride_h, pk_stride_p,
                     pk_stride_c, pk_stride_h, pv_stride_p, pv_stride_c, pv_stride_h, GROUP, DIM, BLOCK_R, CHUNK,
                     BLOCK_C, LENGTHS, CANDIDATES, ROTARY, PRECISION, PDL and EARLY,
-                    EARLY and PRIMED,
                 )  # fmt: skip
         else:
             if RUNS > 0:
@@ -227,30 +224,24 @@ def decode_kernel(
 
 @triton.jit
 def merge_kernel(part_ptr, part_peak_ptr, part_total_ptr, out_ptr, lse_ptr, splits,
-                 DIM: tl.constexpr, BLOCK_S: tl.constexpr, PRIMED: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """One program per output row: joins the splits' sums under their common peak.
-
-    PRIMED: once before, on what lies there, while it waits for the sums; only the last turn's results are kept.
-    """
-    begin_early(PDL)
+                 DIM: tl.constexpr, BLOCK_S: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """One program per output row: joins the splits' sums under their common peak."""
+    begin(PDL)
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, BLOCK_S)
     dims = tl.arange(0, DIM)
-    for turn in tl.range(0 if PRIMED else 1, 1 + tl.minimum(splits, 1), num_stages=1):
-        if turn == 1:
-            results(PDL)
-        peak = tl.load(part_peak_ptr + row * splits + lanes, mask=lanes < splits, other=float("-inf"))
-        total = tl.load(part_total_ptr + row * splits + lanes, mask=lanes < splits, other=0.0)
-        top = tl.max(peak, 0)
-        shift = tl.where(top == float("-inf"), 0.0, top)
-        weight = tl.math.exp2(peak - shift)
-        mass = tl.sum(total * weight, 0)
-        part = tl.load(
-            part_ptr + (row * splits + lanes)[:, None] * DIM + dims[None, :],
-            mask=(lanes < splits)[:, None],
-            other=0.0,
-        )
-        out = tl.sum(part * weight[:, None], 0) / tl.where(mass > 0.0, mass, 1.0)
-        tl.store(out_ptr + row * DIM + dims, out.to(out_ptr.dtype.element_ty), mask=(dims >= 0) & (turn == 1))
-        lse = tl.where(mass > 0.0, (top + tl.math.log2(mass)) * 0.6931471805599453, float("-inf"))
-        tl.store(lse_ptr + row, lse, mask=turn == 1)
+    peak = tl.load(part_peak_ptr + row * splits + lanes, mask=lanes < splits, other=float("-inf"))
+    total = tl.load(part_total_ptr + row * splits + lanes, mask=lanes < splits, other=0.0)
+    top = tl.max(peak, 0)
+    shift = tl.where(top == float("-inf"), 0.0, top)
+    weight = tl.math.exp2(peak - shift)
+    mass = tl.sum(total * weight, 0)
+    part = tl.load(
+        part_ptr + (row * splits + lanes)[:, None] * DIM + dims[None, :],
+        mask=(lanes < splits)[:, None],
+        other=0.0,
+    )
+    out = tl.sum(part * weight[:, None], 0) / tl.where(mass > 0.0, mass, 1.0)
+    tl.store(out_ptr + row * DIM + dims, out.to(out_ptr.dtype.element_ty))
+    lse = tl.where(mass > 0.0, (top + tl.math.log2(mass)) * 0.6931471805599453, float("-inf"))
+    tl.store(lse_ptr + row, lse)

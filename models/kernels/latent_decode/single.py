@@ -74,12 +74,8 @@ def single_chunk(slot, peak, total, acc, q_ptr, q_place_ptr, pool_k_ptr, pool_v_
                  pv_stride_p, pv_stride_c, pv_stride_h, GROUP: tl.constexpr, DIM: tl.constexpr,
                  BLOCK_R: tl.constexpr, CHUNK: tl.constexpr, BLOCK_C: tl.constexpr, LENGTHS: tl.constexpr,
                  CANDIDATES: tl.constexpr, ROTARY: tl.constexpr, PRECISION: tl.constexpr,
-                 WAIT: tl.constexpr, PRIMED: tl.constexpr):  # fmt: skip
-    """The state after the chunk in place `slot`; WAIT: only what names it comes from the kernel before.
-
-    PRIMED: the time of waiting is spent on the same code for no page at all (-1, which changes no state), so that
-    it is on the processor when the page is known: a short kernel spends much of its time fetching code.
-    """
+                 WAIT: tl.constexpr):  # fmt: skip
+    """The state after the chunk in place `slot`; WAIT: only what names it comes from the kernel before."""
     HALF: tl.constexpr = DIM // 2
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     first = tl.load(page_place_ptr + batch * num_chosen + slot)
@@ -100,26 +96,21 @@ def single_chunk(slot, peak, total, acc, q_ptr, q_place_ptr, pool_k_ptr, pool_v_
     cos, sin = table(first + tl.arange(0, BLOCK_C), cos_ptr, sin_ptr, num_places, HALF, ROTARY)
     own_cos, own_sin = table(step, cos_ptr, sin_ptr, num_places, HALF, ROTARY)
     turned1, turned2 = turned(q1, q2, own_cos, own_sin, ROTARY)
-    # an end that the compiler does not know: two turns written out would be two copies of the code
-    for turn in tl.range(0 if PRIMED else 1, 1 + tl.minimum(num_chosen, 1), num_stages=1):
-        if turn == 1:
-            results(WAIT)
-        if CANDIDATES > 0:
-            page = candidate_page(page_ptr + batch * CANDIDATES, slot, CANDIDATES)
-            if (kv_head == 0) & (turn == 1):
-                tl.store(chosen_ptr + batch * num_chosen + slot, page)
-        else:
-            page = tl.load(page_ptr + batch * num_chosen + slot)
-        page = tl.where(turn == 1, page, -1)
-        ok, k1, k2, v = chunk_tokens(
-            page, pool_k_ptr, pool_v_ptr, page_length_ptr, kv_head, pk_stride_p, pk_stride_c, pk_stride_h,
-            pv_stride_p, pv_stride_c, pv_stride_h, DIM, CHUNK, BLOCK_C, LENGTHS,
-        )  # fmt: skip
-        peak, total, acc = raw_step(
-            ok[None, :], k1, k2, v, cos, sin, turned1.to(dtype), turned2.to(dtype), peak, total, acc, scale_log2,
-            ROTARY, PRECISION,
-        )  # fmt: skip
-    return peak, total, acc
+    results(WAIT)
+    if CANDIDATES > 0:
+        page = candidate_page(page_ptr + batch * CANDIDATES, slot, CANDIDATES)
+        if kv_head == 0:
+            tl.store(chosen_ptr + batch * num_chosen + slot, page)
+    else:
+        page = tl.load(page_ptr + batch * num_chosen + slot)
+    ok, k1, k2, v = chunk_tokens(
+        page, pool_k_ptr, pool_v_ptr, page_length_ptr, kv_head, pk_stride_p, pk_stride_c, pk_stride_h, pv_stride_p,
+        pv_stride_c, pv_stride_h, DIM, CHUNK, BLOCK_C, LENGTHS,
+    )  # fmt: skip
+    return raw_step(
+        ok[None, :], k1, k2, v, cos, sin, turned1.to(dtype), turned2.to(dtype), peak, total, acc, scale_log2,
+        ROTARY, PRECISION,
+    )  # fmt: skip
 
 
 @triton.jit

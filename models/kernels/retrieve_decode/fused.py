@@ -18,7 +18,6 @@ _CHOSEN = 16  # chunks that are picked one maximum after the other; more are sor
 _PICKED_ROWS = 4  # rows up to which
 _PICKED_LANDMARKS = 0  # and landmarks above which picking was measured to be faster
 _EARLY = True  # where candidates are picked, what does not read them does not wait for the search
-_PRIMED = False  # kernels go through their code once while they wait; not yet measured
 _TOGETHER = (
     4,
     16_384,
@@ -40,12 +39,13 @@ def retrieve_decode_fused(
     scans: int | None = None,
     early: bool = _EARLY,
     single: bool | None = None,
-    primed: bool = _PRIMED,
+    block_n: int | None = None,
+    num_warps: int = 4,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `retrieve_decode_naive`. `picking` overrides whether chunks' programs pick their candidates themselves.
 
-    `early`: where they do, programs of the ring and of latents do not wait for the search. `single` and `primed` as
-    in `latent_decode_fused`.
+    `early`: where they do, programs of the ring and of latents do not wait for the search. `single`, `block_n` and
+    `num_warps` as in `latent_decode_fused`.
     """
     batch, chosen = search.place.shape
     count = search.landmarks.shape[-2]
@@ -94,7 +94,8 @@ def retrieve_decode_fused(
         candidates=candidates,
         early=early and picking,
         single=single,
-        primed=primed,
+        block_n=block_n,
+        num_warps=num_warps,
     )
     return out, lse, pages
 

@@ -181,17 +181,16 @@ def launch_ahead_dkv(
     scale: float,
     scale_log2: float,
     stages: int = 2,
-    ordered: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """dk and dv for inputs that `fits` allows; two programs fit on a processor.
 
     Lists differ in length: a program takes one chunk and the device gives out the next, the longest lists first
-    where `inverse` has their order (`ordered=False` ignores it).
+    where `inverse` has their order.
     """
     dk, dv = torch.empty_like(k), torch.empty_like(v)
     kv_heads, num_chunks = k.shape[2], k.shape[1] // 64
     pairs = k.shape[0] * kv_heads
-    order = inverse.order if ordered else None
+    order = inverse.order
     ahead_dkv_kernel[(pairs * num_chunks,)](
         *described(q, grad, k, v, dk, dv),
         inverse.starts if order is None else order,

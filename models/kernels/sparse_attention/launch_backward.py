@@ -173,13 +173,9 @@ def launch_dkv(
     tiles = chosen_tiles("dkv", q, k, options, True)
     if tiles.hopper and saved.rows is not None:
         from models.kernels.sparse_attention.ahead_dkv import launch_ahead_dkv
-        from models.kernels.sparse_attention.hopper_dkv import launch_hopper_dkv
 
         scale = options["scale"]
-        given = (q, k, v, saved.grad, indices, saved.rows, inverse, scale, scale * LOG2E)
-        if tiles.hopper == 1:
-            return launch_hopper_dkv(*given)
-        return launch_ahead_dkv(*given, ordered=tiles.hopper == 2)
+        return launch_ahead_dkv(q, k, v, saved.grad, indices, saved.rows, inverse, scale, scale * LOG2E)
     dk = torch.empty((batch, num_k, kv_heads, dim), dtype=k.dtype, device=k.device)
     dv = torch.empty_like(dk)
     steps = strides(q, k, v, indices, weights)

@@ -16,9 +16,8 @@ HOPPER_ROWS, HOPPER_HEADS = 64, 4  # rows of one head of a block of queries, and
 class Tiles(NamedTuple):
     """How one kernel is cut: rows of a program, chunks read at a time, warps, stages, copy engine.
 
-    hopper: which of the kernels for Hopper runs where it fits (0: none; 1: hopper.py's; 2: ahead.py's; dk and dv
-    also 3: as 2, in the chunks' own order; forward and dq also 4: near.py's); the other fields then say how the
-    general one is cut elsewhere.
+    hopper: which of the kernels for Hopper runs where it fits (0: none; 1: hopper.py's; 2: ahead.py's, the only one
+    for dk and dv; 4: near.py's); the other fields then say how the general one is cut elsewhere.
     """
 
     block_m: int

@@ -29,8 +29,8 @@ def test_least_total_over_all_k_wins() -> None:
 def step(tokens: int, picking: bool, early: bool, single: bool, ms: float) -> dict[str, Any]:
     """One timed way of a step of one row."""
     return {
-        "tokens": tokens, "batch": 1, "scans": None, "picking": picking, "early": early, "single": single,
-        "step_ms": ms,
+        "tokens": tokens, "batch": 1, "scans": None, "block_n": None, "num_warps": 4, "picking": picking,
+        "early": early, "single": single, "step_ms": ms,
     }  # fmt: skip
 
 

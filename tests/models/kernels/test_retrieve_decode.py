@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -66,10 +65,8 @@ def assert_agree(
 
     expected, expected_lse, expected_pages = retrieve_decode(**inputs, search=search, implementation="naive")
     scale = inputs["q"].shape[-1] ** -0.5
-    for picking, primed in itertools.product(ways, (False, True)):
-        out, lse, pages = retrieve_decode_fused(
-            **inputs, search=search, scale=scale, picking=picking, primed=primed
-        )
+    for picking in ways:
+        out, lse, pages = retrieve_decode_fused(**inputs, search=search, scale=scale, picking=picking)
         assert torch.equal(pages, expected_pages)
         assert torch.equal(lse.isinf(), expected_lse.isinf())
         assert relative_error(out, expected) < tolerance
@@ -159,10 +156,8 @@ def test_every_width_dtype_and_batch_on_the_gpu(dim: int, dtype: torch.dtype, ba
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(
-    ("picking", "primed"), [(False, False), (True, False), (True, True)], ids=["apart", "picking", "primed"]
-)
-def test_replayed_steps_see_what_was_written_just_before(picking: bool, primed: bool) -> None:
+@pytest.mark.parametrize("picking", [False, True], ids=["apart", "picking"])
+def test_replayed_steps_see_what_was_written_just_before(picking: bool) -> None:
     """Dependent launches wait: queries written before a step and wiped after it, in one graph, are seen whole."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
@@ -182,9 +177,7 @@ def test_replayed_steps_see_what_was_written_just_before(picking: bool, primed: 
         inputs["q"].copy_(many[: given.numel()].view_as(given))  # waits for all of `many`, then the real ones
         inputs["q"].copy_(given)
         search.queries.copy_(given_query)
-        out = retrieve_decode_fused(**inputs, search=search, scale=128**-0.5, picking=picking, primed=primed)[
-            0
-        ]
+        out = retrieve_decode_fused(**inputs, search=search, scale=128**-0.5, picking=picking)[0]
         inputs["q"].zero_()
         search.queries.zero_()
         return out
