@@ -275,8 +275,8 @@ def _after(x: Tensor, attended: Tensor, weights: Sequence[Tensor], eps: float) -
 class PackedReader:
     """The hidden states of packs, computed with the weights of a `transformers` Gemma 3.
 
-    With `compiled` the pieces between attentions are compiled; where that fails they run as they are, and
-    `compiled` says so. Raises ValueError for a model that is not of this kind.
+    With `compiled` the pieces between attentions are compiled; where the first step fails call `fall_back`, and
+    they run as they are. Raises ValueError for a model that is not of this kind.
     """
 
     def __init__(
@@ -286,26 +286,14 @@ class PackedReader:
         _refuse_others(config)
         self.model, self.config, self.attend = model, config, attend
         self.scale = float(config.query_pre_attn_scalar) ** -0.5
-        self.compiled = compiled
-        self._plain = (_before, _after)
-        self._pieces: tuple[Callable[..., Any], Callable[..., Any]] = self._plain
+        self.compiled, self.failure = compiled, ""
+        self._pieces: tuple[Callable[..., Any], Callable[..., Any]] = (_before, _after)
         if compiled:
             self._pieces = (torch.compile(_before, dynamic=False), torch.compile(_after, dynamic=False))
         self._tables: dict[tuple[str, torch.device], Tensor] = {}
 
     def hidden(self, pack: Pack) -> Tensor:
         """Last hidden states [R, L, D]."""
-        if not self.compiled:
-            return self._hidden(pack)
-        try:
-            return self._hidden(pack)
-        except Exception as error:
-            # a compiler's error can be of any kind; what is wrong with the model itself fails again below
-            self.compiled, self._pieces = False, self._plain
-            self.failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            return self._hidden(pack)
-
-    def _hidden(self, pack: Pack) -> Tensor:
         body: Any = self.model.model  # type: ignore[union-attr]
         eps, head_dim = self.config.rms_norm_eps, self.config.head_dim
         x = body.embed_tokens(pack.ids)
@@ -329,6 +317,11 @@ class PackedReader:
             )  # fmt: skip
             x = after(x, seen, rest, eps)
         return _norm(x, body.norm.weight, eps)
+
+    def fall_back(self, error: Exception) -> None:
+        """Run uncompiled from now on; `failure` says why."""
+        self.compiled, self._pieces = False, (_before, _after)
+        self.failure = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
     def _rotary(self, kind: str, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         key = (kind, positions.device)
