@@ -16,6 +16,8 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     # batches of many lengths: memory grows by pages and is not left in pieces that nothing fits
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    # importing bm25s calls JAX's top_k: where JAX knows CUDA, that takes three quarters of the device's memory
+    "JAX_PLATFORMS": "cpu",
 }
 
 

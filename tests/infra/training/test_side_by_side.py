@@ -33,6 +33,8 @@ def test_at_most_so_many_run_at_once_and_those_never_started_have_no_code(tmp_pa
     assert run_side_by_side(some, tmp_path / "x", 120.0, at_once=2, environment=environment) == {
         "a": 0, "b": 0, "c": 0,
     }  # fmt: skip
+    asked = {"jax": ["-c", "import os; assert os.environ['JAX_PLATFORMS'] == 'cpu'"]}
+    assert run_side_by_side(asked, tmp_path / "z", 60.0) == {"jax": 0}
     held = {"late": ["-c", "import time; time.sleep(600)"], "never": ["-c", "print(1)"]}
     assert run_side_by_side(held, tmp_path / "y", 3.0, at_once=1) == {"late": -9}
     assert not (tmp_path / "y" / "never.log").exists()
