@@ -228,7 +228,7 @@ def _candidates(kernel: str, dim: int) -> list[Any]:
     tiles = [Tiles(m, 1, w, s, tma) for m, w, s, tma in _NEAR_BEST[kernel, dim]]
     if dim == 256:
         return tiles
-    forms = (2,) if kernel == "dkv" else (1, 2, 4)
+    forms = (2,) if kernel == "dkv" else (1, 2)
     return [*tiles, *(tiles[0]._replace(hopper=form) for form in forms)]
 
 

@@ -116,10 +116,8 @@ def launch_forward(
     if tiles.hopper and hopper_fits(q, k, v, weights, options):
         from models.kernels.sparse_attention.ahead import launch_ahead
         from models.kernels.sparse_attention.hopper import launch_hopper
-        from models.kernels.sparse_attention.near import launch_near
 
-        form = form_for(tiles, "forward", indices, options)
-        launch = {1: launch_hopper, 4: launch_near}.get(form, launch_ahead)
+        launch = launch_hopper if form_for(tiles, "forward", indices, options) == 1 else launch_ahead
         launch(q, k, v, indices, out, lse, options["scale"] * LOG2E)
     elif out.numel() and indices.shape[1]:
         forward_kernel[grid](

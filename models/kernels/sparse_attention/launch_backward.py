@@ -116,10 +116,8 @@ def launch_dq(
     if tiles.hopper and saved.rows is not None and sums is None:
         from models.kernels.sparse_attention.ahead_dq import launch_ahead_dq
         from models.kernels.sparse_attention.hopper_dq import launch_hopper_dq
-        from models.kernels.sparse_attention.near_dq import launch_near_dq
 
-        form = form_for(tiles, "dq", indices, options)
-        launch = {1: launch_hopper_dq, 4: launch_near_dq}.get(form, launch_ahead_dq)
+        launch = launch_hopper_dq if form_for(tiles, "dq", indices, options) == 1 else launch_ahead_dq
         scale = options["scale"]
         return launch(q, k, saved.v, saved.grad, indices, saved.rows, scale, scale * LOG2E), None
     num_tiles = -(-rows // tiles.block_m)
