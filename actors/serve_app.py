@@ -163,7 +163,9 @@ def _run(app: serve.Application) -> None:
     state = random.getstate()
     random.seed()
     try:
-        serve.run(app, name=APP, route_prefix="/", blocking=False)
+        # Not serve.run: that waits, without a limit, until the last former replica has drained.
+        target = serve.RunTarget(target=app, name=APP, route_prefix="/")
+        serve.run_many([target], wait_for_applications_running=False)
     finally:
         random.setstate(state)
 
