@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.retriever.choosing import Choosing
-from models.retriever.network import PolicyNetwork, as_tensors
+from models.retriever.network import ILLEGAL, PolicyNetwork, as_tensors
 from models.retriever.table import Ints, TableBatch
 
 
@@ -99,6 +99,8 @@ def trails(
             moving = {name: torch.as_tensor(array).to(device) for name, array in state.moving().items()}
             logits = network(still | moving)[0].float()
             best, action = logits[:, :-1].max(1)
+            # where nothing fits the budget any more STOP alone is legal
+            action = torch.where(best > ILLEGAL / 2, action, logits.shape[1] - 1)
             stop = (logits[:, -1] - best).cpu().numpy()
             for at in np.flatnonzero(~state.ended):
                 stops[at].append(float(stop[at]))

@@ -52,6 +52,19 @@ def test_one_walk_gives_what_select_chooses_with_any_bias_of_stop(budget: int) -
     assert len({len(walk.picks) for walk in walks}) > 1
 
 
+def test_a_question_of_which_no_candidate_fits_the_budget_is_stopped_at_once() -> None:
+    """The walk of such a row is empty, the others' are as before."""
+    torch.manual_seed(0)
+    batch = tables(12)
+    budget = int(batch.tokens[0][batch.present[0]].min()) - 1
+    network = PolicyNetwork(network_config()).eval()
+    walks = trails(network, batch, budget)
+    assert walks[0].picks == ()
+    assert walks[0].until(-12.0) == ()
+    wanted = select(network, batch, budget, stop_bias=-12.0)
+    assert [walk.until(-12.0) for walk in walks] == [choice.picks for choice in wanted]
+
+
 def test_reading_apart_ends_when_an_answer_is_trusted_and_pays_for_what_was_read() -> None:
     """The telling sentence read second ends it there; never enough trust reads all; F1 is of the trusted answer."""
     made = material(tables(12))
