@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import bm25s
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.prepare.bm25_on_cpu import bm25s
 from pipeline.session.sentences import split_sentences
 from pipeline.tasks.contexts import words
 from pipeline.tasks.qa import SourceText
