@@ -82,6 +82,9 @@ class Coordinator:
     @ray.method(enable_task_events=False)
     def figures(self) -> dict[str, Any]:
         """The job's progress; `failure` holds the error that ended it, `idle_s` how long nothing was left to do."""
+        return self._progress()
+
+    def _progress(self) -> dict[str, Any]:
         with self._lock:
             delays = Delays(dict(self._past.counts))
             totals = dict(self._totals)
@@ -132,7 +135,7 @@ class Coordinator:
                 self._fence(worker)
         except (RayError, DependencyUnreachable) as error:
             self._log.warning("store_not_fenced", error=first_line(error))
-        return self.figures()
+        return self._progress()
 
     # -- supervision
 
