@@ -69,7 +69,7 @@ def plan_packs(rows: ReadingRows, chosen: Ints, shape: PackShape, seed: int) -> 
     """The chosen rows dealt to packs: packs of rows of readings, in random order; every chosen row once.
 
     Best fit, longest first within a window of readings drawn at random, so that lengths mix. Raises ValueError for
-    a reading that is longer than a row.
+    a reading that is longer than a row, or whose answer is longer than all answers of a pack may be.
     """
     lengths = rows.lengths
     if len(chosen) and int(lengths[chosen].max()) > shape.length:
@@ -83,6 +83,8 @@ def plan_packs(rows: ReadingRows, chosen: Ints, shape: PackShape, seed: int) -> 
     filled: list[list[int]] = []
     for start in range(0, len(order), 2 * window):
         filled += _best_fit(order[start : start + 2 * window], lengths, shape.length)
+    # short readings may fill a row with more of them, or more of answers, than a whole pack holds
+    filled = [part for row in filled for part in _parted(row, lengths - rows.answer_starts, shape)]
     packs: list[list[list[int]]] = []
     held: list[list[int]] = []
     readings = answers = 0
@@ -117,6 +119,26 @@ def _best_fit(order: Ints, lengths: Ints, most: int) -> list[list[int]]:
         filled[place].append(int(reading))
         by_room.setdefault(room - size, []).append(place)
     return filled
+
+
+def _parted(row: Sequence[int], answers: Ints, shape: PackShape) -> list[list[int]]:
+    """A row's readings as rows that fit a pack each."""
+    # as in `plan_packs`: room for the fillers of every row
+    most = max(1, shape.readings - 2 * shape.rows)
+    parts: list[list[int]] = []
+    size = 0
+    for reading in row:
+        own = int(answers[reading])
+        if own > shape.answers:
+            raise ValueError(
+                f"an answer has {own} tokens; packs hold {shape.answers}: leave it out, or give more answers"
+            )
+        if not parts or len(parts[-1]) == most or size + own > shape.answers:
+            parts.append([])
+            size = 0
+        parts[-1].append(reading)
+        size += own
+    return parts
 
 
 def make_pack(
@@ -259,7 +281,7 @@ def _before(
     """From the residual stream to turned queries and keys, and values."""
     norm, wq, wk, wv, q_norm, k_norm = weights
     h = _norm(x, norm, eps)
-    q, k, v = (F.linear(h, w).unflatten(-1, (-1, head_dim)) for w in (wq, wk, wv))
+    q, k, v = (F.linear(h, w).unflatten(-1, (-1, head_dim)) for w in (wq, wk, wv))  # type: ignore[no-untyped-call]
     return _turn(_norm(q, q_norm, eps), cos, sin), _turn(_norm(k, k_norm, eps), cos, sin), v
 
 

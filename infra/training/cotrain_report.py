@@ -99,7 +99,11 @@ def page(found: dict[str, Any], device: str) -> str:
                 if name in runs:
                     tokens = mean(each["judged"][dataset][point]["tokens"] for each in runs[name])
                     gain = gained.get(f"{name}.{dataset}.{point}")
-                    cells.append("" if gain is None else _gain(gain, tokens))
+                    if gain is None:  # its scores by question are lost: only means can be set apart
+                        means = [each["judged"][dataset][point]["forced_f1"] for each in runs[name]]
+                        cells.append(_unpaired(means, figures["forced_f1"], tokens))
+                    else:
+                        cells.append(_gain(gain, tokens))
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -109,6 +113,11 @@ def _gain(gain: dict[str, float], tokens: float) -> str:
         f"{gain['mean']:+.1f} ({gain['least']:+.1f} to {gain['most']:+.1f}; {gain['low']:+.1f} to "
         f"{gain['high']:+.1f}) at {tokens:.0f}"
     )
+
+
+def _unpaired(means: Sequence[float], start: float, tokens: float) -> str:
+    apart = [each - start for each in means]
+    return f"{mean(apart):+.1f} ({min(apart):+.1f} to {max(apart):+.1f}; unpaired) at {tokens:.0f}"
 
 
 def _span(values: Sequence[int]) -> str:

@@ -60,8 +60,8 @@ def gap(title: str, sentence: str, chance: random.Random) -> str:
     before = words[max(0, first - chance.randint(3, 8)) : first]
     after = words[end : end + chance.randint(3, 8)]
     about = title.split() if (before or after)[0].lower() in _PRONOUNS or chance.random() < 0.3 else []
-    asked = " ".join((by, *about, *before, *after))
-    return asked.lower() if chance.random() < 0.5 else asked
+    query = " ".join((by, *about, *before, *after))
+    return query.lower() if chance.random() < 0.5 else query
 
 
 def crop(sentence: str, chance: random.Random) -> str:

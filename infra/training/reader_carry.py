@@ -84,8 +84,8 @@ def gather(carried: Path, most_judged: int = 400, limit: int = 0) -> Gathered:
     held_back = test_title_keys(every)
     chosen = _judged([dev_by_title(question) for question in every], most_judged)
     if limit:
-        golds = {gold for question in chosen for gold in question.gold_ids}
-        passages = {n: t for at, (n, t) in enumerate(passages.items()) if at < 50 or n in golds}
+        wanted = {gold for question in chosen for gold in question.gold_ids}
+        passages = {n: t for at, (n, t) in enumerate(passages.items()) if at < 50 or n in wanted}
     news = Pooled.load(carried / NEWS)
     texts = list(passages.values())
     row = {text.text_id: at for at, text in enumerate(texts)}

@@ -257,7 +257,7 @@ def dev_scores(
     tokens_per_batch: int = 131072,
 ) -> dict[str, float]:
     """F1 (percent) by kind of context and by set, as sessions answer; "score": the mean over all that tell."""
-    prompts = [rows.row(at)[: rows.answer_starts[at]] for at in range(len(rows))]
+    prompts: list[list[int]] = [rows.row(at)[: rows.answer_starts[at]].tolist() for at in range(len(rows))]
     answers = greedy_answers(
         model,
         prompts,

@@ -254,8 +254,8 @@ def _search(at: int) -> list[int]:
     question = each.question
     if question.dataset == "timeqa":
         texts = [every.texts[row] for row in each.pool]
-        scores = bm25(question.text, [f"{text.title} {text.text}" for text in texts])
-        return [each.pool[int(place)] for place in np.argsort(-np.array(scores), kind="stable")[:POOL]]
+        by_words = np.array(bm25(question.text, [f"{text.title} {text.text}" for text in texts]))
+        return [each.pool[int(place)] for place in np.argsort(-by_words, kind="stable")[:POOL]]
     if question.dataset == "rtqa":
         return each.pool
     scores = _Shared.index.scores(words(question.text))
@@ -282,7 +282,8 @@ def _by_words(job: tuple[int, list[int]]) -> list[int]:
     if not choices:
         return []
     scores = bm25(_Shared.all.asked[at].question.text, [f"{c.source.title} {c.text}" for c in choices])
-    return np.argsort(-np.array(scores), kind="stable").tolist()
+    order: list[int] = np.argsort(-np.array(scores), kind="stable").tolist()
+    return order
 
 
 def _contexts(at: int, rows: Sequence[int], orders: dict[str, list[int]]) -> NearMisses:

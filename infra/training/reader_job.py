@@ -139,12 +139,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for run in missing
         ]
         wait(trained, began + given.adapter_by + 20, began)
-    name = chosen_run(runs, given.out)
-    if name is None:
+    if (best := chosen_run(runs, given.out)) is None:
         _say("no adapter run was finished", began)
         return 1
-    hand_over(given.work, given.out, name)
-    _say(f"{given.work / 'adapter'} is {name}", began)
+    hand_over(given.work, given.out, best)
+    _say(f"{given.work / 'adapter'} is {best}", began)
     judged = _judge_all(given, runs, places, on, began)
     complete = judged and all((given.out / f"{run.name}.json").exists() for run in runs)
     return 0 if complete else 3

@@ -74,7 +74,8 @@ class Coder:
         """The longest tokens that are kept of a token's text, else its bytes; empty where these are not kept."""
         if token in self._spelled:
             return self._spelled[token]
-        text, made, at = self._tokenizer.id_to_token(token), [], 0
+        text, at = self._tokenizer.id_to_token(token) or "", 0
+        made: list[int] = []
         while at < len(text):
             for end in range(len(text), at, -1):
                 found = self._kept(text[at:end])

@@ -24,6 +24,8 @@ NAMED = ("known-5", "heldout-kinds-5", "heldout-forms-5", "heldout-5")
 """Cells whose exact match the result names, each among four needles worded alike."""
 READERS = ("subq", "subq-lean", "gca")
 UNITS = ((1 << 20, "m"), (1 << 10, "k"))
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
+"""By seeds: how many standard errors a mean of so many paired differences is known to, 95 of 100 times."""
 KEPT = ("step", "seconds", "language", "answers", "contrastive", "exact", "recall", "gold_weight", "scale")
 
 
@@ -205,7 +207,7 @@ def compare_page(summary: dict[str, Any]) -> str:
 
 
 def paired_lines(runs: Sequence[dict[str, Any]], positions: Sequence[str]) -> list[str]:
-    """What reading gains against the model trained without it, seed by seed and by position, mean and spread."""
+    """What reading gains against the model trained without it: by seed and position; mean, spread, interval."""
     by_key = {(run["method"], run["seed"]): run["judged"]["with_retrieval"] for run in runs}
     lines: list[str] = []
     for method in READERS:
@@ -221,7 +223,14 @@ def paired_lines(runs: Sequence[dict[str, Any]], positions: Sequence[str]) -> li
         }
         if len(gains) > 1:
             columns = list(zip(*gains.values(), strict=True))
-            gains |= {"mean": [mean(each) for each in columns], "spread": [stdev(each) for each in columns]}
+            means = [mean(each) for each in columns]
+            reach = STUDENT.get(len(pairs), 2.0) / len(pairs) ** 0.5
+            wide = [reach * stdev(each) for each in columns]
+            gains |= {
+                "mean": means, "spread": [stdev(each) for each in columns],
+                "95% from": [m - w for m, w in zip(means, wide, strict=True)],
+                "95% to": [m + w for m, w in zip(means, wide, strict=True)],
+            }  # fmt: skip
         if gains:
             lines += [
                 "",

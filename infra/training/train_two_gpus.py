@@ -4,8 +4,10 @@
 
 DATA is what `infra.training.subq_pack` wrote. Two runs of the subq recipe (`--accumulate` parts a step, so both do
 the same arithmetic), by Ray Train where Ray can be imported, else by torch.multiprocessing (`--launcher`). Writes
-OUT/two_gpus.json: differences of loss and gradient norm by step, tokens a second, efficiency. --device cpu tries
-it with gloo and a tiny model. Imports only torch, numpy, tokenizers, safetensors and, for its launcher, Ray.
+OUT/two_gpus.json: differences of loss and gradient norm by step, tokens a second, efficiency. A run that ended is
+kept in --work: a call that was cut off is made again and does the other run only (`kept` in the result names what
+was there, as a host may be busier in one call than in the other). --device cpu tries it with gloo and a tiny
+model. Imports only torch, numpy, tokenizers, safetensors and, for its launcher, Ray.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from infra.training.backbone_loop import LoopConfig, read_curve
 from infra.training.learners.subq import SubqSpec
 from infra.training.subq import SubqTrainConfig
 
+ENDED = "ended.json"
+"""In a run's folder when it has ended: what it was made of and how long it took."""
 COMPARED = ("loss", "language", "answers", "contrastive", "norm")
 
 
@@ -40,8 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     launcher, why = given.launcher or "ray", ""
     runs: dict[int, list[dict[str, float]]] = {}
     seconds: dict[str, float] = {}
+    kept: list[int] = []
     for size in (1, given.workers):
-        work_folder = given.work / f"workers-{size}"
+        work_folder = given.work / f"workers-{size}{'-eager' if given.eager else ''}"
+        if (ended := ended_run(work_folder, settings(given))) is not None:
+            launcher, why = ended["launcher"], ended["ray_failed"]
+            seconds[f"whole_{size}"], runs[size] = ended["seconds"], read_curve(work_folder)
+            kept.append(size)
+            _say(f"{size} worker(s): kept from an earlier call")
+            continue
         shutil.rmtree(work_folder, ignore_errors=True)
         began = time.monotonic()
         try:
@@ -57,17 +68,48 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             _launch(launcher, _job(given, work_folder), size, on_gpu)
         seconds[f"whole_{size}"] = round(time.monotonic() - began, 1)
         runs[size] = read_curve(work_folder)
+        body = {"settings": settings(given), "seconds": seconds[f"whole_{size}"]}
+        body |= {"launcher": launcher, "ray_failed": why}
+        partial = work_folder / f".{ENDED}.partial"
+        partial.write_text(json.dumps(body))
+        partial.replace(work_folder / ENDED)
         _say(f"{size} worker(s): {len(runs[size])} steps in {seconds[f'whole_{size}']} s, {runs[size][-1]}")
     figures = compare(runs[1], runs[given.workers], given.workers, given.skip)
     figures |= {
         "launcher": launcher, "ray_failed": why, "device": _device(given.device), "workers": given.workers,
         "skipped": given.skip, "steps": given.steps, "accumulate": given.accumulate, "eager": given.eager,
-        "torch": torch.__version__, "seconds": seconds,
+        "torch": torch.__version__, "seconds": seconds, "kept": kept,
+        # a run's seconds count from before its first batch: around them lie imports, data, the model, its writing
+        "around_steps_s": {
+            str(size): round(seconds[f"whole_{size}"] - rows[-1]["seconds"], 1) for size, rows in runs.items()
+        },
+        "first_step_s": {str(size): round(rows[0]["seconds"], 1) for size, rows in runs.items()},
         "curves": {str(size): rows for size, rows in runs.items()},
     }  # fmt: skip
     (given.out / "two_gpus.json").write_text(json.dumps(figures))
     _say(json.dumps({name: value for name, value in figures.items() if name != "curves"}))
     return figures
+
+
+def settings(given: argparse.Namespace) -> dict[str, Any]:
+    """What a kept run must have been made of to stand beside another."""
+    named = ("steps", "accumulate", "loaders", "device", "tiny", "muon", "eager")
+    made = {name: getattr(given, name) for name in named}
+    return made | {
+        "data": str(given.data.absolute()),
+        "launcher": given.launcher,
+        "torch": torch.__version__,
+        "on": _device(given.device),
+    }
+
+
+def ended_run(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """What an earlier call left of a run that came to its end; None where it did not, or was made otherwise."""
+    try:
+        body: dict[str, Any] = json.loads((folder / ENDED).read_text())
+    except (OSError, ValueError):
+        return None
+    return body if body["settings"] == wanted and len(read_curve(folder)) == wanted["steps"] else None
 
 
 def compare(

@@ -41,12 +41,25 @@ def page(found: dict[str, Any]) -> str:
         f"{found[f'peak_share_{workers}']:.3f} |",
         f"| most memory of a worker, GB | {found['peak_bytes_1'] / 1e9:.1f} | "
         f"{found[f'peak_bytes_{workers}'] / 1e9:.1f} |",
-        f"| whole run, s | {seconds['whole_1']:.0f} | {seconds[f'whole_{workers}']:.0f} |", "",
+        f"| whole run, s | {seconds['whole_1']:.0f} | {seconds[f'whole_{workers}']:.0f} |",
+        "| of that around the steps (imports, data, the model and its writing), s | "
+        f"{_of(found, 'around_steps_s')} |",
+        f"| of that the first step, s | {_of(found, 'first_step_s')} |", "",
         f"Scaling efficiency {found['scaling_efficiency']:.3f} (tokens a second over {workers} times one's).",
     ]  # fmt: skip
+    if found.get("kept") and len(found["kept"]) == 1:
+        lines += [
+            "", f"The run of {found['kept'][0]} worker(s) was made in an earlier call than the other: the host may "
+            "have been busier in one of them.",
+        ]  # fmt: skip
     if found.get("ray_failed"):
         lines += ["", f"Ray did not start there: {found['ray_failed']}"]
     return "\n".join(lines) + "\n"
+
+
+def _of(found: dict[str, Any], name: str) -> str:
+    sizes = ("1", str(found["workers"]))
+    return " | ".join(f"{found[name][size]:.0f}" if size in found.get(name, {}) else "" for size in sizes)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -159,6 +159,10 @@ class LeanEncoder(nn.Module):
             *(each.unflatten(0, lead) for each in (rms(keys).to(values.dtype), values, landmark, query))
         )
 
+    def token_queries(self, hidden: Tensor) -> Tensor:
+        """Never: SubqConfig refuses this encoder where tokens ask."""
+        raise ValueError("encoder is 'lean'; token queries need encoder 'layer'")
+
     def _vector(self, x: Tensor, shares: Tensor, side: int) -> Tensor:
         at = side if len(self.pooled) > 1 else 0
         values = self.pooled[at](x).unflatten(-1, (self.config.encoder_heads, -1))

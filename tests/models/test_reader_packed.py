@@ -59,6 +59,19 @@ def test_a_reading_longer_than_a_row_is_refused() -> None:
         plan_packs(rows, np.arange(1), SHAPE, 0)
 
 
+def test_rows_of_many_short_readings_or_long_answers_still_fit_a_pack() -> None:
+    """A row alone never holds more readings or answer tokens than a pack; an answer that never fits is refused."""
+    short = ReadingRows.of([([5], [2])] * 60)
+    wordy = ReadingRows.of([([5], [2] * 20)] * 6)
+    for rows in (short, wordy):
+        packs = plan_packs(rows, np.arange(len(rows)), SHAPE, 0)
+        assert sorted(r for pack in packs for row in pack for r in row) == list(range(len(rows)))
+        for pack in packs:
+            make_pack(rows, pack, SHAPE)
+    with pytest.raises(ValueError, match="an answer has 33 tokens; packs hold 32"):
+        plan_packs(ReadingRows.of([([5], [2] * 33)]), np.arange(1), SHAPE, 0)
+
+
 def test_packed_readings_have_the_logits_of_readings_alone() -> None:
     """Every answer token's logits are those of `transformers` for that reading alone, windows and all."""
     model = tiny().eval()

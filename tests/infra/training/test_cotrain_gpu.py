@@ -118,6 +118,14 @@ def test_page_tells_updates_that_were_done_and_gains_over_seeds(
     text = (tmp_path / "page.md").read_text()
     assert "+7.0 (+4.0 to +10.0" in text and "| in turn | 1 | 2 | 2 |" in text and "All of it a toy." in text
     assert str(folder) not in (tmp_path / "page.json").read_text()
+    # scores by question may be lost with a host: the means are told, and that they are not paired
+    del again["gain_on_start"], found["joint-0"]["gain_on_start"]
+    path.write_text(json.dumps(found | {"joint-1": again}))
+    cotrain_report.main(["--found", str(path), "--bench", str(tmp_path / "page")])
+    text = (tmp_path / "page.md").read_text()
+    begun = found["start"]["judged"]["toy"]["policy_400"]["forced_f1"]
+    apart = again["judged"]["toy"]["policy_400"]["forced_f1"] - begun
+    assert f"| {apart:+.1f} ({apart:+.1f} to {apart:+.1f}; unpaired) at " in text
 
 
 def test_material_without_a_pair_reader_s_features_goes_on(tmp_path: Path) -> None:

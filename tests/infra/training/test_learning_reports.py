@@ -74,9 +74,12 @@ def test_two_gpu_page_has_differences_and_efficiency(tmp_path: Path) -> None:
     figures |= {
         "launcher": "spawn", "ray_failed": "", "device": "H200", "workers": 2, "skipped": 1, "accumulate": 2,
         "eager": False, "torch": "2.11", "seconds": {"whole_1": 50.0, "whole_2": 30.0},
+        "kept": [1], "around_steps_s": {"1": 12.9, "2": 14.0}, "first_step_s": {"1": 46.2, "2": 40.0},
     }  # fmt: skip
     (tmp_path / "two.json").write_text(json.dumps(figures))
     two_gpus_report.main(["--found", str(tmp_path / "two.json"), "--bench", str(tmp_path / "page")])
     text = (tmp_path / "page.md").read_text()
     assert "| loss | 0.0e+00 | 3.0e-03 | 1.5e-03 | 3.0e-03 |" in text
     assert "| 100 | 180 |" in text and "Scaling efficiency 0.900" in text
+    assert "| of that the first step, s | 46 | 40 |" in text
+    assert "The run of 1 worker(s) was made in an earlier call" in text

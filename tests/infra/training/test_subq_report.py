@@ -95,6 +95,8 @@ def test_pairs_are_shown_seed_by_seed_and_texts_apart(tmp_path: Path) -> None:
     page = (tmp_path / "lm.md").read_text()
     assert "| 0 | -0.1000 | -0.1000 | -0.1000 |" in page and "| 1 | 0.1000 | 0.1000 | 0.1000 |" in page
     assert "| mean | 0.0000 | 0.0000 | 0.0000 |" in page and "| spread | 0.1414 | 0.1414 | 0.1414 |" in page
+    # two differences of -0.1 and 0.1: their mean is known to 12.7 times 0.1
+    assert "| 95% from | -1.2706 |" in page and "| 95% to | 1.2706 |" in page
     assert "| 0 | 0.2500 | 0.2500 | 0.2500 |" in page
     ratios = json.loads((tmp_path / "lm.json").read_text())["ratios"]
     assert ratios["lm_loss_gain_of_retrieval_lean_news"] == 0.25

@@ -1,0 +1,91 @@
+"""One worker against two: a call that was cut off goes on with the run that is missing, and only that."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.training import train_two_gpus
+from infra.training.backbone_job import BackboneJob
+from infra.training.backbone_loop import CURVE
+from infra.training.train_two_gpus import COMPARED, ENDED, main
+
+
+class Launched:
+    """Stands in for the launcher: writes the curve of a run, or is cut off in a run of `cut` workers."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.cut = 0
+
+    def __call__(self, launcher: str, job: BackboneJob, size: int, gpu: bool) -> None:
+        self.sizes.append(size)
+        job.out.mkdir(parents=True, exist_ok=True)
+        row = dict.fromkeys(COMPARED, 2.0) | {"peak_share": 0.0, "peak_bytes": 1e9}
+        rows = [
+            row | {"step": step, "seconds": 9.0 + step, "tokens_per_s": 100.0 * size}
+            for step in range(1, job.loop.steps + 1)
+        ]
+        if size == self.cut:
+            rows = rows[:1]
+        (job.out / CURVE).write_text("".join(f"{json.dumps(each)}\n" for each in rows))
+        if size == self.cut:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
+    """Every launch is recorded instead of made."""
+    found = Launched()
+    monkeypatch.setattr(train_two_gpus, "_launch", found)
+    return found
+
+
+def call(folder: Path, *more: str) -> dict[str, Any]:
+    """The script over made-up runs of three steps."""
+    told = ["--data", str(folder / "data"), "--out", str(folder / "out"), "--work", str(folder / "work")]
+    return main([*told, "--device", "cpu", "--launcher", "spawn", "--steps", "3", "--skip", "1", *more])
+
+
+def test_a_call_that_was_cut_off_does_the_second_run_only(launched: Launched, tmp_path: Path) -> None:
+    """The first run's curve and time are taken as they are; the result says that they are of an earlier call."""
+    launched.cut = 2
+    with pytest.raises(KeyboardInterrupt):
+        call(tmp_path)
+    assert launched.sizes == [1, 2] and not (tmp_path / "out" / "two_gpus.json").exists()
+    launched.cut = 0
+    found = call(tmp_path)
+    assert launched.sizes == [1, 2, 2]
+    assert found["kept"] == [1] and found["scaling_efficiency"] == 1.0
+    assert found["first_step_s"] == {"1": 10.0, "2": 10.0}
+    assert json.loads((tmp_path / "out" / "two_gpus.json").read_text())["steps_compared"] == 3
+
+
+@pytest.mark.parametrize("more", [("--steps", "4"), ("--accumulate", "4"), ("--eager",)])
+def test_a_run_of_other_settings_is_made_again(
+    launched: Launched, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    """Nothing is compared that was made otherwise; eager and compiled runs stand beside each other."""
+    call(tmp_path)
+    assert call(tmp_path, *more)["kept"] == []
+    assert launched.sizes == [1, 2, 1, 2]
+    if more == ("--eager",):
+        assert call(tmp_path)["kept"] == [1, 2]
+
+
+def test_a_run_without_all_of_its_steps_is_none(launched: Launched, tmp_path: Path) -> None:
+    """A curve that was cut, or a mark that was, leaves nothing to keep."""
+    call(tmp_path)
+    one = tmp_path / "work" / "workers-1"
+    wanted = json.loads((one / ENDED).read_text())["settings"]
+    assert train_two_gpus.ended_run(one, wanted) is not None
+    (one / CURVE).write_text((one / CURVE).read_text().split("\n")[0] + "\n")
+    assert train_two_gpus.ended_run(one, wanted) is None
+    (one / ENDED).write_text('{"settings": ')
+    assert train_two_gpus.ended_run(one, wanted) is None
+    shutil.rmtree(one)
+    assert train_two_gpus.ended_run(one, wanted) is None
