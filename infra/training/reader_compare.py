@@ -4,7 +4,9 @@
         --bench infra/bench/results/2026-11-29_reader_h200
 
 Every reader answered the same readings. Three scores of each: as sessions answer (giving up only where the margin
-is above 1.5), greedy (above 0), and made to answer. `near` names the run that was chosen by dev F1.
+is above 1.5), greedy (above 0), and made to answer. A reader that gives up more loses F1 by that alone: beside them
+stands the gain where ours gives up as often on contexts that do not tell as theirs does. `near` names the run that
+was chosen by dev F1.
 """
 
 from __future__ import annotations
@@ -46,7 +48,11 @@ class Judged:
 
     def score(self, rule: str) -> Floats:
         """F1 of each reading by a rule of giving up; given up counts 0."""
-        return np.where(self.margins > MARGINS[rule], 0.0, self.f1)
+        return self.score_at(MARGINS[rule])
+
+    def score_at(self, margin: float) -> Floats:
+        """The same, given up where the margin is above `margin`."""
+        return np.where(self.margins > margin, 0.0, self.f1)
 
 
 def read_judged(path: Path, about: Sequence[Sequence[Any]], tokenizer: Any) -> tuple[list[int], Judged]:
@@ -71,6 +77,15 @@ def paired(ours: Floats, theirs: Floats, seed: int = 0) -> tuple[float, float, f
     return float(apart.mean()), float(means[int(0.025 * DRAWS)]), float(means[int(0.975 * DRAWS) - 1])
 
 
+def equal_margin(ours: Judged, theirs: Judged, tells: npt.NDArray[np.bool_]) -> float:
+    """The margin at which `ours` gives up on the share of silent contexts that `theirs` does as sessions answer."""
+    silent = ~tells
+    if not silent.any():
+        return MARGINS["session"]
+    share = float((theirs.margins[silent] > MARGINS["session"]).mean())
+    return float(np.quantile(ours.margins[silent], 1 - share))
+
+
 def groups_of(about: Sequence[Sequence[Any]], rows: Sequence[int]) -> dict[str, list[int]]:
     """Places among `rows` by "set/kind"; the newswire's kinds of question stand together."""
     found: dict[str, list[int]] = defaultdict(list)
@@ -90,6 +105,7 @@ def table(
 ) -> list[dict[str, Any]]:
     """One row a set and kind of context: every reader's scores, and ours minus theirs."""
     rows = []
+    equal = equal_margin(readers[ours], readers[theirs], tells)
     for dataset in SETS:
         for kind in KINDS:
             every = np.array(groups.get(f"{dataset}/{kind}", []), np.int64)
@@ -111,12 +127,14 @@ def table(
                 for rule in MARGINS:
                     found = paired(readers[ours].score(rule)[asked], readers[theirs].score(rule)[asked])
                     row[f"gain_{rule}"] = [round(value, 2) for value in found]
+                found = paired(readers[ours].score_at(equal)[asked], readers[theirs].score("session")[asked])
+                row["gain_equal"] = [round(value, 2) for value in found]
             rows.append(row)
     return rows
 
 
 def figures(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
-    """Figures by name: reader_f1_<run>_<set>[_<kind>][_forced] (as sessions answer), and the gains."""
+    """Figures by name: reader_f1_<run>_<set>[_<kind>][_forced] (as sessions answer), and reader_gain_…[_equal]."""
     named: dict[str, float] = {}
     for row in rows:
         if not row["n"]:
@@ -127,13 +145,17 @@ def figures(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str
             named[f"reader_f1_{name}_{row['set']}{end}_forced"] = row[name]["forced"]
         named[f"reader_gain_{row['set']}{end}"] = row["gain_session"][0]
         named[f"reader_gain_{row['set']}{end}_forced"] = row["gain_forced"][0]
+        named[f"reader_gain_{row['set']}{end}_equal"] = row["gain_equal"][0]
     return named
 
 
 def markdown(
-    rows: Sequence[Mapping[str, Any]], names: Sequence[str], records: Mapping[str, dict[str, Any]]
+    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    records: Mapping[str, dict[str, Any]],
+    equal: float,
 ) -> str:
-    """The page for a person."""
+    """The page for a person; `equal` is the margin of equal rightful giving up."""
     lines = ["# A reader that is harder to mislead", ""]
     for name, record in records.items():
         best = max((each.get("score", 0.0) for each in record["dev"]), default=0.0)
@@ -148,16 +170,18 @@ def markdown(
         ("forced", "F1, made to answer"),
     ):
         lines += ["", f"## {title}", ""]
-        lines += [f"| set | read | tokens | n | holds % | {' | '.join(names)} | gain (95%) |"]
-        lines += ["|---" * (6 + len(names)) + "|"]
+        session = rule == "session"
+        last = f" gain at equal rightful giving up (margin {equal:.1f}) |" if session else ""
+        lines += [f"| set | read | tokens | n | holds % | {' | '.join(names)} | gain (95%) |{last}"]
+        lines += ["|---" * (6 + session + len(names)) + "|"]
         for row in rows:
             if row["n"]:
                 cells = " | ".join(f"{row[name][rule]:.1f}" for name in names)
-                gain, low, high = row[f"gain_{rule}"]
+                gains = " | ".join(_interval(row[f"gain_{each}"]) for each in (rule, "equal")[: 1 + session])
                 head = (
                     f"| {row['set']} | {row['read']} | {row['tokens']:.0f} | {row['n']} | {row['holds']:.0f} "
                 )
-                lines.append(f"{head}| {cells} | {gain:+.1f} ({low:+.1f} to {high:+.1f}) |")
+                lines.append(f"{head}| {cells} | {gains} |")
     lines += ["", "## Giving up, as sessions do: wrongly (the text tells) / rightly (it does not), %", ""]
     lines += [f"| set | read | n | silent | {' | '.join(names)} |", "|---" * (4 + len(names)) + "|"]
     for row in rows:
@@ -184,6 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--chosen", default="near16", help="the run that `near` stands for (WORK/adapter.done)"
     )
     parser.add_argument("--bench", type=Path, help="write <this>.json and <this>.md")
+    parser.add_argument("--commit", default="", help="of what ran; default: of this checkout")
     given = parser.parse_args(arguments)
     about = json.loads(lzma.decompress((given.results / "judged-about.json.xz").read_bytes()))
     tokenizer = Tokenizer.from_file(str(prepared() / "tokenizer.json"))
@@ -207,7 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in given.runs
         if (path := given.results / f"{file_of[name]}.json").exists()
     }
-    page = markdown(made, given.runs, records)
+    equal = equal_margin(readers[given.ours], readers[given.theirs], tells)
+    page = markdown(made, given.runs, records, equal)
     say(page)
     if given.bench:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
@@ -216,8 +242,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         body = {
             "bench": "reader",
             "device": next((record["device"] for record in records.values()), ""),
-            "commit": commit.stdout.strip(),
+            "commit": given.commit or commit.stdout.strip(),
             "chosen": given.chosen,
+            "equal_margin": round(equal, 3),
             "speed": json.loads(speed.read_text()) if speed.exists() else None,
             "runs": kept,
             "rows": made,
@@ -235,6 +262,10 @@ def _kept(record: dict[str, Any]) -> dict[str, Any]:
 
 def _mean(values: npt.NDArray[Any]) -> float | None:
     return round(100 * float(values.mean()), 2) if len(values) else None
+
+
+def _interval(found: Sequence[float]) -> str:
+    return f"{found[0]:+.1f} ({found[1]:+.1f} to {found[2]:+.1f})"
 
 
 def _shown(value: float | None) -> str:

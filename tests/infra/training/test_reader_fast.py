@@ -14,7 +14,7 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from infra.training.reader_carry import dev_by_title
-from infra.training.reader_compare import Judged, figures, groups_of, paired, table
+from infra.training.reader_compare import Judged, equal_margin, figures, groups_of, paired, table
 from infra.training.reader_fast import FastRun, dev_scores, prefetched, rate_at, read_runs, train
 from infra.training.reader_gpu import row_chooser
 from infra.training.reader_job import chosen_run, hand_over
@@ -251,6 +251,23 @@ def test_readers_are_compared_on_the_same_readings() -> None:
     assert near["lora"]["gave_up_wrongly"] == 100.0
     assert (gold["lora"]["gave_up_rightly"], gold["near"]["gave_up_rightly"]) == (100.0, 0.0)
     assert gold["n"] == 0
+
+
+def test_readers_are_compared_at_equal_rightful_giving_up() -> None:
+    """A reader that only gives up more loses nothing at the margin of equal rightful giving up."""
+    about = [[str(at), "nq", "oracle", at < 4] for at in range(8)]
+    answerable, tells = np.ones(8, bool), np.arange(8) < 4
+    lora = judged([1.0] * 4 + [0.0] * 4, [-3, -3, -3, 1, 0, 1, 2, 3])
+    near = judged([1.0] * 4 + [0.0] * 4, [-1, -1, -1, 3, 2, 3, 4, 5])  # the same, two higher everywhere
+    margin = equal_margin(near, lora, tells)
+    assert (near.margins[~tells] > margin).mean() == (lora.margins[~tells] > 1.5).mean() == 0.5
+    (row,) = table(
+        {"lora": lora, "near": near}, groups_of(about, range(8)), answerable, tells, "near", "lora"
+    )
+    assert row["gain_session"][0] == -12.5
+    assert row["gain_equal"] == [0.0, 0.0, 0.0]
+    assert figures([row], ["lora", "near"])["reader_gain_nq_equal"] == 0.0
+    assert equal_margin(near, lora, np.ones(8, bool)) == 1.5  # no silent context: as sessions answer
 
 
 def test_a_paired_interval_holds_the_mean_and_narrows() -> None:
