@@ -174,6 +174,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     policy_gpu.main()
 
 
+@pytest.mark.slow  # half a minute of an idle core, and two where cores are shared
 def test_a_whole_run_makes_material_policies_and_curves_and_goes_on_where_it_stopped(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,7 +222,7 @@ def test_a_whole_run_makes_material_policies_and_curves_and_goes_on_where_it_sto
     assert names >= {"bm25", "hybrid_apart", "pair", "pair_plain_apart", "oracle", "router-0", "plain_ppo-0"}
     assert names >= {"supervised_apart-0", "plain_ppo_apart-0", "plain_ppo_staged-0"}
     assert all(p["tokens"] <= p["budget"] for p in found["sets"]["nq"]["test"] if "_staged" not in p["name"])
-    assert {"best_simple_f1_nq", "oracle_f1_nq", "pair_f1_nq", "policy_nq"} <= set(found["summary"])
+    assert {"best_simple_f1_nq", "oracle_f1_nq", "policy_nq"} <= set(found["summary"])
     assert set(found["trust"]) == {"plain", "paired", "verified"}
 
     before = sorted(path.stat().st_mtime for path in out.glob("readings/*.npz"))
