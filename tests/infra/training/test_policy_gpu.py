@@ -31,6 +31,7 @@ from models.retriever import Choosing, PolicyNetwork, TableBatch, load_policy
 from models.retriever.network import as_tensors
 from models.retriever.pair_reader import load_pair_reader
 from models.retriever.table import ALL_FEATURES
+from models.retriever.trust import KINDS
 from pipeline.errors import BadData
 from pipeline.tasks.material import Material
 from pipeline.tasks.qa import Question
@@ -174,7 +175,6 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     policy_gpu.main()
 
 
-@pytest.mark.slow  # half a minute of an idle core, and two where cores are shared
 def test_a_whole_run_makes_material_policies_and_curves_and_goes_on_where_it_stopped(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,7 +223,7 @@ def test_a_whole_run_makes_material_policies_and_curves_and_goes_on_where_it_sto
     assert names >= {"supervised_apart-0", "plain_ppo_apart-0", "plain_ppo_staged-0"}
     assert all(p["tokens"] <= p["budget"] for p in found["sets"]["nq"]["test"] if "_staged" not in p["name"])
     assert {"best_simple_f1_nq", "oracle_f1_nq", "policy_nq"} <= set(found["summary"])
-    assert set(found["trust"]) == {"plain", "paired", "verified"}
+    assert set(found["trust"]) == set(KINDS)
 
     before = sorted(path.stat().st_mtime for path in out.glob("readings/*.npz"))
     run(monkeypatch, *common, "--stage", "readings")
