@@ -57,6 +57,7 @@ class NearDuplicateActor:
         )
         self._generation = int.from_bytes(os.urandom(7), "big")
         self._linked = self._first_ms = 0
+        self._busy_s = 0.0
         if config.enabled:
             rows = []
             since_ms = self._oldest_needed()
@@ -71,6 +72,12 @@ class NearDuplicateActor:
         is under way, then ask again.
         """
         self._first_ms = self._first_ms or int(time.time() * 1_000)
+        begun_s = time.monotonic()
+        verdicts = self._judge(entries, generation)
+        self._busy_s += time.monotonic() - begun_s
+        return verdicts
+
+    def _judge(self, entries: list[Fingerprint | str], generation: int | None) -> Verdicts:
         if generation != self._generation:
             return Verdicts(self._generation, None)
         index = self._index
@@ -115,8 +122,14 @@ class NearDuplicateActor:
         return self._part[1]
 
     def stats(self) -> dict[str, int]:
-        """Articles kept for comparison, links made since the start, and when it was first asked (ms; 0: never)."""
-        return {"articles": len(self._index), "linked": self._linked, "first_ms": self._first_ms}
+        """Articles kept for comparison, links made since the start, when it was first asked (ms; 0: never), and the
+        ms that it has judged: one call at a time, so near the time since then all ingesters wait for it."""
+        return {
+            "articles": len(self._index),
+            "linked": self._linked,
+            "first_ms": self._first_ms,
+            "busy_ms": int(self._busy_s * 1e3),
+        }
 
     def ping(self) -> int:
         """The process id, for health checks."""

@@ -7,7 +7,8 @@ processor time over time. The broker's processor time is told apart for all.
 
 The job's clock begins with the first batch that an ingester has prepared, less than a tenth of a second after its
 first poll, and ends when all is durable and searchable by vector. `all_reading_per_s` counts what became durable
-after every partition had begun: ingesters start one after the other.
+after every partition had begun: ingesters start one after the other. `keeper_busy` is the share of the job's
+time in which the busiest near-duplicate keeper judged: near 1, all ingesters stand behind it.
 
 Over more cores than two, for example: `--articles 800000 --set ingesters=16 --set partitions=16 --set shards=16
 --set near_duplicate_shards=4 --set producers=24 --set loops=16 --set seconds=180` (`loops`: as many bare loops at
@@ -61,7 +62,7 @@ def job_run(system: Local, kafka: KafkaConfig, count: int, **ingest: Any) -> dic
         ended = time.time()
         parts = cpu_spent(before, cpu_by_process())
         figures = job.figures(job.progress())
-        begun = _begun(job.client.name, spec.ingest.near_duplicate_shards)
+        begun, judging_s = _judged(job.client.name, spec.ingest.near_duplicate_shards)
     shutil.rmtree(spec.store.path, ignore_errors=True)  # gigabytes, and the next repetition makes its own
     broker_s = parts.pop("broker", 0.0)
     first, since = reading or (0, begun)
@@ -70,18 +71,21 @@ def job_run(system: Local, kafka: KafkaConfig, count: int, **ingest: Any) -> dic
         "all_reading": (count - first, max(ended - since, 1e-9)),
         "cpu_s": sum(parts.values()),
         "broker_s": broker_s,
+        "keeper_busy": judging_s / (ended - begun),
         "parts": parts,
         "figures": figures,
     }
 
 
-def _begun(store: str, keepers: int) -> float:
-    """When the near-duplicate index was first asked, which is when the first batch was prepared."""
+def _judged(store: str, keepers: int) -> tuple[float, float]:
+    """When the near-duplicate index was first asked, which is when the first batch was prepared, and how many
+    seconds its busiest keeper judged: it does that for one call at a time."""
     handles = [find_actor(near_duplicates_name(store, keeper)) for keeper in range(keepers)]
-    asked: list[int] = [
-        call(handle.stats.remote(), 30.0)["first_ms"] for handle in handles if handle is not None
+    stats: list[dict[str, int]] = [
+        call(handle.stats.remote(), 30.0) for handle in handles if handle is not None
     ]
-    return min(first_ms for first_ms in asked if first_ms) / 1e3
+    begun_ms = min(one["first_ms"] for one in stats if one["first_ms"])
+    return begun_ms / 1e3, max(one["busy_ms"] for one in stats) / 1e3
 
 
 def run(
@@ -126,6 +130,7 @@ def run(
     rows[-1] |= _by_part(runs["ingest"], count)
     reading = [number / spent for number, spent in (one["all_reading"] for one in runs["ingest"])]
     rows[-1]["all_reading_per_s"] = round(statistics.median(reading))
+    rows[-1]["keeper_busy"] = round(statistics.median(one["keeper_busy"] for one in runs["ingest"]), 3)
     rate = {row["loop"]: row["records_per_s"] for row in rows}
     work = {row["loop"]: row["cpu_us_per_record"] for row in rows}
     ratios = {

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from actors.near_duplicates import NearDuplicateActor
 from pipeline.article import Article
@@ -89,3 +92,16 @@ def test_a_keeper_judges_without_asking_the_shards() -> None:
         "a-first",
     ]
     assert actor.calls == []
+
+
+def test_a_keeper_tells_how_long_it_has_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time within its calls, none of that between them: what tells a keeper that all wait for."""
+    actor = _Actor([], {})
+    generation = actor.remember([])
+    seconds = iter((10.0, 10.25, 90.0, 90.5))
+    clock = SimpleNamespace(monotonic=lambda: next(seconds), time=lambda: 1.0)
+    monkeypatch.setattr("actors.near_duplicates.time", clock)
+    assert actor.stats()["busy_ms"] == 0
+    for _ in range(2):
+        actor.judge([], generation)
+    assert actor.stats()["busy_ms"] == 750
