@@ -56,6 +56,7 @@ def test_work_is_done_in_processes_that_start_together() -> None:
     assert sorted(crowd._together(_double, [(1,), (2,), (3,)], 120.0, "doubling")) == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_is_told_and_none_is_left() -> None:
     """The error says what was done and why it ended; so does one about a limit that is over."""
     with pytest.raises(

@@ -43,6 +43,7 @@ def test_sizing_keeps_every_part_under_its_load() -> None:
     assert simulate(COSTS, divided, 20_000, 10.0)["p99_s"] < 2.0
 
 
+@pytest.mark.slow
 def test_a_machine_is_full_when_its_parts_or_its_cores_are() -> None:
     """Few cores are the limit of many parts, few parts the limit of many cores."""
     many = System(ingesters=64, embedders=0, shards=64, keepers=16)

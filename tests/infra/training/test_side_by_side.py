@@ -17,7 +17,7 @@ def test_runs_end_with_their_codes_or_at_the_limit(tmp_path: Path) -> None:
         "late": ["-c", "import time; time.sleep(600)"],
     }
     began = time.monotonic()
-    codes = run_side_by_side(commands, tmp_path, 15.0)
+    codes = run_side_by_side(commands, tmp_path, 6.0)
     assert codes == {"well": 0, "badly": 1, "late": -9}
     assert time.monotonic() - began < 120
     assert "no data" in (tmp_path / "badly.log").read_text()
@@ -36,7 +36,7 @@ def test_at_most_so_many_run_at_once_and_those_never_started_have_no_code(tmp_pa
     asked = {"jax": ["-c", "import os; assert os.environ['JAX_PLATFORMS'] == 'cpu'"]}
     assert run_side_by_side(asked, tmp_path / "z", 60.0) == {"jax": 0}
     held = {"late": ["-c", "import time; time.sleep(600)"], "never": ["-c", "print(1)"]}
-    assert run_side_by_side(held, tmp_path / "y", 3.0, at_once=1) == {"late": -9}
+    assert run_side_by_side(held, tmp_path / "y", 1.0, at_once=1) == {"late": -9}
     assert not (tmp_path / "y" / "never.log").exists()
 
 
