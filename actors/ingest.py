@@ -199,7 +199,7 @@ class Ingester:
     def _prepare(self) -> None:
         tokenizer = load_tokenizer(self._spec.embedder)
         self._preparer = Preparer(
-            self._spec, self._assignment, tokenizer, self._seen, self._keepers.judge, self._persist
+            self._spec, self._assignment, tokenizer, self._known, self._keepers.judge, self._persist
         )
         try:
             while (polled := self._next_polled()) is not None:
@@ -297,9 +297,9 @@ class Ingester:
 
     # -- calls to other parts
 
-    def _seen(self, ids: list[str]) -> dict[str, int | None]:
-        """What the store knows of these ids; what is under way is not there yet and counts as new."""
-        result: dict[str, int | None] = self._persist(lambda: self._client.seen(ids), "a shard")
+    def _known(self, ids: list[str]) -> dict[str, int | None]:
+        """Versions in the store by id. What is under way is not there yet, and goes the way of a new article."""
+        result: dict[str, int | None] = self._persist(lambda: self._client.known(ids), "a shard")
         return result
 
     def _accepted(self) -> list[Fingerprint | str]:

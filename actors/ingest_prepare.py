@@ -88,14 +88,14 @@ class Preparer:
         spec: IngestSpec,
         assignment: Assignment,
         tokenizer: TextTokenizer,
-        seen: Callable[[list[str]], dict[str, int | None]],
+        known: Callable[[list[str]], dict[str, int | None]],
         judge: Callable[[list[Fingerprint | str]], Verdicts],
         persist: Persist[Any],
     ) -> None:
         self._spec = spec
         self._durable = assignment.durable
         self._tokenizer = tokenizer
-        self._seen = seen
+        self._known = known
         self._judge = judge
         self._persist = persist
         self._fingerprinter = Fingerprinter(spec.duplicates)
@@ -195,20 +195,18 @@ class Preparer:
             metric("dead_letters_total").inc(1, {"reason": reason})
 
     def _recognise(self, items: list[Item]) -> None:
-        """Mark what the store knows: a version seen before need not be embedded, and what it knows in any way, also
-        as a duplicate or a withdrawn article, is no new duplicate. Asked here, of all shards at once: a keeper that
-        asked them would let all others wait meanwhile."""
+        """Mark what the store knows: a version seen before need not be embedded, an update is no duplicate."""
         fresh = [item for item in items if item.article is not None]
         if not fresh:
             return
-        versions = self._seen([item.article.id for item in fresh if item.article is not None])
+        versions = self._known([item.article.id for item in fresh if item.article is not None])
         for item in fresh:
             assert item.article is not None and item.fingerprint is not None
-            if item.article.id not in versions:
+            version_ms = versions.get(item.article.id)
+            if version_ms is None:
                 continue
             item.fingerprint = item.fingerprint._replace(known=True)
-            version_ms = versions[item.article.id]
-            if version_ms is not None and item.article.version_ms <= version_ms:
+            if item.article.version_ms <= version_ms:
                 item.settled = True
                 item.chunks, item.texts = [], []
 

@@ -38,8 +38,7 @@ class NearDuplicateActor:
     """A Ray shell around NearDuplicateIndex (calls come one at a time).
 
     An entry is a Fingerprint to judge, or the id of a withdrawn article to forget. An article whose id the
-    store knows is never a duplicate: it is a correction or an update of itself. The ingester has asked for that
-    (`known`): a keeper that asked the shards would let all others wait. One of `num_keepers`, it keeps the
+    store knows is never a duplicate: it is a correction or an update of itself. One of `num_keepers`, it keeps the
     streams that rendezvous hashing gives it, and its share of `max_articles`.
     """
 
@@ -82,6 +81,7 @@ class NearDuplicateActor:
             return Verdicts(self._generation, None)
         index = self._index
         keys = iter(index.keys_of([entry for entry in entries if not isinstance(entry, str)]))
+        seen: set[str] | None = None
         matches: list[Match | None] = []
         for entry in entries:
             if isinstance(entry, str):
@@ -90,6 +90,10 @@ class NearDuplicateActor:
                 continue
             mine = next(keys)
             match = None if entry.known or entry.article_id in index else index.match(entry, mine)
+            if match is not None:
+                # Asked once for all: a call for each duplicate would cost more than all comparisons.
+                seen = self._seen(entries) if seen is None else seen
+                match = None if entry.article_id in seen else match
             if match is None:
                 index.add(entry, mine)
             else:
@@ -155,6 +159,15 @@ class NearDuplicateActor:
         if sum(row["live_articles"] for row in stats) <= self._config.max_articles:
             return _ALL_TIME_MS
         return int(newest - self._config.window_hours * 3_600_000)
+
+    def _seen(self, entries: list[Fingerprint | str]) -> set[str]:
+        """Which of the articles to judge the store knows, deleted and linked ones too."""
+        parts: dict[int, list[str]] = {}
+        for entry in entries:
+            if not isinstance(entry, str):
+                owner = shard_of(entry.article_id, len(self._shard_names))
+                parts.setdefault(owner, []).append(entry.article_id)
+        return {name for shard, ids in parts.items() for name in self._ask(shard, "seen", ids)}
 
     def _fetch(self, article_id: str) -> bytes:
         """The shingles of a stored article; none where the shard cannot say, and the estimate decides."""

@@ -180,8 +180,8 @@ class ShardActor:
         return self._open().known(ids)
 
     @ray.method(concurrency_group="search")
-    def seen(self, ids: list[str]) -> dict[str, int | None]:
-        """The ids that the shard knows: the searchable version of each, None for a linked or a deleted one."""
+    def seen(self, ids: list[str]) -> list[str]:
+        """Which of the ids the shard knows, deleted and linked ones too."""
         return self._open().seen(ids)
 
     @ray.method(concurrency_group="search")

@@ -78,8 +78,7 @@ class Fingerprint(NamedTuple):
     signature: bytes
     shingles: bytes = b""
     known: bool = False
-    """Whether the store knows this id, also as a duplicate or a withdrawn article: then it is an update of itself,
-    never a duplicate."""
+    """Whether the store has an article of this id: then it is an update of itself, never a duplicate."""
 
 
 class Match(NamedTuple):

@@ -133,19 +133,11 @@ class Shard:
                 found[article_id] = None if entry is None or entry.linked else entry.version_ms
             return found
 
-    def seen(self, article_ids: Iterable[str]) -> dict[str, int | None]:
-        """The ids that `article` answers for: each with the version (ms) that is stored and searchable, or None
-        where it is a linked or a deleted one."""
-        found: dict[str, int | None] = {}
+    def seen(self, article_ids: Iterable[str]) -> list[str]:
+        """Which of the ids have a version here, or had one that was deleted: those that `article` answers for."""
         with self._core.view:
             state = self._core.state
-            for article_id in article_ids:
-                entry = state.catalog.get(article_id)
-                if entry is not None:
-                    found[article_id] = None if entry.linked else entry.version_ms
-                elif article_id in state.tombstones:
-                    found[article_id] = None
-        return found
+            return [name for name in article_ids if name in state.catalog or name in state.tombstones]
 
     def article(self, article_id: str) -> StoredArticle | None:
         """The newest version of an article, or its tombstone; None for an id never stored (or expired)."""

@@ -240,7 +240,7 @@ def _value(article_id: str, text: str = "Rain fell on the harbour.") -> bytes:
 
 def _preparer(
     tmp_path: Path,
-    seen: dict[str, int | None] | None = None,
+    known: dict[str, int] | None = None,
     matches: dict[str, Match] | None = None,
     durable: int = 0,
 ) -> tuple[Preparer, _Letters]:
@@ -254,7 +254,7 @@ def _preparer(
         spec,
         assignment,
         load_tokenizer("minilm"),
-        seen=lambda ids: {name: version for name, version in (seen or {}).items() if name in ids},
+        known=lambda ids: {article_id: (known or {}).get(article_id) for article_id in ids},
         judge=lambda entries: Verdicts(
             1, [(matches or {}).get(e if isinstance(e, str) else e.article_id) for e in entries]
         ),
@@ -309,19 +309,11 @@ def test_batches_are_cut_by_chunks(tmp_path: Path) -> None:
 def test_version_seen_before_is_not_embedded_again(tmp_path: Path) -> None:
     """The same or an older version goes through without texts; a newer one with them."""
     version = 1_704_067_200_000
-    preparer, _ = _preparer(tmp_path, seen={"same": version, "newer": version - 1})
+    preparer, _ = _preparer(tmp_path, known={"same": version, "newer": version - 1})
     (batch,) = preparer.batches([_record(0, _value("same")), _record(1, _value("newer"))], lambda: 100)
     assert [bool(item.texts) for item in batch.items] == [False, True]
     assert batch.items[1].fingerprint is not None
     assert batch.items[1].fingerprint.known
-
-
-def test_what_the_store_knows_as_a_copy_or_withdrawn_is_embedded_and_told_as_known(tmp_path: Path) -> None:
-    """It is no new duplicate, and no version of it is searchable; an id that never came is not known."""
-    preparer, _ = _preparer(tmp_path, seen={"copy": None})
-    (batch,) = preparer.batches([_record(0, _value("copy")), _record(1, _value("new"))], lambda: 100)
-    assert all(item.texts and not item.settled for item in batch.items)
-    assert [item.fingerprint.known for item in batch.items if item.fingerprint] == [True, False]
 
 
 def test_record_that_its_shard_has_is_passed_over(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class _Store:
                 if method == "signatures":
                     _, keeper, num_keepers = args
                     return [row[:4] for row in rows if shard_of(row.stream, num_keepers) == keeper]
-                return [None for _ in args[0]]
+                return [] if method == "seen" else [None for _ in args[0]]
 
         return Actor(CONFIG, ["shard"], index, self.count)
 
