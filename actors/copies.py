@@ -114,5 +114,9 @@ class CopyMender:
 
 
 def _stands(found: StoredArticle | None) -> bool:
-    """Whether an article can be found itself: then its copies need not be."""
-    return found is not None and not found.deleted and found.canonical_id is None
+    """Whether an article can be found itself, or will be: then its copies need not be.
+
+    What the store has never had is on its way: judged by an ingester that was paused or killed before it appended
+    it; its offset is not committed, so that it is read again. Its copies stay linked to it meanwhile.
+    """
+    return found is None or (not found.deleted and found.canonical_id is None)
