@@ -110,10 +110,7 @@ def read_through(
     """Read `last` tokens (fewer if the time is over) and write what was measured; `ids` repeats."""
     until = time.monotonic() + seconds
     given = reading_config(config, read_block)
-    text = torch.tensor(list(ids), dtype=torch.int64)
-    text = text.repeat(max(1, -(-(1 << 18) // len(text))))
-    rest = len(text) - len(text) % given.read_block
-    text = text[:rest]
+    text = repeated(ids, given.read_block)
     cache = backbone.new_cache(given)
     result = _begun(backbone, given, cache)
     spent, done = 0.0, 0
@@ -244,6 +241,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     say(json.dumps(result["ratios"]))
     return 0 if result["rows"][-1]["tokens"] >= given.tokens else 5
+
+
+def repeated(ids: Sequence[int], step: int) -> torch.Tensor:
+    """`ids` again and again, some 262,144 tokens in whole steps; that in turn repeats as a whole."""
+    text = torch.tensor(list(ids), dtype=torch.int64)
+    text = text.repeat(max(1, -(-(1 << 18) // len(text))))
+    return text[: len(text) - len(text) % step]
+
+
+def repeating_text(backbone: HfBackbone, path: Path | None, step: int) -> torch.Tensor:
+    """What a run reads, over and over: see `repeated`."""
+    return repeated(_text(backbone, path), step)
 
 
 def _text(backbone: HfBackbone, path: Path | None) -> list[int]:

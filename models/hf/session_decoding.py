@@ -7,7 +7,7 @@ stored, the oldest block leaves, and what is then held is laid out anew. Tokens 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -86,16 +86,35 @@ class SessionDecoding:
                 f"{len(self._caches)} sessions and a count of at least 1"
             )
         self.step.token.copy_(tokens[:, None])
+        return torch.stack([self.step.best.clone() for _ in self._steps(count)], dim=1)
+
+    @torch.no_grad()
+    def logits(self, told: Tensor) -> Tensor:
+        """Read `told [B, count]`, whatever comes out; the logits `[B, count, vocabulary]` after each of them."""
+        if told.ndim != 2 or told.shape[0] != len(self._caches) or told.shape[1] < 1:
+            raise ValueError(
+                f"given tokens of shape {list(told.shape)}; wanted [{len(self._caches)}, count]: a row for each "
+                "session, of at least one token"
+            )
+        told = told.to(self.step.token.device)
+        self.step.token.copy_(told[:, :1])
         found = []
+        for at, _ in enumerate(self._steps(told.shape[1]), start=1):
+            found.append(self.step.logits.clone())
+            if at < told.shape[1]:  # the step has put the likeliest one there
+                self.step.token.copy_(told[:, at : at + 1])
+        return torch.stack(found, dim=1)
+
+    def _steps(self, count: int) -> Iterator[None]:
+        """`count` steps; between two of them the step's results may be looked at and its token set."""
         done = 0
         while done < count:
             steps = min(count - done, self._open())
             for _ in range(steps):
                 self.step.run()
-                found.append(self.step.best.clone())
+                yield
             self._store(steps)
             done += steps
-        return torch.stack(found, dim=1)
 
     def _open(self) -> int:
         """Evict what is due for one more token, lay out what is held; how many tokens may follow."""

@@ -156,6 +156,21 @@ def test_decoding_into_a_cache_is_reading_one_by_one(
             torch.testing.assert_close(mine, wanted_part, rtol=0, atol=allowed)
 
 
+def test_told_tokens_give_the_plain_ways_logits(backbone: HfBackbone) -> None:
+    """Of every token, over evictions, whatever is likeliest; the cache then holds them all."""
+    cache = _session(backbone, 96, 21)
+    twin, told = cache.fork(), tiny.ids(30, 22)
+    wanted = []
+    for token in told:
+        with torch.no_grad():
+            ids = torch.tensor([token])
+            wanted.append(backbone.model(**backbone._inputs(ids, twin), logits_to_keep=1).logits[0, -1])
+    with SessionDecoding(backbone, [cache]) as decoding:
+        found = decoding.logits(torch.tensor([told]))
+    torch.testing.assert_close(found[0], torch.stack(wanted), rtol=0, atol=1e-4)
+    assert cache.counters() == twin.counters()
+
+
 def test_unequal_sessions_decode_side_by_side(backbone: HfBackbone) -> None:
     """Each as if alone, though their evictions fall due at different tokens."""
     caches = [_session(backbone, tokens, seed) for tokens, seed in ((96, 15), (8, 16), (40, 17))]
@@ -196,6 +211,8 @@ def test_what_cannot_be_decoded_so_is_refused(backbone: HfBackbone) -> None:
         SessionDecoding(backbone, [])
     with pytest.raises(ValueError, match="a token for each of 1 sessions"):
         SessionDecoding(backbone, [_session(backbone, 8, 0)]).run(torch.tensor([1, 2]), 3)
+    with pytest.raises(ValueError, match=r"shape \[2\]; wanted \[1, count\]"):
+        SessionDecoding(backbone, [_session(backbone, 8, 0)]).logits(torch.tensor([1, 2]))
 
 
 def test_a_model_that_cannot_be_captured_answers_the_plain_way(
