@@ -1,7 +1,8 @@
 """On a CUDA device: the checks of the script for GPU hosts, and keys found at 1M tokens.
 
-Judging the shipped weights takes half a minute; the five-minute run is made anew only where DYSRA_SUBQ_TRAIN is
-set. Both read the folder that `infra.training.subq_pack` wrote; DYSRA_SUBQ_DATA names it.
+Judging the shipped weights takes half a minute; the five-minute run, by the newest recipe (chunks that have seen 32
+tokens on either side), is made anew only where DYSRA_SUBQ_TRAIN is set. Both read the folder that
+`infra.training.subq_pack` wrote; DYSRA_SUBQ_DATA names it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from infra.training.subq_checks import relative
 from infra.training.subq_gpu import main
 from models.shipped import SUBQ
+from models.subq.mixers.gated_linear import gated_linear, gated_linear_naive
 
 pytestmark = pytest.mark.gpu
 
@@ -30,6 +33,29 @@ def test_checks_hold_on_the_device(tmp_path: Path) -> None:
     """bf16 against fp32, streaming against one pass, kernels and mixers against their plain forms."""
     main(["tests", "--data", str(tmp_path), "--work", str(tmp_path), "--out", str(tmp_path)])
     assert json.loads((tmp_path / "tests.json").read_text())["failed"] == []
+
+
+@pytest.mark.parametrize("length", [64, 1_000, 4_100])
+def test_chunk_gla_is_the_recurrence(length: int) -> None:
+    """fla's operator, which this device runs, against ours token by token in float64: output, state, gradients."""
+    pytest.importorskip("fla", reason="fla-core is not installed")
+    shape = (2, length, 2, 64)
+    gate = torch.nn.functional.logsigmoid(torch.randn(*shape, device="cuda")) / 16
+    drawn = [
+        *(torch.randn(*shape, device="cuda") for _ in range(3)),
+        gate,
+        torch.randn(2, 2, 64, 64, device="cuda"),
+    ]
+    gradients = torch.randn(*shape, device="cuda"), torch.randn(2, 2, 64, 64, device="cuda")
+    found = []
+    for operator, dtype in ((gated_linear, torch.float32), (gated_linear_naive, torch.float64)):
+        leaves = [x.to(dtype).requires_grad_() for x in drawn]
+        out, last = operator(*leaves)
+        whole = (out * gradients[0]).sum() + (last * gradients[1]).sum()
+        found.append([out, last, *torch.autograd.grad(whole, leaves)])
+    names = ("out", "state", "q", "k", "v", "gate", "first state")
+    errors = {name: relative(mine, wanted) for name, mine, wanted in zip(names, *found, strict=True)}
+    assert max(errors.values()) < 1e-2, errors  # products in TF32
 
 
 def _data() -> str:
@@ -58,8 +84,9 @@ def test_five_minutes_of_training_find_keys_in_a_million_tokens(tmp_path: Path) 
         pytest.skip("DYSRA_SUBQ_TRAIN is not set: six minutes of the device")
     data = _data()
     common = ["--data", data, "--work", str(tmp_path), "--out", str(tmp_path), "--seed", "0"]
+    common += ["--lookahead", "32", "--lookbehind", "32"]
     main(["train", *common, "--minutes", "5", "--call-seconds", "900"])
     main(["needles", *common, "--lengths", "1M", "--cells", "known-5", "--trials", "20", "--keys", "0"])
-    rows = json.loads((tmp_path / "needles-subq-0.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "needles-subq-around-0.json").read_text())["rows"]
     assert [row["n"] for row in rows] == [20]
     assert rows[0]["exact"] >= 95.0
