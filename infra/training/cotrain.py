@@ -58,6 +58,10 @@ class CoTrainConfig:
         default=200, metadata={"help": "updates of the reader in a round, or of a joint run"}
     )
     reader_lr: float = field(default=2e-4, metadata={"help": "peak learning rate of the reader"})
+    reader_minutes: float = field(
+        default=0.0,
+        metadata={"help": "minutes of a reader's round, or of a joint run, at most (0: no limit)"},
+    )
     tokens_per_batch: int = field(default=8192, metadata={"help": "tokens of a reader's part"})
     algorithm: str = field(
         default="plain_ppo", metadata={"help": "of a retriever's round: plain_ppo, reinforce, ppo"}
@@ -90,6 +94,8 @@ class CoTrainConfig:
         for name in ("rounds", "reader_steps", "policy_steps", "questions", "budget"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 1 or more")
+        if self.reader_minutes < 0:
+            raise ValueError(f"reader_minutes: given {self.reader_minutes}; allowed: 0 (no limit) or more")
         if not 0 <= self.oracle <= 1:
             raise ValueError(f"oracle: given {self.oracle}; allowed: 0 to 1")
 
@@ -165,7 +171,8 @@ def _reader_round(
     name = f"round-{number:02d}-reader"
     with child(name, {"steps": config.reader_steps, "method": config.method}) as tracker:
         job = BackboneJob(
-            kind="reader", out=folder / "reader", spec=spec, loop=LoopConfig(steps=config.reader_steps),
+            kind="reader", out=folder / "reader", spec=spec,
+            loop=LoopConfig(steps=config.reader_steps, limit_s=60 * config.reader_minutes),
             **_tracked(tracker),
         )  # fmt: skip
         return run_job(absolute(job))
@@ -209,7 +216,7 @@ def _joint(config: CoTrainConfig, run_job: RunJob, child: Child) -> dict[str, An
         seed=config.seed,
     )  # fmt: skip
     with child("joint", {"steps": spec.steps, "method": spec.method}) as tracker:
-        loop = LoopConfig(steps=spec.steps, accumulate=spec.accumulate)
+        loop = LoopConfig(steps=spec.steps, accumulate=spec.accumulate, limit_s=60 * config.reader_minutes)
         job = BackboneJob(kind="joint", out=config.out, spec=spec, loop=loop, **_tracked(tracker))
         figures = run_job(absolute(job))
     return {

@@ -8,8 +8,10 @@ begin with one policy, learned from labels, and one adapter. `reader` adapts the
 that policy chooses; `policy` learns by reward as often, paid by the reader as it is; `alternating` does both, in
 `--rounds` rounds; `joint` does both in one loss. Then each is judged on the test questions: F1 and tokens read by
 policy, hybrid and oracle choices, and what they gain on `start`, question by question. Runs are processes, a few
-side by side, seed after seed: when the time is up, the last seeds are missing. What is done is kept in WORK, and
-OUT gets cotrain.json (the page: infra.training.cotrain_report) and cotrain.tar (policies and cards).
+side by side, seed after seed: when the time is up, the last seeds are missing. What is done is kept in WORK. In
+OUT, cotrain.jsonl gets a row as soon as there is one (`infra.training.cotrain_rows`), so what was found is there
+whatever ends the call; cotrain.json and cotrain.tar (policies and cards) are written anew whenever a run ends. The
+page, of the one or the other: infra.training.cotrain_report.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from infra.evaluation.policy_judge import choose, judge, paired
-from infra.training.cotrain_runs import WARM, trained
+from infra.evaluation.policy_judge import choose, judge
+from infra.training.cotrain_rows import ROWS, Notes, assemble, folder_of, read_rows, write_whole
+from infra.training.cotrain_runs import WARM, Curves, trained
 from infra.training.learners.adapting import ForgivingTokenizer, forgiving_tokenizers
 from infra.training.side_by_side import (
     limit_memory,
@@ -49,7 +51,8 @@ from rl.episodes import OutcomeReader, Readings, fingerprint
 
 RUNS = ("start", "reader", "policy", "alternating", "joint")
 RESULT = "result.json"
-LEFT_OUT = ("states/", "triples", "readings", "work/", "scores.npz", "adapter_model")
+TRAINED = "trained.json"
+LEFT_OUT = ("states/", "triples", "readings", "work/", ROWS, "adapter_model")
 """What does not travel: 15 MB an adapter."""
 
 
@@ -95,31 +98,44 @@ def warm_start(material: Material, given: argparse.Namespace) -> None:
 
 
 def one_run(name: str, given: argparse.Namespace) -> None:
-    """Train as the run's name says and judge what came of it."""
+    """Train as the run's name says and judge what came of it, noting every figure as it comes."""
     out = given.work / folder_of(name, given.seed)
-    began = time.monotonic()
     limit_memory(given.memory, given.device)
     backbone = HfConfig(model=str(given.reader), adapter=given.adapter, device=given.device)
-    figures: dict[str, Any] = {
-        "run": name, "seed": given.seed, "updates": 0 if name == "start" else given.updates,
-        "adapter": Path(given.adapter).name,
-        "features": json.loads((given.work / "material" / "manifest.json").read_text()).get("features", 0),
-    }  # fmt: skip
-    policy, adapter, figures["training"] = trained(name, given, backbone, out)
-    figures["training_seconds"] = round(time.monotonic() - began, 1)
+    notes = Notes(name, given.seed, out / ROWS, given.out / "cotrain.jsonl")
+    done = read_json(out / TRAINED)
+    if done is None:  # what an earlier call judged was another policy
+        (out / ROWS).unlink(missing_ok=True)
+        done = _trained(name, given, backbone, out, notes)
+    policy, adapter = Path(str(done["policy"])), done["adapter"]
     reader = backbone if adapter is None else replace(backbone, adapter=str(adapter))
-    figures["judged"], scores = judged(given, reader, policy)
-    figures["tokens_lost"] = ForgivingTokenizer.lost
-    out.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out / "scores.npz", **scores)  # type: ignore[arg-type]
-    (out / RESULT).write_text(json.dumps(figures, default=str))
+    judge_points(given, reader, policy, notes)
+    notes.add(ended={"tokens_lost": ForgivingTokenizer.lost})
+    figures = assemble(notes.rows())[out.name]
+    write_whole(out / RESULT, json.dumps(figures))
     tell(json.dumps(figures["judged"]))
 
 
-def judged(
-    given: argparse.Namespace, reader: HfConfig, policy: Path
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """F1 and tokens on the test questions by set, choice and budget; F1 question by question."""
+def _trained(
+    name: str, given: argparse.Namespace, backbone: HfConfig, out: Path, notes: Notes
+) -> dict[str, Any]:
+    """Train, and note with what and how; the folders of policy and adapter."""
+    began = time.monotonic()
+    about = {
+        "updates": 0 if name == "start" else given.updates, "adapter": Path(given.adapter).name,
+        "features": json.loads((given.work / "material" / "manifest.json").read_text()).get("features", 0),
+    }  # fmt: skip
+    notes.add(begun=about)
+    curves = Curves(lambda row: notes.add(curve=row))
+    policy, adapter, training = trained(name, given, backbone, out, curves)
+    notes.add(trained={"training": training, "training_seconds": round(time.monotonic() - began, 1)})
+    done = {"policy": str(policy), "adapter": None if adapter is None else str(adapter)}
+    write_whole(out / TRAINED, json.dumps(done))
+    return done
+
+
+def judge_points(given: argparse.Namespace, reader: HfConfig, policy: Path, notes: Notes) -> None:
+    """Note F1 and tokens on the test questions by set, choice and budget: those that are not noted yet."""
     from models.hf import HfBackbone
     from pipeline.tasks.reading import MaterialReader, voice_of
 
@@ -129,35 +145,28 @@ def judged(
     readings = Readings(
         OutcomeReader(MaterialReader(material, voice, want_loss=False)), fingerprint(material)
     )
-    points = [("oracle", max(given.budgets))]
-    points += [(method, budget) for budget in given.budgets for method in ("policy", "filled", "hybrid")]
-    found: dict[str, Any] = {}
-    scores: dict[str, Any] = {}
-    for dataset in sorted({question.dataset for question in material.questions}):
-        rows = material.rows("test", dataset, answerable=True)
-        part = material.take(rows)
-        for method, budget in points:
-            chosen = choose(part, method, budget, network=network)
+    # the policy's own choice of every set first: if the time is up, it is what is asked for
+    points = [("policy", budget) for budget in given.budgets] + [("oracle", max(given.budgets))]
+    points += [(method, budget) for budget in given.budgets for method in ("hybrid", "filled")]
+    known = {(row["set"], row["point"]) for row in notes.rows() if "point" in row}
+    for method, budget in points:
+        for dataset in sorted({question.dataset for question in material.questions}):
             key = f"{method}_{budget}"
-            found.setdefault(dataset, {})[key], scores[f"{dataset}.{key}"] = judge(
-                part, rows, chosen, readings
-            )
-    return found, scores
+            if (dataset, key) in known:
+                continue
+            rows = material.rows("test", dataset, answerable=True)
+            part = material.take(rows)
+            figures, scores = judge(part, rows, choose(part, method, budget, network=network), readings)
+            notes.add(set=dataset, point=key, figures=figures, scores=[round(float(f), 4) for f in scores])
 
 
 def gather(given: argparse.Namespace, codes: dict[str, int]) -> int:
-    """Write OUT/cotrain.json and OUT/cotrain.tar of the runs that were judged."""
-    found: dict[str, Any] = {}
-    for name in map(str, runs_of(given).values()):
-        if (figures := read_json(given.work / name / RESULT)) is not None:
-            found[name] = figures | {"code": codes.get(name, 0)}
-    begun = _scores(given.work / "start")
+    """Write OUT/cotrain.json and OUT/cotrain.tar of all that was judged so far."""
+    names = list(runs_of(given).values())
+    found = assemble(row for name in names for row in read_rows(given.work / name / ROWS))
     for name, figures in found.items():
-        ours = _scores(given.work / name)
-        if figures["run"] != "start" and begun:
-            figures["gain_on_start"] = {key: paired(ours[key], begun[key]) for key in ours if key in begun}
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "cotrain.json").write_text(json.dumps(found))
+        figures["code"] = codes.get(name)
+    write_whole(given.out / "cotrain.json", json.dumps(found))
     kept = {name: given.work / name for name in (*found, WARM) if (given.work / name).exists()}
     pack_results(kept, given.out / "cotrain.tar", LEFT_OUT)
     for name, figures in found.items():
@@ -176,6 +185,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             one_run(given.run, given)
         return 0
     prepare(given)
+    earlier = [
+        path.read_text() for name in runs_of(given).values() if (path := given.work / name / ROWS).exists()
+    ]
+    write_whole(given.out / "cotrain.jsonl", "".join(earlier))
     left = given.seconds - (time.monotonic() - began)
     told = list(sys.argv[1:] if arguments is None else arguments)
     # loading and judging take their share
@@ -187,7 +200,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for (name, seed), folder in runs_of(given).items()
         if read_json(given.work / folder / RESULT) is None
     }  # fmt: skip
-    return gather(given, run_side_by_side(commands, given.work / "logs", left, at_once=given.at_once))
+    codes = run_side_by_side(
+        commands,
+        given.work / "logs",
+        left,
+        at_once=given.at_once,
+        on_end=lambda so_far: gather(given, so_far),
+    )
+    return gather(given, codes)
 
 
 def runs_of(given: argparse.Namespace) -> dict[tuple[str, int], str]:
@@ -199,11 +219,6 @@ def runs_of(given: argparse.Namespace) -> dict[tuple[str, int], str]:
         for name in given.runs
         if seed in seeds[name]
     }
-
-
-def folder_of(name: str, seed: int) -> str:
-    """The folder of a run in WORK."""
-    return name if name == "start" else f"{name}-{seed}"
 
 
 def _sets(material: Material, wanted: Sequence[str]) -> list[str]:
@@ -223,14 +238,6 @@ def _with_pairs(material: Material, folder: Path) -> Material:
     except (FileNotFoundError, ValueError) as error:
         tell(f"without the pair reader's features: {error}")
         return material
-
-
-def _scores(folder: Path) -> dict[str, Any]:
-    path = folder / "scores.npz"
-    if not path.exists():
-        return {}
-    with np.load(path) as packed:
-        return {name: packed[name] for name in packed.files}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,8 @@
 """The page of a co-training run: each way of training at equal updates, its gain on the start question by question.
 
 python -m infra.training.cotrain_report --found OUT/cotrain.json --bench infra/bench/results/NAME
+
+OUT/cotrain.jsonl does as well: it has what was found up to the moment in which a host went away.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from infra.training.cotrain_rows import assemble, read_rows
 
 SHOWN = (
     ("reader", "reader alone"), ("policy", "policy alone"), ("alternating", "in turn"), ("joint", "jointly"),
@@ -70,6 +74,7 @@ def page(found: dict[str, Any], device: str) -> str:
     runs, gained = by_run(found), gains(found)
     start = runs["start"][0]
     sets = sorted(start["judged"])
+    points = list(dict.fromkeys(point for dataset in sets for point in start["judged"][dataset]))
     lines = [
         f"# Reader and policy, each alone, in turn and jointly ({device})", "",
         f"Begun with the adapter `{start['adapter']}` and a policy from labels ({start['features']} features a "
@@ -85,27 +90,47 @@ def page(found: dict[str, Any], device: str) -> str:
             seconds = ", ".join(f"{each['training_seconds']:.0f}" for each in runs[name])
             ours, theirs = (_span([pair[at] for pair in done]) for at in (0, 1))
             lines.append(f"| {shown} | {len(done)} | {ours} | {theirs} | {seconds} |")
-    points = list(start["judged"][sets[0]])
+    cut = sorted(name for name, each in found.items() if not each.get("ended", True))
+    if cut:
+        lines += [
+            "",
+            f"Cut off while they were judged: {', '.join(cut)}; a point has the seeds that reached it.",
+        ]
     for dataset in sets:
         lines += ["", f"## {dataset}", "", "| read | start: F1 at tokens | " + " | ".join(
             shown for name, shown in SHOWN if name in runs) + " |"]  # fmt: skip
         lines.append("| --- | --- |" + " --- |" * sum(name in runs for name, _ in SHOWN))
         for point in points:
-            method, _, budget = point.rpartition("_")
-            figures = start["judged"][dataset][point]
-            cells = [f"{METHODS.get(method, method)}, {budget}"]
-            cells.append(f"{figures['forced_f1']:.1f} at {figures['tokens']:.0f}")
-            for name, _ in SHOWN:
-                if name in runs:
-                    tokens = mean(each["judged"][dataset][point]["tokens"] for each in runs[name])
-                    gain = gained.get(f"{name}.{dataset}.{point}")
-                    if gain is None:  # its scores by question are lost: only means can be set apart
-                        means = [each["judged"][dataset][point]["forced_f1"] for each in runs[name]]
-                        cells.append(_unpaired(means, figures["forced_f1"], tokens))
-                    else:
-                        cells.append(_gain(gain, tokens))
-            lines.append(f"| {' | '.join(cells)} |")
+            if point in start["judged"][dataset]:
+                cells = [_named(point), *_cells(point, dataset, runs, gained)]
+                lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _named(point: str) -> str:
+    method, _, budget = point.rpartition("_")
+    return f"{METHODS.get(method, method)}, {budget}"
+
+
+def _cells(
+    point: str, dataset: str, runs: dict[str, list[dict[str, Any]]], gained: dict[str, dict[str, float]]
+) -> list[str]:
+    """What a row of a set's table says of a choice: the start's F1, and what each way of training gains."""
+    begun = runs["start"][0]["judged"][dataset][point]
+    cells = [f"{begun['forced_f1']:.1f} at {begun['tokens']:.0f}"]
+    for name in (name for name, _ in SHOWN if name in runs):
+        judged = [each["judged"].get(dataset, {}) for each in runs[name]]
+        reached = [points[point] for points in judged if point in points]
+        if not reached:
+            cells.append("not judged")
+            continue
+        tokens = mean(each["tokens"] for each in reached)
+        gain = gained.get(f"{name}.{dataset}.{point}")
+        if gain is None:  # its scores by question are lost: only means can be set apart
+            cells.append(_unpaired([each["forced_f1"] for each in reached], begun["forced_f1"], tokens))
+        else:
+            cells.append(_gain(gain, tokens))
+    return cells
 
 
 def _gain(gain: dict[str, float], tokens: float) -> str:
@@ -138,12 +163,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--found", type=Path, required=True, help="cotrain.json of cotrain_gpu")
+    parser.add_argument("--found", type=Path, required=True, help="cotrain.json or .jsonl")
     parser.add_argument("--bench", type=Path, required=True, help="where results go, without ending")
     parser.add_argument("--device", default="NVIDIA H200")
     parser.add_argument("--note", default="", help="added at the page's end")
     given = parser.parse_args(arguments)
-    found = without_paths(json.loads(given.found.read_text()))
+    if given.found.suffix == ".jsonl":
+        found = without_paths(assemble(read_rows(given.found)))
+    else:
+        found = without_paths(json.loads(given.found.read_text()))
     if "start" not in found:
         raise SystemExit(f"{given.found} has no run `start`: nothing to compare with")
     results = {"bench": "cotrain", "device": given.device, "runs": found, "gains": gains(found)}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +30,46 @@ from rl.reward import RewardConfig
 WARM = "warm"
 
 
-@dataclass(slots=True)
-class Untracked:
-    """A tracked run where there is no MLflow."""
+class Curves:
+    """Points of training curves, told and noted under the part that is trained now; a child run without MLflow."""
 
-    run_id: str = ""
-    curve: list[dict[str, float]] = field(default_factory=list)
+    run_id = ""
+
+    def __init__(self, note: Callable[[dict[str, Any]], None]) -> None:
+        self._note = note
+        self.part = ""
+
+    @contextmanager
+    def child(self, name: str, params: dict[str, Any]) -> Iterator[Curves]:
+        """In the place of a child run: what is trained until its end goes by this name."""
+        tell(f"{name} {json.dumps(params, default=str)}")
+        self.part = name
+        yield self
+        self.part = ""
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
-        """Keep a point of the curve."""
-        self.curve.append({"step": float(step)} | values)
+        """Note a point of a policy's curve."""
+        self._keep(step, values)
 
+    def row(self, row: dict[str, float]) -> None:
+        """Note and tell a point of a backbone job's curve."""
+        tell_row(row)
+        self._keep(int(row["step"]), row)
 
-@contextmanager
-def untracked(name: str, params: dict[str, Any]) -> Iterator[Untracked]:
-    """In the place of a child run."""
-    tell(f"{name} {json.dumps(params, default=str)}")
-    yield Untracked()
+    def iteration(self, row: dict[str, float]) -> None:
+        """Note a policy's iteration, and tell each fifth."""
+        number = int(row.get("iteration", 0))
+        if number % 5 == 0:
+            tell_row(row)
+        self._keep(number, row)
+
+    def _keep(self, step: int, values: dict[str, float]) -> None:
+        short = {name: float(f"{value:.5g}") for name, value in values.items() if value == value}
+        self._note({"part": self.part, **short, "step": step})
 
 
 def trained(
-    name: str, given: argparse.Namespace, backbone: HfConfig, out: Path
+    name: str, given: argparse.Namespace, backbone: HfConfig, out: Path, curves: Curves
 ) -> tuple[Path, Path | None, dict[str, Any]]:
     """The policy's folder, the adapter's (None: as it was), and the figures of training."""
     material, warm = given.work / "material", given.work / WARM
@@ -67,19 +85,16 @@ def trained(
             begin_with=adapter_folder(backbone), seed=given.seed,
         )  # fmt: skip
         loop = LoopConfig(steps=given.updates, limit_s=given.training)
-        return (
-            warm,
-            out / MODEL,
-            run_job(BackboneJob(kind="reader", out=out, spec=spec, loop=loop), given.device),
-        )
+        job = BackboneJob(kind="reader", out=out, spec=spec, loop=loop)
+        return warm, out / MODEL, run_job(job, given.device, curves.row)
     reward = RewardConfig(gamma=given.gamma)
     if name == "policy":
-        job = PolicyTrainConfig(
+        learning = PolicyTrainConfig(
             data=(material,), out=out / POLICY, algorithm="plain_ppo", warm_start="none", begin_with=warm,
             reward=reward, backbone=backbone, steps=given.updates, minutes=minutes, questions=given.questions,
             seed=given.seed,
         )  # fmt: skip
-        return out / POLICY, None, train_policy(job, on_step=_progress)
+        return out / POLICY, None, train_policy(learning, on_step=curves.iteration)
     joint = JointSpec(
         data=material, backbone=backbone, policy=warm, steps=given.updates, lr=given.lr, budget=given.budget,
         questions=given.questions, policy_lr=given.policy_lr, losses=LossWeights(tokens=given.gamma),
@@ -88,16 +103,20 @@ def trained(
     config = CoTrainConfig(
         data=material, out=out, mode=name, backbone=backbone, policy=warm, rounds=given.rounds,
         reader_steps=max(1, given.updates // given.rounds), policy_steps=max(1, given.updates // given.rounds),
-        policy_minutes=max(0.1, minutes / given.rounds * 0.7), reader_lr=given.lr, questions=given.questions,
+        policy_minutes=max(0.1, minutes / given.rounds * 0.7),
+        reader_minutes=minutes if name == "joint" else max(0.1, minutes / given.rounds * 0.3),
+        reader_lr=given.lr, questions=given.questions,
         reward=reward, budget=given.budget, joint=joint if name == "joint" else None, seed=given.seed,
     )  # fmt: skip
-    figures = cotrain(config, lambda job: run_job(job, given.device), untracked)
+    figures = cotrain(config, lambda job: run_job(job, given.device, curves.row), curves.child)
     return Path(figures["policy"]), Path(figures["reader"]), figures
 
 
-def run_job(job: BackboneJob, device: str) -> dict[str, Any]:
+def run_job(
+    job: BackboneJob, device: str, report: Callable[[dict[str, float]], None] = tell_row
+) -> dict[str, Any]:
     """A backbone job in this process; the ends of its curve."""
-    run_here(absolute(job), device, tell_row)
+    run_here(absolute(job), device, report)
     # training rounds products; who loads a backbone afterwards compares it with itself more exactly
     torch.set_float32_matmul_precision("highest")
     curve = read_curve(job.out)
@@ -110,8 +129,3 @@ def run_job(job: BackboneJob, device: str) -> dict[str, Any]:
         for end, rows in ends.items()
     }
     return {"kind": job.kind, "steps": len(curve), "seconds": curve[-1]["seconds"], **means}
-
-
-def _progress(row: dict[str, float]) -> None:
-    if int(row.get("iteration", 0)) % 5 == 0:
-        tell_row(row)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 ENVIRONMENT = {
@@ -29,8 +29,11 @@ def run_side_by_side(
     *,
     at_once: int = 0,
     environment: Mapping[str, str] | None = None,
+    on_end: Callable[[dict[str, int]], object] | None = None,
 ) -> dict[str, int]:
     """Run each command (arguments of this Python) in a process of its own; exit codes by name, -9 at the limit.
+
+    `on_end` is told the codes so far whenever runs have ended: what is gathered then is there whatever comes later.
 
     At most `at_once` run together (0: all); the next starts when one ends, and those that never started have no
     code. Each has two threads for what it computes on the CPU: all cores for each would be in each other's way.
@@ -49,6 +52,7 @@ def run_side_by_side(
                     [sys.executable, *commands[name]], stdout=log, stderr=subprocess.STDOUT, env=variables
                 )
         time.sleep(0.2)
+        ended = len(codes)
         for name, process in list(running.items()):
             if (code := process.poll()) is not None:
                 codes[name] = code
@@ -56,6 +60,8 @@ def run_side_by_side(
                 tell(
                     f"{name}: ended with {code} after {time.monotonic() - began:.0f} s\n{tail(logs, name, code)}"
                 )
+        if on_end is not None and len(codes) > ended:
+            on_end(dict(codes))
         if time.monotonic() - last > told_every_s:
             last = time.monotonic()
             for name in running:
@@ -86,14 +92,19 @@ def tail(logs: Path, name: str, code: int) -> str:
 
 
 def pack_results(folders: Mapping[str, Path], target: Path, left_out: Sequence[str] = ()) -> Path:
-    """The files of some folders in one tar file; those whose name contains one of `left_out` stay behind."""
+    """The files of some folders in one tar file, which is there whole or as it was before.
+
+    Files whose name contains one of `left_out` stay behind.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(target, "w") as packed:
+    partial = target.with_name(f".{target.name}.partial")
+    with tarfile.open(partial, "w") as packed:
         for name, folder in folders.items():
             for path in sorted(p for p in folder.rglob("*") if p.is_file()):
                 shown = path.relative_to(folder).as_posix()
                 if not any(part in shown for part in left_out):
                     packed.add(path, f"{name}/{shown}")
+    os.replace(partial, target)
     return target
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from infra.training import cotrain_gpu, cotrain_report
+from infra.training.cotrain_rows import ROWS, Notes, assemble, read_rows
 from tests.infra.training.learning_case import material, reader
 
 
@@ -66,6 +68,84 @@ def test_each_run_trains_its_own_part_and_no_other(done: tuple[Path, dict[str, A
     assert found["policy-0"]["training"]["learning"]["iterations"] == 2
 
 
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows that came home."""
+    return read_rows(folder / "out" / "cotrain.jsonl")
+
+
+def test_rows_come_home_as_they_come(done: tuple[Path, dict[str, Any]]) -> None:
+    """All figures are in the rows that each run appended: curves by part, and what was judged, point by point."""
+    folder, found = done
+    rows = rows_of(folder)
+    assert {name: each | {"code": None} for name, each in assemble(rows).items()} == found
+    joint = [row for row in rows if row["run"] == "joint"]
+    kinds = [next(name for name in row if name not in ("run", "seed")) for row in joint]
+    assert kinds == ["begun", "curve", "trained", *["set"] * 4, "ended"]
+    parts = [row["curve"]["part"] for row in rows if row["run"] == "alternating" and "curve" in row]
+    assert list(dict.fromkeys(parts)) == [
+        f"round-{number:02d}-{part}" for number in (0, 1) for part in ("reader", "retriever")
+    ]
+    assert {row["curve"]["step"] for row in rows if row["run"] == "policy" and "curve" in row} == {1, 2}
+
+
+def test_what_was_found_before_the_end_makes_a_page(
+    done: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """A host that goes away leaves a torn row: all before it is told, and whose judging was cut off."""
+    folder, found = done
+    lines = (folder / "out" / "cotrain.jsonl").read_text().splitlines(keepends=True)
+    judged = [at for at, line in enumerate(lines) if '"run": "joint"' in line and '"point"' in line]
+    path = tmp_path / "cotrain.jsonl"
+    path.write_text("".join(lines[: judged[2]]) + lines[judged[2]][:40])
+    cut = assemble(read_rows(path))
+    assert {name: each["ended"] for name, each in cut.items()} == dict.fromkeys(found, True) | {
+        "joint-0": False
+    }
+    assert list(cut["joint-0"]["judged"]["toy"]) == ["policy_400", "oracle_400"]
+    assert (
+        cut["joint-0"]["gain_on_start"]["toy.policy_400"]
+        == found["joint-0"]["gain_on_start"]["toy.policy_400"]
+    )
+    Notes("joint", 0, tmp_path / "own.jsonl", path).add(ended={})
+    assert read_rows(path)[-1] == {"run": "joint", "seed": 0, "ended": {}}  # not lost behind the torn one
+    path.write_text("".join(lines[: judged[2]]))
+    cotrain_report.main(["--found", str(path), "--bench", str(tmp_path / "page")])
+    text = (tmp_path / "page.md").read_text()
+    assert "Cut off while they were judged: joint-0" in text
+    assert next(line for line in text.splitlines() if line.startswith("| hybrid")).endswith("| not judged |")
+
+
+def test_a_second_call_judges_what_is_missing_only(
+    done: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was ended while it was judged trains no more and asks for the missing points."""
+    folder, found = done
+    work = tmp_path / "work"
+    shutil.copytree(folder / "work", work)
+    out = work / "policy-0"
+    told = [
+        "--material", str(folder / "made"), "--reader", str(folder / "reader"), "--work", str(work), "--out",
+        str(tmp_path / "out"), "--device", "cpu", "--budgets", "400", "--updates", "2", "--run", "policy",
+    ]  # fmt: skip
+    done_before = json.loads((out / cotrain_gpu.TRAINED).read_text())
+    moved = {"policy": str(out / Path(done_before["policy"]).name)}
+    (out / cotrain_gpu.TRAINED).write_text(json.dumps(done_before | moved))
+    lines = (out / ROWS).read_text().splitlines(keepends=True)
+    (out / ROWS).write_text("".join(lines[:-3]))  # two of four points, no end
+    begun: list[str] = []
+    monkeypatch.setattr(cotrain_gpu, "trained", lambda *_: begun.append("trained"))
+    assert cotrain_gpu.main(told) == 0 and begun == []
+    added = read_rows(tmp_path / "out" / "cotrain.jsonl")
+    assert [row.get("point", "end") for row in added] == ["hybrid_400", "filled_400", "end"]
+    again = json.loads((out / cotrain_gpu.RESULT).read_text())
+    assert again["judged"] == found["policy-0"]["judged"] and again["ended"]
+    (out / cotrain_gpu.TRAINED).unlink()
+    with pytest.raises(TypeError):  # the stand-in gives no folders
+        cotrain_gpu.main(told)
+    assert begun == ["trained"]
+    assert [row for row in read_rows(out / ROWS) if "point" in row] == []
+
+
 def test_finished_runs_are_not_repeated(
     done: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,8 +153,11 @@ def test_finished_runs_are_not_repeated(
     folder, _ = done
     begun: list[str] = []
 
-    def none(commands: dict[str, Any], logs: Path, limit_s: float, **_: Any) -> dict[str, int]:
+    def none(commands: dict[str, Any], logs: Path, limit_s: float, **more: Any) -> dict[str, int]:
         begun.extend(commands)
+        (folder / "out" / "cotrain.json").unlink(missing_ok=True)
+        more["on_end"]({})  # as when a run ends: what is there is gathered then
+        assert set(json.loads((folder / "out" / "cotrain.json").read_text())) >= {"start", "joint-0"}
         return {}
 
     monkeypatch.setattr(cotrain_gpu, "run_side_by_side", none)
@@ -82,8 +165,11 @@ def test_finished_runs_are_not_repeated(
         "--material", str(folder / "made"), "--reader", str(folder / "reader"), "--work", str(folder / "work"),
         "--out", str(folder / "out"), "--device", "cpu", "--seeds", "0",
     ]  # fmt: skip
+    before = rows_of(folder)
     assert cotrain_gpu.main(told) == 0
     assert begun == []
+    # OUT is emptied before a call: it has the earlier calls' rows again
+    assert sorted(map(json.dumps, rows_of(folder))) == sorted(map(json.dumps, before))
 
 
 def test_seeds_come_one_after_the_other_and_the_start_once(done: tuple[Path, dict[str, Any]]) -> None:

@@ -17,8 +17,10 @@ def test_runs_end_with_their_codes_or_at_the_limit(tmp_path: Path) -> None:
         "late": ["-c", "import time; time.sleep(600)"],
     }
     began = time.monotonic()
-    codes = run_side_by_side(commands, tmp_path, 6.0)
+    told: list[dict[str, int]] = []
+    codes = run_side_by_side(commands, tmp_path, 6.0, on_end=told.append)
     assert codes == {"well": 0, "badly": 1, "late": -9}
+    assert told[-1] == {"well": 0, "badly": 1}  # while the third still ran
     assert time.monotonic() - began < 120
     assert "no data" in (tmp_path / "badly.log").read_text()
 
