@@ -48,6 +48,13 @@ class ServeConfig:
     answer_timeout_s: float = field(
         default=120.0, metadata={"help": "limit of one answer, waiting included, in seconds"}
     )
+    model_silent_s: float = field(
+        default=600.0,
+        metadata={
+            "help": "how long the model may take for one article or one token; a replica whose model stands still "
+            "for longer is replaced, in seconds"
+        },
+    )
     events_s: float = field(
         default=300.0,
         metadata={"help": "how long one connection to a session's events stays open, in seconds"},
@@ -73,7 +80,7 @@ class ServeConfig:
         for name in ("cpus_per_replica", "gpus_per_replica", "rate_per_minute"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("answer_timeout_s", "events_s", "drain_s"):
+        for name in ("answer_timeout_s", "model_silent_s", "events_s", "drain_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
 

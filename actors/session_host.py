@@ -49,7 +49,7 @@ class _Built:
 
 def build_service(settings: ServeSettings, library: Library, owner: str) -> SessionService:
     """The sessions of one process over a store: loads the model, starts the threads."""
-    model = ModelThread()
+    model = ModelThread(silent_limit_s=settings.serve.model_silent_s)
     built = _build(settings, library, HfBackbone.load(settings.backbone), model)
     pool = SessionPool(
         sessions=built.sessions,

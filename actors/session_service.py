@@ -123,9 +123,9 @@ class SessionService:
         return {"model": parts.backbone.identity, "prompt_form": parts.form, "attend": parts.config.attend}
 
     def check(self) -> None:
-        """Raise RuntimeError if a thread that the sessions need has ended."""
+        """Raise RuntimeError if a thread that the sessions need has ended, or the model stands still."""
         if not self.pool.healthy:
-            raise RuntimeError("the reader or the model thread of this replica has ended")
+            raise RuntimeError("the reader or the model thread of this replica has ended, or stands still")
 
     def close(self) -> list[str]:
         """Save everything and stop; what could not be saved."""
@@ -178,7 +178,7 @@ class SessionService:
         TimeoutError once the event loop's clock passes `deadline`.
         """
         loop = asyncio.get_running_loop()
-        items: asyncio.Queue[Any] = asyncio.Queue()
+        items: asyncio.Queue[Any] = asyncio.Queue()  # as many as an answer has tokens
         left = threading.Event()
 
         def hand(item: Any) -> None:
@@ -201,7 +201,7 @@ class SessionService:
                 if close is not None:
                     close()
 
-        executor.submit(drive)
+        driven = executor.submit(drive)
         try:
             while True:
                 async with asyncio.timeout_at(deadline):
@@ -213,6 +213,7 @@ class SessionService:
                 yield item
         finally:
             left.set()
+            driven.cancel()  # where it has not begun: no place is held for one who has left
 
     def _busy(self, what: str) -> Refused:
         wait_s = self.config.retry_after_s

@@ -20,7 +20,7 @@ from pipeline.errors import DysraError
 from pipeline.log import get_logger
 from pipeline.session.answer import Event, Question
 from pipeline.session.asking import AskParts, answer
-from pipeline.session.model_thread import READING, ModelThread
+from pipeline.session.model_thread import READING, ModelSilent, ModelThread
 from pipeline.session.resident import Resident, SessionRefused, SnapshotNotWritten
 from pipeline.session.session import SessionParts
 from pipeline.session.snapshot import SnapshotFolder, StaleLease, replace_file
@@ -305,6 +305,8 @@ class SessionPool:
             self._log.warning("session_lost", session_id=key.id, error=str(error))
             resident.leave(save=False)
             self._forget(key)
+        except ModelSilent as error:
+            self._reopen(key, resident, str(error))
         except DysraError as error:
             resident.fail(str(error), _RETRY_S)
         except Exception as error:

@@ -16,6 +16,7 @@ import pytest
 from actors.serve_config import ServeConfig
 from actors.session_service import SessionService
 from pipeline.session.answer import Question
+from pipeline.session.model_thread import READING
 from pipeline.session.state import SessionKey
 from pipeline.session.summary import SummaryRequest
 from tests.actors.session_support import make_service
@@ -210,3 +211,21 @@ def test_health_tells_a_dead_thread(serve: Callable[..., SessionService]) -> Non
     service.close()
     with pytest.raises(RuntimeError, match="reader"):
         service.check()
+
+
+def test_health_tells_a_model_that_stands_still(serve: Callable[..., SessionService]) -> None:
+    """Serve replaces such a replica; the question is refused with a time to wait, and its place is free."""
+    service = serve()
+    model, held = service.pool.model, threading.Event()
+    model._silent_limit_s, model._look_s = 0.2, 0.05
+    stuck = model.submit(lambda: held.wait(30), READING)
+    try:
+        refused = asyncio.run(answer(service))
+        assert (refused["status"], refused["retry_after_s"]) == (503, 2)
+        assert "has not moved for 0.2 s" in refused["message"]
+        with pytest.raises(RuntimeError, match="stands still"):
+            service.check()
+    finally:
+        held.set()
+    assert stuck.result(10)
+    assert asyncio.run(answer(service))["kind"] == "done"

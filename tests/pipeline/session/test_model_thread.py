@@ -6,10 +6,12 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 
-from pipeline.session.model_thread import QUESTION, READING, ModelThread
+from pipeline.session import model_thread
+from pipeline.session.model_thread import QUESTION, READING, ModelSilent, ModelThread
 
 
 @pytest.fixture
@@ -104,3 +106,62 @@ def test_no_job_is_given_to_a_thread_that_has_ended() -> None:
         thread.close()
         giver.join(10)
         assert not giver.is_alive() and [future.result(10) for future in futures] == [1] * len(futures)
+
+
+def test_who_waits_for_a_model_that_does_not_move_is_told() -> None:
+    """The caller of the job, one behind it, and one who waits for items; the thread counts as dead meanwhile."""
+    thread, held, raised = ModelThread(silent_limit_s=0.2), threading.Event(), []
+
+    def wait(what: object) -> None:
+        lane = thread.lane(QUESTION)
+        try:
+            if what == "items":
+                list(lane.iterate(lambda: iter(range(3))))
+            else:
+                lane.call(lambda: held.wait(30))
+        except ModelSilent as error:
+            raised.append(str(error))
+
+    callers = [threading.Thread(target=wait, args=(what,), daemon=True) for what in ("call", "call", "items")]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(10)
+    assert len(raised) == 3 and "has not moved for 0.2 s" in raised[0]
+    assert thread.silent and not thread.alive
+    held.set()
+    assert thread.submit(lambda: 1, READING).result(10) == 1
+    thread.close()
+
+
+def test_a_slow_model_is_not_a_silent_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither many jobs ahead nor an answer of many tokens are silence, however long they take together."""
+    now = [100.0]
+    monkeypatch.setattr(model_thread, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    thread = ModelThread(silent_limit_s=0.5)
+    silent: list[bool] = []
+
+    def work() -> None:
+        now[0] += 0.4
+        silent.append(thread.silent)
+
+    def tokens() -> Iterator[int]:
+        for n in range(8):
+            work()
+            yield n
+
+    for _ in range(8):
+        thread.submit(work, QUESTION)
+    assert list(thread.lane(READING).iterate(tokens)) == list(range(8))
+    assert silent == [False] * 16 and thread.alive
+    thread.close()
+
+
+def test_a_job_that_times_out_itself_fails_as_itself(model: ModelThread) -> None:
+    """An error that looks like that of a wait is the job's own."""
+
+    def late() -> None:
+        raise TimeoutError("the shard was late")
+
+    with pytest.raises(TimeoutError, match="shard was late"):
+        model.lane(QUESTION).call(late)

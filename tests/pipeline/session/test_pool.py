@@ -215,6 +215,37 @@ def test_failure_in_the_middle_of_an_article_goes_back_to_the_snapshot(
     assert failed and one.info(KEY, digest=True)["digest"] == twin_digest()  # type: ignore[index]
 
 
+def test_an_article_that_the_model_stuck_at_is_read_again_from_the_snapshot(
+    pool: Callable[..., SessionPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader is told and waits no longer; what the model does late is done to the old session alone."""
+    monkeypatch.setattr("pipeline.session.pool._RETRY_S", 0.05)
+    from pipeline.session.session import Session
+
+    apply, held, stuck = Session.apply, threading.Event(), []
+
+    def sticking(self: Session, *args: Any) -> Any:
+        if self.state.counts.articles == 4 and not stuck:
+            stuck.append(self)
+            assert held.wait(30)
+        return apply(self, *args)
+
+    monkeypatch.setattr(Session, "apply", sticking)
+    one = pool()
+    one.model._silent_limit_s, one.model._look_s = 0.3, 0.05
+    one.open(KEY)
+    until(
+        lambda: stuck and one.open(KEY).session is not stuck[0] and "not moved" in str(one.info(KEY)),
+        "not told",
+    )
+    assert not one.healthy
+    one.model._silent_limit_s = 60.0
+    held.set()
+    assert until(lambda: caught_up(one)["articles_read"] == 8, "it did not read on")
+    assert one.info(KEY, digest=True)["digest"] == twin_digest()  # type: ignore[index]
+    assert stuck[0].state.counts.articles == 5 and one.healthy
+
+
 def test_other_settings_keep_the_sessions_in_memory(pool: Callable[..., SessionPool]) -> None:
     """A changed configuration is taken over at once: the same sessions, no byte of them changed."""
     one = pool()
