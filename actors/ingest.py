@@ -21,7 +21,8 @@ from actors.ingest_prepare import Batch, Preparer, record_bytes
 from actors.ingest_spec import Assignment, IngestSpec
 from actors.metrics import metric
 from actors.near_duplicate_keepers import Keepers
-from actors.remote import Outage, Stopped, call, first_line, log_in_actor, persist
+from actors.near_duplicates import Asker
+from actors.remote import Outage, Stopped, call, first_line, log_in_actor, persist, take
 from actors.store_client import StoreClient
 from models.embed import load_tokenizer
 from pipeline.log import get_logger
@@ -61,7 +62,9 @@ class Ingester:
         self._paused = False
         self._held: dict[int, int] | None = None
         self._appender = Appender(spec, assignment, client, self._put_aside, self._persist)
-        self._keepers = Keepers(client, self._config.near_duplicate_shards, self._persist, self._accepted)
+        asker = Asker(spec.kafka.topic, tuple(assignment.offsets), assignment.epoch)
+        keepers = self._config.near_duplicate_shards
+        self._keepers = Keepers(client, keepers, asker, self._persist, self._accepted)
         self._batch_chunks = _MIN_BATCH_CHUNKS if self._appender.embeds else _MAX_BATCH_CHUNKS
         self._threads = [
             threading.Thread(target=self._guarded, args=(name, loop), name=name, daemon=True)
@@ -94,6 +97,7 @@ class Ingester:
         """Stop polling, finish what ends within the grace, commit what is durable; the last figures."""
         self._stopping.set()
         self._ended.wait(self._config.stop_grace_s + 5.0)
+        self._abandon.set()  # also where the thread that polls does not end
         return self.figures()
 
     # -- threads
@@ -199,7 +203,7 @@ class Ingester:
     def _prepare(self) -> None:
         tokenizer = load_tokenizer(self._spec.embedder)
         self._preparer = Preparer(
-            self._spec, self._assignment, tokenizer, self._known, self._keepers.judge, self._persist
+            self._spec, self._assignment, tokenizer, self._seen, self._keepers.judge, self._persist
         )
         try:
             while (polled := self._next_polled()) is not None:
@@ -216,7 +220,7 @@ class Ingester:
     def _next_polled(self) -> list[Record] | dict[int, int] | None:
         """What was polled next, with all that waits behind it: larger batches ask the other parts less often."""
         held, self._held = self._held, None
-        first = self._polled.get() if held is None else held
+        first = take(self._polled, self._abandon.is_set) if held is None else held
         if not isinstance(first, list):
             return first
         records = first
@@ -243,7 +247,7 @@ class Ingester:
             self._persist(mender.mend_all, "the copies of withdrawn articles")
         last_rate = -_RATE_INTERVAL_S
         held: Batch | None = None
-        while (first := held or self._prepared.get()) is not None:
+        while (first := held or take(self._prepared, self._abandon.is_set)) is not None:
             self._appender.vectors(first)
             batches, held, records = [first], None, len(first.items)
             while records < _MAX_APPEND_RECORDS and not self._prepared.empty():
@@ -297,9 +301,9 @@ class Ingester:
 
     # -- calls to other parts
 
-    def _known(self, ids: list[str]) -> dict[str, int | None]:
-        """Versions in the store by id. What is under way is not there yet, and goes the way of a new article."""
-        result: dict[str, int | None] = self._persist(lambda: self._client.known(ids), "a shard")
+    def _seen(self, ids: list[str]) -> dict[str, int]:
+        """What the store knows of these ids; what is under way is not there yet."""
+        result: dict[str, int] = self._persist(lambda: self._client.seen(ids), "a shard")
         return result
 
     def _accepted(self) -> list[Fingerprint | str]:
@@ -310,7 +314,7 @@ class Ingester:
         for item in items:
             if item.delete_id is not None:
                 found.append(item.delete_id)
-            elif item.fingerprint is not None and item.canonical_id is None:
+            elif item.fingerprint is not None and item.canonical_id is None and not item.settled:
                 found.append(item.fingerprint)
         return found
 

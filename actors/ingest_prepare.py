@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -22,6 +23,10 @@ from pipeline.store import Chunk, Coordinate
 
 _GROUP = 128
 """Records that are parsed, cut and fingerprinted together."""
+_REMEMBERED = 65_536
+"""Articles whose newest version is known here: far more than are under way, the store knows the earlier ones."""
+
+_NEVER = -(2**63)
 
 _ResultT = TypeVar("_ResultT")
 Persist = Callable[[Callable[[], _ResultT], str], _ResultT]
@@ -42,7 +47,7 @@ class Item:
     texts: list[str] = field(default_factory=list)
     fingerprint: Fingerprint | None = None
     settled: bool = False
-    """The store has this version or a newer one: it is only counted."""
+    """The store has this version or a newer one, or one is under way before it: it is only counted."""
     canonical_id: str | None = None
     similarity: float = 0.0
 
@@ -88,19 +93,21 @@ class Preparer:
         spec: IngestSpec,
         assignment: Assignment,
         tokenizer: TextTokenizer,
-        known: Callable[[list[str]], dict[str, int | None]],
+        seen: Callable[[list[str]], dict[str, int]],
         judge: Callable[[list[Fingerprint | str]], Verdicts],
         persist: Persist[Any],
     ) -> None:
         self._spec = spec
         self._durable = assignment.durable
         self._tokenizer = tokenizer
-        self._known = known
+        self._seen = seen
         self._judge = judge
         self._persist = persist
         self._fingerprinter = Fingerprinter(spec.duplicates)
         self._dead_letters = DeadLetterWriter(spec.kafka)
         self._sending = threading.Lock()
+        self._newest: OrderedDict[str, int] = OrderedDict()
+        """The newest version (ms) of what passed here last: what is under way is not in the store yet."""
 
     def batches(self, records: list[Record], target: Callable[[], int]) -> Iterator[Batch]:
         """Batches in order; each is complete (judged, dead letters acknowledged) when it is handed out."""
@@ -195,20 +202,32 @@ class Preparer:
             metric("dead_letters_total").inc(1, {"reason": reason})
 
     def _recognise(self, items: list[Item]) -> None:
-        """Mark what the store knows: a version seen before need not be embedded, an update is no duplicate."""
+        """Mark updates, which are no duplicates, and versions that change nothing, which nothing is compared with:
+        an older one would take the newer one's place. Asked here, of all shards at once: a keeper that asked
+        them would let all others wait. What is under way before a batch is known here and not in the store."""
         fresh = [item for item in items if item.article is not None]
         if not fresh:
             return
-        versions = self._known([item.article.id for item in fresh if item.article is not None])
+        stored = self._seen([item.article.id for item in fresh if item.article is not None])
         for item in fresh:
             assert item.article is not None and item.fingerprint is not None
-            version_ms = versions.get(item.article.id)
-            if version_ms is None:
-                continue
-            item.fingerprint = item.fingerprint._replace(known=True)
-            if item.article.version_ms <= version_ms:
-                item.settled = True
-                item.chunks, item.texts = [], []
+            article_id, version_ms = item.article.id, item.article.version_ms
+            if article_id in stored or article_id in self._newest:
+                item.fingerprint = item.fingerprint._replace(known=True)
+            if version_ms <= stored.get(article_id, _NEVER):
+                item.settled, item.chunks, item.texts = True, [], []
+            elif version_ms <= self._newest.get(article_id, _NEVER):
+                item.settled = (
+                    True  # with its texts: a newer one that cannot be stored leaves the place to it
+                )
+            else:
+                self._note(article_id, version_ms)
+
+    def _note(self, article_id: str, version_ms: int) -> None:
+        self._newest[article_id] = version_ms
+        self._newest.move_to_end(article_id)
+        if len(self._newest) > _REMEMBERED:
+            self._newest.popitem(last=False)
 
     def _link(self, items: list[Item]) -> None:
         asked: list[Item] = []

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from actors.near_duplicates import Verdicts, near_duplicates_name
+from actors.near_duplicates import Asker, Verdicts, near_duplicates_name
 from actors.remote import Outage, call
 from actors.store_client import StoreClient
 from pipeline.near_duplicates import Fingerprint, Match
@@ -33,12 +33,18 @@ class Keepers:
     """`count` keepers of one store's index. One thread judges; `adopt` may be called by another."""
 
     def __init__(
-        self, client: StoreClient, count: int, persist: Persist, under_way: Callable[[], list[Entry]]
+        self,
+        client: StoreClient,
+        count: int,
+        asker: Asker,
+        persist: Persist,
+        under_way: Callable[[], list[Entry]],
     ) -> None:
         """`persist(attempt, what)` retries outages; `under_way()` are the accepted articles and the withdrawals
         that no shard has yet, in order: a keeper that was made anew is told them first."""
         self._client = client
         self._count = count
+        self._asker = asker
         self._persist = persist
         self._under_way = under_way
         self._generations: list[int | None] = [None] * count
@@ -68,7 +74,10 @@ class Keepers:
             places.append(at)
             mine.append(one)
         try:
-            refs = {keeper: self._actor(keeper).adopt.remote(mine) for keeper, (_, mine) in parts.items()}
+            refs = {
+                keeper: self._actor(keeper).adopt.remote(mine, self._asker)
+                for keeper, (_, mine) in parts.items()
+            }
             for keeper, ref in refs.items():
                 for at, match in zip(parts[keeper][0], call(ref, _JUDGE_TIMEOUT_S), strict=True):
                     matches[at] = match
@@ -136,7 +145,7 @@ class Keepers:
         for _ in range(_ATTEMPTS):
             outage: BaseException | None = None
             refs = {
-                keeper: self._actor(keeper).judge.remote(mine, self._generations[keeper])
+                keeper: self._actor(keeper).judge.remote(mine, self._generations[keeper], self._asker)
                 for keeper, (_, mine) in parts.items()
             }
             for keeper, ref in refs.items():
@@ -163,4 +172,5 @@ class Keepers:
         """Tell a keeper that was made anew what the shards could not tell it."""
         under_way = [*self._under_way(), *self._judged]
         known = [one for one in under_way if isinstance(one, str) or self._home(one) == keeper]
-        self._generations[keeper] = call(self._actor(keeper).remember.remote(known), _JUDGE_TIMEOUT_S)
+        told = self._actor(keeper).remember.remote(known, self._asker)
+        self._generations[keeper] = call(told, _JUDGE_TIMEOUT_S)

@@ -16,6 +16,7 @@ from pipeline.near_duplicates import (
     NearDuplicateIndex,
 )
 from pipeline.placement import shard_of
+from pipeline.store import StaleEpoch
 
 _SHARD_TIMEOUT_S = 30.0
 _PAGE = 512
@@ -34,12 +35,22 @@ class Verdicts(NamedTuple):
     matches: list[Match | None] | None
 
 
+class Asker(NamedTuple):
+    """The ingester of these partitions, under the epoch that they were given to it."""
+
+    topic: str
+    partitions: tuple[int, ...]
+    epoch: int
+
+
 class NearDuplicateActor:
     """A Ray shell around NearDuplicateIndex (calls come one at a time).
 
     An entry is a Fingerprint to judge, or the id of a withdrawn article to forget. An article whose id the
-    store knows is never a duplicate: it is a correction or an update of itself. One of `num_keepers`, it keeps the
-    streams that rendezvous hashing gives it, and its share of `max_articles`.
+    store knows is never a duplicate: it is a correction or an update of itself. The ingester has asked for that
+    (`known`): a keeper that asked the shards would let all others wait. One of `num_keepers`, it keeps the
+    streams that rendezvous hashing gives it, and its share of `max_articles`. As shards do, it refuses (StaleEpoch)
+    an ingester whose partitions another one took over: what a paused one still asks would undo the other's work.
     """
 
     def __init__(
@@ -55,6 +66,7 @@ class NearDuplicateActor:
             replace(config, max_articles=-(-config.max_articles // num_keepers)), fetch=self._fetch
         )
         self._generation = int.from_bytes(os.urandom(7), "big")
+        self._epochs: dict[tuple[str, int], int] = {}
         self._linked = self._first_ms = 0
         self._busy_s = 0.0
         if config.enabled:
@@ -64,12 +76,13 @@ class NearDuplicateActor:
                 rows += self._stored(index, since_ms)
             self._index.add_all(rows)
 
-    def judge(self, entries: list[Fingerprint | str], generation: int | None) -> Verdicts:
+    def judge(self, entries: list[Fingerprint | str], generation: int | None, asker: Asker) -> Verdicts:
         """Verdicts in the order of the entries; each accepted article is compared with by the next ones.
 
         Where `generation` is not the index's (it was made anew), nothing is judged: `remember` first what
         is under way, then ask again.
         """
+        self._check(asker)
         self._first_ms = self._first_ms or int(time.time() * 1_000)
         begun_s = time.monotonic()
         verdicts = self._judge(entries, generation)
@@ -81,7 +94,6 @@ class NearDuplicateActor:
             return Verdicts(self._generation, None)
         index = self._index
         keys = iter(index.keys_of([entry for entry in entries if not isinstance(entry, str)]))
-        seen: set[str] | None = None
         matches: list[Match | None] = []
         for entry in entries:
             if isinstance(entry, str):
@@ -90,10 +102,6 @@ class NearDuplicateActor:
                 continue
             mine = next(keys)
             match = None if entry.known or entry.article_id in index else index.match(entry, mine)
-            if match is not None:
-                # Asked once for all: a call for each duplicate would cost more than all comparisons.
-                seen = self._seen(entries) if seen is None else seen
-                match = None if entry.article_id in seen else match
             if match is None:
                 index.add(entry, mine)
             else:
@@ -101,9 +109,10 @@ class NearDuplicateActor:
             matches.append(match)
         return Verdicts(self._generation, matches)
 
-    def adopt(self, entries: list[Fingerprint]) -> list[Match | None]:
+    def adopt(self, entries: list[Fingerprint], asker: Asker) -> list[Match | None]:
         """For copies that lost their original, in order: what each repeats now, or None: it stands, and is
         compared with from now on."""
+        self._check(asker)
         matches: list[Match | None] = []
         for entry in entries:
             match = self._index.match(entry)
@@ -112,8 +121,9 @@ class NearDuplicateActor:
             matches.append(match)
         return matches
 
-    def remember(self, entries: list[Fingerprint | str]) -> int:
+    def remember(self, entries: list[Fingerprint | str], asker: Asker) -> int:
         """Add articles that were accepted before, forget withdrawn ones; the index's generation."""
+        self._check(asker)
         for entry in entries:
             if isinstance(entry, str):
                 self._index.remove(entry)
@@ -139,6 +149,16 @@ class NearDuplicateActor:
         """The process id, for health checks."""
         return os.getpid()
 
+    def _check(self, asker: Asker) -> None:
+        places = [(asker.topic, partition) for partition in asker.partitions]
+        for place in places:
+            if asker.epoch < self._epochs.get(place, asker.epoch):
+                raise StaleEpoch(
+                    f"{place[0]}[{place[1]}]: epoch {asker.epoch} is older than {self._epochs[place]}: another "
+                    "ingester has taken this partition over; this one must stop"
+                )
+        self._epochs.update(dict.fromkeys(places, asker.epoch))
+
     def _stored(self, shard: int, since_ms: int) -> list[Fingerprint]:
         """What a shard holds, its signatures made anew where an earlier version of this program made them."""
         rows = [Fingerprint(*row) for row in self._ask(shard, "signatures", since_ms, *self._part)]
@@ -159,15 +179,6 @@ class NearDuplicateActor:
         if sum(row["live_articles"] for row in stats) <= self._config.max_articles:
             return _ALL_TIME_MS
         return int(newest - self._config.window_hours * 3_600_000)
-
-    def _seen(self, entries: list[Fingerprint | str]) -> set[str]:
-        """Which of the articles to judge the store knows, deleted and linked ones too."""
-        parts: dict[int, list[str]] = {}
-        for entry in entries:
-            if not isinstance(entry, str):
-                owner = shard_of(entry.article_id, len(self._shard_names))
-                parts.setdefault(owner, []).append(entry.article_id)
-        return {name for shard, ids in parts.items() for name in self._ask(shard, "seen", ids)}
 
     def _fetch(self, article_id: str) -> bytes:
         """The shingles of a stored article; none where the shard cannot say, and the estimate decides."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import queue
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ NAMESPACE = "dysra"
 """All named actors of DySRA live in this Ray namespace."""
 
 CALL_TIMEOUT_S = 60.0
+_LOOK_S = 0.5
 _ResultT = TypeVar("_ResultT")
 _owned: dict[str, Any] = {}
 
@@ -124,6 +126,16 @@ def persist(
             time.sleep(next(waits))
 
 
+def take(waiting: queue.SimpleQueue[_ResultT], stopped: Callable[[], bool]) -> _ResultT:
+    """The next of a queue between threads; raises Stopped once nothing is there and `stopped()`."""
+    while True:
+        try:
+            return waiting.get(timeout=_LOOK_S)
+        except queue.Empty:
+            if stopped():
+                raise Stopped("what the thread before hands on") from None
+
+
 def log_in_actor() -> None:
     """Events of this actor's process as JSON lines in its Ray log; DYSRA_LOG sets the level (INFO)."""
     configure_logging(os.environ.get("DYSRA_LOG", "INFO"), json_lines=True)
@@ -154,5 +166,6 @@ __all__ = [
     "named_actor",
     "persist",
     "store_name",
+    "take",
     "unwrapped",
 ]

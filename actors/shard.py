@@ -180,8 +180,8 @@ class ShardActor:
         return self._open().known(ids)
 
     @ray.method(concurrency_group="search")
-    def seen(self, ids: list[str]) -> list[str]:
-        """Which of the ids the shard knows, deleted and linked ones too."""
+    def seen(self, ids: list[str]) -> dict[str, int]:
+        """The ids that the shard knows, deleted and linked ones too, each with its newest version (ms)."""
         return self._open().seen(ids)
 
     @ray.method(concurrency_group="search")

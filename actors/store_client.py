@@ -168,12 +168,11 @@ class StoreClient(StoreSearch):
 
     def known(self, ids: Iterable[str]) -> dict[str, int | None]:
         """For each id the version (ms) that is stored and searchable, or None."""
-        wanted = self._by_shard(ids)
-        refs = {shard: self._shard(shard).known.remote(part) for shard, part in wanted.items()}
-        found: dict[str, int | None] = {}
-        for shard, ref in refs.items():
-            found.update(self._result(shard, ref))
-        return found
+        return self._versions("known", ids)
+
+    def seen(self, ids: Iterable[str]) -> dict[str, int]:
+        """The ids that the store knows, deleted and linked ones too, each with its newest version (ms)."""
+        return self._versions("seen", ids)
 
     def embed_stats(self) -> dict[str, float]:
         """Seconds spent embedding, texts and batches, over all embedders."""
@@ -233,6 +232,16 @@ class StoreClient(StoreSearch):
             raise DependencyUnreachable(
                 f"shard {shard} of {self.name} does not answer ({first_line(error)}); look at `dysra status`"
             ) from None
+
+    def _versions(self, method: str, ids: Iterable[str]) -> dict[str, Any]:
+        refs = {
+            shard: getattr(self._shard(shard), method).remote(part)
+            for shard, part in self._by_shard(ids).items()
+        }
+        found: dict[str, Any] = {}
+        for shard, ref in refs.items():
+            found.update(self._result(shard, ref))
+        return found
 
     def _by_shard(self, ids: Iterable[str]) -> dict[int, list[str]]:
         parts: dict[int, list[str]] = defaultdict(list)

@@ -133,11 +133,12 @@ class Shard:
                 found[article_id] = None if entry is None or entry.linked else entry.version_ms
             return found
 
-    def seen(self, article_ids: Iterable[str]) -> list[str]:
-        """Which of the ids have a version here, or had one that was deleted: those that `article` answers for."""
+    def seen(self, article_ids: Iterable[str]) -> dict[str, int]:
+        """The ids that `article` answers for, each with the newest version (ms) that was taken in, be it stored,
+        linked or deleted: what comes with that or an older one changes nothing any more."""
         with self._core.view:
-            state = self._core.state
-            return [name for name in article_ids if name in state.catalog or name in state.tombstones]
+            found = {name: self._core.state.status(name) for name in article_ids}
+        return {name: version_ms for name, (kind, version_ms) in found.items() if kind != "unknown"}
 
     def article(self, article_id: str) -> StoredArticle | None:
         """The newest version of an article, or its tombstone; None for an id never stored (or expired)."""

@@ -22,7 +22,7 @@ from actors.ingest_config import IngestConfig
 from actors.ingest_prepare import Preparer
 from actors.ingest_spec import Assignment, IngestSpec
 from actors.near_duplicates import Verdicts
-from actors.remote import Stopped, persist, store_name
+from actors.remote import Stopped, persist, store_name, take
 from models.embed import load_tokenizer
 from pipeline.article import Article
 from pipeline.chunker import ChunkConfig
@@ -240,7 +240,7 @@ def _value(article_id: str, text: str = "Rain fell on the harbour.") -> bytes:
 
 def _preparer(
     tmp_path: Path,
-    known: dict[str, int] | None = None,
+    seen: dict[str, int] | None = None,
     matches: dict[str, Match] | None = None,
     durable: int = 0,
 ) -> tuple[Preparer, _Letters]:
@@ -254,7 +254,7 @@ def _preparer(
         spec,
         assignment,
         load_tokenizer("minilm"),
-        known=lambda ids: {article_id: (known or {}).get(article_id) for article_id in ids},
+        seen=lambda ids: {name: version for name, version in (seen or {}).items() if name in ids},
         judge=lambda entries: Verdicts(
             1, [(matches or {}).get(e if isinstance(e, str) else e.article_id) for e in entries]
         ),
@@ -288,13 +288,33 @@ def test_every_record_becomes_one_item_in_order(tmp_path: Path) -> None:
 def test_polls_that_wait_are_taken_together_in_order() -> None:
     """Records behind one another make one list, at most so many; a gap and the end keep their place."""
     ingester = object.__new__(Ingester)
-    ingester._polled, ingester._held = queue.SimpleQueue(), None
+    ingester._polled, ingester._held, ingester._abandon = queue.SimpleQueue(), None, threading.Event()
     many = [_record(n, b"") for n in range(5_000)]
     parts: list[Any] = [many[:2], many[2:3], {0: 7}, many[3:4], many[4:3_000], many[3_000:], None]
     for part in parts:
         ingester._polled.put(part)
     taken = [ingester._next_polled() for _ in range(5)]
     assert taken == [many[:3], {0: 7}, many[3:3_000], many[3_000:], None]
+
+
+def test_a_thread_that_waits_for_the_one_before_ends_when_nobody_wants_more() -> None:
+    """What is there is taken first; then, where nothing ever comes, the wait ends once the ingester is given up."""
+    given_up, waiting = threading.Event(), queue.SimpleQueue[str]()
+    given_up.set()
+    waiting.put("last")
+    assert take(waiting, given_up.is_set) == "last"
+    given_up.clear()
+    ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def wait() -> None:
+        try:
+            ended.put(take(waiting, given_up.is_set))
+        except Stopped as error:
+            ended.put(str(error))
+
+    threading.Thread(target=wait, daemon=True).start()
+    given_up.set()
+    assert ended.get(timeout=30) == "what the thread before hands on"
 
 
 def test_batches_are_cut_by_chunks(tmp_path: Path) -> None:
@@ -309,7 +329,7 @@ def test_batches_are_cut_by_chunks(tmp_path: Path) -> None:
 def test_version_seen_before_is_not_embedded_again(tmp_path: Path) -> None:
     """The same or an older version goes through without texts; a newer one with them."""
     version = 1_704_067_200_000
-    preparer, _ = _preparer(tmp_path, known={"same": version, "newer": version - 1})
+    preparer, _ = _preparer(tmp_path, seen={"same": version, "newer": version - 1})
     (batch,) = preparer.batches([_record(0, _value("same")), _record(1, _value("newer"))], lambda: 100)
     assert [bool(item.texts) for item in batch.items] == [False, True]
     assert batch.items[1].fingerprint is not None

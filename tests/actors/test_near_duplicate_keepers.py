@@ -13,12 +13,13 @@ from ray.exceptions import GetTimeoutError
 from actors import near_duplicate_keepers, store_watch
 from actors.ingest_config import IngestConfig
 from actors.near_duplicate_keepers import Entry, Keepers
-from actors.near_duplicates import NearDuplicateActor, near_duplicates_name
+from actors.near_duplicates import Asker, NearDuplicateActor, near_duplicates_name
 from actors.store_watch import Restarts, StoreWatch
 from pipeline.article import Article
 from pipeline.errors import UsageError
 from pipeline.near_duplicates import Fingerprint, Fingerprinter, NearDuplicateConfig
 from pipeline.placement import shard_of
+from pipeline.store import StaleEpoch
 
 CONFIG = NearDuplicateConfig()
 PRINTS = Fingerprinter(CONFIG)
@@ -59,7 +60,7 @@ class _Store:
                 if method == "signatures":
                     _, keeper, num_keepers = args
                     return [row[:4] for row in rows if shard_of(row.stream, num_keepers) == keeper]
-                return [] if method == "seen" else [None for _ in args[0]]
+                return [None for _ in args[0]]
 
         return Actor(CONFIG, ["shard"], index, self.count)
 
@@ -103,8 +104,9 @@ def _persist(attempt: Any, what: str) -> Any:
     raise AssertionError(what)
 
 
-def _keepers(store: _Store, under_way: list[Entry] | None = None) -> Keepers:
-    return Keepers(store, store.count, _persist, lambda: list(under_way or []))  # type: ignore[arg-type]
+def _keepers(store: _Store, under_way: list[Entry] | None = None, epoch: int = 1) -> Keepers:
+    asker = Asker("news", (0,), epoch)
+    return Keepers(store, store.count, asker, _persist, lambda: list(under_way or []))  # type: ignore[arg-type]
 
 
 def _plan(seed: int, length: int = 120) -> list[Entry]:
@@ -247,6 +249,23 @@ def test_copies_that_lost_their_original_are_adopted_by_their_streams_keepers() 
     matches = _keepers(store).adopt(copies)
     links = [match.canonical_id if match else None for match in matches]
     assert links == [None, None, "copy0", "copy1", "copy0", "copy1"]
+
+
+def test_a_replaced_ingester_is_refused_by_every_keeper() -> None:
+    """One that was paused and goes on would put back, or take away, what its successor has told the keepers."""
+    store = _Store(2)
+    paused = _keepers(store, epoch=1)
+    paused.judge([_print("a", 0, "stream-0"), _print("b", 1, "stream-1")])
+    _keepers(store, epoch=2).judge(["c", _print("a", 2, "stream-0", 1, known=True)])
+    for late in (["a"], [_print("a", 0, "stream-0")], [_print("b", 1, "stream-1")]):
+        with pytest.raises(StaleEpoch, match="epoch 1 is older than 2"):
+            paused.judge(late)  # type: ignore[arg-type]
+    with pytest.raises(StaleEpoch):
+        paused.adopt([_print("a", 0, "stream-0")])
+    with pytest.raises(StaleEpoch):
+        _keepers(store, epoch=1).judge([_print("d", 3, "stream-0")])  # is told what is under way first
+    verdicts = _keepers(store, epoch=3).judge([_print("copy", 2, "stream-0", 2)])
+    assert [match.canonical_id if match else None for match in verdicts.matches or []] == ["a"]
 
 
 def test_two_jobs_must_divide_the_index_alike(monkeypatch: pytest.MonkeyPatch) -> None:

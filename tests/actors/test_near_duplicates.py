@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from actors.near_duplicates import NearDuplicateActor
+from actors.near_duplicates import Asker, NearDuplicateActor
 from pipeline.article import Article
 from pipeline.near_duplicates import Fingerprinter, NearDuplicateConfig
 from pipeline.store import SignatureRow, StoredArticle
 
 CONFIG = NearDuplicateConfig()
+ASKER = Asker("news", (0,), 1)
 WORDS = " ".join(f"word{number}" for number in range(60))
 
 
@@ -34,18 +35,15 @@ class _Actor(NearDuplicateActor):
     def __init__(self, rows: list[SignatureRow], articles: dict[str, Article]) -> None:
         self.rows, self.articles = rows, articles
         self.asked: list[str] = []
-        self.seen: set[str] = set()
-        self.calls = 0
+        self.calls: list[str] = []
         super().__init__(CONFIG, ["shard"])
 
     def _ask(self, shard: int, method: str, *args: Any) -> Any:
+        self.calls.append(method)
         if method == "stats":
             return {"newest_ms": 0, "live_articles": len(self.rows)}
         if method == "signatures":
             return self.rows
-        if method == "seen":
-            self.calls += 1
-            return [name for name in args[0] if name in self.seen]
         self.asked += args[0]
         return [
             StoredArticle(id=name, version_ms=1, article=self.articles[name])
@@ -68,25 +66,25 @@ def test_signatures_of_an_earlier_version_are_made_anew_from_the_articles() -> N
     actor = _Actor(rows, {"stored": stored, "fresh": fresh})
     assert actor.asked == ["stored", "gone"]
     assert actor.stats()["articles"] == 2
-    generation = actor.remember([])
+    generation = actor.remember([], ASKER)
     copies = [
         Fingerprinter(CONFIG).fingerprint(_article(f"copy-{one.id}", one.text)) for one in (stored, fresh)
     ]
-    matches = actor.judge([*copies], generation).matches
+    matches = actor.judge([*copies], generation, ASKER).matches
     assert matches is not None
     assert [match.canonical_id if match else None for match in matches] == ["stored", "fresh"]
 
 
-def test_the_store_is_asked_once_for_all_duplicates_of_a_call() -> None:
-    """Copies are linked; an article that the store knows, were it deleted, is none; without copies nobody asks."""
+def test_a_keeper_judges_without_asking_the_shards() -> None:
+    """Copies are linked, one that the ingester found to be known is not: others would wait while a keeper asks."""
     original = _article("a-first")
     actor = _Actor([], {})
-    fingerprinter, generation = Fingerprinter(CONFIG), actor.remember([])
-    actor.judge([fingerprinter.fingerprint(original)], generation)
-    assert actor.calls == 0
-    actor.seen = {"copy-1"}
+    fingerprinter, generation = Fingerprinter(CONFIG), actor.remember([], ASKER)
+    actor.judge([fingerprinter.fingerprint(original)], generation, ASKER)
     copies = [fingerprinter.fingerprint(_article(f"copy-{number}")) for number in range(3)]
-    matches = actor.judge(["withdrawn", *copies], generation).matches
+    copies[1] = copies[1]._replace(known=True)
+    actor.calls.clear()
+    matches = actor.judge(["withdrawn", *copies], generation, ASKER).matches
     assert matches is not None
     assert [match.canonical_id if match else None for match in matches] == [
         None,
@@ -94,17 +92,17 @@ def test_the_store_is_asked_once_for_all_duplicates_of_a_call() -> None:
         None,
         "a-first",
     ]
-    assert actor.calls == 1
+    assert actor.calls == []
 
 
 def test_a_keeper_tells_how_long_it_has_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time within its calls, none of that between them: what tells a keeper that all wait for."""
     actor = _Actor([], {})
-    generation = actor.remember([])
+    generation = actor.remember([], ASKER)
     seconds = iter((10.0, 10.25, 90.0, 90.5))
     clock = SimpleNamespace(monotonic=lambda: next(seconds), time=lambda: 1.0)
     monkeypatch.setattr("actors.near_duplicates.time", clock)
     assert actor.stats()["busy_ms"] == 0
     for _ in range(2):
-        actor.judge([], generation)
+        actor.judge([], generation, ASKER)
     assert actor.stats()["busy_ms"] == 750
