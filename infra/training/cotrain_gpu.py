@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from infra.evaluation.policy_judge import choose, judge
-from infra.training.cotrain_rows import ROWS, Notes, assemble, folder_of, read_rows, write_whole
+from infra.training.cotrain_rows import ROWS, Notes, assemble, folder_of, read_rows
 from infra.training.cotrain_runs import WARM, Curves, trained
 from infra.training.learners.adapting import ForgivingTokenizer, forgiving_tokenizers
 from infra.training.side_by_side import (
@@ -38,6 +38,7 @@ from infra.training.side_by_side import (
     run_side_by_side,
     tell,
     tell_row,
+    write_whole,
 )
 from models.hf.adapter import adapter_folder
 from models.hf.config import HfConfig

@@ -91,14 +91,6 @@ def folder_of(name: str, seed: int) -> str:
     return name if name == "start" else f"{name}-{seed}"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A file that is there whole or as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 def _append(path: Path, line: str) -> None:
     """One write at the file's end; behind a line that was cut off, on a line of its own."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)

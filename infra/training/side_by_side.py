@@ -108,6 +108,14 @@ def pack_results(folders: Mapping[str, Path], target: Path, left_out: Sequence[s
     return target
 
 
+def write_whole(path: Path, text: str) -> None:
+    """A file that is there whole or as it was before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
 def read_json(path: Path) -> dict[str, object] | None:
     """An object of a file, or None where it is not there or cut off."""
     try:

@@ -4,10 +4,12 @@
 
 DATA is what `infra.training.subq_pack` wrote. Two runs of the subq recipe (`--accumulate` parts a step, so both do
 the same arithmetic), by Ray Train where Ray can be imported, else by torch.multiprocessing (`--launcher`). Writes
-OUT/two_gpus.json: differences of loss and gradient norm by step, tokens a second, efficiency. A run that ended is
-kept in --work: a call that was cut off is made again and does the other run only (`kept` in the result names what
-was there, as a host may be busier in one call than in the other). --device cpu tries it with gloo and a tiny
-model. Imports only torch, numpy, tokenizers, safetensors and, for its launcher, Ray.
+OUT/two_gpus.json: differences of loss and gradient norm by step, tokens a second, efficiency. It is written anew
+every few seconds from the steps that are done: whatever ends the call, they are there (`ended` names the runs that
+came to their end). A run that ended is kept in --work: a call that was cut off is made again and does the other
+run only (`kept` in the result names what was there, as a host may be busier in one call than in the other).
+--device cpu tries it with gloo and a tiny model. Imports only torch, numpy, tokenizers, safetensors and, for its
+launcher, Ray.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ import logging
 import os
 import shutil
 import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +34,7 @@ import torch
 from infra.training.backbone_job import BackboneJob, absolute, work
 from infra.training.backbone_loop import LoopConfig, read_curve
 from infra.training.learners.subq import SubqSpec
+from infra.training.side_by_side import write_whole
 from infra.training.subq import SubqTrainConfig
 
 ENDED = "ended.json"
@@ -36,59 +42,113 @@ ENDED = "ended.json"
 COMPARED = ("loss", "language", "answers", "contrastive", "norm")
 
 
+@dataclass(slots=True)
+class State:
+    """How far a call is: read by the thread that writes the result."""
+
+    launcher: str
+    ray_failed: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    kept: list[int] = field(default_factory=list)
+    begun: list[int] = field(default_factory=list)
+    ended: list[int] = field(default_factory=list)
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Entry point; the figures."""
     given = _parser().parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
-    on_gpu = given.device == "cuda"
-    launcher, why = given.launcher or "ray", ""
-    runs: dict[int, list[dict[str, float]]] = {}
-    seconds: dict[str, float] = {}
-    kept: list[int] = []
-    for size in (1, given.workers):
-        work_folder = given.work / f"workers-{size}{'-eager' if given.eager else ''}"
-        if (ended := ended_run(work_folder, settings(given))) is not None:
-            launcher, why = ended["launcher"], ended["ray_failed"]
-            seconds[f"whole_{size}"], runs[size] = ended["seconds"], read_curve(work_folder)
-            kept.append(size)
-            _say(f"{size} worker(s): kept from an earlier call")
-            continue
-        shutil.rmtree(work_folder, ignore_errors=True)
-        began = time.monotonic()
-        try:
-            _launch(launcher, _job(given, work_folder), size, on_gpu)
-        except (
-            Exception
-        ) as error:  # a bare host's Ray may lack anything: the figures matter more than the launcher
-            if given.launcher or launcher == "spawn":
-                raise
-            launcher, why = "spawn", f"{type(error).__name__}: {str(error)[-300:]}"
-            _say(f"Ray does not start ({why}); torch.multiprocessing instead")
-            shutil.rmtree(work_folder, ignore_errors=True)
-            _launch(launcher, _job(given, work_folder), size, on_gpu)
-        seconds[f"whole_{size}"] = round(time.monotonic() - began, 1)
-        runs[size] = read_curve(work_folder)
-        body = {"settings": settings(given), "seconds": seconds[f"whole_{size}"]}
-        body |= {"launcher": launcher, "ray_failed": why}
-        partial = work_folder / f".{ENDED}.partial"
-        partial.write_text(json.dumps(body))
-        partial.replace(work_folder / ENDED)
-        _say(f"{size} worker(s): {len(runs[size])} steps in {seconds[f'whole_{size}']} s, {runs[size][-1]}")
-    figures = compare(runs[1], runs[given.workers], given.workers, given.skip)
+    state = State(launcher=given.launcher or "ray")
+    with written_every(given.every, lambda: _write(given, state)):
+        for size in (1, given.workers):
+            _one_run(given, state, size)
+    figures = _write(given, state)
+    _say(json.dumps({name: value for name, value in figures.items() if name != "curves"}))
+    return figures
+
+
+def _one_run(given: argparse.Namespace, state: State, size: int) -> None:
+    """Train on so many workers, or keep what an earlier call trained."""
+    on_gpu, folder = given.device == "cuda", _folder(given, size)
+    if (known := ended_run(folder, settings(given))) is not None:
+        state.launcher, state.ray_failed = known["launcher"], known["ray_failed"]
+        state.seconds[f"whole_{size}"] = known["seconds"]
+        for names in (state.begun, state.kept, state.ended):
+            names.append(size)
+        _say(f"{size} worker(s): kept from an earlier call")
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier call's steps are not this one's
+    state.begun.append(size)
+    began = time.monotonic()
+    try:
+        _launch(state.launcher, _job(given, folder), size, on_gpu)
+    except (
+        Exception
+    ) as error:  # a bare host's Ray may lack anything: the figures matter more than the launcher
+        if given.launcher or state.launcher == "spawn":
+            raise
+        state.launcher, state.ray_failed = "spawn", f"{type(error).__name__}: {str(error)[-300:]}"
+        _say(f"Ray does not start ({state.ray_failed}); torch.multiprocessing instead")
+        shutil.rmtree(folder, ignore_errors=True)
+        _launch(state.launcher, _job(given, folder), size, on_gpu)
+    seconds = state.seconds[f"whole_{size}"] = round(time.monotonic() - began, 1)
+    body = {"settings": settings(given), "seconds": seconds}
+    body |= {"launcher": state.launcher, "ray_failed": state.ray_failed}
+    write_whole(folder / ENDED, json.dumps(body))
+    state.ended.append(size)
+    rows = read_curve(folder)
+    _say(f"{size} worker(s): {len(rows)} steps in {seconds} s, {rows[-1]}")
+
+
+def _write(given: argparse.Namespace, state: State) -> dict[str, Any]:
+    """OUT/two_gpus.json of the steps that are done; its figures."""
+    curves = {size: read_curve(_folder(given, size)) for size in list(state.begun)}
+    runs = {size: rows for size, rows in curves.items() if rows}
+    figures: dict[str, Any] = {"steps_compared": 0}
+    for size, rows in runs.items():
+        figures |= alone(rows, size, given.skip)
+    if len(runs) == 2:
+        figures |= compare(runs[1], runs[given.workers], given.workers, given.skip)
     figures |= {
-        "launcher": launcher, "ray_failed": why, "device": _device(given.device), "workers": given.workers,
-        "skipped": given.skip, "steps": given.steps, "accumulate": given.accumulate, "eager": given.eager,
-        "torch": torch.__version__, "seconds": seconds, "kept": kept,
+        "launcher": state.launcher, "ray_failed": state.ray_failed, "device": _device(given.device),
+        "workers": given.workers, "skipped": given.skip, "steps": given.steps, "accumulate": given.accumulate,
+        "eager": given.eager, "torch": torch.__version__, "seconds": dict(state.seconds), "kept": list(state.kept),
+        "ended": list(state.ended),
         # a run's seconds count from before its first batch: around them lie imports, data, the model, its writing
         "around_steps_s": {
-            str(size): round(seconds[f"whole_{size}"] - rows[-1]["seconds"], 1) for size, rows in runs.items()
+            str(size): round(state.seconds[f"whole_{size}"] - rows[-1]["seconds"], 1)
+            for size, rows in runs.items() if f"whole_{size}" in state.seconds
         },
         "first_step_s": {str(size): round(rows[0]["seconds"], 1) for size, rows in runs.items()},
         "curves": {str(size): rows for size, rows in runs.items()},
     }  # fmt: skip
-    (given.out / "two_gpus.json").write_text(json.dumps(figures))
-    _say(json.dumps({name: value for name, value in figures.items() if name != "curves"}))
+    write_whole(given.out / "two_gpus.json", json.dumps(figures))
     return figures
+
+
+@contextmanager
+def written_every(seconds: float, write: Callable[[], object]) -> Iterator[None]:
+    """`write` is called again and again from a thread until the block ends; where it fails it is told."""
+    over = threading.Event()
+
+    def again() -> None:
+        while not over.wait(seconds):
+            try:
+                write()
+            except (OSError, ValueError) as error:  # a curve's last line may be half written
+                _say(f"not written this time: {error}")
+
+    thread = threading.Thread(target=again, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=60)
+
+
+def _folder(given: argparse.Namespace, size: int) -> Path:
+    return Path(given.work) / f"workers-{size}{'-eager' if given.eager else ''}"
 
 
 def settings(given: argparse.Namespace) -> dict[str, Any]:
@@ -123,13 +183,19 @@ def compare(
         found[f"{name}_apart_median"] = median(apart)
         found[f"{name}_apart_most"] = max(apart)
         found[f"{name}_apart_within_10"] = max(apart[:10])
-    rates = [median(row["tokens_per_s"] for row in rows[skip:] or rows) for rows in (one, many)]
-    found["tokens_per_s_1"], found[f"tokens_per_s_{workers}"] = rates
-    found["scaling_efficiency"] = rates[1] / (workers * rates[0])
-    found["peak_share_1"] = median(row["peak_share"] for row in one[skip:] or one)
-    found[f"peak_share_{workers}"] = median(row["peak_share"] for row in many[skip:] or many)
-    found["peak_bytes_1"], found[f"peak_bytes_{workers}"] = one[-1]["peak_bytes"], many[-1]["peak_bytes"]
+    found |= alone(one, 1, skip) | alone(many, workers, skip)
+    found["scaling_efficiency"] = found[f"tokens_per_s_{workers}"] / (workers * found["tokens_per_s_1"])
     return found
+
+
+def alone(rows: Sequence[dict[str, float]], workers: int, skip: int) -> dict[str, float]:
+    """Speed, share of the peak and memory of one run: medians over steps after the first `skip`."""
+    steady = rows[skip:] or rows
+    return {
+        f"tokens_per_s_{workers}": median(row["tokens_per_s"] for row in steady),
+        f"peak_share_{workers}": median(row["peak_share"] for row in steady),
+        f"peak_bytes_{workers}": rows[-1]["peak_bytes"],
+    }
 
 
 def _job(given: argparse.Namespace, folder: Path) -> BackboneJob:
@@ -225,6 +291,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--tiny", action="store_true", help="a model that a CPU can train")
     parser.add_argument("--muon", action="store_true", help="Muon on a CPU too")
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between writings of the result")
     parser.add_argument("--eager", action="store_true", help="nothing is compiled")
     return parser
 

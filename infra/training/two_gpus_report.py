@@ -1,6 +1,8 @@
 """The page of a two-GPU run: how far one and two workers agree step by step, and what the second GPU brings.
 
 python -m infra.training.two_gpus_report --found OUT/two_gpus.json --bench infra/bench/results/NAME
+
+A result of a call that was cut off makes a page of what is there, and says so.
 """
 
 from __future__ import annotations
@@ -20,33 +22,35 @@ TERMS = (
 def page(found: dict[str, Any]) -> str:
     """The figures as tables."""
     workers = found["workers"]
-    one, many = (found[f"tokens_per_s_{size}"] for size in (1, workers))
+    sizes = [size for size in (1, workers) if f"tokens_per_s_{size}" in found]
     lines = [
         f"# {workers} GPUs against one: the same steps ({found['device']})", "",
         f"The subq recipe, {found['steps_compared']} steps of {found['accumulate']} parts on one worker and on "
         f"{workers} (NCCL, {found['launcher']}, {'eager' if found['eager'] else 'compiled'}, torch "
         f"{found['torch']}). Command: the head of `infra/training/train_two_gpus.py`.", "",
-        "| relative difference of | first step | most within 10 steps | median | most |",
-        "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
-    for name, shown in TERMS:
-        if f"{name}_apart_first" in found:
-            cells = [found[f"{name}_apart_{what}"] for what in ("first", "within_10", "median", "most")]
-            lines.append(f"| {shown} | {' | '.join(f'{value:.1e}' for value in cells)} |")
-    seconds = found["seconds"]
+    if len(found.get("ended", [1, workers])) < 2:
+        done = ", ".join(f"{size}: {len(found['curves'].get(str(size), []))}" for size in (1, workers))
+        lines += [f"**Cut off.** Steps done of {found['steps']}, by workers: {done}.", ""]
+    if "scaling_efficiency" in found:
+        lines += [
+            "| relative difference of | first step | most within 10 steps | median | most |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for name, shown in TERMS:
+            if f"{name}_apart_first" in found:
+                cells = [found[f"{name}_apart_{what}"] for what in ("first", "within_10", "median", "most")]
+                lines.append(f"| {shown} | {' | '.join(f'{value:.1e}' for value in cells)} |")
+        lines.append("")
     lines += [
-        "", "| | one | " + str(workers) + " |", "| --- | --- | --- |",
-        f"| tokens a second (median step, the first {found['skipped']} left out) | {one:,.0f} | {many:,.0f} |",
-        f"| share of the devices' dense bf16 peak | {found['peak_share_1']:.3f} | "
-        f"{found[f'peak_share_{workers}']:.3f} |",
-        f"| most memory of a worker, GB | {found['peak_bytes_1'] / 1e9:.1f} | "
-        f"{found[f'peak_bytes_{workers}'] / 1e9:.1f} |",
-        f"| whole run, s | {seconds['whole_1']:.0f} | {seconds[f'whole_{workers}']:.0f} |",
-        "| of that around the steps (imports, data, the model and its writing), s | "
-        f"{_of(found, 'around_steps_s')} |",
-        f"| of that the first step, s | {_of(found, 'first_step_s')} |", "",
-        f"Scaling efficiency {found['scaling_efficiency']:.3f} (tokens a second over {workers} times one's).",
+        "| | " + " | ".join("one" if size == 1 else str(size) for size in sizes) + " |",
+        "| --- |" + " --- |" * len(sizes),
+        *(f"| {shown} | {' | '.join(_cell(found, name, size, form) for size in sizes)} |"
+          for shown, name, form in _measured(found)),
     ]  # fmt: skip
+    if "scaling_efficiency" in found:
+        efficiency = f"{found['scaling_efficiency']:.3f} (tokens a second over {workers} times one's)"
+        lines += ["", f"Scaling efficiency {efficiency}."]
     if found.get("kept") and len(found["kept"]) == 1:
         lines += [
             "", f"The run of {found['kept'][0]} worker(s) was made in an earlier call than the other: the host may "
@@ -57,9 +61,29 @@ def page(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _of(found: dict[str, Any], name: str) -> str:
-    sizes = ("1", str(found["workers"]))
-    return " | ".join(f"{found[name][size]:.0f}" if size in found.get(name, {}) else "" for size in sizes)
+def _measured(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What the second table shows: how it is called, where it stands, how it is written."""
+    return [
+        (f"tokens a second (median step, the first {found['skipped']} left out)", "tokens_per_s", ",.0f"),
+        ("share of the devices' dense bf16 peak", "peak_share", ".3f"),
+        ("most memory of a worker, GB", "peak_bytes", ".1f"),
+        ("whole run, s", "seconds", ".0f"),
+        ("of that around the steps (imports, data, the model and its writing), s", "around_steps_s", ".0f"),
+        ("of that the first step, s", "first_step_s", ".0f"),
+    ]
+
+
+def _cell(found: dict[str, Any], name: str, size: int, form: str) -> str:
+    """A figure of one run; empty where a run that was cut off has none."""
+    if name == "seconds":
+        value = found["seconds"].get(f"whole_{size}")
+    elif name.endswith("_s") and name != "tokens_per_s":
+        value = found.get(name, {}).get(str(size))
+    else:
+        value = found.get(f"{name}_{size}")
+    if value is not None and name == "peak_bytes":
+        value /= 1e9
+    return "" if value is None else format(value, form)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

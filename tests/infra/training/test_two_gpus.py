@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infra.training import train_two_gpus
+from infra.training import train_two_gpus, two_gpus_report
 from infra.training.backbone_job import BackboneJob
 from infra.training.backbone_loop import CURVE
 from infra.training.train_two_gpus import COMPARED, ENDED, main
@@ -21,6 +22,8 @@ class Launched:
     def __init__(self) -> None:
         self.sizes: list[int] = []
         self.cut = 0
+        self.seen: Path | None = None
+        """Where the result must tell of this run's steps while it still goes on."""
 
     def __call__(self, launcher: str, job: BackboneJob, size: int, gpu: bool) -> None:
         self.sizes.append(size)
@@ -33,8 +36,23 @@ class Launched:
         if size == self.cut:
             rows = rows[:1]
         (job.out / CURVE).write_text("".join(f"{json.dumps(each)}\n" for each in rows))
+        if self.seen is not None:
+            wait_for_steps(self.seen, size, len(rows))
         if size == self.cut:
             raise KeyboardInterrupt
+
+
+def wait_for_steps(path: Path, size: int, steps: int) -> dict[str, Any]:
+    """The result as soon as it has so many steps of a run; at most half a minute."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        if (
+            path.exists()
+            and len((body := json.loads(path.read_text()))["curves"].get(str(size), [])) == steps
+        ):
+            return dict(body)
+        time.sleep(0.02)
+    raise AssertionError(f"{path} has no {steps} steps of {size} worker(s) after 30 s")
 
 
 @pytest.fixture
@@ -56,7 +74,7 @@ def test_a_call_that_was_cut_off_does_the_second_run_only(launched: Launched, tm
     launched.cut = 2
     with pytest.raises(KeyboardInterrupt):
         call(tmp_path)
-    assert launched.sizes == [1, 2] and not (tmp_path / "out" / "two_gpus.json").exists()
+    assert launched.sizes == [1, 2]
     launched.cut = 0
     found = call(tmp_path)
     assert launched.sizes == [1, 2, 2]
@@ -89,3 +107,31 @@ def test_a_run_without_all_of_its_steps_is_none(launched: Launched, tmp_path: Pa
     assert train_two_gpus.ended_run(one, wanted) is None
     shutil.rmtree(one)
     assert train_two_gpus.ended_run(one, wanted) is None
+
+
+def test_steps_are_home_before_a_run_ends(launched: Launched, tmp_path: Path) -> None:
+    """While each run goes on the result is written; cut off in the second, it compares the steps that both did."""
+    launched.seen, launched.cut = tmp_path / "out" / "two_gpus.json", 2
+    with pytest.raises(KeyboardInterrupt):
+        call(tmp_path, "--every", "0.05")
+    found = json.loads(launched.seen.read_text())
+    assert found["ended"] == [1] and found["steps_compared"] == 1
+    assert [len(rows) for rows in found["curves"].values()] == [3, 1]
+    assert found["loss_apart_most"] == 0.0 and found["scaling_efficiency"] == 1.0
+    two_gpus_report.main(["--found", str(launched.seen), "--bench", str(tmp_path / "page")])
+    text = (tmp_path / "page.md").read_text()
+    assert "**Cut off.** Steps done of 3, by workers: 1: 3, 2: 1." in text
+    assert next(line for line in text.splitlines() if line.startswith("| whole run")).endswith(" |  |")
+
+
+def test_one_run_alone_makes_a_page_without_comparing(launched: Launched, tmp_path: Path) -> None:
+    """Cut off in the first run: its speed is told, no efficiency; an earlier call's steps are not this one's."""
+    call(tmp_path, "--steps", "4")
+    launched.seen, launched.cut = tmp_path / "out" / "two_gpus.json", 1
+    with pytest.raises(KeyboardInterrupt):
+        call(tmp_path, "--every", "0.05")
+    found = json.loads(launched.seen.read_text())
+    assert list(found["curves"]) == ["1"] and "scaling_efficiency" not in found and found["ended"] == []
+    two_gpus_report.main(["--found", str(launched.seen), "--bench", str(tmp_path / "page")])
+    text = (tmp_path / "page.md").read_text()
+    assert "| | one |\n" in text and "Scaling" not in text and "1: 1, 2: 0" in text
