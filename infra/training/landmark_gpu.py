@@ -36,6 +36,7 @@ from infra.training.side_by_side import (
     run_side_by_side,
     tell,
     tell_row,
+    write_whole,
 )
 from models.hf.config import HfConfig
 
@@ -155,7 +156,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in given.runs
         if read_json(given.work / name / MODEL / FIGURES) is None
     }
-    codes = run_side_by_side(commands, given.work / "logs", left + 10.0)
+    # a host may go away before the slowest run has ended: what has ended is home by then
+    codes = run_side_by_side(
+        commands, given.work / "logs", left + 10.0, on_end=lambda so_far: gather(given, so_far)
+    )
     return gather(given, codes)
 
 
@@ -167,8 +171,7 @@ def gather(given: argparse.Namespace, codes: dict[str, int]) -> int:
         if figures is not None:
             curve = read_curve(given.work / name)
             found[name] = figures | {"code": codes.get(name, 0), "curve": _some(curve)}
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "landmark.json").write_text(json.dumps(found, default=str))
+    write_whole(given.out / "landmark.json", json.dumps(found, default=str))
     for name in found:
         pack_results({name: given.work / name / MODEL}, given.out / f"landmark-{name}.tar")
     for name, figures in found.items():

@@ -32,6 +32,7 @@ from infra.training.side_by_side import (
     run_side_by_side,
     tell,
     tell_row,
+    write_whole,
 )
 from models.hf.config import HfConfig
 
@@ -83,8 +84,7 @@ def gather(given: argparse.Namespace, codes: dict[str, int]) -> int:
         if figures is not None:
             curve = read_curve(given.work / name)
             found[name] = figures | {"code": codes.get(name, 0), "curve": curve[:: max(1, len(curve) // 150)]}
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "latents.json").write_text(json.dumps(found, default=str))
+    write_whole(given.out / "latents.json", json.dumps(found, default=str))
     # the control's adapter stays behind: one file of at most 16 MiB travels
     kept = {name: given.work / name / MODEL for name in found if name == "latents"}
     pack_results(kept, given.out / "latents.tar")
@@ -107,7 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in given.runs
         if read_json(given.work / name / MODEL / FIGURES) is None
     }
-    return gather(given, run_side_by_side(commands, given.work / "logs", given.seconds + 20.0))
+    # a host may go away before the slowest run has ended: what has ended is home by then
+    codes = run_side_by_side(
+        commands, given.work / "logs", given.seconds + 20.0, on_end=lambda so_far: gather(given, so_far)
+    )
+    return gather(given, codes)
 
 
 def _parser() -> argparse.ArgumentParser:
