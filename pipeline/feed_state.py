@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import DysraError, UsageError
 
+_VERSION = 1
 _SCHEMA = """
 create table if not exists feeds (
     url text primary key, etag text, modified text, next_due real not null default 0,
@@ -53,9 +54,17 @@ class FeedState:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=10.0)
-            self._db.executescript(_SCHEMA)
+            (version,) = self._db.execute("pragma user_version").fetchone()
+            if version <= _VERSION:  # 0: made anew, or before versions were kept; the tables are the same
+                self._db.executescript(f"{_SCHEMA}pragma user_version = {_VERSION};")
         except (OSError, sqlite3.Error) as error:
             raise UsageError(f"the feed state {path} cannot be used: {error}; give another --state") from None
+        if version > _VERSION:
+            self._db.close()
+            raise UsageError(
+                f"the feed state {path} has version {version}; this DySRA reads up to {_VERSION}: upgrade "
+                "DySRA, or give another --state"
+            )
 
     def feed(self, url: str) -> FeedRow:
         """What is known of a feed; a fresh row for an unknown one."""

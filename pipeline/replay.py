@@ -27,6 +27,7 @@ from pipeline.publisher import Publisher, RecordTooLarge
 
 _SAVE_EVERY_S = 1.0
 _SHOWN_BAD_LINES = 20
+_PROGRESS_VERSION = 1
 _FLUSH_LIMIT_S = 60.0
 _STOP_FLUSH_LIMIT_S = 20.0
 _COUNTED_AS = {"article": "articles", "deletion": "deletions", "bad": "raw"}
@@ -73,13 +74,24 @@ class Progress:
     position: int = 0
     published: int = 0
     last_id: str = ""
+    version: int = _PROGRESS_VERSION
 
     @classmethod
     def load(cls, path: Path) -> Progress | None:
-        """The saved progress; None if there is none that can be read."""
+        """The saved progress; None if there is none that can be read. UsageError for one of a later version."""
         try:
-            return cls(**orjson.loads(path.read_bytes()))
-        except (OSError, TypeError, orjson.JSONDecodeError):
+            body = orjson.loads(path.read_bytes())
+            version = int(body.get("version", _PROGRESS_VERSION))
+        except (OSError, AttributeError, TypeError, ValueError):
+            return None
+        if version > _PROGRESS_VERSION:
+            raise UsageError(
+                f"{path} has version {version}; this DySRA reads up to {_PROGRESS_VERSION}: upgrade DySRA, or give "
+                "another --state to publish from the start"
+            )
+        try:
+            return cls(**body)
+        except TypeError:
             return None
 
     def save(self, path: Path) -> None:

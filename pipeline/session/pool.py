@@ -32,6 +32,7 @@ _IDLE_S = 0.1
 _RETRY_S = 5.0
 _LET_GO_S = 150.0
 _REST_S = 5.0
+_NOTE_VERSION = 1
 
 
 class TooManySessions(DysraError):
@@ -256,7 +257,9 @@ class SessionPool:
 
     def _note(self, key: SessionKey, *, resident: bool) -> None:
         """Keep beside the snapshots whose they are, and whether the session is to be held in memory."""
-        about = {"tenant": key.tenant, "stream": key.stream, "resident": resident}
+        about = {
+            "version": _NOTE_VERSION, "tenant": key.tenant, "stream": key.stream, "resident": resident,
+        }  # fmt: skip
         replace_file(self._folder(key) / "session.json", orjson.dumps(about))
 
     def _folder(self, key: SessionKey) -> Path:
@@ -346,13 +349,17 @@ class SessionPool:
 
 
 def _notes(root: Path) -> list[dict[str, Any]]:
-    """What `_note` kept of every session under `root`; unreadable notes are left out."""
+    """What `_note` kept of every session under `root`, unreadable notes and those of a later version left out."""
     found = []
     for path in sorted(root.glob("*/*/session.json")):
         try:
             about = orjson.loads(path.read_bytes())
         except (OSError, orjson.JSONDecodeError):
             continue
-        if isinstance(about, dict) and {"tenant", "stream"} <= about.keys():
+        if not isinstance(about, dict) or not {"tenant", "stream"} <= about.keys():
+            continue
+        if about.get("version", _NOTE_VERSION) == _NOTE_VERSION:
             found.append(about)
+        else:
+            get_logger().error("session_of_a_later_version", file=str(path), version=about["version"])
     return found

@@ -19,7 +19,7 @@ from pipeline.session.asking import View
 from pipeline.session.ports import Library, ModelRunner
 from pipeline.session.retractions import Retractions
 from pipeline.session.session import OtherModel, Session, SessionParts
-from pipeline.session.snapshot import CorruptSnapshot, Snapshot, SnapshotFolder
+from pipeline.session.snapshot import CorruptSnapshot, NewerLease, Snapshot, SnapshotFolder
 from pipeline.session.state import NewerState, SessionKey
 from pipeline.session.tail import StreamTail
 
@@ -84,6 +84,8 @@ class Resident:
             folder.acquire()
         except OSError as error:
             raise SnapshotNotWritten(f"session {key.id} cannot be taken over: {error}") from None
+        except NewerLease as error:
+            raise SessionRefused(f"session {key.id} cannot be continued: {error}") from None
         snapshot, problems = folder.newest()
         session: Session | None = None
         if snapshot is not None:

@@ -23,6 +23,12 @@ from pipeline.log import get_logger
 
 _NAME = re.compile(r"(\d{10})-(\d{12})\.safetensors")
 _META = "dysra"
+_LEASE = "lease.json"
+_LEASE_VERSION = 1
+
+
+class NewerLease(DysraError):
+    """A later version of DySRA has held this session; it is left alone."""
 
 
 class StaleLease(DysraError):
@@ -83,7 +89,10 @@ class SnapshotFolder:
         self._log = get_logger(session_folder=folder.name)
 
     def acquire(self) -> int:
-        """Take the session over: a new epoch, higher than any before. Returns it."""
+        """Take the session over: a new epoch, higher than any before. Returns it.
+
+        NewerLease, with nothing touched, where a later version of DySRA has held it.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         files = self._files()
         highest = max([self._lease_epoch(), *(epoch for epoch, _, _ in files)], default=0)
@@ -91,15 +100,15 @@ class SnapshotFolder:
         self.epoch = highest + 1
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
-        body = orjson.dumps({"epoch": self.epoch, "owner": self.owner})
-        replace_file(self.folder / "lease.json", body)
+        body = orjson.dumps({"version": _LEASE_VERSION, "epoch": self.epoch, "owner": self.owner})
+        replace_file(self.folder / _LEASE, body)
         self.check()
         return self.epoch
 
     def check(self) -> None:
         """Raise StaleLease if another owner holds the session now."""
         try:
-            lease = orjson.loads((self.folder / "lease.json").read_bytes())
+            lease = orjson.loads((self.folder / _LEASE).read_bytes())
         except (FileNotFoundError, orjson.JSONDecodeError):
             raise StaleLease(
                 f"the lease of {self.folder.name} is gone; its folder was changed by hand"
@@ -138,9 +147,16 @@ class SnapshotFolder:
 
     def _lease_epoch(self) -> int:
         try:
-            return int(orjson.loads((self.folder / "lease.json").read_bytes())["epoch"])
-        except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+            lease = orjson.loads((self.folder / _LEASE).read_bytes())
+            version, epoch = int(lease.get("version", _LEASE_VERSION)), int(lease["epoch"])
+        except (FileNotFoundError, orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError):
             return 0
+        if version > _LEASE_VERSION:
+            raise NewerLease(
+                f"{self.folder / _LEASE} has version {version}; this DySRA reads up to {_LEASE_VERSION}: upgrade "
+                "DySRA, or move the session's folder away to begin anew"
+            )
+        return epoch
 
     def _files(self) -> list[tuple[int, int, Path]]:
         """(epoch, number, path), oldest first."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.session.snapshot import CorruptSnapshot, Snapshot, SnapshotFolder, StaleLease
+from pipeline.session.snapshot import CorruptSnapshot, NewerLease, Snapshot, SnapshotFolder, StaleLease
 
 
 def snapshot(number: int) -> Snapshot:
@@ -96,6 +97,30 @@ def test_epoch_grows_even_where_the_lease_is_lost(tmp_path: Path) -> None:
     (tmp_path / "lease.json").unlink()
     with pytest.raises(StaleLease):
         second.write(snapshot(2))
+
+
+def test_a_session_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
+    """Its lease names the version: nobody takes it over, and no byte of its folder changes."""
+    SnapshotFolder(tmp_path, "a").acquire()
+    lease = tmp_path / "lease.json"
+    body = orjson.loads(lease.read_bytes())
+    assert body["version"] == 1
+    lease.write_bytes(orjson.dumps({**body, "version": 2}))
+    (tmp_path / ".x.safetensors.1.tmp").write_bytes(b"half")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(
+        NewerLease, match=r"lease\.json has version 2; this DySRA reads up to 1: upgrade DySRA"
+    ):
+        SnapshotFolder(tmp_path, "b").acquire()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_lease_of_before_versions_is_read_and_written_anew(tmp_path: Path) -> None:
+    """Its epoch counts."""
+    lease = tmp_path / "lease.json"
+    lease.write_bytes(orjson.dumps({"epoch": 7, "owner": "a"}))
+    assert SnapshotFolder(tmp_path, "b").acquire() == 8
+    assert orjson.loads(lease.read_bytes()) == {"version": 1, "epoch": 8, "owner": "b"}
 
 
 def test_leftovers_of_a_crash_are_swept(tmp_path: Path) -> None:
