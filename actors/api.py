@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import orjson
 from fastapi import Depends, FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Send
 
 from actors.api_chat import Completion, stream_of
 from actors.api_guard import Door, Tenant, error_body, install, raise_if_refused
@@ -81,7 +82,7 @@ def build_api(hosts: Hosts, config: ServeConfig, keys: Keys | None) -> FastAPI:
             tenant.require_all()
         opened = await _first(_measured("ask", hosts.ask(key, body.to_question())))
         if body.stream or _SSE in accept:
-            return StreamingResponse(_answer_sse(opened), media_type=_SSE, headers=_SSE_HEADERS)
+            return Streamed(_answer_sse(opened), media_type=_SSE, headers=_SSE_HEADERS)
         return JSONResponse(await _final(opened))
 
     @app.post("/v1/streams/{stream:path}/summary", response_model=None)
@@ -102,7 +103,7 @@ def build_api(hosts: Hosts, config: ServeConfig, keys: Keys | None) -> FastAPI:
         if raise_if_refused(await hosts.call(key, "info")) is None:
             raise _unknown(stream)
         followed = _follow(hosts, key, last_event_id, config.events_s)
-        return StreamingResponse(followed, media_type=_SSE, headers=_SSE_HEADERS)
+        return Streamed(followed, media_type=_SSE, headers=_SSE_HEADERS)
 
     @app.get("/v1/streams", response_model=None)
     async def streams(tenant: Entered) -> Response:
@@ -166,10 +167,20 @@ def build_api(hosts: Hosts, config: ServeConfig, keys: Keys | None) -> FastAPI:
         completion = Completion(body)
         if body.stream:
             chunks = completion.chunks(opened)
-            return StreamingResponse(chunks, media_type=_SSE, headers=_SSE_HEADERS)
+            return Streamed(chunks, media_type=_SSE, headers=_SSE_HEADERS)
         return JSONResponse(completion.whole(await _final(opened)))
 
     return app
+
+
+class Streamed(StreamingResponse):
+    """A response whose events are closed with it, whatever ends it: a client that hangs up or takes nothing leaves
+    no answer under way until somebody collects garbage."""
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the events as they come."""
+        async with aclosing(self.body_iterator):  # type: ignore[type-var]
+            await super().stream_response(send)
 
 
 async def _replica(hosts: Hosts, rank: int) -> dict[str, Any]:

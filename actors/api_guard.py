@@ -23,14 +23,18 @@ BODY_LIMIT_S = 30.0
 """How long a request's body may take to arrive."""
 
 _TYPES = {
+    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found",
+    405: "invalid_request_error",
     408: "timeout",
     409: "too_many_sessions",
     413: "request_too_large",
+    414: "request_too_large",
     422: "invalid_request_error",
     429: "rate_limit_error",
+    431: "request_too_large",
     503: "unavailable",
     504: "timeout",
 }

@@ -19,10 +19,17 @@ from pydantic import TypeAdapter
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-from ray.serve.config import BackpressureConfig, HTTPOptions, ProxyLocation, RequestRouterConfig
+from ray.serve.config import (
+    BackpressureConfig,
+    ControllerOptions,
+    HTTPOptions,
+    ProxyLocation,
+    RequestRouterConfig,
+)
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
+from actors import front_door
 from actors.api import build_api
 from actors.hosts import ServeHosts
 from actors.keys import Keys, check_open_door
@@ -137,6 +144,7 @@ def deploy(settings: ServeSettings, *, timeout_s: float = 900.0, detached_store:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
+        controller_options=ControllerOptions(runtime_env={"env_vars": front_door.ENV}),
         http_options=HTTPOptions(
             host=config.host,
             port=config.port,

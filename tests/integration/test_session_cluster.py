@@ -135,6 +135,8 @@ def test_serve_yaml_deploys(cluster: Cluster, topic: TopicFactory, tmp_path: Pat
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, headers=headers) as client:
             page = read_to_the_end(client, kafka)
             assert client.get("/v1/streams", headers={"Authorization": "Bearer wrong"}).status_code == 401
+            # with the front door of its `controller_options`; Serve alone answers 500
+            assert client.get("/healthz", headers=[(b"X-Request-Id", b"\xff")]).status_code == 200
         assert page["tokens_seen"] > 0
     finally:
         cluster.run("serve", "shutdown", "-y", "--address", cluster.dashboard)

@@ -214,6 +214,20 @@ def test_requests_without_a_key_are_turned_away(served: Served) -> None:
         assert client.get("/healthz").status_code == 200
 
 
+def test_headers_that_command_serve_are_not_obeyed(served: Served) -> None:
+    """Serve's own: a time limit, bytes that are not UTF-8, which its proxy answers with a 500, giant ones."""
+    with served.client() as client:
+        for name in (
+            b"X-Request-Id",
+            b"X-Session-Id",
+            b"X-Request-Timeout-Seconds",
+            b"serve_multiplexed_model_id",
+        ):
+            assert client.get("/healthz", headers=[(name, b"\xff")]).status_code == 200, name
+        assert client.get("/healthz", headers={"X-Request-Timeout-Seconds": "1e-9"}).status_code == 200
+        assert client.get("/healthz", headers={"X-A": "a" * 40_000}).status_code == 431
+
+
 def test_sessions_live_on_the_replica_of_their_slot(served: Served) -> None:
     """Each session is held by the rank that its slot belongs to, whichever request comes."""
     for rank, stream in enumerate(served.streams):
