@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from models.retriever.table import Floats, Ints, TableBatch
+from models.retriever.table import Floats
 from models.retriever.trust import UNREAD, SingleReadings, most_trusted
 from pipeline.errors import BadData
 from pipeline.tasks.reading import Spoken
@@ -127,24 +126,3 @@ class ApartReader:
             loss=-math.log(max(best.trust, 1e-3)),
             margin=float(self._singles.margin[row, chosen]),
         )
-
-
-def apart_tables(tables: TableBatch, choosable: np.ndarray, prompt_tokens: Ints) -> TableBatch:  # type: ignore[type-arg]
-    """The tables as reading apart costs: each choice pays its text's head and the prompt around it.
-
-    `choosable` [N, K] are the candidates that were read; `prompt_tokens` [N] those of the prompt without texts.
-    The first prompt is paid by every method alike: take it off again (`paid_apart`).
-    """
-    whole = tables.tokens + tables.heads + prompt_tokens[:, None]
-    return replace(
-        tables,
-        present=tables.present & choosable,
-        tokens=np.where(tables.present, whole, tables.tokens),
-        heads=np.zeros_like(tables.heads),
-    )
-
-
-def paid_apart(tables: TableBatch, row: int, picks: Iterable[int], prompt_tokens: int) -> int:
-    """What a choice costs by tables of `apart_tables`, the first prompt not counted."""
-    costs = [int(tables.tokens[row, pick]) for pick in picks]
-    return sum(costs) - prompt_tokens if costs else 0

@@ -15,14 +15,12 @@ import numpy as np
 
 from models.reader_decoding import greedy_answers
 from models.reader_scoring import answer_losses
-from models.retriever.trust import Combination, most_trusted
+from models.retriever.trust import OWN_PROBABILITY, Combination, most_trusted
 from pipeline.errors import UsageError
 from pipeline.session.prompts import GIVEN_UP, PromptForm, Sentence, parse_answer, reader_prompt
 from pipeline.tasks.qa import Question
 from pipeline.tasks.scores import normalize_answer
 
-OWN_PROBABILITY = Combination(("whole",), (4.0,), 0.0)
-"""The reader's own probability of its whole answer (`whole` is a quarter of its logarithm)."""
 KNOWN = ("margin", "sure", "whole")
 
 

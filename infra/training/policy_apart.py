@@ -21,7 +21,7 @@ from infra.training.policy_pairs import FOLDS, Say, fold_rows
 from models.retriever.pair_reader import PairReader, PairRow, load_pair_reader, save_pair_reader
 from models.retriever.pair_training import PairTexts, PairTrainConfig, train_pairs
 from models.retriever.table import ALL_FEATURES, FEATURES, GOLD, Floats
-from models.retriever.trust import KINDS, Combination, SingleReadings, fit
+from models.retriever.trust import KINDS, Combination, SingleReadings, claim, fit
 from pipeline.session.prompts import reader_prompt
 from pipeline.tasks.material import Material
 from pipeline.tasks.reading import MaterialReader
@@ -149,11 +149,6 @@ def claims_of(material: Material, spoken: SpokenTable, read: Bools) -> list[list
         ]
         for row, question in enumerate(material.questions)
     ]
-
-
-def claim(answer: str, title: str, text: str) -> str:
-    """An answer with the sentence that it was read from."""
-    return f"{answer}. {title}: {text}"
 
 
 def verified_scores(

@@ -18,13 +18,13 @@ import numpy as np
 from infra.evaluation.choice_recall import SIMPLE as RANKED_BY
 from infra.evaluation.choice_recall import recall
 from infra.evaluation.policy_judge import GIVE_UP_MARGIN, choose
+from models.retriever.apart_costs import apart_tables, paid_apart
 from models.retriever.network import PolicyNetwork
 from models.retriever.selecting import Chosen, Trail, fill, trails
 from models.retriever.storage import load_policy
 from models.retriever.table import ALL_FEATURES, FEATURES, Floats, TableBatch
 from models.retriever.trust import SingleReadings, most_trusted
 from pipeline.tasks.material import Material
-from rl.apart import apart_tables, paid_apart
 from rl.episodes import Request
 
 BUDGETS = (32, 64, 96, 128, 192, 256)

@@ -62,12 +62,14 @@ class SingleReadings:
 
 
 def inputs_of(
-    tables: TableBatch, singles: SingleReadings, names: Sequence[str], verified: Floats | None = None
+    tables: TableBatch | None, singles: SingleReadings, names: Sequence[str], verified: Floats | None = None
 ) -> Floats:
     """The inputs of a combination, by their names; 0 where not read. [N, K, F]
 
-    `verified` [N, K]: a verifier's logits. ValueError for a name that these tables or readings do not have.
+    `verified` [N, K]: a verifier's logits. Without tables only what readings tell is known. ValueError for a name
+    that these tables or readings do not have.
     """
+    described = () if tables is None else ALL_FEATURES[: tables.num_features]
     made: list[Floats] = []
     column: np.ndarray[Any, Any]
     for name in names:
@@ -79,12 +81,12 @@ def inputs_of(
             column = np.clip(singles.sure * (singles.lengths + 1) / 4, -5, 0)
         elif name == "verified" and verified is not None:
             column = np.clip(verified / 4, -4, 4)
-        elif name in ALL_FEATURES[: tables.num_features]:
+        elif tables is not None and name in described:
             column = tables.features[:, :, ALL_FEATURES.index(name)]
         else:
             raise ValueError(
                 f"names: given {name!r}, which these tables and readings do not have; allowed: margin, sure, "
-                f"whole, verified (with a verifier's scores), {', '.join(ALL_FEATURES[: tables.num_features])}"
+                f"whole, verified (with a verifier's scores), {', '.join(described)}"
             )
         made.append(np.where(singles.read, np.nan_to_num(column), 0.0).astype(np.float32))
     return np.stack(made, 2)
@@ -98,7 +100,9 @@ class Combination:
     weights: tuple[float, ...]
     constant: float
 
-    def logits(self, tables: TableBatch, singles: SingleReadings, verified: Floats | None = None) -> Floats:
+    def logits(
+        self, tables: TableBatch | None, singles: SingleReadings, verified: Floats | None = None
+    ) -> Floats:
         """The trust of every reading against "none of them", which stands at 0. [N, K]"""
         inputs = inputs_of(tables, singles, self.names, verified)
         found: Floats = inputs @ np.asarray(self.weights, np.float32) + np.float32(self.constant)
@@ -119,6 +123,15 @@ class Combination:
                 f"{path}: given {len(body['weights'])} weights for {len(body['names'])} names; allowed: one each"
             )
         return cls(tuple(body["names"]), tuple(map(float, body["weights"])), float(body["constant"]))
+
+
+OWN_PROBABILITY = Combination(("whole",), (4.0,), 0.0)
+"""The reader's own probability of its whole answer (`whole` is a quarter of its logarithm)."""
+
+
+def claim(answer: str, title: str, text: str) -> str:
+    """What a verifier reads beside the question: an answer with the sentence that it was read from."""
+    return f"{answer}. {title}: {text}"
 
 
 @dataclass(frozen=True, slots=True)

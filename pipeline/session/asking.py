@@ -14,10 +14,11 @@ from typing import Any
 
 from models.backbone import Backbone
 from pipeline.session.answer import Answer, Event, Lag, Question, Tokens, cite
+from pipeline.session.apart import ApartChoice, choose_apart, read_apart
 from pipeline.session.chooser import Chooser
 from pipeline.session.config import SessionConfig
 from pipeline.session.guard import is_order
-from pipeline.session.hops import HopChooser
+from pipeline.session.hops import HopChooser, leads_on
 from pipeline.session.ports import Library, ModelRunner, Query
 from pipeline.session.prompts import GIVEN_UP, STOP_TEXTS, PromptForm, parse_answer, reader_prompt
 from pipeline.session.sentences import Candidate, candidates
@@ -76,24 +77,28 @@ def answer(
     found, partial = _search(question, view, parts)
     dropped: set[tuple[str, int]] = set()
     for attempt in range(1, _MAX_ATTEMPTS + 1):
-        chosen = _choose(question, found, dropped, view, parts)
+        choice = _choose(question, found, dropped, view, parts)
+        chosen = list(choice.picks) if isinstance(choice, ApartChoice) else choice
         yield Event("sources", {"sources": [_row(source) for source in cite(chosen)], "partial": partial})
         text, given_up, tokens = "", True, Tokens(question=parts.count_tokens(question.text))
+        rests_on: Sequence[Candidate] = chosen
         before = view.retractions()
-        if chosen or parts.config.attend != "chosen":
+        if isinstance(choice, ApartChoice) and chosen:
+            text, given_up, tokens, rests_on = yield from _write_apart(question, choice, view, parts, stopped)
+        elif chosen or parts.config.attend != "chosen":
             text, given_up, tokens = yield from _write(question, chosen, view, parts, stopped)
         stale = _stale(chosen, parts)
         if not stale and (parts.config.attend == "chosen" or view.retractions() == before):
             break
         dropped |= stale
-        text, given_up, chosen = "", True, []
+        text, given_up, rests_on = "", True, []
         if attempt < _MAX_ATTEMPTS:
             yield Event(
                 "restart", {"reason": "a source was corrected or withdrawn while the answer was made"}
             )
     result = Answer(
         text=text,
-        sources=[] if given_up else cite(chosen, text),
+        sources=[] if given_up else cite(rests_on, text),
         given_up=given_up,
         partial=partial,
         stream=view.stream,
@@ -135,7 +140,8 @@ def _choose(
     dropped: set[tuple[str, int]],
     view: View,
     parts: AskParts,
-) -> list[Candidate]:
+) -> list[Candidate] | ApartChoice:
+    """What is read, together in reading order, or apart (`session.reading`) in the order of choosing."""
     if parts.config.attend == "cache":
         return []
 
@@ -147,7 +153,23 @@ def _choose(
         return cut(_search(question, view, parts, text)[0])
 
     budget = min(question.token_budget or parts.config.token_budget, parts.config.max_token_budget)
-    return HopChooser(parts.chooser, parts.config.hops).choose(question.text, cut(found), budget, again)
+    config = parts.config
+    if config.reading == "apart" and not (config.hops > 1 and leads_on(question.text)):
+        bare = len(_prompt(question, [], view, parts))
+        return choose_apart(parts.chooser, question.text, cut(found), budget, bare, config.apart_readings)
+    return HopChooser(parts.chooser, config.hops).choose(question.text, cut(found), budget, again)
+
+
+def _prompt(question: Question, chosen: Sequence[Candidate], view: View, parts: AskParts) -> list[int]:
+    """The ids that the reader is given."""
+    sentences = [(c.title, c.date, c.text) for c in chosen]
+    text = reader_prompt(sentences, question.text, parts.form, quoted=parts.config.guard)
+    ids = parts.backbone.encode(text)
+    return ids if _attended_cache(view, parts) is not None else [*parts.backbone.bos, *ids]
+
+
+def _attended_cache(view: View, parts: AskParts) -> Any | None:
+    return view.cache if parts.config.attend != "chosen" else None
 
 
 def _write(
@@ -159,11 +181,8 @@ def _write(
 ) -> Generator[Event, None, tuple[str, bool, Tokens]]:
     """Token events of one reading; its text, whether it gave up, and its cost."""
     backbone, config = parts.backbone, parts.config
-    cache = view.cache if config.attend != "chosen" else None
-    sentences = [(c.title, c.date, c.text) for c in chosen]
-    prompt = backbone.encode(reader_prompt(sentences, question.text, parts.form, quoted=config.guard))
-    bare = parts.count_tokens(reader_prompt([], question.text, parts.form))
-    ids = prompt if cache is not None else [*backbone.bos, *prompt]
+    cache = _attended_cache(view, parts)
+    ids, bare = _prompt(question, chosen, view, parts), len(_prompt(question, [], view, parts))
     limit = min(question.max_new_tokens or config.max_new_tokens, config.max_new_tokens_limit)
     job = partial(backbone.generate, ids, cache, limit, STOP_TEXTS, stopped.is_set)
     written = yield from _tell(job, parts)
@@ -174,11 +193,36 @@ def _write(
     parsed = parse_answer(backbone.decode(written))
     tokens = Tokens(
         question=parts.count_tokens(question.text),
-        read=max(0, len(prompt) - bare),
+        read=max(0, len(ids) - bare),
         cache=_attended(cache),
         generated=len(written),
     )
     return parsed.text, parsed.given_up, tokens
+
+
+def _write_apart(
+    question: Question, choice: ApartChoice, view: View, parts: AskParts, stopped: threading.Event
+) -> Generator[Event, None, tuple[str, bool, Tokens, Sequence[Candidate]]]:
+    """The token event of the most trusted answer, whole: which it is shows at the end; and what it rests on."""
+    config = parts.config
+    cache = _attended_cache(view, parts)
+    found = read_apart(
+        question.text, choice, lambda pick: _prompt(question, [pick], view, parts), parts.backbone,
+        parts.runner, form=parts.form, cache=cache, stopped=stopped,
+        limit=min(question.max_new_tokens or config.max_new_tokens, config.max_new_tokens_limit),
+    )  # fmt: skip
+    answer = found.reading.parsed
+    # as together: a tuned reader gives up only where that is likelier by the margin than what it says
+    given_up = answer.given_up or (parts.form == "adapted" and found.reading.margin > config.give_up_margin)
+    tokens = Tokens(
+        question=parts.count_tokens(question.text),
+        read=max(0, found.prompt_tokens - len(_prompt(question, [], view, parts))),
+        cache=_attended(cache),
+        generated=found.generated,
+    )
+    if not given_up:
+        yield Event("token", {"text": answer.text})
+    return "" if given_up else answer.text, given_up, tokens, found.rests_on
 
 
 def _tell(job: Callable[[], Iterator[int]], parts: AskParts) -> Generator[Event, None, list[int]]:

@@ -13,9 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from models.retriever.table import ALL_FEATURES, FEATURES
+from models.retriever.trust_files import Trust, trust_beside
 from pipeline.candidate_features import PairColumns, Unit, candidate_table, preselect
 from pipeline.log import get_logger
+from pipeline.session.apart import ApartChoice, Verify, choose_apart
 from pipeline.session.chooser import Chooser, Embed, reading_order
 from pipeline.session.sentences import Candidate
 
@@ -50,6 +54,9 @@ class PolicyChooser:
         self._pair: PairColumns | None = None
         self._most = 64
         self._told_of: Path | None = None
+        self._trust_of: Path | None = None
+        self._trust = Trust()
+        self._verify: Verify | None = None
 
     @property
     def serving(self) -> Path | None:
@@ -58,10 +65,38 @@ class PolicyChooser:
 
     def choose(self, question: str, candidates: Sequence[Candidate], budget: int) -> list[Candidate]:
         """The sentences to read, in reading order, of at most `budget` tokens with their heads."""
-        network, pair = self._current()
-        if network is None or not candidates:
+        found = self._table(question, candidates)
+        if found is None:
             return self._otherwise.choose(question, candidates, budget)
         from models.retriever.selecting import select
+
+        network, table, kept = found
+        chosen = select(network, table, budget, stop_bias=self._stop_bias)[0]
+        return reading_order([candidates[kept[pick]] for pick in chosen.picks])
+
+    def choose_apart(
+        self, question: str, candidates: Sequence[Candidate], budget: int, prompt_tokens: int, most: int
+    ) -> ApartChoice:
+        """At most `most` sentences, each read alone, of `budget` tokens with all prompts but the first."""
+        found = self._table(question, candidates)
+        if found is None:
+            return choose_apart(self._otherwise, question, candidates, budget, prompt_tokens, most)
+        from models.retriever.apart_costs import apart_tables
+        from models.retriever.selecting import select
+
+        network, table, kept = found
+        trust, verify = self._trusting(network.config.num_features)
+        costly = apart_tables(table, table.present, np.array([prompt_tokens], np.int64))
+        room = budget + prompt_tokens
+        chosen = select(network, costly, room, stop_bias=self._stop_bias, max_choices=most)[0]
+        picks = chosen.picks
+        return ApartChoice(tuple(candidates[kept[pick]] for pick in picks), picks, table, trust, verify)
+
+    def _table(self, question: str, candidates: Sequence[Candidate]) -> tuple[Any, Any, list[int]] | None:
+        """The policy that serves, the candidates as it sees them, and which they are; None where it cannot."""
+        network, pair = self._current()
+        if network is None or not candidates:
+            return None
         from models.retriever.table import TableBatch
 
         units = [_unit(candidate) for candidate in candidates]
@@ -80,9 +115,23 @@ class PolicyChooser:
         try:
             table = candidate_table(question, [units[at] for at in kept], encode, pair=pair)
         except LookupError:
-            return self._otherwise.choose(question, candidates, budget)
-        chosen = select(network, TableBatch.stack([table]), budget, stop_bias=self._stop_bias)[0]
-        return reading_order([candidates[kept[pick]] for pick in chosen.picks])
+            return None
+        return network, TableBatch.stack([table]), kept
+
+    def _trusting(self, num_features: int) -> tuple[Trust, Verify | None]:
+        """What readings apart of the serving policy are trusted by, looked at once for each policy."""
+        with self._lock:
+            folder = self._folder
+            if self._trust_of != folder:
+                self._trust_of, self._trust, self._verify = folder, Trust(), None
+                try:
+                    self._trust = trust_beside(folder or Path(), num_features)
+                    if self._trust.verifier is not None:
+                        self._verify = _verify_by(self._trust.verifier)
+                except (OSError, ValueError) as error:
+                    self._trust = Trust()
+                    get_logger().warning("trust_not_loaded", folder=str(folder), reason=str(error))
+            return self._trust, self._verify
 
     def _tell_once(self, given: int, wanted: int) -> None:
         """One warning for each policy: every question would repeat it."""
@@ -169,6 +218,21 @@ def _lazy_pair(folder: Path, num_features: int) -> PairColumns | None:
         return loaded[0].features(question, texts)
 
     return columns
+
+
+def _verify_by(folder: Path) -> Verify:
+    """A verifier's logits of claims; ValueError where it cannot be read."""
+    from models.retriever.pair_reader import PairRow, load_pair_reader
+
+    reader = load_pair_reader(folder)[0]
+    lock = threading.Lock()
+
+    def verify(question: str, claims: Sequence[str]) -> Any:
+        with lock:
+            asked, *texts = reader.tokenize([question, *claims])
+            return reader.scores([PairRow(asked, text) for text in texts])
+
+    return verify
 
 
 def _unit(candidate: Candidate) -> Unit:

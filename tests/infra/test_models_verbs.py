@@ -14,8 +14,12 @@ from typer.testing import CliRunner
 from infra.commands import train as command
 from infra.promotion import freshest
 from models.retriever import TableBatch, load_policy
+from models.retriever.pair_reader import save_pair_reader
+from models.retriever.trust import Combination
+from models.retriever.trust_files import put_trust, trust_beside
 from pipeline.errors import UsageError
 from pipeline.tasks.material import Material
+from tests.models.retriever.pair_case import reader
 from tests.rl.toy import material, tables
 
 
@@ -90,6 +94,14 @@ def test_a_worse_challenger_is_refused_and_a_rollback_brings_the_champion_back(
     code, back = call(app, "models", "rollback", *state)
     assert (code, back) == (0, {"champion": 1, "before": 2})
     assert json.loads(Path(won["pointer"]).read_text())["version"] == 1
+
+    # a policy that reads apart brings its trust and its verifier: they are promoted with it
+    good, registry = tmp_path / "good", Registry(TrackingConfig(), tmp_path)
+    verifier = save_pair_reader(reader(), tmp_path / "verifier", {})
+    put_trust(good, Combination(("whole", "verified"), (1.0, 2.0), 0.0), 0.9, verifier, 15)
+    registry.promote(registry.add(good, registry.versions()[0]["run_id"], {}))
+    served = trust_beside(Path(json.loads(Path(won["pointer"]).read_text())["folder"]), 15)
+    assert served.enough == 0.9 and served.verifier is not None
 
 
 def test_a_contest_may_be_held_over_the_newest_days_alone(tmp_path: Path) -> None:

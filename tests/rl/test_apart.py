@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.retriever.apart_costs import apart_tables, paid_apart
 from models.retriever.selecting import fill
 from models.retriever.trust import UNREAD
 from pipeline.errors import BadData
 from pipeline.tasks.reading import Spoken
-from rl.apart import ApartReader, SpokenTable, apart_tables, paid_apart
+from rl.apart import ApartReader, SpokenTable
 from tests.rl.toy import tables
 
 
