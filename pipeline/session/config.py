@@ -74,6 +74,17 @@ class SessionConfig:
             "pair reader looks at each question with 48 candidates, 1.5 s on two cores; off: it is refused"
         },
     )
+    reading: Literal["together", "apart"] = field(
+        default="together",
+        metadata={
+            "help": "how chosen sentences are read: together in one prompt, or apart: each alone, the answer of "
+            "the most trusted readings is given (trust.json in the policy's folder, else the reader's own "
+            "probability); a prompt for each sentence counts in the budget, and the answer comes all at once"
+        },
+    )
+    apart_readings: int = field(
+        default=8, metadata={"help": "sentences read for a question with reading = apart, at most"}
+    )
     max_new_tokens: int = field(default=32, metadata={"help": "tokens of an answer, at most, by default"})
     max_new_tokens_limit: int = field(
         default=256, metadata={"help": "largest number of new tokens that a request may ask for"}
@@ -126,6 +137,13 @@ class SessionConfig:
     rebuild_tokens_per_s: int = field(
         default=512, metadata={"help": "tokens that a rebuild reads a second, until half of its time is over"}
     )
+    elsewhere_every_s: float = field(
+        default=5.0,
+        metadata={
+            "help": "how often the store is asked for articles that changed where a session does not read (a later "
+            "version in another stream, a withdrawal on another partition), in seconds"
+        },
+    )
     other_cache: Literal["rebuild", "refuse", "start_over"] = field(
         default="rebuild",
         metadata={
@@ -158,7 +176,7 @@ class SessionConfig:
                 f"max_new_tokens is {self.max_new_tokens}, above max_new_tokens_limit "
                 f"{self.max_new_tokens_limit}"
             )
-        for name in ("search_deadline_s", "snapshot_every_s", "rebuild_within_s"):
+        for name in ("search_deadline_s", "snapshot_every_s", "rebuild_within_s", "elsewhere_every_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
 
@@ -168,6 +186,7 @@ _CHOICES = {
     "partition_by": ("stream", "any"),
     "attend": ("chosen", "cache", "both"),
     "prompt_form": ("auto", "base", "adapted"),
+    "reading": ("together", "apart"),
     "retractions": ("rebuild", "drop"),
     "other_cache": ("rebuild", "refuse", "start_over"),
 }
@@ -184,4 +203,5 @@ _AT_LEAST_ONE = (
     "max_resident",
     "rebuild_tokens_per_s",
     "hops",
+    "apart_readings",
 )
