@@ -103,15 +103,58 @@ def simulate(
 
 def bend(costs: Costs, system: System, limit_s: float = 2.0, top: float = 65_536.0) -> float:
     """The largest rate (articles a second, within 3%) whose p99 stays under `limit_s`."""
+    return _largest(lambda rate, seconds: simulate(costs, system, rate, seconds)["p99_s"] <= limit_s, top)
+
+
+def _largest(holds: Callable[[float, float], bool], top: float) -> float:
+    """The largest rate, within 3%, that `holds(rate, seconds)`."""
     low, high = 1.0, top
     while high / low > 1.03:
         middle = math.sqrt(low * high)
-        seconds = min(60.0, max(10.0, 200_000 / middle))
-        if simulate(costs, system, middle, seconds)["p99_s"] <= limit_s:
+        if holds(middle, min(60.0, max(10.0, 200_000 / middle))):
             low = middle
         else:
             high = middle
     return low
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What a session host pays for reading: Gemma-3-270M, one H200 (results/2026-11-29_session_bytes_16m_h200.md)."""
+
+    pass_s: float = 0.0247
+    """One pass over the model, however few tokens: the quickest eager one, bound by the host's core."""
+    token_s: float = 1 / 203_711
+    """One token more, in long passes."""
+    tokens: float = 400.0
+    """Tokens of an article: a quarter of its bytes."""
+    block: int = 128
+    """Tokens of a pass (`cache.read_block`); a remainder waits for the next article."""
+    together: int = 1
+    """Articles of different streams read in one pass. Sessions read one."""
+
+    @property
+    def passes_s(self) -> float:
+        """The passes of one article."""
+        return self.pass_s * self.tokens / self.block
+
+    @property
+    def article_s(self) -> float:
+        """One article's share of a host."""
+        return self.passes_s / self.together + self.tokens * self.token_s
+
+
+def reading_bend(reading: Reading, hosts: int, limit_s: float = 2.0, top: float = 262_144.0) -> float:
+    """The largest rate at which `hosts` session hosts read an article within `limit_s` of its arrival (p99)."""
+
+    def holds(rate: float, seconds: float) -> bool:
+        arrived = bursts(rate, seconds, 1)
+        each_s = reading.tokens * reading.token_s
+        done = _spread(arrived, hosts, reading.passes_s, each_s, reading.together, 3)
+        late = (done - arrived)[arrived > seconds / 5]
+        return bool(np.percentile(late, 99) <= limit_s)
+
+    return _largest(holds, top)
 
 
 def on_cores(costs: Costs, system: System, cores: float) -> float:
@@ -139,24 +182,27 @@ def hosts(
     *,
     streams: int = 100_000,
     rate: float = 10_000.0,
-    tokens_per_article: float = 400.0,
+    reading: Reading = Reading(),
+    load: float = 0.6,
     session_bytes: float = 26.8e6,
-    prefill_per_s: float = 440_000.0,
     host_bytes: float = 110e9,
     days: float = 30.0,
 ) -> dict[str, Any]:
     """The arithmetic of sessions and of what is kept: hosts for memory, for reading, and the store's bytes.
 
-    Session bytes are those of the default cache on Gemma-3-270M (results/2026-11-22_cache_cpu.md); tokens an
-    article are a quarter of its bytes; the prefill rate of a GPU is an estimate (0.54 GFLOP a token at 30% of
-    790 TFLOP/s), not a measurement; `host_bytes` is what one GPU of 139 GiB has left for caches.
+    Session bytes are those of the default cache on Gemma-3-270M (results/2026-11-22_cache_cpu.md); `host_bytes` is
+    what one GPU of 139 GiB has left for caches. Reading: as sessions do it, each article in passes of its own; and
+    with articles of 16 streams in one pass, which the cache can (batches of unequal streams) and sessions do not.
     """
     chunks = rate * 86_400 * days * costs.chunks
     return {
         "what": f"{streams:,} streams, {rate:,.0f} articles/s, {days:g} days kept",
         "session_hosts_for_memory": math.ceil(streams * session_bytes / host_bytes),
-        "session_hosts_for_reading": math.ceil(rate * tokens_per_article / prefill_per_s),
-        "tokens_read_per_s": rate * tokens_per_article,
+        "session_hosts_for_reading": math.ceil(rate * reading.article_s / load),
+        "session_hosts_for_reading_16_together": math.ceil(
+            rate * replace(reading, together=16).article_s / load
+        ),
+        "tokens_read_per_s": rate * reading.tokens,
         "chunks_kept": chunks,
         "index_tb": chunks * costs.index_bytes / 1e12,
         "disk_tb": chunks * costs.disk_bytes / 1e12,
@@ -214,6 +260,11 @@ def run(articles: int = 1_500, embed_per_s: float = 1_400.0) -> dict[str, Any]:
         what = f"no embedding, on {cores} cores"
         rows.append({"what": what, **parts, "keepers": system.keepers, "bends_at_per_s": round(rate)})
         ratios[f"bends_at_per_s: no embedding, on {cores} cores"] = round(rate)
+    for together in (1, 16):
+        rate = reading_bend(Reading(together=together), 1)
+        what = f"one session host, {together} articles a pass"
+        rows.append({"what": what, "bends_at_per_s": round(rate, 1), "busiest": "reading"})
+        ratios[f"bends_at_per_s: {what}"] = round(rate, 1)
     rows.append(hosts(costs))
     return {
         "bench": "scaling",

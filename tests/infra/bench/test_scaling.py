@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from infra.bench.scaling import System, bend, bursts, hosts, on_cores, simulate, sized
+from infra.bench.scaling import (
+    Reading,
+    System,
+    bend,
+    bursts,
+    hosts,
+    on_cores,
+    reading_bend,
+    simulate,
+    sized,
+)
 from infra.bench.scaling_costs import Costs
 
 COSTS = Costs(
@@ -58,3 +70,13 @@ def test_hosts_follow_from_bytes_and_tokens() -> None:
     one, two = hosts(COSTS, streams=100_000), hosts(COSTS, streams=200_000)
     assert two["session_hosts_for_memory"] == pytest.approx(2 * one["session_hosts_for_memory"], abs=1)
     assert two["session_hosts_for_reading"] == one["session_hosts_for_reading"]
+    assert one["session_hosts_for_reading_16_together"] < one["session_hosts_for_reading"]
+
+
+def test_a_session_host_bends_where_its_passes_are_all_taken() -> None:
+    """One article a pass is bound by passes, not by tokens; reading several together moves the bend."""
+    reading = Reading(pass_s=0.01, token_s=1e-6, tokens=400.0, block=128)
+    single = reading_bend(reading, 1)
+    assert 0.4 / reading.article_s < single < 1 / reading.article_s
+    assert reading_bend(replace(reading, together=8), 1) > 3 * single
+    assert reading_bend(reading, 4) > 2.5 * single
