@@ -120,7 +120,7 @@ def _largest(holds: Callable[[float, float], bool], top: float) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """What a session host pays for reading: Gemma-3-270M, one H200 (results/2026-11-29_session_bytes_16m_h200.md)."""
+    """What a session host pays for reading: Gemma-3-270M, one H200 (2026-11-29_session_bytes_16m_h200.md)."""
 
     pass_s: float = 0.0247
     """One pass over the model, however few tokens: the quickest eager one, bound by the host's core."""
