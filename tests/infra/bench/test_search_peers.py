@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import numpy as np
+import pytest
 
-from infra.bench.search_peers import Flat
+from infra.bench.search_peers import Flat, Lance
 from infra.bench.vectors import DIM, clustered
 
 
@@ -44,3 +46,17 @@ def test_rows_are_added_to_the_flat_index_beside_clients_that_never_pause() -> N
 
     assert done and sum(meanwhile) <= 4 * 50  # the one under way, and what slips in before the writer asks
     assert set(peer.search(question)) >= set(range(4_096, 4_105))
+
+
+@pytest.mark.parametrize("rows", [300, 10_000])
+def test_lancedb_finds_what_was_added_last(tmp_path: Path, rows: int) -> None:
+    """Rows of the start by its index, where it makes one, and a row added later, which its index does not hold."""
+    pytest.importorskip(
+        "lancedb", reason="the outside peer is installed by whoever measures: uv pip install lancedb"
+    )
+    vectors = clustered(rows, 1)
+    peer = Lance(vectors, str(tmp_path))
+    assert peer.search(vectors[7].astype(np.float32))[0] == 7
+    fresh = clustered(1, 3)
+    peer.add(fresh)
+    assert peer.search(fresh[0].astype(np.float32))[0] == rows
