@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.library import StoreLibrary
 from actors.metrics import metric
@@ -17,22 +17,22 @@ from actors.serve_settings import ServeSettings
 from actors.session_service import SessionService
 from actors.slot_router import rank_of, slot_table
 from actors.store_client import open_store
-from models.hf import HfBackbone
-from models.hf.adapter import adapter_folder
-from models.retriever.storage import shipped_policy
 from pipeline.log import configure_logging, get_logger
 from pipeline.session import SessionConfig
 from pipeline.session.answer import Question
 from pipeline.session.asking import AskParts
 from pipeline.session.chooser import Chooser, HybridChooser
 from pipeline.session.model_thread import QUESTION, ModelThread
-from pipeline.session.policy_chooser import PolicyChooser
 from pipeline.session.pool import SessionPool
 from pipeline.session.ports import Library
 from pipeline.session.session import SessionParts
 from pipeline.session.state import SessionKey
 from pipeline.session.summary import SummaryRequest
 from pipeline.session.tail import StreamTail
+
+if TYPE_CHECKING:
+    # Imported where it is needed: who deploys, and Serve's way in, need no torch (seconds of a processor each).
+    from models.hf import HfBackbone
 
 _METRICS_S = 5.0
 _CLAIM_GRACE_S = 60.0
@@ -49,6 +49,8 @@ class _Built:
 
 def build_service(settings: ServeSettings, library: Library, owner: str) -> SessionService:
     """The sessions of one process over a store: loads the model, starts the threads."""
+    from models.hf import HfBackbone
+
     model = ModelThread(silent_limit_s=settings.serve.model_silent_s)
     built = _build(settings, library, HfBackbone.load(settings.backbone), model)
     pool = SessionPool(
@@ -63,6 +65,8 @@ def build_service(settings: ServeSettings, library: Library, owner: str) -> Sess
 
 
 def _build(settings: ServeSettings, library: Library, backbone: HfBackbone, model: ModelThread) -> _Built:
+    from models.hf.adapter import adapter_folder
+
     config = settings.session
 
     def embed(texts: Any) -> Any:
@@ -87,6 +91,9 @@ def chooser_of(config: SessionConfig, embed: Any) -> Chooser:
     hybrid = HybridChooser(embed, config.dense_sentences)
     if config.policy in (None, "", "none"):
         return hybrid
+    from models.retriever.storage import shipped_policy
+    from pipeline.session.policy_chooser import PolicyChooser
+
     folder = (
         shipped_policy() if config.policy == "shipped" else Path(str(config.policy)).expanduser().absolute()
     )
@@ -103,6 +110,8 @@ def configure_service(
 
     What cannot be had (a model that does not load) raises before anything changes.
     """
+    from models.hf import HfBackbone
+
     pool = service.pool
     same_model = (old.backbone, old.cache) == (new.backbone, new.cache)
     backbone = pool.sessions.backbone if old.backbone == new.backbone else HfBackbone.load(new.backbone)

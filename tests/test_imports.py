@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,12 @@ def test_pipeline_does_not_know_ray() -> None:
         if any(name == "ray" or name.startswith("ray.") for name in _imports(path))
     ]
     assert wrong == []
+
+
+def test_processes_without_a_model_load_no_torch() -> None:
+    """Who deploys, Serve's way in, and the actors of ingest start without it: each would pay seconds for it."""
+    light = ("serve_app", "ingest", "ingest_job", "coordinator", "shard", "near_duplicates", "embedder")
+    heavy = ("torch", "transformers")
+    code = f"import sys, actors.{', actors.'.join(light)}; print([m for m in {heavy} if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, cwd=ROOT)
+    assert ran.stdout.strip() == "[]", ran.stdout + ran.stderr

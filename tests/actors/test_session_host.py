@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from actors import session_host
 from actors.session_host import chooser_of
 from models.retriever.storage import SHIPPED, shipped_policy
 from pipeline.session import SessionConfig
@@ -28,7 +27,7 @@ def test_sessions_choose_by_the_shipped_policy_unless_told_otherwise(
     for none in ("none", "", None):
         assert isinstance(chooser_of(replace(config, policy=none), no_vectors), HybridChooser)
     assert isinstance(chooser_of(replace(config, policy=str(tmp_path)), no_vectors), PolicyChooser)
-    monkeypatch.setattr(session_host, "shipped_policy", lambda: None)
+    monkeypatch.setattr("models.retriever.storage.shipped_policy", lambda: None)
     assert isinstance(chooser_of(config, no_vectors), HybridChooser)
 
 
