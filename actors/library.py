@@ -11,7 +11,7 @@ from actors.store_client import StoreClient
 from pipeline.article import Article
 from pipeline.errors import DependencyUnreachable
 from pipeline.log import get_logger
-from pipeline.session.ports import Query
+from pipeline.session.ports import Changed, Place, Query, place_of
 from pipeline.store.records import Passage, StoredArticle
 
 
@@ -51,6 +51,16 @@ class StoreLibrary:
     def recent(self, stream: str, limit: int, before_ms: int | None, deadline_s: float) -> list[Article]:
         """The newest articles of a stream, newest first."""
         return self._client.recent(stream, limit, before_ms)
+
+    def changes(self, cursor: Sequence[int] | None) -> Changed:
+        """What changed since; DependencyUnreachable where a shard does not answer."""
+        found = self._client.changes(cursor)
+        return Changed(frozenset(one.article_id for one in found.entries), found.cursor, found.truncated)
+
+    def places(self, article_ids: Sequence[str]) -> Mapping[str, Place]:
+        """Where articles stand, unknown ones left out; DependencyUnreachable where a shard does not answer."""
+        found = self._client.articles(article_ids)
+        return {name: place_of(stored) for name, stored in found.items() if stored is not None}
 
     def embed(self, texts: Sequence[str], deadline_s: float) -> npt.NDArray[np.float32] | None:
         """Unit vectors of the texts, or None where no embedder answers."""

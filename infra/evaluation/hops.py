@@ -34,7 +34,7 @@ from pipeline.session.answer import Lag, Question
 from pipeline.session.asking import AskParts, View, answer
 from pipeline.session.chooser import HybridChooser
 from pipeline.session.hops import HopChooser, leads_on
-from pipeline.session.ports import InlineRunner, Query
+from pipeline.session.ports import Changed, InlineRunner, Place, Query, place_of
 from pipeline.session.sentences import Candidate, candidates
 from pipeline.store import (
     Coordinate,
@@ -88,6 +88,15 @@ class ShardLibrary:
     def recent(self, stream: str, limit: int, before_ms: int | None, deadline_s: float) -> list[Article]:
         """See pipeline.session.ports.Library."""
         return self._shard.recent(stream, limit, before_ms)
+
+    def changes(self, cursor: Sequence[int] | None) -> Changed:
+        """See pipeline.session.ports.Library."""
+        found = self._shard.changes(cursor[0] if cursor else 0)
+        return Changed(frozenset(one.article_id for one in found.entries), (found.latest,), found.truncated)
+
+    def places(self, article_ids: Sequence[str]) -> Mapping[str, Place]:
+        """See pipeline.session.ports.Library."""
+        return {name: place_of(stored) for name, stored in self.articles(article_ids, 5.0).items()}
 
     def embed(self, texts: Sequence[str], deadline_s: float) -> None:
         """No embedder: words alone."""

@@ -20,6 +20,7 @@ from pipeline.errors import DysraError
 from pipeline.log import get_logger
 from pipeline.session.answer import Event, Question
 from pipeline.session.asking import AskParts, answer
+from pipeline.session.elsewhere import Elsewhere
 from pipeline.session.model_thread import READING, ModelSilent, ModelThread
 from pipeline.session.resident import Resident, SessionRefused, SnapshotNotWritten
 from pipeline.session.session import SessionParts
@@ -66,6 +67,12 @@ class SessionPool:
         self._log = get_logger(owner=owner)
         self._reader = threading.Thread(target=self._read, name="session-reader", daemon=True)
         self._reader.start()
+        self._elsewhere = Elsewhere(
+            lambda: [(resident.watch, resident.session) for resident in list(self._residents.values())],
+            lambda: self.asking.library,
+            lambda: self.sessions.config.elsewhere_every_s,
+            self._stopped,
+        )
 
     @property
     def healthy(self) -> bool:

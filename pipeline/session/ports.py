@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,27 @@ class Query:
     as_of_ms: int | None = None
 
 
+class Changed(NamedTuple):
+    """Articles corrected or withdrawn after a cursor, and the next cursor; `truncated`: others too, maybe."""
+
+    article_ids: frozenset[str]
+    cursor: Sequence[int]
+    truncated: bool
+
+
+class Place(NamedTuple):
+    """An article's newest version and the stream that it stands in; None: it was withdrawn."""
+
+    version_ms: int
+    stream: str | None
+
+
+def place_of(stored: StoredArticle) -> Place:
+    """Where a stored article, or the tombstone of one, stands."""
+    stream = None if stored.deleted or stored.article is None else stored.article.stream
+    return Place(stored.version_ms or 0, stream)
+
+
 class Library(Protocol):
     """The store as a session sees it; every call returns within its deadline or raises."""
 
@@ -41,6 +62,12 @@ class Library(Protocol):
 
     def recent(self, stream: str, limit: int, before_ms: int | None, deadline_s: float) -> list[Article]:
         """The newest articles of a stream, newest first."""
+
+    def changes(self, cursor: Sequence[int] | None) -> Changed:
+        """What changed since (None: since as long ago as is known); raises where a shard does not answer."""
+
+    def places(self, article_ids: Sequence[str]) -> Mapping[str, Place]:
+        """Where articles stand, unknown ones left out; raises where a shard does not answer."""
 
     def embed(self, texts: Sequence[str], deadline_s: float) -> npt.NDArray[np.float32] | None:
         """Unit vectors of the texts, or None where no embedder is at hand."""

@@ -16,9 +16,11 @@ from pipeline.errors import DysraError
 from pipeline.log import get_logger
 from pipeline.session.answer import Lag
 from pipeline.session.asking import View
+from pipeline.session.elsewhere import Watch
 from pipeline.session.ports import Library, ModelRunner
+from pipeline.session.reading import Reading
 from pipeline.session.retractions import Retractions
-from pipeline.session.session import OtherModel, Session, SessionParts
+from pipeline.session.session import Applied, OtherModel, Session, SessionParts
 from pipeline.session.snapshot import CorruptSnapshot, NewerLease, Snapshot, SnapshotFolder
 from pipeline.session.state import NewerState, SessionKey
 from pipeline.session.tail import StreamTail
@@ -65,6 +67,7 @@ class Resident:
         self._number = 0
         self._log = get_logger(session_id=session.key.id)
         self.retractions = Retractions(session, library, self.emit)
+        self.watch = Watch()
 
     @classmethod
     def open(
@@ -113,6 +116,8 @@ class Resident:
         """
         if not self._tail_open:
             self._start()
+        for reading in self.watch.due(self.session, self._tail):
+            self._drop(reading, runner)
         moved = self._rebuild(runner)
         if self.retractions.urgent:
             self._lag_records = self._tail.lag()
@@ -165,6 +170,18 @@ class Resident:
             self.save()
         return moved
 
+    def _drop(self, reading: Reading, runner: ModelRunner) -> None:
+        """Drop an article that changed where the session does not read."""
+        with self._lock:
+            applied = runner.call(lambda: self.session.drop(reading))
+            self._retracted(reading, applied)
+
+    def _retracted(self, reading: Reading, applied: Applied) -> None:
+        self._unsaved += 1
+        if applied.retracted:
+            self._forget_titles(reading.article_id)
+            self.retractions.note(reading, applied)
+
     def leave(self, *, save: bool, wait_s: float = -1) -> None:
         """Let go of the session, saved first (see `save`) if it has read since the last snapshot."""
         try:
@@ -197,6 +214,7 @@ class Resident:
             session_bytes=session.nbytes,
             lag=self.lag(),
             retractions=lambda: self.retractions.count,
+            newest=session.state.newest,
         )
 
     def digest(self) -> str:
@@ -230,6 +248,7 @@ class Resident:
             "articles_read": counts.articles,
             "updates_read": counts.updates,
             "withdrawn": counts.withdrawn,
+            "dropped_elsewhere": counts.elsewhere,
             "repeats_skipped": counts.repeats,
             "records_seen": counts.seen,
             "records_missed": counts.missed,
@@ -286,12 +305,10 @@ class Resident:
             self._passed += 1
             return False
         applied = runner.call(lambda: session.apply(record, reading))
-        self._unsaved += 1
-        if applied.retracted:
-            self._forget_titles(reading.article_id)
-            self.retractions.note(reading, applied)
+        self._retracted(reading, applied)
         if reading.kind == "withdrawal":
             return True
+        self.watch.note(reading.article_id)
         self.emit(
             "read",
             what=reading.kind,

@@ -1,7 +1,8 @@
 """One session: the history of one stream in one cache, read article by article.
 
-A session is changed by `read` alone, and by a rebuild (`pipeline/session/rebuild.py`) once an article that it has
-read was corrected or withdrawn. Questions look at it and leave it as it was.
+A session is changed by `read` alone, by `drop` where the store tells of a withdrawal that its records do not,
+and by a rebuild (`pipeline/session/rebuild.py`) once an article that it has read was corrected or withdrawn.
+Questions look at it and leave it as it was.
 """
 
 from __future__ import annotations
@@ -120,6 +121,13 @@ class Session:
         state.last_published_ms = max(state.last_published_ms, reading.published_ms)
         self._passed(record)
         return Applied(tokens=num_tokens, retracted=dropped is not None, dropped=dropped or {})
+
+    def drop(self, reading: Reading) -> Applied:
+        """Withdraw an article though no record here says so (`pipeline/session/elsewhere.py`). Model work."""
+        dropped = self._retract(reading.article_id)
+        self.state.remember(reading.article_id, remembered(reading, -1, 0), self.parts.config.max_read_ids)
+        self.state.counts.elsewhere += 1
+        return Applied(tokens=0, retracted=dropped is not None, dropped=dropped or {})
 
     def _retract(self, article_id: str) -> dict[str, int] | None:
         """Drop the article's tokens and ask for a rebuild where they left a trace; None if it was not read.

@@ -64,7 +64,8 @@ class ReadArticle:
 
 @dataclass(slots=True)
 class Counts:
-    """Records by what became of them; `seen` is the sum of the others but `missed`."""
+    """Records by what became of them; `seen` is the sum of the others but `missed` and `elsewhere`: articles that
+    changed, without a record here."""
 
     seen: int = 0
     articles: int = 0
@@ -74,6 +75,7 @@ class Counts:
     other: int = 0
     bad: int = 0
     missed: int = 0
+    elsewhere: int = 0
 
 
 @dataclass(slots=True)
@@ -97,6 +99,20 @@ class SessionState:
     def standing(self) -> list[tuple[str, ReadArticle]]:
         """The articles read and not withdrawn, in the order in which they were last read."""
         return [(name, article) for name, article in self.read.items() if not article.withdrawn]
+
+    def newest(self, count: int) -> list[str]:
+        """The last `count` standing articles whose tokens were read into the cache as it is, newest first.
+
+        Safe beside a thread that reads: what it adds meanwhile may be missing.
+        """
+        found: list[str] = []
+        for name in reversed(list(self.read)):
+            article = self.read.get(name)
+            if len(found) == count:
+                break
+            if article is not None and article.held and not article.withdrawn:
+                found.append(name)
+        return found
 
     def window_start(self, num_tokens: int) -> str:
         """The article from which on the newest standing ones have at least so many tokens; "" for the first."""

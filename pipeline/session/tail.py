@@ -77,6 +77,10 @@ class StreamTail:
         """Records of the followed partitions not yet handed out, those of other streams too."""
         return len(self._held) + sum(self._opened().lag().values())
 
+    def ends(self) -> dict[int, int]:
+        """The end of each followed partition now; DependencyUnreachable if no broker answers."""
+        return self._opened().end_offsets()
+
     def take_expired(self) -> int:
         """Records that the topic had dropped before they could be read, since last asked."""
         total = self._opened().stats.records_expired

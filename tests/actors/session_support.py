@@ -41,6 +41,10 @@ class ListTail:
         """See StreamTail.lag."""
         return sum(r.offset >= self._next for r in list(self._records))
 
+    def ends(self) -> dict[int, int]:
+        """See StreamTail.ends."""
+        return {0: max((r.offset + 1 for r in list(self._records)), default=0)}
+
     def take_expired(self) -> int:
         """See StreamTail.take_expired."""
         return 0

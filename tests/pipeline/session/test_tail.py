@@ -55,6 +55,8 @@ def test_session_follows_the_one_partition_of_its_stream(topic: TopicFactory) ->
     assert tail.lag() == 5
     assert [record.key for record in take(tail, 5)] == [f"a{n}".encode() for n in range(5)]
     assert tail.lag() == 0 and tail.next_records(5) == []
+    publish(kafka, 5, 2)
+    assert tail.ends() == {partition_of(STREAM, 4): 7}
     tail.close()
 
 
