@@ -10,6 +10,7 @@ COMPRESSORS = ("svd", "weighted_svd", *LEARNED, "drop")
 SCORERS = ("key_difference", "key_norm", "attention_mass", "question_bank", "ranker")
 KEY_FRAMES = ("before_rotary", "within_block")
 KEEP_RULES = ("weakest", "oldest")
+SUMMARIES = ("own", "in_place")
 _SAME_IN_ALL_LAYERS = {"read_block", "dtype", "per_layer", "ranker", "compressor_weights"}
 STORAGE = ("model", "float32", "bfloat16", "float16")
 
@@ -38,6 +39,13 @@ class CacheConfig:
     )
     latent_blocks: int = field(
         default=16, metadata={"help": "latent blocks kept, first in first out; 0 keeps none"}
+    )
+    summaries: str = field(
+        default="own",
+        metadata={
+            "help": "where latents stand: own (a ring of their own beside the raw pairs), in_place (in the place "
+            "of the raw pairs that they replace: ring then counts both, all raw while a stream is young)"
+        },
     )
     compressor: str = field(
         default="svd",
@@ -112,6 +120,7 @@ class CacheConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"cache.{name} is {value!r}; it must be a whole number of at least {least}")
         for name, allowed in (
+            ("summaries", SUMMARIES),
             ("compressor", COMPRESSORS),
             ("heavy_scorer", SCORERS),
             ("heavy_keep", KEEP_RULES),
@@ -135,6 +144,8 @@ class CacheConfig:
                 f"cache.ring is {self.ring}, less than read_block {self.read_block} + evict_block "
                 f"{self.evict_block} = {need}; raise ring or lower the blocks"
             )
+        if self.summaries == "in_place":
+            self._check_in_place()
         if self.heavy and self.heavy < self.heavy_per_block:
             raise ValueError(
                 f"cache.heavy is {self.heavy}, less than heavy_per_block {self.heavy_per_block}; "
@@ -152,6 +163,18 @@ class CacheConfig:
                 )
 
         self._check_layers()
+
+    def _check_in_place(self) -> None:
+        if not self.has_latents or self.compressor in LEARNED:
+            raise ValueError(
+                f"cache.summaries is in_place with compressor {self.compressor} and latent_blocks "
+                f"{self.latent_blocks}; allowed: compressor svd or weighted_svd, and at least one latent block"
+            )
+        if self.ring % self.evict_block:
+            raise ValueError(
+                f"cache.ring is {self.ring} and cache.summaries in_place; it must be a multiple of evict_block "
+                f"{self.evict_block}"
+            )
 
     def _check_layers(self) -> None:
         allowed = {f.name for f in fields(self)} - _SAME_IN_ALL_LAYERS

@@ -25,6 +25,7 @@ from models.cache.latents import LatentRing
 from models.cache.layers import StoredLayer
 from models.cache.learned_autoencoder import LearnedAutoencoder
 from models.cache.learned_projection import LearnedProjection
+from models.cache.places import SharedLatents, SharedRing, places_of, ring_of
 from models.cache.ring import PairRing
 from models.cache.scorers import BY_NAME, Evicted
 from models.cache.spec import LayerSpec
@@ -57,7 +58,8 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
         self.config = config
         self.blocks = 0
         self.sinks = PairRing(heads, config.sinks, dim, dtype, device)
-        self.ring = PairRing(heads, config.ring, dim, dtype, device)
+        self.places = places_of(config, dim)
+        self.ring = ring_of(self.places, heads, config.ring, dim, dtype, device)
         self.latents: LatentRing | None = None
         self.compressor: Compressor | None = None
         if config.has_latents:
@@ -65,7 +67,10 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
             blocks, tokens = config.latent_blocks, config.block_tokens
             self.compressor = COMPRESSORS[config.compressor](spec, config)
             shared = self.compressor.shared()
-            self.latents = LatentRing(heads, blocks, tokens, ranks, dim, dtype, device, shared)
+            if isinstance(self.ring, SharedRing):
+                self.latents = SharedLatents(self.ring, tokens, ranks)
+            else:
+                self.latents = LatentRing(heads, blocks, tokens, ranks, dim, dtype, device, shared)
         self.heavy = HeavyStore(spec, config, dtype) if config.heavy else None
         needs_queries = config.heavy and config.heavy_scorer == "attention_mass"
         window = WINDOW_QUERIES if needs_queries else 0
@@ -104,6 +109,11 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
     @property
     def _in_ring(self) -> int:
         return max(0, self.seen - self.config.sinks) - self.blocks * self.config.evict_block
+
+    @property
+    def free(self) -> int:
+        """Raw pairs that fit before the next eviction; sinks that are still missing are not counted."""
+        return self.places.capacity(self.blocks) - self._in_ring
 
     @property
     def _latent_blocks(self) -> int:
@@ -198,7 +208,10 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
         """Blocks that must leave before `num_tokens` fit."""
         config = self.config
         to_ring = num_tokens - max(0, min(num_tokens, config.sinks - self.seen))
-        return -(-max(0, self._in_ring + to_ring - config.ring) // config.evict_block)
+        wanted, left = self._in_ring + to_ring, 0
+        while wanted - left * config.evict_block > self.places.capacity(self.blocks + left):
+            left += self.places.step(self.blocks + left)
+        return left
 
     def _together(self, blocks: int) -> bool:
         config = self.config

@@ -66,9 +66,10 @@ class LatentRing:
     ) -> None:
         """Store block number `block`: rows `[H, n, r]` and basis `[H, r, d]` of keys and values."""
         slot = block % self.num_blocks
-        self.key_rows[:, slot], self.value_rows[:, slot] = key[0], value[0]
+        at = self._at(slot)
+        self.key_rows[at], self.value_rows[at] = key[0], value[0]
         if self.shared is None:
-            self.key_basis[:, slot], self.value_basis[:, slot] = key[1], value[1]
+            self.key_basis[at], self.value_basis[at] = key[1], value[1]
         self.offsets[:, slot] = offsets.to(torch.int32)
 
     def write_many(
@@ -82,15 +83,16 @@ class LatentRing:
         if self.shared is None:
             stores += [(self.key_basis, key[1]), (self.value_basis, value[1])]
         for store, given in stores:
-            store[:, slots] = given.to(store.dtype)
+            store[self._at(slots)] = given.to(store.dtype)
         self.offsets[:, slots] = offsets.to(torch.int32)
 
     def erase(self, order: Tensor, hidden: Tensor) -> None:
         """Zero the rows of the slots in `order` where `hidden [H, blocks, n]`; the bases stay as they are."""
         kept = ~hidden[..., None]
         rows_of = [self.key_rows] if self.value_rows is self.key_rows else [self.key_rows, self.value_rows]
+        at = self._at(order)
         for rows in rows_of:
-            rows[:, order] = rows[:, order] * kept
+            rows[at] = rows[at] * kept
 
     def order(self, blocks: int) -> Tensor:
         """The slots that are filled after `blocks` evictions, oldest block first."""
@@ -98,11 +100,15 @@ class LatentRing:
         numbers = torch.arange(first, blocks, device=self.offsets.device)
         return numbers % max(1, self.num_blocks)
 
+    def _at(self, slots: Tensor | int) -> tuple[slice | Tensor | int, ...]:
+        """What indexes the factors of these slots."""
+        return (slice(None), slots)
+
     def unpack(self, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Keys and values `[H, blocks * n, d]` of the slots in `order`, and their offsets `[H, blocks, n]`."""
         heads = self.key_rows.shape[0]
-        keys = self.key_rows[:, order] @ self.key_basis[:, order]
-        values = self.value_rows[:, order] @ self.value_basis[:, order]
+        at = self._at(order)
+        keys, values = self.key_rows[at] @ self.key_basis[at], self.value_rows[at] @ self.value_basis[at]
         dim = keys.shape[-1]
         return keys.reshape(heads, -1, dim), values.reshape(heads, -1, dim), self.offsets[:, order]
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import structlog
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -17,6 +18,8 @@ from models.cache.spec import LayerSpec
 
 if TYPE_CHECKING:
     from models.hf.backbone import HfBackbone
+
+_log = structlog.get_logger()
 
 
 class CacheView(Cache):
@@ -62,6 +65,7 @@ class RotatingCompressiveCache(Cache):
         device = specs[0].device
         self._pending = torch.zeros(config.read_block, dtype=torch.int64, device=device)
         self._num_pending = 0
+        self._logged_blocks = 0
 
     def _layer(self, spec: LayerSpec) -> StoredLayer:
         dtype = spec.dtype if self.config.dtype == "model" else getattr(torch, self.config.dtype)
@@ -115,6 +119,17 @@ class RotatingCompressiveCache(Cache):
             if isinstance(layer, RotatingLayer)
         }
 
+    def log_lost(self) -> None:
+        """Log `stats` whenever the evicted blocks have doubled since it was last logged: a few lines a session.
+
+        Off by at most `*_worst_row` times its length is any query's score (and any head's output by the values').
+        """
+        layers = [layer for layer in self.stored if isinstance(layer, RotatingLayer) and layer.latents]
+        blocks = max((layer.blocks for layer in layers), default=0)
+        if blocks >= max(1, 2 * self._logged_blocks):
+            self._logged_blocks = blocks
+            _log.info("cache_truncated", model=self.model, tokens=self.tokens_computed, layers=self.stats())
+
     # -- reading ----------------------------------------------------------------------------------------------
 
     def take(self, ids: Sequence[int]) -> list[Tensor]:
@@ -146,7 +161,7 @@ class RotatingCompressiveCache(Cache):
         for layer in self.stored:
             layer.reset()
         self._pending.zero_()
-        self._num_pending = 0
+        self._num_pending = self._logged_blocks = 0
 
     # -- withdrawing ------------------------------------------------------------------------------------------
 
@@ -211,6 +226,7 @@ class RotatingCompressiveCache(Cache):
         """An independent cache with the same content."""
         twin = RotatingCompressiveCache(self.config, self._specs, self.model)
         twin.replace_by(self)
+        twin._logged_blocks = self._logged_blocks
         return twin
 
     def counters(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.cache.compressor import Compressor, Factors, project
 from models.cache.config import CacheConfig
+from models.cache.places import raw_tokens
 from models.cache.spec import LayerSpec
 
 _FORGET = 0.01  # share of the newest step once the moment has settled: it follows the stream
@@ -53,8 +54,9 @@ class WeightedSvdCompressor(Compressor):
         """
         f = self.spec.rotary.num_frequencies
         config = self.config
-        far = config.ring + config.latent_blocks * config.evict_block
-        differences, sums, singles = self.spec.rotary.mean_phases(config.ring, far)
+        near = raw_tokens(config, self.spec.head_dim)
+        far = near + config.latent_blocks * config.evict_block
+        differences, sums, singles = self.spec.rotary.mean_phases(near, far)
         c = self.moment
         a, b, ab = c[:, :f, :f], c[:, f : 2 * f, f : 2 * f], c[:, :f, f : 2 * f]
         hermitian = torch.complex(a + b, ab.transpose(-1, -2) - ab) * differences

@@ -24,6 +24,7 @@ def can_fill(layer: RotatingLayer) -> bool:
     """Whether nothing in this layer's configuration depends on the order of steps."""
     config = layer.config
     plain = config.compressor in ("svd", "drop") and config.key_frame == "before_rotary"
+    plain = plain and config.summaries == "own"
     scored = not config.heavy or config.heavy_scorer in (
         "ranker",
         "question_bank",

@@ -116,6 +116,8 @@ class HfBackbone:
             self._decoder(**self._inputs(step, cache))
             if self.device.type == "cuda" and at + 1 < len(steps):
                 cache.foresee()  # the host finds eigenvectors while the device reads on
+        if steps:
+            cache.log_lost()
 
     # -- answers ----------------------------------------------------------------------------------------------
 

@@ -123,7 +123,7 @@ class SessionDecoding:
             for layer in cache.stored:
                 layer.make_room(1)
                 if isinstance(layer, RotatingLayer):
-                    free = min(free, layer.config.ring - layer._in_ring)
+                    free = min(free, layer.free)
             self.step.memory.lay_cache(row, cache)
         return free
 

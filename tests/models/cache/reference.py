@@ -38,11 +38,24 @@ class ReferenceHead:
         """Take a step's pairs `[T, d]`, evicting first."""
         new = [Token(self.seen + i, k, v) for i, (k, v) in enumerate(zip(keys, values, strict=True))]
         pinned = max(0, self.config.sinks - self.seen)
-        while len(self.ring) + len(new[pinned:]) > self.config.ring:
-            self._evict()
+        while len(self.ring) + len(new[pinned:]) > self._raw():
+            for _ in range(self._each() if len(self.latents) < self.config.latent_blocks else 1):
+                self._evict()
         self.sinks += new[:pinned]
         self.ring += new[pinned:]
         self.seen += len(new)
+
+    def _each(self) -> int:
+        """Summaries in the place of one raw block; 1 where they have a ring of their own."""
+        if self.config.summaries == "own":
+            return 1
+        size, dim = self.config.evict_block, self.spec.head_dim
+        return size * dim // (self.config.rank * (size + dim))
+
+    def _raw(self) -> int:
+        """Raw pairs that fit beside the summaries held."""
+        places = 0 if self.config.summaries == "own" else len(self.latents) // self._each()
+        return self.config.ring - places * self.config.evict_block
 
     def _evict(self) -> None:
         size = self.config.evict_block

@@ -13,10 +13,17 @@ from safetensors.torch import save
 
 from models.cache import RotatingCompressiveCache
 from models.cache.full_layer import RotatingLayer
+from models.cache.places import SharedRing
 from models.cache.snapshot import _checksum, _metadata, load
 from tests.models import tiny
 
-METHODS = [{}, {"heavy": 7}, {"compressor": "drop"}, {"key_frame": "within_block"}]
+METHODS = [
+    {},
+    {"heavy": 7},
+    {"compressor": "drop"},
+    {"key_frame": "within_block"},
+    {"summaries": "in_place", "ring": 48, "rank": 2, "latent_blocks": 4},
+]
 
 
 def _read(count: int, **method: Any) -> RotatingCompressiveCache:
@@ -32,14 +39,17 @@ def _poison(cache: RotatingCompressiveCache, first: int, end: int) -> None:
         hit = (positions >= first) & (positions < end)
         if isinstance(layer, RotatingLayer):
             begin = layer.config.sinks + layer.blocks * layer.config.evict_block
-            slots = [(p - layer.config.sinks) % layer.ring.capacity for p in range(max(first, begin), end)]
+            counts = [p - layer.config.sinks for p in range(max(first, begin), end)]
+            slots = [count % layer.ring.capacity for count in counts]
+            if isinstance(layer.ring, SharedRing) and counts:
+                slots = layer.ring._slots(counts[0], len(counts)).tolist()
             layer.sinks.keys[:, first : max(first, min(end, layer.config.sinks))] = 9.0
             if layer.latents:
                 there = layer._latent_positions()
                 mask = (there >= first) & (there < end)
                 order = layer.latents.order(layer.blocks)
-                rows = layer.latents.key_rows
-                rows[:, order] = torch.where(mask[..., None], 9.0, rows[:, order])
+                rows, at = layer.latents.key_rows, layer.latents._at(order)
+                rows[at] = torch.where(mask[..., None], 9.0, rows[at])
             if layer.heavy:
                 there = layer.heavy.positions[:, : layer._heavies]
                 mask = (there >= first) & (there < end)

@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import pytest
+import structlog
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,9 @@ METHODS: list[dict[str, Any]] = [
     {"heavy": 7, "heavy_scorer": "attention_mass", "heavy_keep": "oldest"},
     {"heavy": 4, "heavy_scorer": "key_norm", "compressor": "drop"},
     {"dtype": "bfloat16"},
+    {"summaries": "in_place", "ring": 48, "rank": 2, "latent_blocks": 4},
+    {"summaries": "in_place", "ring": 48, "rank": 2, "latent_blocks": 4, "heavy": 6},
+    {"summaries": "in_place", "ring": 64, "rank": 1, "latent_blocks": 5, "compressor": "weighted_svd"},
     {"per_layer": {"3": {"ring": 40, "rank": 2, "heavy": 4, "compressor": "drop"}}},
 ]
 IDS = ["-".join(f"{k}={v}" for k, v in method.items()) or "svd" for method in METHODS]
@@ -68,6 +72,23 @@ def test_evicted_but_lossless_still_gives_the_plain_model_s_logits(method: dict[
     assert cache.stats()["1"]["evicted_blocks"] > 15
     logits = tiny.backbone().logits(ids[160:], cache)
     torch.testing.assert_close(logits, _plain(ids)[160:], atol=TOLERANCE, rtol=0)
+
+
+def test_what_truncation_loses_is_logged_as_blocks_double() -> None:
+    """Each layer's share of energy and longest lost row, which bounds every score; nothing where none is lost."""
+    with structlog.testing.capture_logs() as logs:
+        cache = _read(tiny.budgets(rank=2), [])
+        for start in range(0, 240, 8):
+            tiny.backbone().read(tiny.ids(240)[start : start + 8], cache)
+        _read(tiny.budgets(compressor="drop"), tiny.ids(240))
+    found = [log for log in logs if log["event"] == "cache_truncated"]
+    assert [log["layers"]["1"]["evicted_blocks"] for log in found] == [1, 2, 4, 8, 16]
+    assert cache.stats()["1"]["evicted_blocks"] < 32
+    assert set(found[-1]["layers"]) == {"1", "3"}
+    assert all(
+        0 < log["layers"]["3"]["key_lost_share"] < 1 and log["layers"]["3"]["key_worst_row"] > 0
+        for log in found
+    )
 
 
 def test_low_rank_differs_from_the_plain_model() -> None:

@@ -126,8 +126,9 @@ def test_withdrawn_tokens_are_not_looked_at(backbone: HfBackbone) -> None:
         {"latent_blocks": 0},
         {"per_layer": {"3": {"ring": 32, "evict_block": 4}}},
         {"key_frame": "within_block"},
+        {"summaries": "in_place", "ring": 48, "rank": 2, "latent_blocks": 4},
     ],
-    ids=["latents", "heavy", "window", "no latents", "per layer", "within block"],
+    ids=["latents", "heavy", "window", "no latents", "per layer", "within block", "in place"],
 )
 @pytest.mark.parametrize("read", [8, 96], ids=["young", "old"])
 def test_decoding_into_a_cache_is_reading_one_by_one(
