@@ -169,15 +169,22 @@ class SessionState:
 
         `num_bos` is what the model puts before the first article (needed for version 1 alone).
         """
-        body: dict[str, Any] = orjson.loads(data)
-        version = body.get("version")
+        body: Any = orjson.loads(data)
+        version = body.get("version") if isinstance(body, dict) else None
         if not isinstance(version, int) or not 1 <= version <= STATE_VERSION:
             newer = isinstance(version, int) and version > STATE_VERSION
             raise (NewerState if newer else ValueError)(
                 f"session state has version {version!r}; versions 1 to {STATE_VERSION} are read here: "
                 "use the version that wrote it, or remove the session's folder to read its stream again"
             )
-        if version == 1:
+        try:
+            return cls._of(body, num_bos)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise ValueError(f"session state cannot be read ({type(error).__name__}: {error})") from None
+
+    @classmethod
+    def _of(cls, body: dict[str, Any], num_bos: int) -> SessionState:
+        if body["version"] == 1:
             _from_version_1(body, num_bos)
         offsets = body["offsets"]
         known = {f.name for f in fields(Counts)}

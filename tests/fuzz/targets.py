@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import tempfile
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import lz4.frame
 import numpy as np
 import orjson
+import zstandard
+from kafka.record.default_records import DefaultRecordBatch
 
 from infra.bench.hostile_records import Maker
 from models.embed.none import WordTokenizer
 from pipeline.article import Article, ArticleLimits, BadRecord, parse_article, parse_record
+from pipeline.bounded_batches import UNPACKING, TooLarge, unpack
 from pipeline.chunker import ChunkConfig, chunk_article
 from pipeline.errors import BadData, UsageError
 from pipeline.feed_document import Fetched, NotAFeed, read_entries
 from pipeline.html_text import html_to_text
 from pipeline.news_file import parse_line, read_lines
+from pipeline.session.snapshot import CorruptSnapshot, Snapshot
+from pipeline.session.state import ReadArticle, SessionState
 from pipeline.store import Chunk, Coordinate
 from pipeline.store.codec import Batch, CountOp, DeleteOp, StoreOp, pack_batch, unpack_batch
 from pipeline.store.errors import StoreCorrupt, StoreTooNew
+from pipeline.store.files import read_json, write_json
 from pipeline.store.wal import Position, Wal
 
 _NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -115,6 +123,46 @@ def codec(data: bytes) -> None:
         unpack_batch(data, 4)  # msgpack's own errors are ValueErrors
 
 
+def unpack_bytes(data: bytes) -> None:
+    """A compressed batch of any bytes gives no more than it may, or one of the errors that reading puts aside."""
+    if not data:
+        return
+    kind, limit = KINDS[data[0] % len(KINDS)], 50_000
+    try:
+        assert len(unpack(memoryview(data[1:]), kind, limit)) <= limit
+    except (TooLarge, *UNPACKING):
+        pass
+
+
+def snapshot(data: bytes) -> None:
+    """A session's snapshot of any bytes is one that comes out as it went in, or CorruptSnapshot."""
+    try:
+        found = Snapshot.from_bytes(data)
+        assert Snapshot.from_bytes(found.to_bytes()) == found
+    except CorruptSnapshot:
+        pass
+
+
+def state(data: bytes) -> None:
+    """A session's state of any bytes is one that comes out as it went in, or a ValueError."""
+    try:
+        found = SessionState.from_json(data)
+    except ValueError:
+        return
+    assert SessionState.from_json(found.to_json()) == found
+
+
+def manifest(data: bytes) -> None:
+    """A manifest of any bytes has the checksum and version of one, or its file is named as damaged or too new."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "manifest.json"
+        path.write_bytes(data)
+        try:
+            assert isinstance(read_json(path), dict)
+        except (StoreCorrupt, StoreTooNew) as error:
+            assert path.name in str(error)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "article": article,
     "deletion": deletion,
@@ -123,7 +171,17 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "news_file": news_file,
     "wal": wal,
     "codec": codec,
+    "unpack": unpack_bytes,
+    "snapshot": snapshot,
+    "state": state,
+    "manifest": manifest,
 }
+KINDS = (
+    DefaultRecordBatch.CODEC_GZIP,
+    DefaultRecordBatch.CODEC_LZ4,
+    DefaultRecordBatch.CODEC_ZSTD,
+    DefaultRecordBatch.CODEC_SNAPPY,
+)
 
 _RSS = (
     b'<?xml version="1.0"?><rss version="2.0"><channel><title>Wire</title><item><guid>1</guid><title>A</title>'
@@ -167,6 +225,23 @@ def seeds(name: str) -> Iterable[bytes]:
             log.append(b"payload two" * 20)
             log.close()
             return [next(Path(folder).glob("*.wal")).read_bytes()[begin:], b""]
+    if name == "unpack":
+        plain = b"news " * 400
+        packed = (gzip.compress(plain), lz4.frame.compress(plain), zstandard.ZstdCompressor().compress(plain))
+        framed = b"\x82SNAPPY\x00" + b"\x00\x00\x00\x01" * 2 + b"\x00\x00\x00\x06\x04\x0cnews"
+        bomb = zstandard.ZstdCompressor().compress(bytes(2_000_000))
+        return [*(bytes([at]) + one for at, one in enumerate(packed)), b"\x03" + framed, b"\x02" + bomb]
+    if name == "snapshot":
+        return [Snapshot(b"cache" * 9, b'{"version":2}').to_bytes(), Snapshot(b"", b"").to_bytes(), b""]
+    if name == "state":
+        known = SessionState(model="m", seed=1, offsets={0: 7})
+        known.remember("a", ReadArticle(1, 4, 9, "t"), 9)
+        return [known.to_json(), b"[]", b'{"version": 3}', b'{"version": 1}']
+    if name == "manifest":
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "m"
+            write_json(path, {"a": 1, "b": ["c"]})
+            return [path.read_bytes(), b"{}", b"[]", b'{"schema_version": 9, "body": {}, "crc32c": 1}']
     if name == "deletion":
         return [b"article-1", b"", b"\xff", b"../../x"]
     return [*records, orjson.dumps({"id": "a", "deleted": True})]

@@ -18,6 +18,10 @@ RUNS = {
     "news_file": 60,
     "wal": 120,
     "codec": 1_500,
+    "unpack": 400,
+    "snapshot": 300,
+    "state": 500,
+    "manifest": 200,
 }
 
 
@@ -53,7 +57,7 @@ def test_seeded_mutations_never_break_a_parser(name: str) -> None:
         TARGETS[name](mutated(source, source.choice(corpus)))
 
 
-@pytest.mark.parametrize("name", ["article", "deletion", "html", "codec"])
+@pytest.mark.parametrize("name", ["article", "deletion", "html", "codec", "unpack", "snapshot", "state"])
 def test_any_bytes_never_break_a_parser(name: str) -> None:
     """Bytes that no seed led to."""
 
