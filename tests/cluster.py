@@ -110,14 +110,8 @@ def _end(folder: Path, before: set[int]) -> None:
             continue
         if named and process.pid not in before and process.pid != os.getpid():
             own.append(process)
+    # At once: nothing of theirs is kept, and what waits for the others to end would wait its whole time.
     for process in own:
-        _signal(process, signal.SIGTERM)
-    _, alive = psutil.wait_procs(own, timeout=10)
-    for process in alive:
-        _signal(process, signal.SIGKILL)
-    time.sleep(0.2)
-
-
-def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.send_signal(number)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
+    psutil.wait_procs(own, timeout=10)

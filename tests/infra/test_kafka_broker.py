@@ -18,10 +18,11 @@ from infra.kafka.jars import KAFKA_VERSION, ensure_jars, java, locked
 from pipeline.errors import DependencyUnreachable, UsageError
 from pipeline.kafka import KafkaConfig, reachable
 from tests.broker import TopicFactory
+from tests.verbs import dysra
 
 
-def dysra(*arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
-    """Run the command line as an operator would."""
+def shell(*arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """Run the command line as an operator would, in a process that ends."""
     return subprocess.run(
         [sys.executable, "-m", "infra.cli", *arguments],
         capture_output=True,
@@ -63,7 +64,7 @@ def test_taken_port_of_another_program_is_named(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         ran = dysra("kafka", "up", "--dir", str(tmp_path), "--port", str(port), "--json")
 
-    assert ran.returncode == 2
+    assert ran.exit_code == 2
     assert f"port {port} cannot be used" in ran.stderr
     assert json.loads(ran.stdout.splitlines()[-1])["exit_code"] == 2
 
@@ -77,7 +78,7 @@ def test_status_shows_topics_and_sizes(broker: Broker, topic: TopicFactory) -> N
 
     figures = json.loads(ran.stdout.splitlines()[-1])
     rows = {row["topic"]: row for row in figures["topics"]}
-    assert (0, broker.pid) == (ran.returncode, figures["pid"])
+    assert (0, broker.pid) == (ran.exit_code, figures["pid"])
     assert (rows[config.topic]["partitions"], rows[config.topic]["records"]) == (3, 0)
 
 
@@ -85,7 +86,7 @@ def test_status_without_a_broker_exits_with_code_3(tmp_path: Path) -> None:
     """A folder without a broker is a dependency that cannot be reached."""
     ran = dysra("kafka", "status", "--dir", str(tmp_path))
 
-    assert ran.returncode == 3
+    assert ran.exit_code == 3
     assert "dysra kafka up" in ran.stderr
 
 
@@ -94,12 +95,12 @@ def test_broker_outlives_its_starter_and_keeps_records_over_a_restart(broker: Br
     """Up, down and up again by the command line: a killed broker is noticed, and topics are still there."""
     from pipeline.kafka import ensure_topic, topic_partitions
 
-    up = dysra("kafka", "up", "--dir", str(tmp_path), "--port", "0", "--json", timeout_s=120)
+    up = shell("kafka", "up", "--dir", str(tmp_path), "--port", "0", "--json", timeout_s=120)
     first = json.loads(up.stdout.splitlines()[-1])
     try:
         assert (first["started"], first["already_running"]) == (True, False)
         ensure_topic(KafkaConfig(bootstrap_servers=first["bootstrap_servers"]), "kept", 2)
-        down = json.loads(dysra("kafka", "down", "--dir", str(tmp_path), "--json").stdout.splitlines()[-1])
+        down = json.loads(shell("kafka", "down", "--dir", str(tmp_path), "--json").stdout.splitlines()[-1])
         assert (True, first["pid"]) == (down["stopped"], down["pid"])
         assert find(tmp_path) is None
         with pytest.raises(DependencyUnreachable):

@@ -11,17 +11,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
 from actors.keys import Keys
-from infra.cli import build
 from tests.pipeline.session.support import STREAM
-
-
-def dysra(*arguments: str) -> Result:
-    """Run the command line in this process."""
-    return CliRunner().invoke(build(), arguments)
+from tests.verbs import dysra
 
 
 @pytest.fixture
@@ -61,8 +54,11 @@ def test_nothing_that_answers_ends_with_3(free_port: int) -> None:
         assert json.loads(ended.stdout.splitlines()[-1])["exit_code"] == 3
 
 
-def test_broker_that_does_not_answer_ends_with_3(free_port: int, tmp_path: Path) -> None:
+def test_broker_that_does_not_answer_ends_with_3(
+    free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Serve says that the broker is missing before it loads anything."""
+    monkeypatch.setenv("DYSRA_KAFKA_CONNECT_TIMEOUT_S", "1")
     ended = dysra(
         "serve",
         "--no-auth",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -14,16 +12,16 @@ from pipeline.kafka import KafkaConfig
 from pipeline.source import Record
 from tests.broker import TopicFactory
 from tests.pipeline.test_publisher import read_all
+from tests.verbs import dysra
 
 pytestmark = pytest.mark.broker
 
 
 def dlq(kafka: KafkaConfig, verb: str, *arguments: str) -> tuple[int, dict[str, Any], str]:
     """Exit code, figures and messages of one command."""
-    command = [sys.executable, "-m", "infra.cli", "dlq", verb, "--topic", kafka.topic, "--json"]
-    command += ["--bootstrap-servers", kafka.bootstrap_servers, *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    return ran.returncode, json.loads(ran.stdout.splitlines()[-1]), ran.stderr
+    servers = ("--bootstrap-servers", kafka.bootstrap_servers)
+    ran = dysra("dlq", verb, "--topic", kafka.topic, "--json", *servers, *arguments)
+    return ran.exit_code, json.loads(ran.stdout.splitlines()[-1]), ran.stderr
 
 
 def test_dead_letters_are_listed_chosen_and_replayed(topic: TopicFactory) -> None:

@@ -30,8 +30,11 @@ def _ingest(*arguments: str) -> tuple[int, str]:
         (("--bootstrap-servers", "127.0.0.1:1"), 3, "dysra kafka up"),
     ],
 )
-def test_wrong_use_is_named(arguments: tuple[str, ...], code: int, named: str) -> None:
+def test_wrong_use_is_named(
+    arguments: tuple[str, ...], code: int, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each mistake has its exit code, and the message names what was given or what to do."""
+    monkeypatch.setenv("DYSRA_KAFKA_CONNECT_TIMEOUT_S", "1")
     exit_code, output = _ingest(*arguments)
     assert (exit_code, named in output) == (code, True), output
 

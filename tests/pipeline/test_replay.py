@@ -21,6 +21,7 @@ from pipeline.replay import Replay, ReplayConfig
 from tests.broker import TopicFactory
 from tests.pipeline.test_news_file import news, write
 from tests.pipeline.test_publisher import read_all
+from tests.verbs import dysra
 
 
 def run(
@@ -37,17 +38,6 @@ def run(
 def ids(kafka: KafkaConfig) -> list[str]:
     """Keys on a topic of one partition, in order."""
     return [(record.key or b"").decode() for record in read_all(kafka)]
-
-
-def dysra(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line as an operator would, with the limit that wrong use must keep."""
-    return subprocess.run(
-        [sys.executable, "-m", "infra.cli", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 @pytest.mark.broker
@@ -139,7 +129,7 @@ def test_sigterm_of_the_command_saves_progress_and_exits_with_5(topic: TopicFact
     assert (process.returncode, figures["exit_code"]) == (5, 5)
     assert ids(kafka) == [f"a-{number}" for number in range(figures["published"])]
     again = dysra(*command, "--resume", "--limit", "5")
-    assert again.returncode == 0, again.stderr
+    assert again.exit_code == 0, again.stderr
     assert len(ids(kafka)) == figures["published"] + 5 == len(set(ids(kafka)))
 
 
@@ -236,14 +226,15 @@ def test_wrong_use_of_replay_exits_as_documented(topic: TopicFactory, tmp_path: 
         ((good, "--bootstrap-servers", "127.0.0.1", *state), 2, "host:port is needed"),
     ):
         ran = dysra("replay", *arguments)
-        assert (ran.returncode, said in ran.stderr) == (code, True), ran.stderr
+        assert (ran.exit_code, said in ran.stderr) == (code, True), ran.stderr
 
 
-def test_unreachable_broker_exits_with_3(tmp_path: Path) -> None:
+def test_unreachable_broker_exits_with_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No broker: code 3, within the limit, naming the address."""
+    monkeypatch.setenv("DYSRA_KAFKA_CONNECT_TIMEOUT_S", "1")
     path = write(tmp_path / "n.jsonl", [news(1)])
 
     ran = dysra("replay", str(path), "--bootstrap-servers", "127.0.0.1:1", "--state", str(tmp_path))
 
-    assert ran.returncode == 3
+    assert ran.exit_code == 3
     assert "127.0.0.1:1" in ran.stderr

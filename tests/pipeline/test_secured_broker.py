@@ -121,7 +121,7 @@ def test_wrong_security_is_told_in_time(
     secured: KafkaConfig, wrong: dict[str, str | None], words: str
 ) -> None:
     """Within the limit, with the broker's name and a word on what to look at; the password is never shown."""
-    config = replace(secured, **wrong)  # type: ignore[arg-type]
+    config = replace(secured, connect_timeout_s=2.0, **wrong)  # type: ignore[arg-type]
     began = time.monotonic()
     with pytest.raises((DependencyUnreachable, UsageError), match=f"(?i){words}") as told:
         topic_partitions(config, "secured")
