@@ -10,6 +10,9 @@ export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 # the machine's own certificates, as pip uses them: a company's registry is trusted where the system trusts it
 export UV_SYSTEM_CERTS ?= 1
+# Bytecode is written whatever the environment says: the demo and the tests start dozens of processes, and each would
+# compile Ray, torch and all the rest anew.
+export PYTHONDONTWRITEBYTECODE =
 
 ARTICLES ?= 1000
 NEWS ?=
@@ -34,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	if [ -z "$$python" ]; then echo "Python 3.11 or 3.12 is needed; install one or name it: make PYTHON=/path/to/python3.11"; exit 2; fi; \
 	[ -x $(BIN)/python ] || $$python -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt uv
-	@$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[dev]" \
+	@$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -c constraints.txt -e ".[dev]" \
 	  || $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $(STAMP)
 	@echo "==> set-up done: $$($(BIN)/python --version), $$($(BIN)/python -c 'import importlib.metadata as m; print("ray", m.version("ray"), "torch", m.version("torch"))')"
@@ -45,9 +48,12 @@ weights: setup
 demo: setup
 	@$(BIN)/dysra demo --articles $(ARTICLES) $(if $(NEWS),--news $(NEWS)) $(if $(KEEP),--keep) $(if $(EMBEDDER),--embedder $(EMBEDDER)) --json
 
+# The whole suite runs file by file in two workers, each with one thread for torch; a part (ARGS) in one process.
+WORKERS ?= $(if $(ARGS),1,2)
+SPREAD = $(if $(filter-out 0 1,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
 test: setup
-	@echo "==> tests: everything but the markers slow and gpu"
-	@$(BIN)/python -m pytest -q -m "not slow and not gpu" $(ARGS)
+	@echo "==> tests: everything but the markers slow and gpu (WORKERS=$(WORKERS))"
+	@$(if $(SPREAD),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}) $(BIN)/python -m pytest -q -m "not slow and not gpu" $(SPREAD) $(ARGS)
 
 test-slow: setup
 	@$(BIN)/python -m pytest -q -m "slow" --timeout 1800 $(ARGS)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -18,9 +21,35 @@ if not Path("/dev/nvidiactl").exists():  # before anything imports Triton: its k
 
 import pytest
 
+with contextlib.suppress(ImportError):  # absent on a lent GPU host
+    from hypothesis import settings
+
+    settings.register_profile("dysra", deadline=None)  # of 200 ms: a busy machine is no fault of the code
+    settings.load_profile("dysra")
+
 pytest_plugins = ["tests.rays", "tests.cluster"] + (
     ["tests.broker"] if (Path(__file__).parent / "broker.py").exists() else []
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`: a file's tests stay together, and all that share the local Ray are one file."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneRay(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            scope = str(super()._split_scope(nodeid))
+            return "local_ray" if _starts_ray(scope) else scope
+
+    return OneRay(config, log)
+
+
+@cache
+def _starts_ray(scope: str) -> bool:
+    return "local_ray" in (Path(__file__).parents[1] / scope).read_text(encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)
