@@ -32,6 +32,8 @@ class _Request:
     vectors: Vectors
     future: Future[Vectors] = field(default_factory=Future)
     missing: int = 0
+    given_up: bool = False
+    """Whether its caller waits no longer: nothing more is embedded for it."""
 
 
 class MicroBatcher:
@@ -63,7 +65,11 @@ class MicroBatcher:
             else:
                 self._pending += [(len(text), request, row) for row, text in enumerate(texts)]
             self._condition.notify()
-        return request.future.result(timeout=_REQUEST_LIMIT_S)
+        try:
+            return request.future.result(timeout=_REQUEST_LIMIT_S)
+        except TimeoutError:
+            request.given_up = True
+            raise
 
     def close(self) -> None:
         """Finish the batch at hand and refuse the rest."""
@@ -97,7 +103,9 @@ class MicroBatcher:
 
     def _encode(self, batch: list[tuple[int, _Request, int]]) -> None:
         started = time.perf_counter()
-        live = [entry for entry in batch if not entry[1].future.done()]
+        live = [entry for entry in batch if not (entry[1].given_up or entry[1].future.done())]
+        if not live:
+            return
         try:
             vectors = self._embedder.encode([request.texts[row] for _, request, row in live])
         except Exception as error:

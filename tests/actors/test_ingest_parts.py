@@ -91,6 +91,23 @@ def test_batches_hold_texts_of_like_length(batcher: MicroBatcher) -> None:
     assert [sorted(map(len, batch)) for batch in embedder.batches] == [[50, 60, 70, 80], [1, 2, 3, 4]]
 
 
+def test_nothing_is_embedded_for_a_caller_who_waits_no_longer(
+    batcher: MicroBatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told after its time, and what it left behind costs nobody anything."""
+    monkeypatch.setattr("actors.embedder._REQUEST_LIMIT_S", 0.1)
+    embedder = _embedder(batcher)
+    embedder.gate = threading.Semaphore(0)
+    for texts in (["first"], ["left"] * 12):
+        with pytest.raises(TimeoutError):
+            batcher.encode(texts)
+        assert embedder.entered.wait(timeout=10)
+    monkeypatch.setattr("actors.embedder._REQUEST_LIMIT_S", 10.0)
+    embedder.gate.release(1_000)
+    assert batcher.encode(["next"])[0, 0] == 4
+    assert embedder.batches == [["first"], ["next"]]
+
+
 def test_question_overtakes_waiting_articles(batcher: MicroBatcher) -> None:
     """An urgent request is embedded after the batch at hand, not after all that wait."""
     embedder = _embedder(batcher)
