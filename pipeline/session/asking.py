@@ -15,6 +15,7 @@ from typing import Any
 from models.backbone import Backbone
 from pipeline.session.answer import Answer, Event, Lag, Question, Tokens, cite
 from pipeline.session.apart import ApartChoice, choose_apart, read_apart
+from pipeline.session.cached import beside
 from pipeline.session.chooser import Chooser
 from pipeline.session.config import SessionConfig
 from pipeline.session.guard import is_order
@@ -54,7 +55,8 @@ class AskParts:
 class View:
     """What a question may see of a session: its stream, its cache, and how far behind it is.
 
-    `retractions` counts what the session has dropped so far from its cache.
+    `retractions` counts what the session has dropped so far from its cache; `newest` names the last articles of
+    its cache, newest first, as many as are asked for.
     """
 
     stream: str
@@ -62,6 +64,7 @@ class View:
     session_bytes: int
     lag: Lag
     retractions: Callable[[], int] = lambda: 0
+    newest: Callable[[int], list[str]] = lambda count: []
 
 
 def answer(
@@ -75,6 +78,9 @@ def answer(
     began = time.monotonic()
     stopped = cancelled or threading.Event()
     found, partial = _search(question, view, parts)
+    if parts.config.cache_candidates and parts.config.attend != "cache":
+        own = view.newest(parts.config.cache_candidates)
+        found = beside(found, own, question, view.stream, parts.library, parts.config.search_deadline_s)
     dropped: set[tuple[str, int]] = set()
     for attempt in range(1, _MAX_ATTEMPTS + 1):
         choice = _choose(question, found, dropped, view, parts)

@@ -39,6 +39,13 @@ class SessionConfig:
         metadata={"help": "base (one worked example), adapted, or auto: adapted with an adapter"},
     )
     passages: int = field(default=20, metadata={"help": "passages taken from the store for a question"})
+    cache_candidates: int = field(
+        default=0,
+        metadata={
+            "help": "newest articles of the session's own cache whose sentences stand in one list with what the "
+            "store finds, for the chooser to choose from; 0: the store's alone"
+        },
+    )
     token_budget: int = field(
         default=128, metadata={"help": "tokens of sentences that the reader is given for a question"}
     )
@@ -164,7 +171,7 @@ class SessionConfig:
             raise ValueError(f"max_article_tokens is {self.max_article_tokens}; it must be at least 16")
         if self.give_up_margin < 0:
             raise ValueError(f"give_up_margin is {self.give_up_margin}; it must be at least 0")
-        for name in ("dense_sentences", "max_per_tenant"):
+        for name in ("dense_sentences", "max_per_tenant", "cache_candidates"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.token_budget > self.max_token_budget:
