@@ -25,6 +25,8 @@ from rl.episodes import OutcomeReader, Readings
 EQUAL_COST = 1.02
 """A challenger may read this many times the champion's tokens, no more."""
 LEAST_QUESTIONS = 20
+WEEK = 7
+"""Days of news that a contest is held over where nothing else is asked for."""
 
 
 class NotBetter(BadData):
@@ -33,24 +35,31 @@ class NotBetter(BadData):
 
 def contest(
     registry: Registry, version: int, data: Path, *,
-    budget: int = 128, by: str = "f1", limit: int = 0, days: int = 0, backbone: HfConfig | None = None,
+    budget: int = 128, by: str = "f1", limit: int = 0, days: int | None = None,
+    backbone: HfConfig | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The figures of a won contest; raises NotBetter (with them) where the challenger does not win.
 
-    The challenger's STOP is moved until it reads as much as the champion, and serves with that (`stop_bias`).
+    It is held over the questions told by the newest `days` days of the material's news (0: over all); None: over
+    the freshest week where anything is dated, else over all. The challenger's STOP is moved until it reads as much
+    as the champion, and serves with that (`stop_bias`).
     """
     if by not in ("f1", "recall"):
         raise UsageError(f"--by {by!r}; allowed: f1, recall")
     material = Material.load(data)
     rows = material.rows(answerable=True)
     held = np.array([at for at in rows if material.questions[at].split != "train"], np.int64)
+    dates = [_told_on(material, int(row)) for row in held]
+    if days is None:
+        days = WEEK if any(dates) else 0
     if days:
-        held = held[freshest([_told_on(material, int(row)) for row in held], days, data)]
+        held = held[freshest(dates, days, data)]
     held = held[: limit or None]
     if len(held) < min(LEAST_QUESTIONS, limit or LEAST_QUESTIONS):
+        told = f" of its last {days} days; take more (--days {2 * days}), or all (--days 0)" if days else ""
         raise UsageError(
-            f"{data}: {len(held)} held-back questions with answers{f' of its last {days} days' if days else ''}; "
-            f"at least {LEAST_QUESTIONS} are needed"
+            f"{data}: at least {LEAST_QUESTIONS} held-back questions with answers are needed, there are "
+            f"{len(held)}{told}"
         )
     part = material.take(held)
     champion = registry.version_of(CHAMPION)
@@ -67,6 +76,7 @@ def contest(
     figures: dict[str, Any] = paired(new, old) | {
         "by": by,
         "n": len(part),
+        "days": days,
         "stop_bias": bias,
         "against": "hybrid" if champion is None else f"version {champion}",
         "tokens": round(_tokens(after), 1),
@@ -78,7 +88,7 @@ def contest(
         error = NotBetter(
             f"version {version} does not beat {figures['against']} at equal cost: {by} {figures['score']} at "
             f"{figures['tokens']} tokens against {figures['score_before']} at {figures['tokens_before']} over "
-            f"{len(part)} questions; nothing was changed"
+            f"{len(part)} questions{f' of the newest {days} days' if days else ''}; nothing was changed"
         )
         error.figures = figures  # type: ignore[attr-defined]
         raise error

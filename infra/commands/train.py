@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,7 +81,7 @@ def train_retriever(
         reward=RewardConfig(form=reward, gamma=gamma, alpha=alpha, beta=beta, gold_weight=gold_weight),  # type: ignore[arg-type]
         backbone=settings.backbone, embedder=embedder, unit=unit, train=train, test=test, steps=steps,
         minutes=minutes, warm_steps=warm_steps, runners=runners, judge=judge, seed=seed,
-        questions=questions, readings=readings,
+        questions=questions, readings=readings, command=f"dysra {shlex.join(sys.argv[1:])}",
     )  # fmt: skip
     params = {"algorithm": algorithm, "reward": reward, "gamma": gamma, "beta": beta, "seed": seed}
     with track(settings.tracking, "train-retriever", state, params) as tracker, progress("steps") as bar:
@@ -131,14 +133,18 @@ def promote(
         str, typer.Option(help="f1 (the reader answers) or recall (of the telling sentence)")
     ] = "f1",
     days: Annotated[
-        int, typer.Option(help="only questions told by the newest days of the material's news (0: all)")
-    ] = 0,
+        int | None,
+        typer.Option(
+            help="only questions told by the newest days of the material's news (0: all); without it the newest 7, "
+            "where the news has dates"
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option(help="questions, at most (0: all)")] = 0,
     state: StateFolder = _STATE,
     config: ConfigFile = None,
     json_output: JsonFlag = False,
 ) -> Figures:
-    """Make the challenger the champion, if it beats the champion at equal cost on held-back questions.
+    """Make the challenger the champion, if it beats the champion at equal cost on the freshest held-back week.
 
     Without a champion it must beat hybrid ranking. A worse one is refused with exit code 4.
     Example: dysra models promote --data build/held-back --budget 128 --days 7

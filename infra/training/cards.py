@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 CARD = "README.md"
+POLICY_SAYS = (
+    "Chooses which sentences a reader is given for a question, one at a time, and when to stop (docs/policy.md). "
+    "Its vectors come from the embedder named below, its features from `pipeline/candidate_features.py`."
+)
+WARM = ("loss", "right")
+LEARNED = (
+    "episode_return", "entropy", "stop_rate", "empty_rate", "budget_use", "tokens", "choices", "value_error",
+)  # fmt: skip
 
 
 def write_card(
@@ -20,21 +29,58 @@ def write_card(
     points: int = 12,
 ) -> Path:
     """Write README.md into the model's folder: a sentence, a table of settings, the command, the curve."""
+    text = card_text(title, says, about, {"Curve": curve}, command, points)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CARD
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def card_text(
+    title: str,
+    says: str,
+    about: Mapping[str, Any],
+    curves: Mapping[str, Sequence[Mapping[str, float]]],
+    command: str = "",
+    points: int = 12,
+) -> str:
+    """The card: a sentence, a table of settings, the command, and each curve by its name."""
     lines = [f"# {title}", "", says, "", "| what | value |", "| --- | --- |"]
     lines += [f"| {name} | {_shown(value)} |" for name, value in about.items()]
     if command:
         lines += ["", "Made by", "", f"    {command}"]
-    if curve:
-        names = _columns(curve)
-        lines += ["", "Curve (means over equal parts of the run):", "", f"| {' | '.join(names)} |"]
-        lines.append(f"| {' | '.join('---' for _ in names)} |")
-        for group in _groups(list(curve), points):
-            cells = [_mean(group, name) if name != "step" else group[-1]["step"] for name in names]
-            lines.append(f"| {' | '.join(_shown(cell) for cell in cells)} |")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / CARD
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+    for name, curve in curves.items():
+        if curve:
+            lines += ["", f"{name} (means over equal parts of the run):", "", *_table(curve, points)]
+    return "\n".join(lines) + "\n"
+
+
+def policy_card(
+    about: Mapping[str, Any],
+    warm: Sequence[Mapping[str, float]],
+    learned: Sequence[Mapping[str, float]],
+    command: str = "",
+) -> str:
+    """The card of a policy: how it was begun, how it learned by reward, each as far as there was any."""
+    curves = {"Warm start": _numbered(warm, WARM), "Learning by reward": _numbered(learned, LEARNED)}
+    return card_text("Retriever policy", POLICY_SAYS, about, curves, command)
+
+
+def _numbered(curve: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[dict[str, float]]:
+    """Some columns of a curve, its rows counted from 1; what is no number is left out."""
+    return [
+        {"step": float(at), **{name: row[name] for name in names if row.get(name) == row.get(name, math.nan)}}
+        for at, row in enumerate(curve, 1)
+    ]
+
+
+def _table(curve: Sequence[Mapping[str, float]], points: int) -> list[str]:
+    names = _columns(curve)
+    lines = [f"| {' | '.join(names)} |", f"| {' | '.join('---' for _ in names)} |"]
+    for group in _groups(list(curve), points):
+        cells = [_mean(group, name) if name != "step" else group[-1]["step"] for name in names]
+        lines.append(f"| {' | '.join(_shown(cell) for cell in cells)} |")
+    return lines
 
 
 def _columns(curve: Sequence[Mapping[str, float]]) -> list[str]:

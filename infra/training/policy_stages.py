@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from infra.training.cards import policy_card
 from infra.training.policy_pairs import Say
 from models.retriever.config import RetrieverConfig
 from models.retriever.network import PolicyNetwork
@@ -128,7 +129,7 @@ def train_one(
     material: Material, rows: np.ndarray[Any, Any], readings: Readings, job: PolicyJob, *,
     out: Path, seconds: float, device: str, say: Say, projection: np.ndarray[Any, Any] | None = None,
     width: int = 128, layers: int = 2, warm_steps: int = 1500, questions: int = 64,
-    iterations: int = 1_000_000, losses: np.ndarray[Any, Any] | None = None,
+    iterations: int = 1_000_000, losses: np.ndarray[Any, Any] | None = None, command: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """One policy of one seed, saved under OUT/<name>; what is there and finished is left, a loop goes on.
 
@@ -153,6 +154,7 @@ def train_one(
         )  
     ).to(device)  # fmt: skip
     record: dict[str, Any] = {**asdict(job), "questions": len(rows)}
+    warm: list[dict[str, float]] = []
     before = folder / "loop.pt"
     taught = out / f"supervised{'' if job.pair else '_without_pair'}-{job.seed}" / "carried"
     if job.algorithm == "router":
@@ -168,7 +170,7 @@ def train_one(
             sets = mine(tables, Readings(here), starts(material, rows), keep_gold=True)
             wanted, record["sets_found"] = sets.or_labels(tables), sets.found
             known = replace(tables, needs_all=tables.needs_all | (sets.wanted.sum(1) > 1))
-        records = train_supervised(
+        records = warm = train_supervised(
             network, known,
             SupervisedConfig(
                 steps=warm_steps, batch=128, seed=job.seed, vector_noise=0.05, weight_decay=0.05,
@@ -184,7 +186,8 @@ def train_one(
             seconds - (time.monotonic() - began), device, say,
         )  # fmt: skip
     about = _plain(record) | {"unit": "sentence", "embedder": "minilm", "candidates": tables.num_candidates}
-    save_policy(unfold(network, projection), folder / "policy", about)
+    card = policy_card(about, warm, record.get("curve", ()), command)
+    save_policy(unfold(network, projection), folder / "policy", about, card)
     save_policy(network, folder / "carried", _plain(record))
     record["seconds"] = round(time.monotonic() - began, 1)
     (folder / "record.json").write_text(json.dumps(record))

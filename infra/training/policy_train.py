@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from infra.evaluation.policy_judge import choose, judge
+from infra.training.cards import policy_card
 from infra.training.policy_data import PolicyDataConfig, cached_encode, make
 from models.hf.config import HfConfig
 from models.retriever.config import RetrieverConfig
@@ -73,6 +74,7 @@ class PolicyTrainConfig:
         default=0, metadata={"help": "test questions that the reader answers at the end (0: none)"}
     )
     seed: int = field(default=0, metadata={"help": "of everything"})
+    command: str = field(default="", metadata={"help": "shown on the policy's card"})
 
     def __post_init__(self) -> None:
         for name, allowed in (("algorithm", ALGORITHMS), ("warm_start", WARM_STARTS)):
@@ -136,19 +138,25 @@ def train(
     if config.algorithm != "supervised" or config.warm_start == "minimal" or config.judge:
         reader = _Reader(config, material)
     figures: dict[str, Any] = {}
+    warm, learned = _Kept(on_step), _Kept(on_step)
     if config.warm_start != "none":
-        figures["warm_start"] = _warm(config, network, material, rows, reader, limit_s, on_step)
+        figures["warm_start"] = _warm(config, network, material, rows, reader, limit_s, warm)
         tell(f"warm start: {figures['warm_start']}")
     if config.algorithm != "supervised":
         left_s = max(10.0, limit_s - (time.monotonic() - began))
-        network, figures["learning"] = _learn(config, network, material, rows, reader, left_s, on_step)
+        network, figures["learning"] = _learn(config, network, material, rows, reader, left_s, learned)
         tell(f"learning: {figures['learning']}")
     about = {
         "algorithm": config.algorithm, "unit": config.unit, "embedder": config.embedder, "seed": config.seed,
         "candidates": material.tables.num_candidates, "reward": asdict(config.reward),
         "data": [path.name for path in config.data], "training_questions": len(rows),
     }  # fmt: skip
-    save_policy(network, config.out, about | {"warm_start": config.warm_start})
+    about |= {"warm_start": config.warm_start}
+    if config.begin_with is not None:
+        about |= {"begun_with": config.begin_with.name}
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    card = policy_card({**about, "weights": weights}, warm.rows, learned.rows, config.command)
+    save_policy(network, config.out, about, card)
     figures["judged"] = judge_all(material, network, reader, config.judge, config.seed)
     return {
         "algorithm": config.algorithm,
@@ -182,6 +190,19 @@ def judge_all(
                     figures = recall(picked.tables, chosen)
                 found.setdefault(dataset, {}).setdefault(method, {})[str(budget)] = figures
     return found
+
+
+class _Kept:
+    """Hands every record of a part on, and keeps it for the card."""
+
+    def __init__(self, on_step: OnStep | None) -> None:
+        self._on_step = on_step
+        self.rows: list[dict[str, float]] = []
+
+    def __call__(self, record: dict[str, float]) -> None:
+        self.rows.append(record)
+        if self._on_step is not None:
+            self._on_step(record)
 
 
 class _Reader:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -299,6 +301,7 @@ def _trained(
         seconds=until - time.monotonic(), device=given.device, say=say,
         projection=np.load(given.out / "material" / "projection.npy"), width=given.width, layers=given.layers,
         warm_steps=given.warm_steps, iterations=given.iterations, losses=losses,
+        command=f"python3 -m infra.training.policy_gpu {shlex.join(sys.argv[1:])}",
     )  # fmt: skip
     shown = ("steps", "warm_loss", "loss", "iterations", "readings_done", "alarm")
     told = {name: value for name, value in record.items() if name in shown}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,6 @@ def app() -> typer.Typer:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Material to train on, and held-back material to judge by."""
-    from dataclasses import replace
-
     root = tmp_path_factory.mktemp("material")
     for name, seed, split in (("train", 0, "train"), ("held", 9, "test")):
         made = material(_harder(tables(64, seed=seed)))
@@ -114,6 +113,45 @@ def test_a_contest_may_be_held_over_the_newest_days_alone(tmp_path: Path) -> Non
         freshest(["", ""], 7, tmp_path)
     with pytest.raises(UsageError, match="--days"):
         freshest(days, -1, tmp_path)
+
+
+def test_the_freshest_week_decides_where_the_news_has_dates(
+    app: typer.Typer, data: Path, tmp_path: Path
+) -> None:
+    """Better over all the news and worse over its last week: refused, unless all of it is asked for."""
+    state = ("--state", str(tmp_path))
+    call(
+        app, "train-retriever", "--data", str(data / "train"), "--algorithm", "supervised", *state,
+        "--out", str(tmp_path / "one"), "--warm-steps", "90",
+    )  # fmt: skip
+    held = Material.load(data / "held")
+    labels = held.tables.labels.copy()
+    questions = []
+    for row, question in enumerate(held.questions):
+        new = row < 20
+        if new:  # what tells now is what hybrid ranking puts first, and nothing like the question
+            ranked = np.where(held.tables.present[row], held.tables.features[row, :, 5] - labels[row], -9.0)
+            labels[row] = np.where(np.arange(labels.shape[1]) == ranked.argmax(), 2, 0)
+        day = "2024-03-10" if new else "2024-02-01"
+        dated = tuple((title, day, text) for title, _, text in question.sentences)
+        questions.append(replace(question, sentences=dated))
+    tables = TableBatch(**(held.tables.arrays() | {"labels": labels}))
+    Material(tuple(questions), tables).save(tmp_path / "dated", {})
+    promote = (
+        "models",
+        "promote",
+        "--data",
+        str(tmp_path / "dated"),
+        "--by",
+        "recall",
+        "--budget",
+        "40",
+        *state,
+    )
+    code, refused = call(app, *promote)
+    assert code == 4 and "over 20 questions of the newest 7 days" in refused["error"]
+    code, won = call(app, *promote, "--days", "0")
+    assert code == 0 and (won["n"], won["days"]) == (64, 0), won
 
 
 def test_undated_material_cannot_be_judged_by_days(app: typer.Typer, data: Path, tmp_path: Path) -> None:

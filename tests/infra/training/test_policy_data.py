@@ -109,6 +109,7 @@ def test_the_whole_run_with_a_reader(
     job = PolicyTrainConfig(
         data=(tmp_path / "material",), out=tmp_path / "out", algorithm=algorithm, warm_start=warm, steps=2,
         warm_steps=4, width=16, questions=4, judge=2, backbone=HfConfig(model=str(reader), device="cpu"),
+        command="dysra train-retriever --seed 0",
     )  # fmt: skip
     figures = train(job)
     assert figures["learning"]["iterations"] == 2
@@ -116,6 +117,14 @@ def test_the_whole_run_with_a_reader(
     assert 0 <= figures["judged"]["squad"]["policy"]["64"]["f1"] <= 100
     assert json.loads((tmp_path / "out" / "config.json").read_text())["about"]["algorithm"] == algorithm
     assert (tmp_path / "out" / "readings.npz").exists()
+    # the card tells how it was made and how it learned, both parts with their last step
+    card = (tmp_path / "out" / "README.md").read_text().splitlines()
+    assert "    dysra train-retriever --seed 0" in card and f"| algorithm | {algorithm} |" in card
+    parts = [at for at, line in enumerate(card) if line.endswith("(means over equal parts of the run):")]
+    assert [card[at].split(" (")[0] for at in parts] == ["Warm start", "Learning by reward"]
+    warm_up, learned = card[parts[0] : parts[1]], card[parts[1] :]
+    assert "| step | loss | right |" in warm_up and warm_up[-2].startswith("| 4 | ")
+    assert "episode_return" in learned[2] and "entropy" in learned[2] and learned[-1].startswith("| 2 | ")
 
 
 @pytest.mark.parametrize(
