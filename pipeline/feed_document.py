@@ -125,7 +125,10 @@ def read_entries(document: Fetched, feed_url: str) -> list[FeedEntry]:
     if document.content_type:
         headers["content-type"] = document.content_type
     # A stream, because the parser takes bytes for the name of a local file before it takes them for a document.
-    parsed = feedparser.parse(io.BytesIO(document.body), response_headers=headers)
+    try:
+        parsed = feedparser.parse(io.BytesIO(document.body), response_headers=headers)
+    except Exception as error:  # it raises many, over what strangers write (`&#x110000;` in what is no XML)
+        raise NotAFeed(f"not a feed that can be read: {type(error).__name__}: {error}") from None
     if not parsed.entries and (parsed.get("bozo") or not parsed.get("version")):
         cause = parsed.get("bozo_exception")
         raise NotAFeed(f"not a feed: {cause or document.content_type or 'no RSS or Atom found'}")
