@@ -18,8 +18,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from actors.api_guard import refusal
 from actors.session_service import Refused
 
-ENV = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "actors.front_door:middlewares"}
-"""What Serve's controller must have in its environment for its proxies to use `middlewares`."""
+_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+ENV = {_CALLBACK: "actors.front_door:middlewares", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+"""The environment of Serve's controller: its proxies use `middlewares`, and are not ended and started anew where a
+crowded machine takes longer than Serve's 5 s to start one."""
 
 MAX_HEADER_BYTES = 32_768
 MAX_HEADERS = 100

@@ -217,7 +217,7 @@ def test_clients_that_stall_keep_nobody_else_waiting(server: Server) -> None:
 
 def test_serve_finds_the_front_door_under_the_name_that_it_is_given() -> None:
     """In Python's deployment and in the shipped YAML alike."""
-    (path,) = ENV.values()
+    path = ENV["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
     assert path == f"{middlewares.__module__}:{middlewares.__name__}"
     shipped = yaml.safe_load((FOLDER.parent / "k8s" / "serve.yaml").read_text(encoding="utf-8"))
     assert shipped["controller_options"]["runtime_env"]["env_vars"] == ENV
