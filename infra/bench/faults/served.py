@@ -126,7 +126,7 @@ class Served:
             self._read_to = source.positions()[0]
         found = Differences()
         for stream, twin in self._twins.items():
-            page = self._wait(lambda stream=stream: self._page(stream, digest=True), f"session {stream}")
+            page = self._page_at(stream, self._read_to)
             if page["digest"] != twin.digest():
                 found.add("sessions_differing", f"{stream} after {page['articles_read']} articles")
         return found
@@ -141,6 +141,16 @@ class Served:
     def _at_the_end(self, stream: str) -> bool:
         page = self._page(stream)
         return page.get("articles_read") == self._published and page["lag"]["records"] == 0
+
+    def _page_at(self, stream: str, end: int) -> dict[str, Any]:
+        """The page of a session that has passed all records before `end`, repeats after its last article too: one
+        that was just restored has read all its articles, and its digest holds its offsets."""
+
+        def ask() -> dict[str, Any] | None:
+            page = self._page(stream, digest=True)
+            return page if page["offsets"].get("0", 0) >= end else None
+
+        return dict(self._wait(ask, f"session {stream} to pass record {end - 1}"))
 
     def _page(self, stream: str, *, digest: bool = False) -> dict[str, Any]:
         answer = self._client.get(f"/v1/streams/{stream}", params={"digest": digest})
