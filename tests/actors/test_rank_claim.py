@@ -56,7 +56,7 @@ def test_replacement_waits_for_the_one_that_drains(tmp_path: Path) -> None:
     threading.Timer(0.5, held[1].release).start()
     began = time.monotonic()
     claim = RankClaim.claim(tmp_path, 2, 10.0)
-    assert claim.rank == 1 and 0.4 < time.monotonic() - began < 5
+    assert claim.rank == 1 and time.monotonic() - began > 0.4
     claim.release()
     held[0].release()
 

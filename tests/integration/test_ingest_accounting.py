@@ -48,25 +48,42 @@ def _publish_every_kind(kafka: KafkaConfig) -> None:
         publisher.flush()
 
 
+def _publish_bomb(kafka: KafkaConfig) -> tuple[int, int]:
+    """A batch that unpacks to far more than may be, and an article behind it; the bomb's partition and offset."""
+    client = producer(kafka, max_request_size=1 << 30, buffer_memory=1 << 30)
+    sent = client.send(kafka.topic, key=b"bomb", value=bytes(50_000_000), partition=0).get(60)
+    client.send(kafka.topic, key=b"bad", value=b"not json either", partition=0).get(60)
+    client.close()
+    return sent.partition, sent.offset
+
+
 def test_every_record_has_one_outcome(local_ray: None, topic: TopicFactory, tmp_path: Path) -> None:
-    """read = stored + deleted + dead-lettered + duplicates, the group has no lag, and search shows the result."""
-    kafka = topic()
+    """read = stored + deleted + dead-lettered + duplicates, the group has no lag, and search shows the result.
+
+    A bomb among them is a dead letter with its place, and what follows it is read.
+    """
+    kafka = replace(topic(), max_record_bytes=200_000, max_batch_bytes=1_000_000)
     _publish_every_kind(kafka)
+    bomb = _publish_bomb(kafka)
     with running(make_spec(kafka, tmp_path)) as job:
         figures = settle(job)
         outcomes = {
             name: figures[name] for name in ("read", "stored", "deleted", "dead_lettered", "duplicates")
         }
-        assert outcomes == {"read": 50, "stored": 42, "deleted": 2, "dead_lettered": 3, "duplicates": 3}
+        assert outcomes == {"read": 52, "stored": 42, "deleted": 2, "dead_lettered": 5, "duplicates": 3}
         assert figures["duplicates_linked"] == 1
         assert figures["lag"] == 0
         assert set(group_lag(kafka).values()) == {0}
-        assert sum(figures["committed"].values()) == 50
-        assert sorted(letter.reason for letter in read_dead_letters(kafka)) == [
+        assert sum(figures["committed"].values()) == 52
+        letters = list(read_dead_letters(kafka))
+        assert sorted(letter.reason for letter in letters) == [
             "bad_time",
             "missing_field",
             "not_json",
+            "not_json",
+            "unreadable",
         ]
+        assert [(x.partition, x.offset) for x in letters if x.reason == "unreadable"] == [bomb]
 
         client = job.client
         stored = client.articles([f"article-{n}" for n in range(40)] + ["copy", "never-seen"])
@@ -95,14 +112,26 @@ def test_every_record_has_one_outcome(local_ray: None, topic: TopicFactory, tmp_
 
 
 def test_second_run_reads_nothing_twice(local_ray: None, topic: TopicFactory, tmp_path: Path) -> None:
-    """A new job goes on where the store ends, with other shards' ledgers untouched, and counts only its own."""
+    """A new job goes on where the store ends, with other shards' ledgers untouched, and counts only its own.
+
+    While a job runs its twin is refused; a store names its embedder and the other one that came, then and later.
+    """
     kafka = topic(partitions=2)
     spec = make_spec(kafka, tmp_path)
+    other = replace(spec.embedder, model=str(make_tiny_embedder(tmp_path / "other", seed=1)))
     with Publisher(kafka) as publisher:
         for number in range(20):
             publisher.publish(article(number))
     with running(spec) as job:
+        identity = job.client.embedder_identity
+        with pytest.raises(UsageError, match="already"):
+            IngestJob.start(spec)
+        with pytest.raises(StoreMismatch, match=identity):
+            IngestJob.start(replace(spec, embedder=other))
         assert settle(job)["read"] == 20
+    with pytest.raises(StoreMismatch, match=identity) as caught:
+        IngestJob.start(replace(spec, embedder=other))
+    assert "other-32" in str(caught.value)
     with Publisher(kafka) as publisher:
         publisher.publish(article(20))
         publisher.publish(article(0))
@@ -132,40 +161,3 @@ def test_missing_topic_is_named(local_ray: None, topic: TopicFactory, tmp_path: 
     kafka = topic()
     with pytest.raises(UsageError, match=kafka.topic):
         IngestJob.start(make_spec(replace(kafka, topic="no-such-topic"), tmp_path))
-
-
-def test_store_refuses_another_embedder_and_a_second_job(
-    local_ray: None, topic: TopicFactory, tmp_path: Path
-) -> None:
-    """While a job runs its twin is refused; a store names its embedder and the other one that came."""
-    spec = make_spec(topic(partitions=1), tmp_path)
-    other = replace(spec.embedder, model=str(make_tiny_embedder(tmp_path / "other", seed=1)))
-    with running(spec) as job:
-        identity = job.client.embedder_identity
-        with pytest.raises(UsageError, match="already"):
-            IngestJob.start(spec)
-        with pytest.raises(StoreMismatch, match=identity):
-            IngestJob.start(replace(spec, embedder=other))
-    with pytest.raises(StoreMismatch, match=identity) as caught:
-        IngestJob.start(replace(spec, embedder=other))
-    assert "other-32" in str(caught.value)
-
-
-def test_batch_that_unpacks_to_too_much_is_accounted_for(
-    local_ray: None, topic: TopicFactory, tmp_path: Path
-) -> None:
-    """A bomb between two articles is a dead letter with its place; both articles are stored."""
-    kafka = replace(topic(partitions=1), max_record_bytes=200_000, max_batch_bytes=1_000_000)
-    client = producer(kafka, max_request_size=1 << 30, buffer_memory=1 << 30)
-    with Publisher(kafka) as publisher:
-        publisher.publish(article(0))
-        publisher.flush()
-        client.send(kafka.topic, key=b"bomb", value=bytes(50_000_000), partition=0).get(60)
-        publisher.publish(article(1))
-        publisher.flush()
-    client.close()
-    with running(make_spec(kafka, tmp_path)) as job:
-        figures = settle(job)
-        assert (figures["read"], figures["stored"], figures["dead_lettered"]) == (3, 2, 1)
-    (letter,) = read_dead_letters(kafka)
-    assert (letter.partition, letter.offset, letter.reason) == (0, 1, "unreadable")

@@ -148,7 +148,6 @@ def test_the_checker_sees_what_is_lost_doubled_or_of_another_version(tmp_path: P
         world.close()
 
 
-@pytest.mark.timeout(300)
 def test_every_fault_of_a_shard_and_its_files_is_held(tmp_path: Path) -> None:
     """Each kind once, on real files and processes: nothing lost, doubled or of a wrong version."""
     with small_disk(tmp_path / "disk", 24) as disk:

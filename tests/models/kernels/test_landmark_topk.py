@@ -27,8 +27,11 @@ def assert_same(queries: torch.Tensor, landmarks: torch.Tensor, k: int, **option
         assert row[row >= 0].unique().numel() == (row >= 0).sum()
 
 
-@pytest.mark.parametrize("num_queries", [1, 3, 6], ids=["one", "few", "many"])
-@pytest.mark.parametrize("shared", [True, False], ids=["shared-index", "index-per-row"])
+@pytest.mark.parametrize(
+    ("num_queries", "shared"),  # up to four queries are one way, more another
+    [(1, True), (3, False), (6, True), (6, False)],
+    ids=["one-shared-index", "few-index-per-row", "many-shared-index", "many-index-per-row"],
+)
 def test_fused_finds_what_naive_finds(device: str, num_queries: int, shared: bool) -> None:
     """Lengths and widths that divide nothing, rows of different length, the newest left out."""
     landmarks = torch.randn(*((77,) if shared else (2, 77)), 24, device=device)

@@ -74,9 +74,11 @@ def assert_agree(inputs: Tensors, tolerance: float, **options: Any) -> None:
     assert {name: error for name, error in errors.items() if not error <= tolerance} == {}
 
 
-@pytest.mark.parametrize("mixed", [False, True], ids=["one-softmax", "softmax-per-chunk"])
-@pytest.mark.parametrize("causal", [False, True], ids=["open", "causal"])
-@pytest.mark.parametrize("deterministic", [False, True], ids=["atomics", "inverted-list"])
+@pytest.mark.parametrize(
+    ("mixed", "causal", "deterministic"),  # each pair of choices is met
+    [(False, False, False), (False, True, True), (True, False, True), (True, True, False)],
+    ids=["open-atomics", "causal-inverted-list", "mixed-open-inverted-list", "mixed-causal-atomics"],
+)
 def test_fused_agrees_with_naive_at_odd_sizes(
     device: str, mixed: bool, causal: bool, deterministic: bool
 ) -> None:
