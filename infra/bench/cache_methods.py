@@ -338,8 +338,12 @@ def settings_of(ranker: str = "", squeeze_share: float = 0.4) -> dict[str, dict[
 
 
 def plain_methods() -> list[str]:
-    """All methods that compress what was read exactly; those that read as a session does are left out."""
-    return [name for name in METHODS if not name.endswith(("_streaming", "full_cache"))]
+    """All methods that compress what was read exactly, but those that read as a session does.
+
+    Other compressors of our latents, which go block by block, are left out too (`--methods` names them).
+    """
+    apart = ("_streaming", "full_cache", "_weighted", "_projection", "_autoencoder")
+    return [name for name in METHODS if not name.endswith(apart)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

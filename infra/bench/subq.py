@@ -2,7 +2,9 @@
 
 Landmarks are clustered unit vectors; each query is near one of them, so recall says what an index misses. The
 time of a sequence is reading all its tokens (measured on one segment; it does not depend on what came before) plus
-one search a chunk, each over the landmarks so far; the cost in vectors scored is exact and has no noise.
+one search a chunk, each over the landmarks so far; the cost in vectors scored is exact and has no noise. Beside
+each search: its floor (the bytes of what it scores, or the operations, at this device's own rates) and its peer,
+torch's product with all landmarks and topk.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from infra.bench.measure import environment
+from infra.bench.measure import copy_bandwidth, environment, floor_ms, matmul_rate
 from models.subq import SubqConfig, SubqModel
-from models.subq.index import LandmarkIndex, build_index
+from models.subq.index import build_index
 
 KINDS = ("flat", "groups", "ivf", "tree")
 TOKENS = (16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
@@ -42,9 +44,10 @@ def run(
     per_token = _read_seconds(config, place)
     rows: list[dict[str, Any]] = []
     landmarks = _clustered(max(tokens) // config.chunk, dim, place)
+    rates = _rates(place)
     for kind in kinds:
         for length in tokens:
-            row = _row(kind, length, landmarks[: length // config.chunk], config, per_token)
+            row = _row(kind, length, landmarks[: length // config.chunk], config, per_token, rates)
             rows.append(row)
             if report is not None:
                 report(row)
@@ -73,6 +76,9 @@ def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         found[f"{kind}_exponent_of_time"] = round(
             float(np.polyfit(np.log(lengths), np.log(seconds), 1)[0]), 3
         )
+        longest = own[-1]
+        found[f"{kind}_search_over_floor"] = round(longest["search_ms"] / longest["floor_ms"], 3)
+        found[f"{kind}_search_speedup_over_torch"] = round(longest["torch_ms"] / longest["search_ms"], 3)
     return found
 
 
@@ -83,7 +89,12 @@ def misfit(shape: np.ndarray[Any, Any], cost: np.ndarray[Any, Any]) -> float:
 
 
 def _row(
-    kind: str, length: int, landmarks: torch.Tensor, config: SubqConfig, per_token: float
+    kind: str,
+    length: int,
+    landmarks: torch.Tensor,
+    config: SubqConfig,
+    per_token: float,
+    rates: tuple[float, float],
 ) -> dict[str, Any]:
     began = time.perf_counter()
     index = build_index(kind, landmarks.shape[1], PROBES[kind], landmarks.dtype, landmarks.device)
@@ -102,14 +113,24 @@ def _row(
     queries = F.normalize(landmarks[gold].float() + 0.02 * noise, dim=-1)
     limits = torch.full((_QUERIES,), len(landmarks) - 1, device=landmarks.device)
     _, found = index.search(queries, config.top_k, limits)
-    milliseconds = _search_ms(index, queries, config.top_k, limits)
+    times = _times_ms(lambda query: index.search(query, config.top_k, limits[:1]), queries)
+    milliseconds = times[len(times) // 2]
+    plain = _times_ms(
+        lambda query: (query.to(landmarks.dtype) @ landmarks.T).topk(min(config.top_k, len(landmarks))),
+        queries,
+    )
     chunks = len(landmarks)
+    numbers = index.scored_a_query() * landmarks.shape[1]
     return {
         "index": kind,
         "tokens": length,
         "landmarks": chunks,
         "recall": round(float((found == gold[:, None]).any(1).float().mean()), 4),
         "search_ms": milliseconds,
+        "search_low_ms": times[len(times) // 10],
+        "search_high_ms": times[-1 - len(times) // 10],
+        "floor_ms": round(floor_ms(numbers * landmarks.itemsize, 2 * numbers, *rates), 7),
+        "torch_ms": plain[len(plain) // 2],
         "scored_a_query": index.scored_a_query(),
         "scored_a_sequence": scored,
         "build_s": round(built, 3),
@@ -129,16 +150,33 @@ def _milestones(chunks: int) -> list[int]:
     return [*found, chunks]
 
 
-def _search_ms(index: LandmarkIndex, queries: torch.Tensor, k: int, limits: torch.Tensor) -> float:
-    """Median over single queries."""
+def _times_ms(search: Callable[[torch.Tensor], Any], queries: torch.Tensor) -> list[float]:
+    """Of single queries, one after the other, in rising order."""
     times = []
-    for at in range(min(20, len(queries))):
+    for at in range(min(23, len(queries))):
         _wait(queries)
         began = time.perf_counter()
-        index.search(queries[at : at + 1], k, limits[:1])
+        search(queries[at : at + 1])
         _wait(queries)
-        times.append(1e3 * (time.perf_counter() - began))
-    return round(statistics.median(times[3:]), 4)
+        times.append(round(1e3 * (time.perf_counter() - began), 4))
+    return sorted(times[3:])
+
+
+def _rates(device: torch.device) -> tuple[float, float]:
+    """Bytes a second of a large copy, read and written both counted, and operations a second of a product."""
+    if device.type == "cuda":
+        return copy_bandwidth(), matmul_rate(torch.float16)
+    source, square = torch.ones(1 << 24), torch.ones(512, 512)
+    target = torch.empty_like(source)
+    copied, done = [], []
+    for _ in range(5):
+        began = time.perf_counter()
+        target.copy_(source)
+        copied.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        square @ square
+        done.append(time.perf_counter() - began)
+    return 2 * source.nbytes / min(copied), 2 * 512**3 / min(done)
 
 
 def _read_seconds(config: SubqConfig, device: torch.device) -> float:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
-from models.cache.config import CacheConfig
-from models.cache.full_layer import RotatingLayer
+from models.cache.config import LEARNED, CacheConfig
+from models.cache.full_layer import COMPRESSORS, RotatingLayer
 from models.cache.layers import ViewLayer
+from models.cache.learned import LearnedCompressor, LearnedWeights, learned_folder
 from models.cache.ranker import Ranker, find_ranker
 from models.cache.spec import LayerSpec
 from models.compared.base import Method
@@ -57,11 +58,18 @@ class Ours(Method):
     sinks: int = field(default=4, metadata={"help": "first tokens kept raw for ever"})
     scorer: str = field(default="", metadata={"help": "heavy hitters by this score; empty: latents only"})
     raw_share: float = field(default=0.25, metadata={"help": "share of the bytes for the ring (0 to 1)"})
-    compressor: str = field(default="svd", metadata={"help": "how latents are made: svd or weighted_svd"})
+    compressor: str = field(
+        default="svd",
+        metadata={"help": "how latents are made: svd, weighted_svd, projection or autoencoder"},
+    )
+    weights: str = field(
+        default="shipped", metadata={"help": "for projection and autoencoder: shipped, or a folder"}
+    )
     streaming: bool = field(default=False, metadata={"help": "read through the cache from the first token"})
     ranker: str = field(default="shipped", metadata={"help": "for scorer ranker: shipped, or a folder"})
     bank: Mapping[int, Tensor] = field(default_factory=dict, metadata={"help": "prepare() records it"})
     known: Ranker | None = field(default=None, metadata={"help": "prepare() loads it"})
+    learned: LearnedWeights | None = field(default=None, metadata={"help": "prepare() loads them"})
 
     def __post_init__(self) -> None:
         if not 0 < self.raw_share < 1:
@@ -74,6 +82,12 @@ class Ours(Method):
             ready = replace(ready, bank=backbone.question_bank())
         if self.scorer == "ranker" and self.known is None:
             ready = replace(ready, known=find_ranker(self.ranker, backbone.identity))
+        if self.compressor in LEARNED and self.learned is None:
+            kind = COMPRESSORS[self.compressor]
+            assert issubclass(kind, LearnedCompressor)
+            learned = LearnedWeights.load(self.compressor, kind.layer_type, learned_folder(self.weights))
+            learned.check(backbone.identity)
+            ready = replace(ready, learned=learned)
         return ready
 
     def compress(self, trace: Trace, budget_bytes: int) -> list[Rotating]:
@@ -92,13 +106,13 @@ class Ours(Method):
             raise ValueError(
                 "the full-attention layers differ in shape; give budgets by per_layer of CacheConfig"
             )
-        cache = backbone.new_cache(replace(configs[0], ranker=self.ranker))
+        cache = backbone.new_cache(replace(configs[0], ranker=self.ranker, compressor_weights=self.weights))
         backbone.read(ids, cache)
         return cache
 
     def _layer(self, trace: LayerTrace, budget_bytes: int) -> Rotating:
         index = trace.spec.index
-        spec = replace(trace.spec, questions=self.bank.get(index), ranker=self.known)
+        spec = replace(trace.spec, questions=self.bank.get(index), ranker=self.known, learned=self.learned)
         config = self.config(spec, trace.num_tokens, budget_bytes)
         layer = RotatingLayer(spec, config, spec.dtype)
         if can_fill(layer):
@@ -163,9 +177,15 @@ class Ours(Method):
         blocks = max(1, -(-(num_tokens - self.sinks - plain["ring"]) // block))
         fixed = block * 4 * spec.num_kv_heads  # positions of a block's tokens
         moments = self._moments_bytes(spec)
-        rank_bytes = 2 * (block + spec.head_dim) * number
+        most = min(block, spec.head_dim)
+        if self.compressor in LEARNED:  # the bases are the model's; an autoencoder has one code for both
+            rank_bytes = (1 if self.compressor == "autoencoder" else 2) * block * number
+            if self.learned is not None and spec.index in self.learned.layers:
+                most = min(spec.head_dim, self.learned.layers[spec.index].most_rank)
+        else:
+            rank_bytes = 2 * (block + spec.head_dim) * number
         rank = ((left - moments) // blocks - fixed) // rank_bytes
-        rank = min(int(rank), block, spec.head_dim)
+        rank = min(int(rank), most)
         if rank < 1:
             rank, blocks = 1, (left - moments) // (rank_bytes + fixed)
         if blocks < 1:
@@ -178,6 +198,8 @@ class Ours(Method):
         )
 
     def _moments_bytes(self, spec: LayerSpec) -> int:
+        if self.compressor in LEARNED:
+            return 8  # which weights made the codes
         return 2 * spec.num_kv_heads * spec.head_dim**2 * 4 + 4096 if self.compressor == "weighted_svd" else 0
 
 

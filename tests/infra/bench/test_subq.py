@@ -24,6 +24,15 @@ def test_bench_tells_linear_from_logarithmic_search() -> None:
     assert result["ratios"]["tree_exponent_of_scored"] < 1.35
     assert result["ratios"]["tree_misfit_n_log_n"] < result["ratios"]["tree_misfit_n_squared"]
     assert all(row["recall"] > 0.85 for row in result["rows"])
+    for row in result["rows"]:
+        assert row["floor_ms"] > 0 and 0 < row["search_low_ms"] <= row["search_ms"] <= row["search_high_ms"]
+        assert row["torch_ms"] > 0
+    last = {row["index"]: row for row in result["rows"]}["tree"]
+    found = result["ratios"]["tree_search_over_floor"], result["ratios"]["tree_search_speedup_over_torch"]
+    assert found == (
+        pytest.approx(last["search_ms"] / last["floor_ms"], abs=1e-3),
+        pytest.approx(last["torch_ms"] / last["search_ms"], abs=1e-3),
+    )
     assert "tree_exponent_of_time" in page(result)
 
 

@@ -18,10 +18,13 @@ from infra.commands import evaluate as command
 from infra.evaluation import cache_batch
 from infra.evaluation.cache_cases import Case, needle_cases, qa_cases
 from infra.evaluation.cache_tasks import CacheCell, judge_case, run, summary
+from models.cache.learned import LearnedWeights
+from models.cache.ranker import LayerRanker, Ranker, base_identity
 from models.compared import METHODS, method
 from models.compared.keys import KeyNorm
 from models.compared.trace import read_exactly
 from models.hf import HfBackbone, HfConfig
+from models.hf.backbone import LEARNED_TYPES
 from pipeline.errors import BadData, UsageError
 from tests.models import tiny
 
@@ -186,6 +189,86 @@ def test_wrong_use_ends_with_2(needles: Path, reader: Path, arguments: list[str]
     result = CliRunner().invoke(app, [*arguments, *options])
     assert result.exit_code == 2, result.output
     assert told in " ".join(result.output.split())
+
+
+@pytest.fixture(scope="module")
+def ranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random networks for the tiny model, saved."""
+    torch.manual_seed(5)
+    full = [spec for spec in tiny.backbone().specs if spec.window is None]
+    layers = {spec.index: LayerRanker(2, 2 * spec.head_dim + 7, hidden=8) for spec in full}
+    folder = tmp_path_factory.mktemp("ranker")
+    Ranker(layers, base_identity(tiny.backbone().identity), {"made": "by a test"}).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Learned compressors for the tiny model, as they begin, saved."""
+    torch.manual_seed(6)
+    folder = tmp_path_factory.mktemp("codes")
+    full = [spec for spec in tiny.backbone().specs if spec.window is None]
+    for kind, learned in LEARNED_TYPES.items():
+        layers = {spec.index: learned.layer_type(2, spec.head_dim, 6) for spec in full}
+        for layer in layers.values():
+            layer.start(torch.randn(2, 60, 16), torch.randn(2, 60, 16))  # type: ignore[operator]
+        LearnedWeights(kind, layers, base_identity(tiny.backbone().identity), {}).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_answers_files_of_ones_own(
+    name: str, ranker: Path, codes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name on the command line, on all three tasks: figures in their keys, within the budget's bytes."""
+    where, made, fixed = METHODS[name]
+    if "ranker" in name or name == "ours_brought_back":  # the shipped one is another model's
+        monkeypatch.setitem(METHODS, name, (where, made, {**fixed, "ranker": str(ranker)}))
+    if fixed.get("compressor") in LEARNED_TYPES:
+        monkeypatch.setitem(METHODS, name, (where, made, {**fixed, "weights": str(codes)}))
+    if name == "razor":  # whose heads are told by a text that repeats
+        monkeypatch.setitem(METHODS, name, (where, made, {**fixed, "copy_tokens": 20}))
+    monkeypatch.setattr(HfBackbone, "load", lambda config: tiny.backbone())  # loading has tests of its own
+    passages = [
+        {"id": f"p{n}", "title": f"Town {n}", "text": f"Town {n} has a bridge of {n} arches. " * 3}
+        for n in range(4)
+    ]
+    corpus = lines(tmp_path / "passages.jsonl", passages)
+    question = {"id": "q", "question": "How many arches in Town 2?", "answers": ["2"], "answerable": True,
+                "gold_passage_ids": ["p2"], "title": "Town 2"}  # fmt: skip
+    files = {
+        "needle": lines(
+            tmp_path / "a.jsonl", [{"context": TEXT, "question": "what turns", "answers": ["mill"]}]
+        ),
+        "qa": lines(tmp_path / "squad2.jsonl", [question]),
+        "lm": lines(tmp_path / "c.jsonl", [{"text": TEXT * 3}]),
+    }
+    app = typer.Typer()
+    command.register(app)
+    full_bytes = 2 * 2 * 2 * tiny.config().head_dim * 4  # a token's, in two full layers of two key heads
+    for task, data in files.items():
+        if (task, name) == ("qa", "full"):  # there the reader over its passages, docs/cache-methods.md
+            continue
+        options = [
+            "--task",
+            task,
+            "--method",
+            name,
+            "--data",
+            str(data),
+            "--model",
+            "tiny",
+            "--device",
+            "cpu",
+        ]
+        options += ["--keep", "0.6", "--corpus", str(corpus), "--passages", "3", "--split", "all", "--json"]
+        result = CliRunner().invoke(app, options)
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.stdout.splitlines()[-1])
+        assert (found["task"], found["method"], found["n"]) == (task, name, 1) and set(found["cost"]) >= COST
+        assert 0 < found["scores"]["nats"] < 30
+        share = found["cost"]["kv_bytes"] / (full_bytes * found["cost"]["tokens_read"])
+        assert share <= (1.01 if name.startswith("full") else 0.6), (task, share)
 
 
 def test_bench_goes_on_where_it_stopped_and_reports_drops(
