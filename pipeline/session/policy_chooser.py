@@ -21,6 +21,7 @@ from pipeline.candidate_features import PairColumns, Unit, candidate_table, pres
 from pipeline.log import get_logger
 from pipeline.session.apart import ApartChoice, Verify, choose_apart
 from pipeline.session.chooser import Chooser, Embed, reading_order
+from pipeline.session.known_vectors import KnownVectors
 from pipeline.session.sentences import Candidate
 
 POLL_S = 5.0
@@ -43,7 +44,7 @@ class PolicyChooser:
         poll_s: float = POLL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._source, self._embed, self._otherwise = folder, embed, otherwise
+        self._source, self._embed, self._otherwise = folder, KnownVectors(embed), otherwise
         self._poll_s, self._clock = poll_s, clock
         self._stop_bias = self._next_bias = 0.0
         self._lock = threading.Lock()
