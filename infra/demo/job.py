@@ -6,10 +6,8 @@ import contextlib
 import itertools
 import logging
 import shutil
-import signal
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,10 @@ from infra.config import Config
 from infra.console import Figures, progress, say
 from infra.demo import report
 from infra.demo.material import DemoQuestion, Material
-from infra.demo.memory import PeakMemory
+from infra.demo.start import named_for, start_broker, start_ray
+from infra.demo.stopping import StoppedBySignal
+from infra.demo.usage import TreeUsage
+from infra.demo.waiting import waiting
 from infra.tracking import Tracker, track
 from pipeline.article import Article
 from pipeline.errors import DysraError, StoppedEarly
@@ -50,64 +51,42 @@ class DemoOptions:
 
 def run_demo(config: Config, material: Material, options: DemoOptions) -> Figures:
     """Publish, ingest, serve, ask, sum up, stop. Returns the figures of DESIGN's `demo` row."""
-    from infra.cluster import connect_ray
-
     started = time.monotonic()
     for name in ("store", "sessions"):
         shutil.rmtree(options.state / name, ignore_errors=True)
     options.state.mkdir(parents=True, exist_ok=True)
     run = time.strftime("%Y%m%d-%H%M%S")
     figures: Figures = {}
-    with contextlib.ExitStack() as cleanup, PeakMemory() as memory:
-        cleanup.enter_context(_ended_by_signal())
-        config = _broker(config, options, run, cleanup)
-        tracker = cleanup.enter_context(
-            track(config.tracking, "demo", options.state, {"material": material.description, "run": run})
-        )
-        say("[bold]2. Ray[/] starts, embedded in this process")
-        connect_ray()
-        cleanup.callback(_stop_ray)
-        cleanup.enter_context(_ended_by_signal())  # again: Ray sets a handler of its own
-        figures |= _ingest(config, material, options, tracker)
-        client = _serve(config, cleanup)
-        figures |= _sessions(config, material, options, client)
-        figures |= _ask(material, options, client)
-        figures |= {"seconds": round(time.monotonic() - started, 1), "peak_memory_gb": memory.peak_gb()}
-        tracker.metrics(figures)
-        _closing(config, figures, tracker)
-        if options.keep:
-            _keep(config)
+    with contextlib.ExitStack() as told, contextlib.ExitStack() as cleanup, TreeUsage() as usage:
+        signals = told.enter_context(StoppedBySignal())
+        try:
+            with usage.stage("start"):
+                named = named_for(config, options.state, run)
+                broker = start_broker(named, options.state, options.own_broker, cleanup)
+                start_ray(cleanup)
+                signals.listen()  # again: Ray sets a handler of its own
+                described = {"material": material.description, "run": run}
+                tracker = cleanup.enter_context(track(config.tracking, "demo", options.state, described))
+                config = broker()
+            with usage.stage("ingest"):
+                figures |= _ingest(config, material, options, tracker)
+            with usage.stage("sessions"):
+                client = _serve(config, cleanup)
+                figures |= _sessions(config, material, options, client)
+            with usage.stage("questions"):
+                figures |= _ask(material, options, client)
+            figures |= {"seconds": round(time.monotonic() - started, 1), "peak_memory_gb": usage.peak_gb()}
+            figures |= {"processor_s": round(usage.processor_s(), 1), "stages": usage.stages()}
+            tracker.metrics(figures)
+            _closing(config, figures, tracker)
+            if options.keep:
+                _keep(config)
+        finally:
+            signals.stopping()
+            say("\nEverything is being stopped: sessions are saved, then Ray and the broker end")
+            told.enter_context(waiting("stopping"))
     say(f"Everything is stopped again. Store, sessions and MLflow's records stay in {options.state}.")
     return figures
-
-
-def _broker(config: Config, options: DemoOptions, run: str, cleanup: contextlib.ExitStack) -> Config:
-    from pipeline.kafka import ensure_topic, reachable
-
-    if options.own_broker:
-        from infra import kafka
-
-        folder = options.state / "kafka"
-        say(
-            "[bold]1. Kafka[/] starts: a broker of its own, no container (the first time Maven fetches its jars)"
-        )
-        broker = kafka.start(folder, 0, on_step=lambda step: say(f"   {step}"))
-        cleanup.callback(lambda: shutil.rmtree(folder / "data", ignore_errors=True))
-        cleanup.callback(kafka.stop, folder)
-        config = config.override("kafka", origin="demo", bootstrap_servers=broker.bootstrap_servers)
-    else:
-        say(f"[bold]1. Kafka[/]: yours, at {config.kafka.bootstrap_servers}")
-        reachable(config.kafka)
-    config = config.override(
-        "kafka", origin="demo", topic=f"{config.kafka.topic}-demo-{run}", group_id=f"demo-{run}"
-    )
-    config = config.override("store", origin="demo", path=options.state / "store")
-    config = config.override("serve", origin="demo", sessions_dir=options.state / "sessions", no_auth=True)
-    ensure_topic(config.kafka)
-    say(
-        f"   topic {config.kafka.topic}, {config.kafka.partitions} partitions, at {config.kafka.bootstrap_servers}"
-    )
-    return config
 
 
 def _ingest(config: Config, material: Material, options: DemoOptions, tracker: Tracker) -> Figures:
@@ -123,7 +102,8 @@ def _ingest(config: Config, material: Material, options: DemoOptions, tracker: T
         f"   {len(history):,} records as fast as they go, and {len(_BAD_RECORDS)} that are no articles, on purpose"
     )
     _publish(config.kafka, material, history, bad=_BAD_RECORDS)
-    job = IngestJob.start(IngestSpec.from_config(config))
+    with waiting("the embedder loads, the store opens"):
+        job = IngestJob.start(IngestSpec.from_config(config))
     try:
         before = _wait_until_read(job, len(history) + len(_BAD_RECORDS), "articles")
         bulk = job.figures()
@@ -203,7 +183,8 @@ def _serve(config: Config, cleanup: contextlib.ExitStack) -> httpx.Client:
 
     say("\n[bold]4. Sessions[/]: Ray Serve starts, and loads the backbone")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    deployed = deploy(ServeSettings.from_config(config))
+    with waiting("Serve starts, the backbone loads"):
+        deployed = deploy(ServeSettings.from_config(config))
     cleanup.callback(shutdown)
     client = httpx.Client(base_url=deployed.url, timeout=config.serve.answer_timeout_s + 30)
     cleanup.callback(client.close)
@@ -252,14 +233,15 @@ def _ask(material: Material, options: DemoOptions, client: httpx.Client) -> Figu
     say(f"\n[bold]5. Questions[/]: {len(questions)}, over HTTP, each to the session of its stream")
     answers, rights = [], []
     for number, question in enumerate(questions, start=1):
-        answer = _one(question, streams, client)
+        with waiting(f"question {number} is being answered"):
+            answer = _one(question, streams, client)
         right = report.is_right(question, answer)
         answers.append(answer)
         rights.append(right)
         report.show_answer(number, question, answer, right)
-    report.show_summary(
-        streams[0], summary := _checked(client.post(f"/v1/streams/{streams[0]}/summary", json={}))
-    )
+    with waiting("a summary is being written"):
+        summary = _checked(client.post(f"/v1/streams/{streams[0]}/summary", json={}))
+    report.show_summary(streams[0], summary)
     scores = [s for q, a in zip(questions, answers, strict=True) if (s := report.f1(q, a)) is not None]
     return {
         "questions": len(questions),
@@ -297,6 +279,11 @@ def _closing(config: Config, figures: Figures, tracker: Tracker) -> None:
         f"{figures['answer_ms'] / 1000:.1f} s an answer (median)"
     )
     say(f"{figures['seconds']:.0f} s in all, {figures['peak_memory_gb']:.1f} GB of memory at the peak")
+    parts = [
+        f"{name} {took['seconds']:.0f} ({took['processor_s']:.0f})"
+        for name, took in figures["stages"].items()
+    ]
+    say(f"Seconds by the clock (of processors): {', '.join(parts)}")
     say(f"Where to look: MLflow run {tracker.run_id or '(tracking is off)'} in {tracker.url or '-'};")
     say(
         "  `mlflow ui --backend-store-uri` with that address shows it; `dysra --help` shows what else there is."
@@ -312,23 +299,3 @@ def _keep(config: Config) -> None:
     with contextlib.suppress(KeyboardInterrupt, StoppedEarly):
         for _ in itertools.count():
             time.sleep(3600)
-
-
-def _stop_ray() -> None:
-    import ray
-
-    ray.shutdown()
-
-
-@contextlib.contextmanager
-def _ended_by_signal() -> Iterator[None]:
-    """SIGTERM ends the demo like an interrupt, so that everything it started is stopped."""
-
-    def end(number: int, frame: object) -> None:
-        raise StoppedEarly("stopped by SIGTERM; everything was shut down")
-
-    previous = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
