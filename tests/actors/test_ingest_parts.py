@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -332,6 +333,19 @@ def test_a_thread_that_waits_for_the_one_before_ends_when_nobody_wants_more() ->
     threading.Thread(target=wait, daemon=True).start()
     given_up.set()
     assert ended.get(timeout=30) == "what the thread before hands on"
+
+
+def test_a_stop_gives_up_threads_that_a_hanging_poll_would_keep() -> None:
+    """The thread that polls does not end; those behind it do."""
+    ingester = object.__new__(Ingester)
+    ingester._config = IngestConfig(stop_grace_s=0.01)
+    ingester._stopping, ingester._abandon = threading.Event(), threading.Event()
+    ingester._ended = SimpleNamespace(wait=lambda timeout: False)  # type: ignore[assignment]
+    ingester.figures = lambda: {"ended": False}  # type: ignore[method-assign]
+    ingester._polled, ingester._held = queue.SimpleQueue(), None
+    assert ingester.stop() == {"ended": False}
+    with pytest.raises(Stopped):
+        ingester._next_polled()
 
 
 def test_batches_are_cut_by_chunks(tmp_path: Path) -> None:
