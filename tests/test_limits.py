@@ -33,6 +33,7 @@ MAY_WAIT = {
     # not a wait
     "actors/store_search.py: task.result": "of tasks that `asyncio.wait` has told are done",
     "pipeline/session/resident.py: folder.acquire": "takes a lease at once",
+    "infra/demo/start.py: started.result": "of a broker's start, which has a limit of its own",
     "models/cache/eviction.py: leaving.vectors.result": "eigenvectors on threads of this process: sums that end",
 }
 MAY_GROW = {
