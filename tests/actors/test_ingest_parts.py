@@ -344,6 +344,7 @@ def test_a_stop_gives_up_threads_that_a_hanging_poll_would_keep() -> None:
     ingester.figures = lambda: {"ended": False}  # type: ignore[method-assign]
     ingester._polled, ingester._held = queue.SimpleQueue(), None
     assert ingester.stop() == {"ended": False}
+    assert ingester._abandon.is_set()
     with pytest.raises(Stopped):
         ingester._next_polled()
 
