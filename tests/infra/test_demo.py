@@ -1,16 +1,28 @@
-"""What the demo publishes, asks and shows, without starting any of it."""
+"""What the demo publishes, asks and shows, and how it starts and stops; nothing of it is started here."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
+from infra.config import load_config
+from infra.demo import waiting as waiting_module
 from infra.demo.material import DemoQuestion, file_material, newswire_material
 from infra.demo.report import around, by_kind, is_right
-from pipeline.errors import BadData, UsageError
+from infra.demo.start import named_for, start_broker
+from infra.demo.stopping import StoppedBySignal
+from infra.demo.usage import TreeUsage
+from infra.kafka import Broker
+from pipeline.errors import BadData, StoppedEarly, UsageError
 
 
 def news_file(path: Path, num_articles: int = 30) -> Path:
@@ -106,3 +118,80 @@ def test_right_answers_are_counted_by_kind() -> None:
     """As right over asked."""
     asked = [DemoQuestion(kind=kind, question="?", stream="s") for kind in ("now", "now", "count")]
     assert by_kind(asked, [True, False, True]) == {"now": "1/2", "count": "1/1"}
+
+
+def test_stages_tell_both_clocks() -> None:
+    """Processor time counts a child's too, also after it has ended; a stage that did nothing is nearly free."""
+    work = "import time; t = time.process_time()\nwhile time.process_time() - t < 0.5: pass\ninput()"
+    with TreeUsage() as usage:
+        with usage.stage("idle"):
+            pass
+        with usage.stage("work"):
+            child = subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE)
+            deadline = time.monotonic() + 60
+            while usage.processor_s() < 0.5 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            before = usage.processor_s()
+            child.communicate(b"\n", timeout=60)
+            assert usage.processor_s() >= before
+    stages = usage.stages()
+    assert set(stages) == {"idle", "work"} and set(stages["work"]) == {"seconds", "processor_s"}
+    assert stages["work"]["processor_s"] >= 0.5 - stages["idle"]["processor_s"] > 0
+    assert usage.peak_gb() > 0
+
+
+def test_a_long_wait_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it is over, also where it ends in an error."""
+    said: list[str] = []
+    monkeypatch.setattr(waiting_module, "say", said.append)
+    deadline = time.monotonic() + 30
+    with pytest.raises(ValueError, match="over"), waiting_module.waiting("Ray starts", every_s=0.01):
+        while len(said) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        raise ValueError("over")
+    told = len(said)
+    assert told >= 2 and "Ray starts" in said[0]
+    time.sleep(0.05)
+    assert len(said) == told
+
+
+def test_the_first_sigterm_ends_the_demo_and_no_later_one_its_stopping() -> None:
+    """Nor one that comes while everything is being stopped anyway; afterwards the former handler is back."""
+    former = signal.getsignal(signal.SIGTERM)
+    with StoppedBySignal():
+        with pytest.raises(StoppedEarly):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is former
+    with StoppedBySignal() as signals:
+        signal.signal(signal.SIGTERM, lambda *_: pytest.fail("Ray's handler"))
+        signals.stopping()
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_broker_that_has_begun_to_start_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the demo ends: what its thread still starts is waited for, then stopped; the data go."""
+    done: list[str] = []
+    begun = threading.Event()
+
+    def start(folder: Path, port: int, on_step: object) -> Broker:
+        begun.set()
+        time.sleep(0.2)
+        (folder / "data").mkdir(parents=True)
+        done.append("started")
+        return Broker(pid=1, port=9, bootstrap_servers="127.0.0.1:9", directory=str(folder), log="l")
+
+    monkeypatch.setattr("infra.kafka.start", start)
+    monkeypatch.setattr("infra.kafka.stop", lambda folder: done.append("stopped"))
+    monkeypatch.setattr("infra.kafka.jars.java", lambda: "java")
+    monkeypatch.setattr("infra.kafka.jars.ensure_jars", lambda on_step: tmp_path)
+    monkeypatch.setattr("pipeline.kafka.ensure_topic", lambda kafka: done.append(kafka.bootstrap_servers))
+    named = named_for(load_config(None), tmp_path, "run1")
+    with pytest.raises(RuntimeError, match="Ray"), contextlib.ExitStack() as cleanup:
+        start_broker(named, tmp_path, True, cleanup)
+        assert begun.wait(30)
+        raise RuntimeError("Ray does not start")
+    assert done == ["started", "127.0.0.1:9", "stopped"] and not (tmp_path / "kafka" / "data").exists()
+    with contextlib.ExitStack() as cleanup:
+        config = start_broker(named, tmp_path, True, cleanup)()
+        assert config.kafka.bootstrap_servers == "127.0.0.1:9" and config.kafka.topic.endswith("-demo-run1")
