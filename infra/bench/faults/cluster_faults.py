@@ -44,7 +44,7 @@ def kill_raylet(world: ClusterWorld, draw: random.Random) -> str:
 
 def pause_actor(kind: str, world: ClusterWorld, draw: random.Random) -> str:
     """SIGSTOP for longer than an ingester may be silent, then SIGCONT: who was replaced may not write."""
-    index = draw.randrange(2)
+    index = draw.randrange(2) if kind in ("shard", "ingester") else 0
     pid = world.pid_of(kind, index)
     seconds = SILENT_LIMIT_S * (1.3 + draw.random())
     pause(pid, seconds)

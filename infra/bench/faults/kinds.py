@@ -80,6 +80,7 @@ def _kill_actor(kind: str) -> Callable[[Any, random.Random], str]:
 
 _PAUSE_INGESTER = partial(cluster_faults.pause_actor, "ingester")
 _PAUSE_SHARD = partial(cluster_faults.pause_actor, "shard")
+_PAUSE_COORDINATOR = partial(cluster_faults.pause_actor, "coordinator")
 _CLUSTER = [
     _cluster("kill-ingester", 12, "kill -9 of an ingest actor", _kill_actor("ingester")),
     _cluster("kill-shard-actor", 14, "kill -9 of a shard's actor", _kill_actor("shard")),
@@ -94,6 +95,9 @@ _CLUSTER = [
     _cluster("kill-raylet", 6, "kill -9 of the second node", cluster_faults.kill_raylet),
     _cluster("pause-ingester", 8, "SIGSTOP of an ingest actor past its lease", _PAUSE_INGESTER),
     _cluster("pause-shard-actor", 6, "SIGSTOP of a shard's actor", _PAUSE_SHARD),
+    _cluster(
+        "pause-coordinator", 4, "SIGSTOP of the coordinator past the ingesters' lease", _PAUSE_COORDINATOR
+    ),
     _cluster("cut-log", 10, "log of a shard cut under a living ingest", cluster_faults.cut_log),
     _cluster("fill-disk", 8, "the store's file system full", cluster_faults.fill_disk),
     _cluster("kill-replica", 8, "kill -9 of a session replica", cluster_faults.kill_replica),

@@ -33,6 +33,7 @@ class RayCluster:
             "RAY_AUTH_MODE": "disabled",
             "RAY_TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_raylet_start_wait_time_s": "110",  # 30 by default: too little beside much else
             # Actors spread over both nodes, so that the loss of the second one hits some of them.
             "RAY_scheduler_spread_threshold": "0.0",
             "PYTHONPATH": str(Path(__file__).resolve().parents[3]),
