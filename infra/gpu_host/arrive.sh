@@ -1,12 +1,17 @@
 #!/bin/bash
 # arrive.sh: on the GPU host, in the folder that a call brought. Keeps the tree once, and every part of build/ that this call carried.
-# A call's own folder is replaced by the next call; what jobs run from must not be.
+# A call's own folder is replaced by the next call; what jobs run from must not be. Where the first call carries build/head (pack.sh),
+# the tree is what was committed then, not the working tree that somebody may be editing.
 set -u
 ROOT=${LEASE_ROOT:-/tmp}
 mkdir -p "$ROOT/parts" "$ROOT/work" "$ROOT/out" "$ROOT/logs"
 if [ ! -d "$ROOT/tree" ]; then
   mkdir -p "$ROOT/tree.part"
-  tar cf - --exclude=./build --exclude=./.git . | tar xf - -C "$ROOT/tree.part" && mv "$ROOT/tree.part" "$ROOT/tree"
+  if [ -f build/head/tree.tgz ]; then
+    tar xzf build/head/tree.tgz -C "$ROOT/tree.part" && mv "$ROOT/tree.part" "$ROOT/tree"
+  else
+    tar cf - --exclude=./build --exclude=./.git . | tar xf - -C "$ROOT/tree.part" && mv "$ROOT/tree.part" "$ROOT/tree"
+  fi
 fi
 for folder in build/*/; do
   name=$(basename "$folder")

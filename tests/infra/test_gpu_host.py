@@ -87,3 +87,35 @@ def test_what_is_missing_is_named(host: Host) -> None:
     assert missing.returncode == 2 and "parts/two/job.sh is not here" in missing.stderr
     unknown = host.run("stop", "other")
     assert unknown.returncode == 2 and "no job other" in unknown.stderr
+
+
+def test_jobs_run_from_what_was_committed_where_the_first_call_carries_it(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    committed = tmp_path / "committed"
+    committed.mkdir()
+    (committed / "told.txt").write_text("committed")
+    (host.call / "told.txt").write_text("half edited")
+    (host.call / "build" / "head").mkdir()
+    packed = host.call / "build" / "head" / "tree.tgz"
+    subprocess.run(["tar", "czf", str(packed), "-C", str(committed), "."], check=True, timeout=60)
+    assert host.run("arrive").returncode == 0
+    assert (host.root / "tree" / "told.txt").read_text() == "committed"
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in (SCRIPTS / "jobs").glob("*.sh")))
+def test_a_job_without_its_tree_ends_at_once(script: str, tmp_path: Path) -> None:
+    told = {**os.environ, "LEASE_ROOT": str(tmp_path), "OUT": str(tmp_path), "WORK": str(tmp_path)}
+    settings = {"SECONDS_LIMIT": "60", "SEED": "0", "STAGES": "material"}
+    ended = subprocess.run(
+        ["bash", str(SCRIPTS / "jobs" / f"{script}.sh")], env={**told, **settings}, capture_output=True,
+        timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == 2
+
+
+def test_a_part_that_cannot_be_packed_is_named(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        ["bash", str(SCRIPTS / "pack.sh"), "nothing"], env={**os.environ, "DYSRA_DATA": str(tmp_path)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == 2 and "given nothing; allowed: head" in ended.stderr

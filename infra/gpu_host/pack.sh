@@ -1,0 +1,51 @@
+#!/bin/bash
+# pack.sh [PART ...]: makes the parts that infra/gpu_host/jobs want under build/ (ignored by git): reader, policy, subq, fla, ray, weights, head.
+# Wants `make setup` and DYSRA_DATA; 15 to 20 minutes on two quiet cores for all of them, a part that is there is passed over.
+# A call carries at most 64 MiB, the tree's 6 included (see CONTRIBUTING.md): e.g. carry-0 subq-a head | carry-1 subq-b | reader-1 | …
+set -eu
+cd "$(dirname "$0")/../.."
+: "${DYSRA_DATA:?pack.sh: DYSRA_DATA names no data folder; run by make, or export it}"
+export TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 RAY_AUTH_MODE=disabled
+python=.venv/bin/python
+bundle=$DYSRA_DATA/../gpu/bundle.py
+[ $# -gt 0 ] || set -- head weights subq reader policy fla ray
+mkdir -p build
+wheels() {  # wheels FOLDER NAME ...: of the pinned versions, for the host's Python
+  local folder=$1 name
+  shift
+  for name in "$@"; do
+    "$python" -m pip download -q --disable-pip-version-check --no-deps --only-binary :all: --python-version 3.12 \
+      --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d "$folder" \
+      "$(grep -i "^$name==" constraints.txt || echo "$name")"
+  done
+}
+for part in "$@"; do
+  echo "==> $part ($(date +%H:%M:%S))"
+  case $part in
+    head)  # what is committed, without weights and kept results: jobs must not run from a tree that somebody is editing
+      mkdir -p build/head
+      git archive --format=tar HEAD -- . ':!models/weights/*/*' ':!infra/bench/results' | gzip -6 > build/head/tree.tgz ;;
+    weights) mkdir -p build/weights && cp -r models/weights/reader-lora build/weights/ ;;
+    subq)
+      [ -f build/subq-data/manifest.json ] || "$python" -m infra.training.subq_pack --out build/subq-data
+      mkdir -p build/subq-a build/subq-b build/subq-c
+      cp build/subq-data/*.json build/subq-data/real.json.xz build/subq-data/train-00[01].bin.xz build/subq-a/
+      cp build/subq-data/train-00[2-9].bin.xz build/subq-b/
+      cp build/subq-data/test-*.bin.xz build/subq-c/ ;;
+    reader) [ -d build/reader-1 ] || "$python" -m infra.training.reader_parts pack --data "$DYSRA_DATA" --out build ;;
+    policy)
+      if [ ! -d build/carry-0 ]; then
+        wheels build/wheels bm25s PyStemmer orjson structlog gguf
+        "$python" -m infra.training.policy_carry --data "$DYSRA_DATA" --wheels build/wheels/*.whl --out build/carry --part-mib 34
+        for folder in build/carry/part-*; do mkdir -p "build/carry-${folder##*-}" && mv "$folder" "build/carry-${folder##*-}/"; done
+      fi ;;
+    fla)
+      if [ ! -d build/fla/site ]; then
+        wheels build/fla-wheels fla-core
+        mkdir -p build/fla/site && "$python" -m zipfile -e build/fla-wheels/*.whl build/fla/site
+      fi ;;
+    ray) [ -f build/ray-part/part-00 ] || "$python" "$bundle" pack build/ray-part "$(grep '^ray==' constraints.txt | sed 's/ray==/ray[train]==/')" ;;
+    *) echo "pack.sh: given $part; allowed: head weights subq reader policy fla ray" >&2; exit 2 ;;
+  esac
+done
+du -sm build/*/ | sort -k2
