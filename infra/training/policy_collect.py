@@ -16,12 +16,13 @@ MOST_FILES = 12
 
 
 def collect(state: Path, out: Path) -> dict[str, int]:
-    """Pack evaluation, policies but routers, pair reader and verifier of `state` into OUT; bytes of each file."""
+    """Pack what is judged (with `scores.npz`), policies but routers, pair reader, verifier; bytes of each file."""
     out.mkdir(parents=True, exist_ok=True)
     sizes: dict[str, int] = {}
     groups = {
         "results": [
             *state.glob("evaluation.json"),
+            *state.glob("scores.npz"),
             *sorted(state.glob("policies/*/record.json")),
             *(path for path in sorted(state.glob("policies/*/policy/*")) if "router" not in path.parts[-3]),
             *sorted(state.glob("pairs/*/config.json")),

@@ -180,12 +180,12 @@ def report(curves: Curves) -> dict[str, Any]:
     return {"sets": curves.sets, "summary": summary}
 
 
-def others_dev(curves: Curves, dataset: str) -> list[dict[str, Any]]:
-    """The dev curve of all other sets together: figures of a point averaged over the sets that have it."""
+def others_dev(curves: Curves, dataset: str, split: str = "dev") -> list[dict[str, Any]]:
+    """The dev (or test) curve of all other sets together: the mean of each point that all of them have."""
     gathered: dict[Key, list[Mapping[str, Any]]] = {}
-    others = [name for name in curves.sets if name != dataset and curves.of(name, "dev")]
+    others = [name for name in curves.sets if name != dataset and curves.of(name, split)]
     for name in others:
-        for point in curves.of(name, "dev"):
+        for point in curves.of(name, split):
             if point["forced_f1"] is not None:
                 gathered.setdefault(key_of(point), []).append(point)
     return [

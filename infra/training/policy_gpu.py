@@ -29,13 +29,15 @@ from infra.training.policy_pairs import FOLDS
 from infra.training.policy_work import WORK, jobs_of, say
 
 SHARES = {
-    "material": 110, "pairs": 150, "teach": 80, "readings": 110, "trust": 100, "reward": 200, "choose": 60,
+    "material": 110, "pairs": 150, "teach": 80, "readings": 150, "trust": 100, "reward": 200, "choose": 60,
     "read": 130, "report": 40,
 }  # fmt: skip
 """Seconds that each stage of a whole run may take where `--seconds` is their sum; else in proportion."""
 STAGES = tuple(SHARES)
 NEEDED = ("material", "pairs", "teach", "readings", "trust")
 """Stages without whose end the next cannot begin; after others the run goes on and its exit code tells."""
+LEAST_LEFT_S = 30.0
+"""Seconds of the whole run that must be left for a needed stage that its share cut short to go on once."""
 
 
 def main() -> None:
@@ -56,11 +58,11 @@ def main() -> None:
         if is_done(given, stage):
             say(f"{stage}: done before")
             continue
-        left = given.seconds - (time.monotonic() - began)
-        share = left * SHARES[stage] / sum(SHARES.get(name, 0) for name in stages[at:])
-        started = time.monotonic()
-        good = run_stage(given, stage, share)
-        say(f"{stage}: {time.monotonic() - started:.0f} s of {share:.0f}")
+        until = began + given.seconds
+        good, cut = _timed(given, stage, _share(stages[at:], until))
+        if cut and stage in NEEDED and until - time.monotonic() >= LEAST_LEFT_S:
+            say(f"{stage}: cut at its share; goes on once, as the whole run has time left")
+            good, cut = _timed(given, stage, _share(stages[at:], until))
         if not good:
             say(f"{stage} did not end well: see the lines above; start again with --stage {stage}")
             failed.append(stage)
@@ -68,6 +70,20 @@ def main() -> None:
                 break
     if failed:
         raise SystemExit(1)
+
+
+def _share(stages: list[str], until: float) -> float:
+    """The first stage's part of the seconds that are left."""
+    return (until - time.monotonic()) * SHARES[stages[0]] / sum(SHARES.get(name, 0) for name in stages)
+
+
+def _timed(given: argparse.Namespace, stage: str, share: float) -> tuple[bool, bool]:
+    """Run a stage; whether it ended well, and whether it was the end of its share that ended it."""
+    started = time.monotonic()
+    good = run_stage(given, stage, share)
+    took = time.monotonic() - started
+    say(f"{stage}: {took:.0f} s of {share:.0f}")
+    return good, not good and took >= share
 
 
 def _meant(name: str) -> tuple[str, ...]:

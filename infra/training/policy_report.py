@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from infra.training import policy_halves as otherwise
+from infra.training.policy_evaluation import SHOWN_BIAS, Curves
+from infra.training.policy_points import APART_BUDGETS, BUDGETS, is_policy
 from infra.training.policy_tables import (
     KINDS,
     READINGS,
@@ -85,15 +88,26 @@ def result_of(found: Mapping[str, Any], device: str, commit: str) -> dict[str, A
     return {
         "bench": "policy", "device": device, "commit": commit, "questions": found["questions"],
         "adapter": found.get("adapter", "reader-lora"), "ratios": found["summary"],
-        "trust": found.get("trust", {}), "policies": records, "curves": made,
+        "ways": ways_of(found), "trust": found.get("trust", {}), "policies": records, "curves": made,
     }  # fmt: skip
 
 
+def ways_of(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What other ways to choose than on dev questions give; runs that kept none have it from their curves."""
+    kept: dict[str, Any] = found.get("ways") or otherwise.ways(Curves(sets=dict(found["sets"])))
+    return kept
+
+
 def _kept(point: Mapping[str, Any]) -> bool:
-    """Points that were read, of reading apart those of two trusts, staged ones not: they follow from the others."""
+    """Points that were read and that the page's curves show: one trust, STOP's bias -4; and own STOP's."""
     if point["forced_f1"] is None or "_staged" in point["name"]:
         return False
-    return point.get("trust", 1.0) in (1.0, SHOWN_TRUST)
+    if is_policy(point["name"]) and not point["name"].startswith("router"):
+        largest = max(APART_BUDGETS if "trust" in point else BUDGETS)
+        own = point["stop_bias"] == 0.0 and point["budget"] == largest
+        if not own and point["stop_bias"] != SHOWN_BIAS:
+            return False
+    return bool(point.get("trust", SHOWN_TRUST) == SHOWN_TRUST)
 
 
 def as_json(result: Mapping[str, Any]) -> str:
@@ -107,7 +121,7 @@ def page(found: Mapping[str, Any], device: str, commit: str) -> str:
     """The result as a page that a person reads."""
     summary, sets = found["summary"], list(found["sets"])
     told = "; ".join(
-        f"{split} {', '.join(f'{name} {count}' for name, count in counts.items())}"
+        f"{split} {', '.join(f'{name} {_count(count)}' for name, count in counts.items())}"
         for split, counts in found["questions"].items()
     )
     lines = [
@@ -140,6 +154,7 @@ def page(found: Mapping[str, Any], device: str, commit: str) -> str:
                 lines.append(_row(summary, name, kind))
     if any(name.startswith(PRICES[0]) for name in found["records"]):
         lines += prices(found["sets"])
+    lines += otherwise.table(ways_of(found))
     lines += own_stops(summary)
     lines += curves(found["sets"])
     lines += what_is_read(found["sets"])
@@ -151,6 +166,11 @@ def page(found: Mapping[str, Any], device: str, commit: str) -> str:
         if (closed := summary.get(f"gap_closed_{name}")) is not None:
             lines.append(_bar(summary, name, closed))
     return "\n".join(lines) + "\n"
+
+
+def _count(told: Any) -> str:
+    """A number of questions; with the share that has what tells among its candidates where that is known."""
+    return f"{told[0]} ({100 * told[1]:.0f}%)" if isinstance(told, list) else str(told)
 
 
 def prices(sets: Mapping[str, Any]) -> list[str]:

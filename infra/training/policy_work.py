@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from infra.training import policy_evaluation as judging
+from infra.training import policy_halves as otherwise
 from infra.training import policy_points as points
 from infra.training.policy_apart import (
     CHUNK,
@@ -242,6 +243,14 @@ def _report(given: Given, until: float) -> None:
         points.load_points(folder), points.load_judged(folder), material, readings, apart
     )
     found = judging.report(curves)
+    halves = {
+        name: otherwise.half_of(
+            material.questions[row].question_id for row in points.rows_of(material, "test", name)
+        )
+        for name in curves.sets
+    }
+    found["ways"] = otherwise.ways(curves, halves)
+    otherwise.save_scores(curves, halves, given.out / "scores.npz")
     found["questions"] = json.loads((given.out / "material" / "manifest.json").read_text())["told"]
     found["adapter"] = str(given.adapter or "reader-lora")
     found["trust"] = {
