@@ -9,18 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
 from infra.commands import train as command
-from infra.promotion import freshest
-from models.retriever import TableBatch, load_policy
+from infra.promotion import NotBetter, contest, freshest
+from models.retriever import TableBatch, load_policy, save_policy
 from models.retriever.pair_reader import save_pair_reader
 from models.retriever.trust import Combination
 from models.retriever.trust_files import put_trust, trust_beside
 from pipeline.errors import UsageError
 from pipeline.tasks.material import Material
 from tests.models.retriever.pair_case import reader
+from tests.pipeline.session.test_policy_chooser import policy
 from tests.rl.toy import material, tables
 
 
@@ -115,43 +117,52 @@ def test_a_contest_may_be_held_over_the_newest_days_alone(tmp_path: Path) -> Non
         freshest(days, -1, tmp_path)
 
 
-def test_the_freshest_week_decides_where_the_news_has_dates(
-    app: typer.Typer, data: Path, tmp_path: Path
-) -> None:
+class _Shelf:
+    """A registry with one challenger and no champion."""
+
+    stop_bias = 0.0
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def version_of(self, alias: str) -> int | None:
+        """None serves yet."""
+        return None
+
+    def fetch(self, version: int, target: Path) -> Path:
+        """The challenger's folder."""
+        return self._folder
+
+
+def test_the_freshest_week_decides_where_the_news_has_dates(tmp_path: Path) -> None:
     """Better over all the news and worse over its last week: refused, unless all of it is asked for."""
-    state = ("--state", str(tmp_path))
-    call(
-        app, "train-retriever", "--data", str(data / "train"), "--algorithm", "supervised", *state,
-        "--out", str(tmp_path / "one"), "--warm-steps", "90",
-    )  # fmt: skip
-    held = Material.load(data / "held")
-    labels = held.tables.labels.copy()
+    # it goes by words (the fourth feature), hybrid ranking by the sixth; the last week is told by the sixth
+    network, _ = load_policy(policy(tmp_path / "made", 3))
+    with torch.no_grad():  # low enough that STOP can be moved beyond it
+        network.prior.weight *= 0.2
+        network.stop[-1].bias.fill_(0.0)
+    challenger = save_policy(network, tmp_path / "one", {})
+    made = material(_harder(tables(64, seed=9)))
+    labels = np.zeros_like(made.tables.labels)
     questions = []
-    for row, question in enumerate(held.questions):
+    for row, question in enumerate(made.questions):
         new = row < 20
-        if new:  # what tells now is what hybrid ranking puts first, and nothing like the question
-            ranked = np.where(held.tables.present[row], held.tables.features[row, :, 5] - labels[row], -9.0)
-            labels[row] = np.where(np.arange(labels.shape[1]) == ranked.argmax(), 2, 0)
+        features = made.tables.features[row, :, 5 if new else 3]
+        labels[row, np.where(made.tables.present[row], features, -1.0).argmax()] = 2
         day = "2024-03-10" if new else "2024-02-01"
         dated = tuple((title, day, text) for title, _, text in question.sentences)
-        questions.append(replace(question, sentences=dated))
-    tables = TableBatch(**(held.tables.arrays() | {"labels": labels}))
-    Material(tuple(questions), tables).save(tmp_path / "dated", {})
-    promote = (
-        "models",
-        "promote",
-        "--data",
-        str(tmp_path / "dated"),
-        "--by",
-        "recall",
-        "--budget",
-        "40",
-        *state,
-    )
-    code, refused = call(app, *promote)
-    assert code == 4 and "over 20 questions of the newest 7 days" in refused["error"]
-    code, won = call(app, *promote, "--days", "0")
-    assert code == 0 and (won["n"], won["days"]) == (64, 0), won
+        questions.append(replace(question, sentences=dated, split="test"))
+    batch = TableBatch(**(made.tables.arrays() | {"labels": labels}))
+    Material(tuple(questions), batch).save(tmp_path / "dated", {})
+    asked: dict[str, Any] = {"budget": 40, "by": "recall"}
+    shelf: Any = _Shelf(challenger)
+    with pytest.raises(NotBetter, match="over 20 questions of the newest 7 days"):
+        contest(shelf, 1, tmp_path / "dated", **asked)
+    won = contest(shelf, 1, tmp_path / "dated", days=0, **asked)
+    assert (won["n"], won["days"]) == (64, 0) and won["gain"] > 0
+    undated = tuple(replace(q, sentences=tuple((t, "", x) for t, _, x in q.sentences)) for q in questions)
+    Material(undated, batch).save(tmp_path / "undated", {})
+    assert contest(shelf, 1, tmp_path / "undated", **asked)["days"] == 0
 
 
 def test_undated_material_cannot_be_judged_by_days(app: typer.Typer, data: Path, tmp_path: Path) -> None:
