@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the result, without ending")
     parser.add_argument("--commit", default="", help="what was run")
     parser.add_argument("--device", default="NVIDIA H200")
+    parser.add_argument("--preface", type=Path, help="a text that stands before the figures (what is weak)")
     parser.add_argument(
         "--ship", help="the policy that becomes models/weights/retriever, with the pair reader"
     )
@@ -54,7 +55,9 @@ def main() -> None:
     if given.out is not None:
         result = result_of(found, given.device, given.commit)
         given.out.with_suffix(".json").write_text(as_json(result), encoding="utf-8")
-        given.out.with_suffix(".md").write_text(page(found, given.device, given.commit), encoding="utf-8")
+        preface = given.preface.read_text(encoding="utf-8") if given.preface else ""
+        text = page(found, given.device, given.commit, preface)
+        given.out.with_suffix(".md").write_text(text, encoding="utf-8")
     if given.ship:
         ship(given.home, given.ship, given.stop_bias, given.budget)
 
@@ -117,8 +120,8 @@ def as_json(result: Mapping[str, Any]) -> str:
     return f'{most[:-2]},\n "curves": {{\n{curves}\n }}\n}}\n'
 
 
-def page(found: Mapping[str, Any], device: str, commit: str) -> str:
-    """The result as a page that a person reads."""
+def page(found: Mapping[str, Any], device: str, commit: str, preface: str = "") -> str:
+    """The result as a page that a person reads, what is to be known before the figures first."""
     summary, sets = found["summary"], list(found["sets"])
     told = "; ".join(
         f"{split} {', '.join(f'{name} {_count(count)}' for name, count in counts.items())}"
@@ -133,6 +136,7 @@ def page(found: Mapping[str, Any], device: str, commit: str) -> str:
         "Budget and STOP's bias of each seed are chosen on dev questions, the best simple method on test ones.",
         "The pair reader costs no token that the reader reads, but two batches of a 22.7M-weight model a question.",
         "",
+        *([preface.rstrip(), "", "## Figures", ""] if preface.strip() else []),
         "| set | best simple | F1 | tokens | oracle F1 | tokens |",
         "| --- | --- | --- | --- | --- | --- |",
     ]

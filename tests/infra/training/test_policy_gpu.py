@@ -22,6 +22,8 @@ from transformers import Gemma3ForCausalLM
 from infra.training import policy_gpu, policy_material, policy_work
 from infra.training.policy_carry import join, split
 from infra.training.policy_collect import collect, unpack
+from infra.training.policy_evaluation import Curves
+from infra.training.policy_halves import load_scores
 from infra.training.policy_material import HostMaterialConfig, picked
 from infra.training.policy_pack import main_directions, turn
 from infra.training.policy_pairs import with_scores
@@ -224,6 +226,11 @@ def test_a_whole_run_makes_material_policies_and_curves_and_goes_on_where_it_sto
     assert all(p["tokens"] <= p["budget"] for p in found["sets"]["nq"]["test"] if "_staged" not in p["name"])
     assert {"best_simple_f1_nq", "oracle_f1_nq", "policy_nq"} <= set(found["summary"])
     assert set(found["trust"]) == set(KINDS)
+    assert set(found["ways"]) == {"nq", "squad", "hotpot"}
+    assert {"policy", "reinforce"} <= set(found["ways"]["nq"]["same"])
+    again_put = Curves(sets=found["sets"])
+    halves = load_scores(again_put, out / "scores.npz")
+    assert len(halves["nq"]) == sum(q.split == "test" and q.dataset == "nq" for q in made.questions)
 
     before = sorted(path.stat().st_mtime for path in out.glob("readings/*.npz"))
     run(monkeypatch, *common, "--stage", "readings")
@@ -235,6 +242,7 @@ def test_a_whole_run_makes_material_policies_and_curves_and_goes_on_where_it_sto
     sizes = collect(out, tmp_path / "home")
     assert sum(sizes.values()) < 64 << 20
     unpack(sorted((tmp_path / "home").iterdir()), tmp_path / "unpacked")
+    assert (tmp_path / "unpacked" / "scores.npz").is_file()
     reader, about = load_pair_reader(tmp_path / "unpacked" / "pairs" / "whole")
     assert about["fold"] == "whole"
     assert reader.features("where does Ann keep the thing1", ["House 1: Ann keeps the thing1"]).shape == (
