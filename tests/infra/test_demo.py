@@ -121,22 +121,23 @@ def test_right_answers_are_counted_by_kind() -> None:
 
 
 def test_stages_tell_both_clocks() -> None:
-    """Processor time counts a child's too, also after it has ended; a stage that did nothing is nearly free."""
-    work = "import time; t = time.process_time()\nwhile time.process_time() - t < 0.5: pass\ninput()"
+    """Processor time counts a child's too, also after it has ended; each stage has its own."""
+    work = "import time; t = time.process_time()\nwhile time.process_time() - t < 1.0: pass\ninput()"
     with TreeUsage() as usage:
         with usage.stage("idle"):
             pass
         with usage.stage("work"):
             child = subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE)
             deadline = time.monotonic() + 60
-            while usage.processor_s() < 0.5 and time.monotonic() < deadline:
+            begun = usage.processor_s()
+            while usage.processor_s() < begun + 0.8 and time.monotonic() < deadline:
                 time.sleep(0.05)
             before = usage.processor_s()
             child.communicate(b"\n", timeout=60)
             assert usage.processor_s() >= before
     stages = usage.stages()
     assert set(stages) == {"idle", "work"} and set(stages["work"]) == {"seconds", "processor_s"}
-    assert stages["work"]["processor_s"] >= 0.5 - stages["idle"]["processor_s"] > 0
+    assert stages["work"]["processor_s"] >= max(0.7, stages["idle"]["processor_s"])
     assert usage.peak_gb() > 0
 
 
