@@ -78,8 +78,8 @@ class Fingerprint(NamedTuple):
     signature: bytes
     shingles: bytes = b""
     known: bool = False
-    """Whether an article of this id is known, also as a duplicate, a withdrawn one or one that is under way: then it
-    is an update of itself, never a duplicate."""
+    """Whether an article of this id is known, also as a duplicate, a withdrawn one or one that is under way: then
+    it is an update of itself, never a duplicate."""
 
 
 class Match(NamedTuple):
