@@ -112,8 +112,8 @@ def by_halves(dataset: str, test: Curve, each: Scores, second: np.ndarray[Any, A
     if learned:
         # the algorithm and the reading are chosen on the guiding half, too
         picked = [max(learned, key=lambda kind: scores[kind][at][0]) for at in (0, 1)]
-        both = [scores[kind][at][1:] for at, kind in enumerate(picked)]
-        found["policy"] = _joined(both, sides, simple, oracle, each) | {"kind": " / ".join(picked)}
+        best = [scores[kind][at][1:] for at, kind in enumerate(picked)]
+        found["policy"] = _joined(best, sides, simple, oracle, each) | {"kind": " / ".join(picked)}
     own = [best_simple(guide) for guide, _, _ in sides]
     theirs = [(each[key_of(p)][told], p["tokens"]) for p, (_, _, told) in zip(own, sides, strict=True)]
     found["simple"] = _joined(theirs, sides, simple, oracle, each)
@@ -205,10 +205,10 @@ def agreement(curves: Curves, dataset: str) -> Told:
     ]
     if len(pairs) < 3 or not simple:
         return {}
-    ranks = [np.argsort(np.argsort(column)) for column in np.array(pairs).T]
+    ranks = [np.argsort(np.argsort(column)) for column in zip(*pairs, strict=True)]
     return {
         "points": len(pairs),
-        "rank_correlation": round(float(np.corrcoef(ranks)[0, 1]), 3),
+        "rank_correlation": round(float(np.asarray(np.corrcoef(ranks))[0, 1]), 3),
         "policies_dev_less_test": round(float(np.mean([a - b for a, b in pairs])), 2),
         "simple_dev_less_test": round(float(np.mean([a - b for a, b in simple])), 2),
     }

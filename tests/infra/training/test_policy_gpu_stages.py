@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,7 +36,7 @@ class Host:
 def start(monkeypatch: pytest.MonkeyPatch, host: Host, folder: Path, seconds: int, *stages: str) -> None:
     """The script's own main over that host."""
     monkeypatch.setattr(policy_gpu, "run_stage", host.run_stage)
-    monkeypatch.setattr(policy_gpu.time, "monotonic", lambda: host.now)
+    monkeypatch.setattr(policy_gpu, "time", SimpleNamespace(monotonic=lambda: host.now))
     own = ["policy_gpu", "--out", str(folder), "--seconds", str(seconds), "--stage", *stages]
     monkeypatch.setattr(sys, "argv", own)
     policy_gpu.main()
