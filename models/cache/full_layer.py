@@ -139,6 +139,13 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
 
     def visible(self) -> tuple[Tensor, Tensor, Tensor, int]:
         """See StoredLayer.visible; order: sinks, heavy hitters, latents (unpacked), ring."""
+        return self._held(latents=True)
+
+    def raw(self) -> tuple[Tensor, Tensor, Tensor, int]:
+        """As `visible`, without the latents (models/cache/factors.py has them)."""
+        return self._held(latents=False)
+
+    def _held(self, *, latents: bool) -> tuple[Tensor, Tensor, Tensor, int]:
         config, device = self.config, self.spec.device
         heads = self.spec.num_kv_heads
         num_sinks = min(self.seen, config.sinks)
@@ -147,7 +154,7 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
             n = self._heavies
             places = self.heavy.places(n, config.sinks, self._shift)
             parts.append((self.heavy.keys[:, :n], self.heavy.values[:, :n], places))
-        if self.latents:
+        if self.latents and latents:
             keys, values, offsets = self.latents.unpack(self.latents.order(self.blocks))
             if config.key_frame == "within_block":
                 offsets = torch.zeros_like(offsets)

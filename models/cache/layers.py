@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from transformers.cache_utils import CacheLayerMixin
 
 from models.cache.ring import PairRing
 from models.cache.spec import LayerSpec
+
+if TYPE_CHECKING:
+    from models.cache.factors import Factors
 
 
 class MemoryLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -205,6 +208,8 @@ class ViewLayer(MemoryLayer):  # type: ignore[no-untyped-call]
         self._values = torch.empty(shape, dtype=spec.dtype, device=spec.device)
         self._length, self._next_place = 0, next_place
         self._shown: Tensor | None = None
+        # the latents among the pairs, as factors, where a step is to read them so (models/hf/static_factors.py)
+        self.factors: Factors | None = None
         spec.rotary.reserve(next_place + capacity)
 
     def fill(self, keys: Tensor, values: Tensor) -> None:

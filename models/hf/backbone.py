@@ -47,7 +47,7 @@ class HfBackbone:
         on_gpu = self.device.type == "cuda"
         if on_gpu:
             fuse(self.model)
-        self.steps = CapturedSteps(self, enabled=on_gpu)
+        self.steps = CapturedSteps(self, enabled=on_gpu, fused_latents=config.fused_latents)
 
     @classmethod
     def load(cls, config: HfConfig | None = None) -> HfBackbone:
@@ -215,7 +215,9 @@ class HfBackbone:
             )
         room += len(prompt)
         with torch.no_grad():
-            return (cache.view(room) if cache is not None else CacheView.empty(self.specs, room)), prompt
+            if cache is None:
+                return CacheView.empty(self.specs, room), prompt
+            return self.steps.view_of(cache, room), prompt
 
     def run(self, ids: Sequence[int], view: CacheView) -> None:
         """Compute `ids` into the view for its own sake; the view must have room for them."""

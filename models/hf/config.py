@@ -36,6 +36,13 @@ class HfConfig:
     prompt_block: int = field(
         default=512, metadata={"help": "tokens of a prompt computed in one step, which bounds working memory"}
     )
+    fused_latents: bool = field(
+        default=False,
+        metadata={
+            "help": "decoding in fixed shapes reads a cache's latents as factors, by the kernel latent_decode, and "
+            "does not unpack them; false until it has been measured on a GPU"
+        },
+    )
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -44,6 +51,8 @@ class HfConfig:
             raise ValueError(f"backbone.dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}")
         if self.device not in ("auto", "cpu", "cuda") and not self.device.startswith("cuda:"):
             raise ValueError(f"backbone.device is {self.device!r}; allowed: auto, cpu, cuda, cuda:N")
+        if not isinstance(self.fused_latents, bool):
+            raise ValueError(f"backbone.fused_latents is {self.fused_latents!r}; allowed: true, false")
         for name, least in (("threads", 0), ("prompt_block", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:

@@ -17,7 +17,8 @@ from torch import Tensor
 from models.cache.compressor import Compressor
 from models.cache.full_layer import RotatingLayer
 from models.cache.rotating import RotatingCompressiveCache
-from models.hf.captured import DecodeStep
+from models.hf.captured import DecodeStep, StepKey
+from models.hf.static_factors import Shapes
 from models.hf.static_memory import StaticMemory, rounded
 
 if TYPE_CHECKING:
@@ -35,15 +36,34 @@ class SessionDecoding:
             backbone._own(cache)
             _check(cache, caches[0])
         self._backbone, self._caches = backbone, list(caches)
-        config = caches[0].config
-        self._room = config.evict_block
+        self._room = caches[0].config.evict_block
+        shapes = backbone.steps.shapes(caches)
+        self._key, step = self._lent_step(shapes)
+        if step is None and shapes is not None and backbone.steps.enabled:  # it would not do with factors
+            shapes = None
+            self._key, step = self._lent_step(None)
+        self._lent = step is not None
+        if step is None:
+            rows, slots, places, recorded, shapes = self._key
+            memory = StaticMemory(backbone.specs, rows, dict(slots), places, recorded, shapes)
+            step = DecodeStep(backbone, memory, capture=False)
+        self.step = step
+
+    @property
+    def fused(self) -> bool:
+        """Whether latents are read as the factors that they are."""
+        return self._key.shapes is not None
+
+    def _lent_step(self, shapes: Shapes | None) -> tuple[StepKey, DecodeStep | None]:
+        """A captured step for the caches, if there is one, and its key; `shapes` of latents that stay factors."""
         held, places = 0, 0
         slots: dict[int | None, int] = {}
-        for layer in caches[0].stored:
+        for layer in self._caches[0].stored:
             if isinstance(layer, RotatingLayer):
                 c = layer.config
                 latent = c.latent_blocks if c.has_latents else 0
-                held = c.sinks + c.heavy + latent * c.block_tokens + c.ring
+                unpacked = latent * c.block_tokens if shapes is None else 0
+                held = c.sinks + c.heavy + unpacked + c.ring
                 # old heavy hitters stand behind the sinks, latents at their own distances
                 places = max(places, c.sinks + c.heavy + (latent + 1) * c.evict_block + c.ring)
             else:
@@ -53,12 +73,7 @@ class SessionDecoding:
             slots[layer.spec.window] = max(slots.get(layer.spec.window, 0), held + self._room + 1)
         sizes = {window: rounded(need) for window, need in slots.items()}
         table = rounded(places + self._room + 1)
-        self._key, step = backbone.steps.open(len(caches), sizes, table, self._room)
-        self._lent = step is not None
-        if step is None:
-            memory = StaticMemory(backbone.specs, len(caches), sizes, table, self._room)
-            step = DecodeStep(backbone, memory, capture=False)
-        self.step = step
+        return self._backbone.steps.open(len(self._caches), sizes, table, self._room, shapes)
 
     def __enter__(self) -> Self:
         return self
