@@ -173,8 +173,11 @@ def _half(points: Curve, each: Scores, here: Each) -> list[dict[str, Any]]:
 
 def _point(name: str, guide: Curve, told: Curve, simple: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """As `at_no_more_tokens`, passing over points that were not read where they would be told."""
+    names = (name, simple["name"])
+    told = [p for p in told if p["name"] in names]
     known = {key_of(p) for p in told}
-    return at_no_more_tokens(name, [p for p in guide if key_of(p) in known], told, simple)
+    guide = [p for p in guide if p["name"] in names and key_of(p) in known]
+    return at_no_more_tokens(name, guide, told, simple)
 
 
 def _same(curve: Curve, like: Mapping[str, Any]) -> Mapping[str, Any]:
