@@ -38,7 +38,7 @@ def _needles(split: Split) -> list[Needle]:
 def test_keys_are_read_out_of_sight(split: Split, asked: int, least: int) -> None:
     """Eight owners' keys of one kind, told 3,200 tokens and more before the questions; a window reaches 3,084.
 
-    Three names share a word with another of the eight: harder than the cells of the result, where one of four does.
+    Five of the eight names share a word with another: harder than the cells of the result, where one of four does.
     """
     backbone, needles, text = SubqBackbone.load(SUBQ), _needles(split), _text(20_000)
     told = "".join(
