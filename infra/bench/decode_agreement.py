@@ -8,6 +8,9 @@ another, each with the weights and the cache as they are and with both in float3
 the same ids and logits within `FLOAT32_BOUND`: position, order in the ring, masks and the moment of an eviction are
 then the same. In a narrower type neither may be farther from the float32 logits than the other by more than
 `FARTHER`; where their likeliest ids differ, the distance of the two best logits stands beside what rounding moves.
+The same ids are decoded once more with latents read as factors (`fused`, backbone.fused_latents), under the same
+bounds; on a GPU `times` has the milliseconds of a captured token with latents unpacked (`captured_ms`) and as
+factors (`fused_ms`). Where the kernel cannot read a model's latents, `fused` is null and the log says why.
 Ends with 1 where that does not hold. Without a GPU the fixed shapes run one operation after another too.
 """
 
@@ -25,6 +28,7 @@ from torch import Tensor
 
 from infra.bench.measure import commit
 from infra.bench.session_bytes import DECODED, reading_config, repeating_text
+from infra.bench.session_bytes_decode import decode_captured
 from infra.console import say
 from models.cache import CacheConfig
 from models.cache.full_layer import RotatingLayer
@@ -59,10 +63,16 @@ def eager(
     return read[:count], torch.stack(found), left
 
 
-def fixed(backbone: HfBackbone, cache: RotatingCompressiveCache, told: Sequence[int]) -> tuple[Tensor, bool]:
-    """The logits `[count, vocabulary]` after each of `told` in fixed shapes, and whether steps were captured."""
-    with SessionDecoding(backbone, [cache.fork()]) as decoding:
-        return decoding.logits(torch.tensor([list(told)]))[0], decoding.step.captured
+def fixed(
+    backbone: HfBackbone, cache: RotatingCompressiveCache, told: Sequence[int], *, fused: bool = False
+) -> tuple[Tensor, bool, bool]:
+    """The logits `[count, vocabulary]` after each of `told` in fixed shapes; whether captured, whether fused."""
+    wanted, backbone.steps.fused_latents = backbone.steps.fused_latents, fused
+    try:
+        with SessionDecoding(backbone, [cache.fork()]) as decoding:
+            return decoding.logits(torch.tensor([list(told)]))[0], decoding.step.captured, decoding.fused
+    finally:
+        backbone.steps.fused_latents = wanted
 
 
 def widened(
@@ -113,12 +123,14 @@ def check(
     token: int,
     count: int = COUNT,
 ) -> dict[str, Any]:
-    """The four ways from one state and what their differences say; `ok` as the module's text has it."""
+    """The ways from one state and what their differences say; `ok` as the module's text has it."""
     told, narrow_eager, left = eager(backbone, cache, token, None, count)
-    narrow_fixed, captured = fixed(backbone, cache, told)
+    narrow_fixed, captured, _ = fixed(backbone, cache, told)
+    narrow_fused, _, narrowly = fixed(backbone, cache, told, fused=True)
     wide_cache = cache if wide is backbone else widened(cache, wide, config)
     _, wide_eager, wide_left = eager(wide, wide_cache, token, told, count)
-    wide_fixed, wide_captured = fixed(wide, wide_cache, told)
+    wide_fixed, wide_captured, _ = fixed(wide, wide_cache, told)
+    wide_fused, _, widely = fixed(wide, wide_cache, told, fused=True)
     found: dict[str, Any] = {
         "tokens": cache.tokens_seen,
         "blocks_left_at": left,
@@ -126,20 +138,29 @@ def check(
         "float32": compare(wide_eager, wide_fixed),
         "ids_agreeing": _agreeing(narrow_eager, narrow_fixed),
     }
-    exact = found["float32"]
-    # in float32 too two logits can be as good as equal
-    tied = all(max(part["margins"]) <= 2 * FLOAT32_BOUND for part in exact["parts"])
-    found["ok"] = left == wide_left and exact["max_logit_difference"] <= FLOAT32_BOUND and tied
+    fused = narrowly and widely
+    found["fused"] = compare(wide_eager, wide_fused) if fused else None
+    found["ok"] = left == wide_left and all(_one(each) for each in (found["float32"], found["fused"]) if each)
     if backbone.dtype != torch.float32:
         found["narrow"] = {"dtype": str(backbone.dtype).removeprefix("torch.")} | compare(
             narrow_eager, narrow_fixed
         )
         far = [_rms(x.float() - wide_eager) for x in (narrow_eager, narrow_fixed)]
         found["from_float32_rms"] = {"eager": round(far[0], 6), "fixed": round(far[1], 6)}
+        if fused:
+            farthest = _rms(narrow_fused.float() - wide_eager)
+            found["from_float32_rms"]["fused"] = round(farthest, 6)
+            found["ok"] = found["ok"] and farthest <= FARTHER * max(far)
         for part in found["narrow"]["parts"]:
             part["margin_float32"] = round(_margin(wide_eager[part["step"]]), 6)
         found["ok"] = found["ok"] and max(far) <= FARTHER * min(far)
     return found
+
+
+def _one(exact: dict[str, Any]) -> bool:
+    """Whether two ways in float32 are the same to rounding; two logits can be as good as equal there too."""
+    tied = all(max(part["margins"]) <= 2 * FLOAT32_BOUND for part in exact["parts"])
+    return tied and exact["max_logit_difference"] <= FLOAT32_BOUND
 
 
 def _agreeing(one: Tensor, other: Tensor) -> int:
@@ -169,6 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, nargs="+", default=[65_536, 262_144], help="rising")
     parser.add_argument("--read-block", type=int, default=16_384)
     parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--timed", type=int, default=512, help="captured tokens that are timed, on a GPU")
     parser.add_argument("--text", type=Path, help="as session_bytes")
     parser.add_argument("--cache", default="{}", help="changes to the session's cache, as JSON")
     given = parser.parse_args(arguments)
@@ -199,6 +221,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             backbone.read(text[at : at + count].tolist(), cache)
             done += count
         row = check(backbone, wide, cache, config, token=1, count=given.count)
+        if backbone.steps.enabled:
+            told, _, _ = eager(backbone, cache, 1, None, given.count)
+            row["times"] = decode_captured(backbone, cache, given.timed, told[1:])
         result["rows"].append(row)
         result["ok"] = all(each["ok"] for each in result["rows"])
         given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,8 @@
 The reader reads a text that repeats through its rotating cache, as a session does, and stops at 16k, 64k, … tokens:
 every tensor of the cache is counted, the device's allocated memory stands beside, then tokens are decoded through
 the cache (each read into it, so that evictions fall due): one operation after another, and on a GPU as a
-captured graph (models/hf/session_decoding.py). The cost of an eviction is timed by
+captured graph (models/hf/session_decoding.py), with latents unpacked (`captured_ms`) and read as factors
+(`fused_ms`). The cost of an eviction is timed by
 itself: all full-attention layers let their oldest block go (heavy hitters ranked, latents factored), median, shared
 out over the `evict_block` tokens that it serves. Budgets are the session's own (`--cache` names changes);
 reading goes in steps of `read_block`, which is raised for speed, with room for it in the ring taken at creation;
@@ -47,7 +48,7 @@ CAPTURED = 512  # as a graph
 EVICTIONS = 24
 _FIGURES = (
     "tokens", "cache_bytes", "device_bytes", "read_tokens_per_s", "decode_ms", "captured_ms",
-    "captured_with_evictions_ms",
+    "captured_with_evictions_ms", "fused_ms", "fused_with_evictions_ms",
 )  # fmt: skip
 
 

@@ -21,14 +21,27 @@ def decode_captured(
 ) -> dict[str, float]:
     """Milliseconds a token of the captured step, alone and with all that falls due between steps; on a copy.
 
-    `ids` is what came out one operation after another: how many captured ones agree before the first that does
-    not. Nothing where steps are not captured, or the cache has tokens that wait.
+    `captured…` with latents unpacked, `fused…` with latents read as factors (nothing where that cannot be). `ids`
+    is what came out one operation after another: how many agree before the first that does not. Nothing where
+    steps are not captured, or the cache has tokens that wait.
     """
+    steps, found = backbone.steps, dict[str, float]()
+    wanted = steps.fused_latents
+    for name, fused in (("captured", False), ("fused", True)):
+        steps.fused_latents = fused
+        found |= _captured(backbone, cache, count, ids, name)
+    steps.fused_latents = steps.fused_latents and wanted  # it is off where the model cannot be read so
+    return found
+
+
+def _captured(
+    backbone: HfBackbone, cache: RotatingCompressiveCache, count: int, ids: Sequence[int], name: str
+) -> dict[str, float]:
     if not backbone.steps.enabled or cache.pending:
         return {}
     token = torch.ones(1, dtype=torch.int64, device=backbone.device)
     with SessionDecoding(backbone, [cache.fork()]) as decoding:
-        if not decoding.step.captured:
+        if not decoding.step.captured or decoding.fused != (name == "fused"):
             return {}
         found = decoding.run(token, len(ids))[0].tolist()
         agreeing = next(
@@ -45,11 +58,12 @@ def decode_captured(
                 decoding.step.run()
             alone.append((now(backbone) - began) / cache.config.evict_block)
     return {
-        "captured_ms": round(1000 * statistics.median(alone), 4),
-        "captured_with_evictions_ms": round(1000 * whole / count, 4),
-        "captured": count,
-        "captured_ids_agreeing": agreeing,
-        "captured_ids_compared": len(ids),
+        f"{name}_ms": round(1000 * statistics.median(alone), 4),
+        f"{name}_with_evictions_ms": round(1000 * whole / count, 4),
+        name: count,
+        f"{name}_ids_agreeing": agreeing,
+        f"{name}_ids_compared": len(ids),
+        f"{name}_buffer_bytes": decoding.step.memory.nbytes,
     }
 
 

@@ -23,6 +23,10 @@ def ratios(result: dict[str, Any], last: int) -> dict[str, float]:
         if "captured_ms" in session:
             found["eviction_share_of_decode_eager"] = round(each / session["decode_ms"], 4)
             found["captured_over_eager_decode_ms"] = round(session["captured_ms"] / session["decode_ms"], 4)
+            if "fused_ms" in session:
+                found["fused_over_captured_decode_ms"] = round(
+                    session["fused_ms"] / session["captured_ms"], 4
+                )
             between = session["captured_with_evictions_ms"] - session["captured_ms"]
             # the latents and the ring are laid out anew after an eviction: counted too
             found["between_steps_share_of_decode"] = round(between / session["captured_with_evictions_ms"], 4)
@@ -49,13 +53,14 @@ def page(result: dict[str, Any]) -> str:
         "each token into the cache.",
         "",
         "| tokens read | cache bytes | device bytes allocated | tokens read a second | ms a decoded token | "
-        "captured | captured, with evictions |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "captured | captured, with evictions | fused latents | fused, with evictions |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
         f"| {row['tokens']:,} | {row['cache_bytes']:,} | {row.get('device_bytes', '-')} | "
         f"{row.get('read_tokens_per_s', '-')} | {row.get('decode_ms', '-')} | {row.get('captured_ms', '-')} | "
-        f"{row.get('captured_with_evictions_ms', '-')} |"
+        f"{row.get('captured_with_evictions_ms', '-')} | {row.get('fused_ms', '-')} | "
+        f"{row.get('fused_with_evictions_ms', '-')} |"
         for row in result["rows"]
     ]
     if "eviction_ms" in result:
