@@ -57,10 +57,11 @@ def test_reading_may_be_split_anywhere() -> None:
     assert list(backbone.generate(prompt, whole, 5)) == list(backbone.generate(prompt, parts, 5))
 
 
+@pytest.mark.parametrize("changes", [{}, {"lookahead": 4, "lookbehind": 4}], ids=["plain", "around"])
 @pytest.mark.parametrize("asked_before", [False, True])
-def test_snapshot_continues_identically(asked_before: bool) -> None:
+def test_snapshot_continues_identically(asked_before: bool, changes: dict[str, object]) -> None:
     """A stream restored from its bytes goes on as the one that was kept."""
-    backbone = _backbone()
+    backbone = _backbone(**changes)
     cache = backbone.new_cache()
     backbone.read(backbone.encode(TEXT), cache)
     if asked_before:
