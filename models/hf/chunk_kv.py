@@ -94,7 +94,7 @@ def view_with_chunks(
         if backbone.bos:
             backbone.run(backbone.bos, view)
     else:
-        view = cache.view(total + room)
+        view = backbone.steps.view_of(cache, total + room)
     for at, layer in enumerate(view.views):
         for chunk in chunks:
             insert(layer, chunk.keys[at], chunk.values[at])

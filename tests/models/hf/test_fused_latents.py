@@ -17,6 +17,7 @@ from models.cache.full_layer import RotatingLayer
 from models.cache.rotating import RotatingCompressiveCache
 from models.hf import HfBackbone, HfConfig, static_memory
 from models.hf.captured import CapturedSteps
+from models.hf.chunk_kv import encode_chunk, view_with_chunks
 from models.hf.session_decoding import SessionDecoding
 from models.hf.static_factors import FactoredKind, not_covered, shapes_of
 from models.rotary import RotaryTable
@@ -131,6 +132,31 @@ def test_answers_are_the_unpacked_ways(backbone: HfBackbone, name: str) -> None:
                 assert (FactoredKind in kinds) == (fused and each is not None)
                 after.append(torch.cat([step.after(token).clone() for token in told]))
         torch.testing.assert_close(after[1], after[0], rtol=0, atol=1e-4)
+
+
+def test_chosen_chunks_stand_behind_factors(backbone: HfBackbone) -> None:
+    """Chunks put behind a session's view, then a question: every token's logits as with latents unpacked."""
+    cache, told, after = _session(backbone, 96, 4), tiny.ids(20, 6), []
+    chunks = [encode_chunk(backbone, tiny.ids(count, count)) for count in (5, 9)]
+    for fused in (False, True):
+        backbone.steps.fused_latents = fused
+        view = view_with_chunks(backbone, cache, chunks, 40)
+        backbone._forward(tiny.ids(7, 3), view, 0)
+        with backbone.steps.lent(view, len(told)) as step:
+            assert step is not None and any(isinstance(k, FactoredKind) for k in step.memory.kinds) == fused
+            after.append(torch.cat([step.after(token).clone() for token in told]))
+    torch.testing.assert_close(after[1], after[0], rtol=0, atol=1e-4)
+
+
+def test_a_step_forgets_who_it_served(backbone: HfBackbone) -> None:
+    """A young session's logits from the step that served an old one, whose latents are more."""
+    old, young = _session(backbone, 96, 4), _session(backbone, 32, 3)
+    told = torch.tensor([tiny.ids(5, 6)])
+    wanted, _ = _told(backbone, [young], told, fused=False)
+    _told(backbone, [old], told, fused=True)
+    found, _ = _told(backbone, [young], told, fused=True)
+    assert sum(key.shapes is not None for key, _ in backbone.steps._free) == 1
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
 def test_latents_take_no_slots(backbone: HfBackbone) -> None:
