@@ -227,7 +227,7 @@ def test_a_whole_run_makes_material_policies_and_curves_and_goes_on_where_it_sto
     assert {"best_simple_f1_nq", "oracle_f1_nq", "policy_nq"} <= set(found["summary"])
     assert set(found["trust"]) == set(KINDS)
     assert set(found["ways"]) == {"nq", "squad", "hotpot"}
-    assert {"policy", "reinforce"} <= set(found["ways"]["nq"]["same"])
+    assert set(found["ways"]["nq"]) == {"dev", "others", "halves", "same", "agreement"}
     again_put = Curves(sets=found["sets"])
     halves = load_scores(again_put, out / "scores.npz")
     assert len(halves["nq"]) == sum(q.split == "test" and q.dataset == "nq" for q in made.questions)
