@@ -73,8 +73,10 @@ class StaticMemory(Cache):
         self.kinds: list[StaticKind] = []
         for found in kinds.values():
             given = found, rows, slots[found[0].window], places, recorded
-            factored = shapes is not None and found[0].window is None
-            self.kinds.append(FactoredKind(*given, shapes) if factored else StaticKind(*given))
+            if shapes is not None and found[0].window is None:
+                self.kinds.append(FactoredKind(*given, shapes))
+            else:
+                self.kinds.append(StaticKind(*given))
         self.num_rows, self.recorded = rows, recorded
         made = {
             spec.index: StaticLayer(kind, at) for kind in self.kinds for at, spec in enumerate(kind.specs)
