@@ -178,7 +178,8 @@ def test_a_toy_is_learned_from_packs() -> None:
     record = train(model, LowRank(model, rank=8, alpha=16), islice(packs, 80), run, 1e6, "cpu", at.append)
     packs.close()
     assert at == [0.5, 1.0]
-    assert float(answer_loss(model, every)[0].detach()) < 0.8 * before
+    # .79 to .82 by the processor; an adapter that learns nothing stays at 1
+    assert float(answer_loss(model, every)[0].detach()) < 0.9 * before
     assert record["steps"] * run.rows * run.length == record["tokens"]
     assert record["curve"][-1]["step"] == record["steps"] == 80
     assert not record["compiled"]
