@@ -115,7 +115,20 @@ def test_a_stage_that_hangs_is_ended_and_told(tmp_path: Path) -> None:
     state = Path(f"/proc/{child}/stat")
     assert (report["exit"], report["result"]) == ("ended after 3 s", None)
     assert time.monotonic() - started < 60
-    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+    assert _ended(state), "what it started lives on"
+
+
+def _ended(state: Path, limit_s: float = 10.0) -> bool:
+    """Killed: a busy machine may take a moment to take the process away."""
+    until = time.monotonic() + limit_s
+    while time.monotonic() < until:
+        try:
+            if state.read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def test_a_minilm_that_is_there_already_is_used(tmp_path: Path) -> None:
