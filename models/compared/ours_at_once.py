@@ -12,19 +12,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from models.cache.compressor import Factors, eigenvectors
+from models.cache.compressor import Factors, eigenvectors, onto
 from models.cache.full_layer import RotatingLayer
+from models.cache.learned import LearnedCompressor
 from models.cache.scorers import BY_NAME, Evicted
+from models.cache.weighted_svd import WeightedSvdCompressor
 from models.compared.trace import LayerTrace
 
 _MOST_NUMBERS = 64 << 20  # of the keys of all blocks that are scored together
 
 
 def can_fill(layer: RotatingLayer) -> bool:
-    """Whether nothing in this layer's configuration depends on the order of steps."""
+    """Whether what this layer would hold can be told without going through the steps."""
     config = layer.config
-    plain = config.compressor in ("svd", "drop") and config.key_frame == "before_rotary"
-    plain = plain and config.summaries == "own"
+    plain = config.key_frame == "before_rotary" and config.summaries == "own"
     scored = not config.heavy or config.heavy_scorer in (
         "ranker",
         "question_bank",
@@ -38,7 +39,8 @@ def can_fill(layer: RotatingLayer) -> bool:
 def fill(layer: RotatingLayer, trace: LayerTrace) -> None:
     """Put all pairs of the trace into the fresh `layer`."""
     config, n = layer.config, trace.num_tokens
-    held = _evictions(layer, n)
+    evictions = _evictions(layer, n)
+    held = [in_ring for _, in_ring in evictions]
     pinned = min(config.sinks, n)
     layer.sinks.write(0, trace.keys[:, :pinned], trace.values[:, :pinned])
     behind = n - pinned
@@ -47,20 +49,23 @@ def fill(layer: RotatingLayer, trace: LayerTrace) -> None:
     if held and layer.heavy:
         _fill_heavy(layer, trace, held)
     if held and layer.latents:
-        _fill_latents(layer, trace, len(held))
+        _fill_latents(layer, trace, [start for start, _ in evictions])
     layer.seen, layer.blocks = n, len(held)
 
 
-def _evictions(layer: RotatingLayer, n: int) -> list[int]:
-    """Pairs in the ring when each block left it, in order, reading in steps of `read_block` tokens."""
+def _evictions(layer: RotatingLayer, n: int) -> list[tuple[int, int]]:
+    """When each block left the ring, in order, reading in steps of `read_block` tokens.
+
+    (tokens read before the step that it made room for, pairs in the ring then).
+    """
     config = layer.config
-    found: list[int] = []
+    found: list[tuple[int, int]] = []
     for start in range(0, n, config.read_block):
         step = min(config.read_block, n - start)
         to_ring = step - max(0, min(step, config.sinks - start))
         in_ring = max(0, start - config.sinks) - len(found) * config.evict_block
         while in_ring + to_ring > config.ring:
-            found.append(in_ring)
+            found.append((start, in_ring))
             in_ring -= config.evict_block
     return found
 
@@ -121,29 +126,67 @@ def _block_scores(layer: RotatingLayer, trace: LayerTrace, held: list[int]) -> I
         block = end
 
 
-def _fill_latents(layer: RotatingLayer, trace: LayerTrace, blocks: int) -> None:
-    """The newest blocks as factors; eigenvectors are found once for all budgets that cut the context alike."""
-    config, latents = layer.config, layer.latents
+def _fill_latents(layer: RotatingLayer, trace: LayerTrace, left_at: list[int]) -> None:
+    """The newest blocks as factors or codes; `left_at`: tokens read when each block left."""
+    config, latents, blocks = layer.config, layer.latents, len(left_at)
     assert latents is not None
     size = config.evict_block
-    vectors = trace.noted(("svd", config.sinks, size), lambda: _eigenvectors(trace, config.sinks, size))
+    newest = slice(max(0, blocks - config.latent_blocks), blocks)
+    key, value = _factors(layer, trace, left_at, newest)
+    slots = torch.arange(newest.start, blocks, device=trace.keys.device) % latents.num_blocks
+    stores = [(latents.key_rows, key.rows), (latents.value_rows, value.rows)]
+    if latents.shared is None:  # else the bases are the model's
+        stores += [(latents.key_basis, key.basis), (latents.value_basis, value.basis)]
+    for store, made in stores:
+        store[:, slots] = made.transpose(0, 1).to(store.dtype)
     offsets = torch.arange(size, device=trace.keys.device).expand(trace.keys.shape[0], -1)
-    first = max(0, blocks - config.latent_blocks)
-    numbers = torch.arange(first, blocks, device=trace.keys.device)
-    factors = []
-    for kind, pairs in enumerate((trace.keys, trace.values)):
-        rank = config.key_and_value_ranks[kind]
-        given = _cut(pairs, config.sinks, size)[first:blocks].float()
-        rows = vectors[kind][first:blocks][..., -rank:].flip(-1).to(torch.float32)
-        factors.append(Factors(rows, rows.transpose(-1, -2) @ given))
-    slots = numbers % latents.num_blocks
-    for rows_of, basis_of, made in (
-        (latents.key_rows, latents.key_basis, factors[0]),
-        (latents.value_rows, latents.value_basis, factors[1]),
-    ):
-        rows_of[:, slots] = made.rows.transpose(0, 1).to(rows_of.dtype)
-        basis_of[:, slots] = made.basis.transpose(0, 1).to(basis_of.dtype)
     latents.offsets[:, slots] = offsets[:, None].to(torch.int32)
+
+
+def _factors(
+    layer: RotatingLayer, trace: LayerTrace, left_at: list[int], newest: slice
+) -> tuple[Factors, Factors]:
+    """Rows `[B, H, size, r]` and bases `[B, H, r, d]` of the `newest` blocks: keys, values.
+
+    What does not depend on the budget is found once for all budgets that cut the context alike.
+    """
+    config, compressor = layer.config, layer.compressor
+    size, (key_rank, value_rank) = config.evict_block, config.key_and_value_ranks
+    keys, values = (_cut(pairs, config.sinks, size)[newest].float() for pairs in (trace.keys, trace.values))
+    if isinstance(compressor, LearnedCompressor):
+        with torch.no_grad():
+            key_codes, value_codes = compressor.layer.encode(*(_in_a_row(part) for part in (keys, values)))
+        return (
+            Factors(_in_blocks(key_codes, size)[..., :key_rank], keys[..., :0, :]),
+            Factors(_in_blocks(value_codes, size)[..., :value_rank], values[..., :0, :]),
+        )
+    plain = trace.noted(("svd", config.sinks, size), lambda: _eigenvectors(trace, config.sinks, size))
+    key_vectors = plain[0][newest]
+    if isinstance(compressor, WeightedSvdCompressor):
+        weights = _weights(compressor, trace, config.read_block, left_at)[newest]
+        key_vectors = eigenvectors(keys @ weights @ keys.transpose(-1, -2))
+    return onto(keys, key_vectors, key_rank), onto(values, plain[1][newest], value_rank)
+
+
+def _weights(compressor: WeightedSvdCompressor, trace: LayerTrace, step: int, left_at: list[int]) -> Tensor:
+    """The weight `[B, H, d, d]` by which each block is factored when it leaves: what was asked until then."""
+    found: list[Tensor] = []
+    for start in range(0, trace.num_tokens, step):
+        leaving = left_at[len(found) :].count(start)
+        if leaving:
+            found += [compressor._seen_from_latents()] * leaving
+        compressor.observe(trace.queries[:, start : start + step])
+    return torch.stack(found)
+
+
+def _in_a_row(blocks: Tensor) -> Tensor:
+    """`[B, H, size, d]` as `[H, B * size, d]`."""
+    return blocks.transpose(0, 1).flatten(1, 2)
+
+
+def _in_blocks(tokens: Tensor, size: int) -> Tensor:
+    """`[H, B * size, r]` as `[B, H, size, r]`."""
+    return tokens.unflatten(1, (-1, size)).transpose(0, 1)
 
 
 def _cut(pairs: Tensor, sinks: int, size: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from models.cache.learned import LearnedWeights
 from models.cache.ranker import LayerRanker, Ranker, base_identity, context_features
 from models.compared import METHODS, method, ours
 from models.compared.base import budget_of
@@ -16,6 +17,7 @@ from models.compared.kept import Kept
 from models.compared.keys import KeyNorm
 from models.compared.trace import LayerTrace, Trace, read_exactly
 from models.compared.window import sinks_and_last
+from models.hf.backbone import LEARNED_TYPES
 from models.rotary import RotaryTable
 from tests.models import tiny
 from tests.models.compared import reference
@@ -454,7 +456,28 @@ def test_our_ring_takes_its_share_of_the_bytes(share: float) -> None:
     assert config.ring == int(2_000 * share)
 
 
-@pytest.mark.parametrize("name", ["ours_latents", "ours_question_bank", "ours_ranker"])
+def tiny_codes(kind: str) -> LearnedWeights:
+    """A learned compressor of the tiny model as it begins, but for directions of its own."""
+    torch.manual_seed(6)
+    layer_type = LEARNED_TYPES[kind].layer_type
+    layers = {}
+    for layer in trace().layers:
+        layers[layer.spec.index] = layer_type(2, layer.spec.head_dim, 12)
+        layers[layer.spec.index].start(torch.randn(2, 60, 16), torch.randn(2, 60, 16))  # type: ignore[operator]
+    return LearnedWeights(kind, layers, base_identity(tiny.backbone().identity), {})
+
+
+AT_ONCE = [
+    "ours_latents",
+    "ours_weighted",
+    "ours_projection",
+    "ours_autoencoder",
+    "ours_question_bank",
+    "ours_ranker",
+]
+
+
+@pytest.mark.parametrize("name", AT_ONCE)
 @pytest.mark.parametrize("keep", [0.7, 0.4, 0.2])
 def test_our_cache_filled_at_once_is_the_one_read_step_by_step(
     name: str, keep: float, monkeypatch: pytest.MonkeyPatch
@@ -465,6 +488,8 @@ def test_our_cache_filled_at_once_is_the_one_read_step_by_step(
     maker = method(name)
     if name == "ours_ranker":
         maker = dataclasses.replace(maker, known=tiny_ranker())
+    if maker.compressor in LEARNED_TYPES:
+        maker = dataclasses.replace(maker, learned=tiny_codes(maker.compressor))
     maker = maker.prepare(backbone)
     fast = maker.memory(given, int(given.full_bytes * keep))
     monkeypatch.setattr(ours, "can_fill", lambda layer: False)
