@@ -3,6 +3,10 @@
 Two clocks: every article's own, from its Kafka timestamp to the append that makes it searchable by vector (the
 job's histogram, 10% wide buckets); and probes from outside, one article a second whose only word nobody else has,
 asked for by keyword until it is found (keyword search commits at most every `store.lexical_commit_ms`).
+
+With `searches` so many titles a second are asked for meanwhile, by words and by vector; `device` is where shards
+search by vector. On a GPU: `--set embedder=minilm --set device=cuda:0 --set searches=20`, with
+RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0, since Ray hides the GPUs from actors that claim none, as shards do.
 """
 
 from __future__ import annotations
@@ -71,12 +75,57 @@ class Prober:
                     self.lost += 1
 
 
+class Searcher:
+    """Asks for titles of the newswire at a steady rate, one search at a time, by words and by vector."""
+
+    def __init__(self, client: Any, rate: float) -> None:
+        self._client, self._rate = client, rate
+        self._over = threading.Event()
+        self.waits_ms: list[float] = []
+        self.partial = 0
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the search at hand; raises what ended it before."""
+        self._over.set()
+        self._thread.join(timeout=_PROBE_LIMIT_S)
+        if self.failure is not None:
+            raise self.failure
+
+    def _run(self) -> None:
+        values = (value for _, value, _ in news(200, seed=3) if value is not None)
+        titles = [str(orjson.loads(value)["title"]) for value in values]
+        due = time.perf_counter()
+        try:
+            for title in itertools.cycle(titles):
+                due = max(
+                    due + 1.0 / self._rate, time.perf_counter() - 1.0
+                )  # what was missed is not made up for
+                if self._over.wait(max(0.0, due - time.perf_counter())):
+                    return
+                started = time.perf_counter()
+                found = self._client.search([title], k=10, mode="hybrid")
+                self.waits_ms.append((time.perf_counter() - started) * 1e3)
+                self.partial += bool(found.partial)
+        except BaseException as error:
+            self.failure = error
+
+
 def steady(
-    system: Local, rate: float, seconds: float, embedder: str, partitions: int, ingesters: int
+    system: Local,
+    rate: float,
+    seconds: float,
+    embedder: str,
+    partitions: int,
+    ingesters: int,
+    searches: float = 0.0,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """One rate for some seconds, after five of warming up."""
     kafka = system.topic(partitions)
-    spec = system.spec(kafka, embedder=embedder, num_ingesters=ingesters)
+    spec = system.spec(kafka, embedder=embedder, num_ingesters=ingesters, store={"device": device})
     wanted = int(rate * (seconds + 10) * 1.3) + 100
     articles = (record for record in news(wanted, seed=int(rate)) if record[1] is not None)
     with system.running(spec) as job:
@@ -85,13 +134,17 @@ def steady(
         time.sleep(3 * spec.ingest.health_interval_s)  # the job's figures follow its ledgers by that much
         before = Counter(job.progress()["delays"])
         prober = Prober(kafka, job.client)
+        searcher = Searcher(job.client, searches) if searches else None
         count, behind_s = publish_steadily(kafka, articles, rate, seconds)
+        if searcher is not None:
+            searcher.stop()
         prober.stop()
         total = warm + count + len(prober.waits_ms) + prober.lost
         until(lambda: bool(job.progress()) and job.ledger().read >= total, 300.0, "everything to be read")
         time.sleep(3 * spec.ingest.health_interval_s)
         after = Counter(job.progress()["delays"])
         lag = sum(job.progress()["lag"].values())
+        chunks = sum(int(row["live_chunks"]) for row in job.client.stats())
     delays = Delays(after - before)
     waits = prober.waits_ms or [float("nan")]
     return {
@@ -107,6 +160,19 @@ def steady(
         "probes": len(prober.waits_ms),
         "probes_lost": prober.lost,
         "lag_at_end": lag,
+        "chunks_at_end": chunks,
+        "store_device": device,
+        **({} if searcher is None else _asked(searcher, seconds)),
+    }
+
+
+def _asked(searcher: Searcher, seconds: float) -> dict[str, Any]:
+    waits = searcher.waits_ms or [float("nan")]
+    return {
+        "searches_per_s": round(len(searcher.waits_ms) / seconds, 1),
+        "search_p50_ms": round(float(np.percentile(waits, 50)), 1),
+        "search_p99_ms": round(float(np.percentile(waits, 99)), 1),
+        "searches_partial": searcher.partial,
     }
 
 
@@ -116,6 +182,8 @@ def run(
     partitions: int = 4,
     ingesters: int = 1,
     rates: str = "50,200",
+    searches: float = 0.0,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Each of `rates` articles a second for `seconds`."""
     from models.embed import EmbedderConfig, load_embedder
@@ -123,7 +191,10 @@ def run(
     load_embedder(EmbedderConfig(model=embedder))  # what is made once a machine is made before the clock runs
     wanted = [float(rate) for rate in rates.split(",")]
     with local() as system:
-        rows = [steady(system, rate, seconds, embedder, partitions, ingesters) for rate in wanted]
+        rows = [
+            steady(system, rate, seconds, embedder, partitions, ingesters, searches, device)
+            for rate in wanted
+        ]
     ratios: dict[str, Any] = {}
     for row in rows:
         ratios[f"published_to_searchable_p99_ms_{row['rate_per_s']:.0f}"] = row["searchable_p99_ms"]

@@ -12,7 +12,9 @@ time in which the busiest near-duplicate keeper judged: near 1, all ingesters st
 
 Over more cores than two, for example: `--articles 800000 --set ingesters=16 --set partitions=16 --set shards=16
 --set near_duplicate_shards=4 --set producers=24 --set loops=16 --set seconds=180` (`loops`: as many bare loops at
-once, told beside; `seconds`: no repetition begins that would not end by then).
+once, told beside; `seconds`: no repetition begins that would not end by then). `shapes` names other divisions of
+the same cores, by turns with the first over the same topic: `--set shapes=12x14x4` has 12 ingesters, 14 shards and
+4 near-duplicate keepers; several are divided by commas.
 """
 
 from __future__ import annotations
@@ -100,20 +102,17 @@ def run(
     inflight: int = 4_096,
     commit_ms: float = 200.0,
     seconds: float = 0.0,
+    shapes: str = "",
 ) -> dict[str, Any]:
     """Publish newswire articles once, then read them by turns; medians, and the lowest and highest."""
-    if partitions < ingesters:
-        raise UsageError(
-            f"{ingesters} ingesters cannot share {partitions} partitions; set partitions to at least {ingesters}"
-        )
+    tried = {"ingest": (ingesters, shards, near_duplicate_shards), **_shapes(shapes)}
+    for one, _, _ in tried.values():
+        if partitions < one:
+            raise UsageError(
+                f"{one} ingesters cannot share {partitions} partitions; set partitions to at least {one}"
+            )
     begun = time.monotonic()
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    settings: dict[str, Any] = {
-        "num_ingesters": ingesters,
-        "near_duplicate_shards": near_duplicate_shards,
-        "max_inflight_records": inflight,
-        "store": {"num_shards": shards, "lexical_commit_ms": commit_ms},
-    }
     with local() as system:
         kafka = system.topic(partitions)
         count, mean_bytes = _published(kafka, articles, producers, seconds or _PUBLISH_S)
@@ -123,22 +122,26 @@ def run(
             if turn and seconds and started - begun + longest > seconds:
                 break
             _bare(runs, kafka, count, loops)
-            runs["ingest"].append(job_run(system, kafka, count, **settings))
+            for name, shape in tried.items():
+                runs[name].append(job_run(system, kafka, count, **_settings(shape, inflight, commit_ms)))
             longest = max(longest, time.monotonic() - started)
     last = runs["ingest"][-1]["figures"]
     rows = [{"loop": name, **_row(done, count, mean_bytes)} for name, done in runs.items()]
-    rows[-1] |= _by_part(runs["ingest"], count)
-    reading = [number / spent for number, spent in (one["all_reading"] for one in runs["ingest"])]
-    rows[-1]["all_reading_per_s"] = round(statistics.median(reading))
-    rows[-1]["keeper_busy"] = round(statistics.median(one["keeper_busy"] for one in runs["ingest"]), 3)
+    for row in rows:
+        if row["loop"] in tried:
+            row |= _of_job(runs[row["loop"]], count)
     rate = {row["loop"]: row["records_per_s"] for row in rows}
     work = {row["loop"]: row["cpu_us_per_record"] for row in rows}
     ratios = {
         "ingest_over_bare_loop": round(rate["ingest"] / rate["bare_loop"], 4),
         "ingest_over_bare_loop_json": round(rate["ingest"] / rate["bare_loop_json"], 4),
-        "ingest_all_reading_over_bare_loop": round(rows[-1]["all_reading_per_s"] / rate["bare_loop"], 4),
+        "ingest_all_reading_over_bare_loop": round(
+            next(row["all_reading_per_s"] for row in rows if row["loop"] == "ingest") / rate["bare_loop"], 4
+        ),
         "ingest_cpu_over_bare_loop": round(work["ingest"] / max(1, work["bare_loop"]), 2),
     }
+    for name in tried:
+        ratios.setdefault(f"{name}_over_bare_loop", round(rate[name] / rate["bare_loop"], 4))
     if loops:
         ratios[f"ingest_over_{loops}_bare_loops"] = round(rate["ingest"] / rate[f"{loops} bare loops"], 4)
     return {
@@ -156,6 +159,31 @@ def run(
         "rows": rows,
         "accounting": {k: last[k] for k in ("read", "stored", "deleted", "dead_lettered", "duplicates")},
         "ratios": ratios,
+    }
+
+
+def _shapes(given: str) -> dict[str, tuple[int, int, int]]:
+    """Ingesters, shards and keepers of each other division, by the name of its row."""
+    found: dict[str, tuple[int, int, int]] = {}
+    for one in given.split(",") if given else ():
+        numbers = one.strip().split("x")
+        if len(numbers) != 3 or not all(number.isdecimal() and int(number) for number in numbers):
+            raise UsageError(
+                f"shapes has {one!r}; each is ingesters, shards and near-duplicate keepers, such as 12x14x4"
+            )
+        ingesters, shards, keepers = map(int, numbers)
+        found[f"ingest {one.strip()}"] = (ingesters, shards, keepers)
+    return found
+
+
+def _settings(shape: tuple[int, int, int], inflight: int, commit_ms: float) -> dict[str, Any]:
+    """What `job_run` is given for a division of the cores."""
+    ingesters, shards, keepers = shape
+    return {
+        "num_ingesters": ingesters,
+        "near_duplicate_shards": keepers,
+        "max_inflight_records": inflight,
+        "store": {"num_shards": shards, "lexical_commit_ms": commit_ms},
     }
 
 
@@ -207,6 +235,16 @@ def _row(done: list[dict[str, Any]], count: int, mean_bytes: float) -> dict[str,
         "broker_us_per_record": round(each("broker_s")),
         "cores": round(statistics.median(one["cpu_s"] / one["seconds"] for one in done), 2),
         "repeats": len(done),
+    }
+
+
+def _of_job(done: list[dict[str, Any]], count: int) -> dict[str, Any]:
+    """Of the job alone: its parts' processor time, its rate once all were reading, its busiest keeper."""
+    reading = [number / spent for number, spent in (one["all_reading"] for one in done)]
+    return {
+        **_by_part(done, count),
+        "all_reading_per_s": round(statistics.median(reading)),
+        "keeper_busy": round(statistics.median(one["keeper_busy"] for one in done), 3),
     }
 
 

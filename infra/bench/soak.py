@@ -1,41 +1,38 @@
 """Hours of articles as fast as they go: memory of every process, and files under retention.
 
-720,000 articles are four hours at 50 a second. Each is published as of now and kept for a minute and a half,
-so that the store soon holds a steady number of them and must drop as many as it takes in; the topic keeps an
-hour. A process is flat where the least squares line through its samples after warm-up (the first quarter)
+720,000 articles are four hours at 50 a second. Each is published as of now and kept for a minute and a half
+(`retained_s`), so that the store soon holds a steady number of them and must drop as many as it takes in; the topic
+keeps an hour. A process is flat where the least squares line through its samples after warm-up (the first quarter)
 rises by less than a tenth of its size over the run; its size at each quarter's end stands beside. Publishing
 keeps a little ahead of reading; with `seconds` it ends by then, and the rows say how many of the articles
 were reached.
+
+Over many cores the run is shorter, and so must be what is kept: `--set producers=12 --set ingesters=10 --set
+partitions=20 --set shards=8 --set near_duplicate_shards=2 --set retained_s=12 --set window_s=3`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import psutil
 
-from infra.bench.local import Local, Record, local, news, publish, until
+from infra.bench.local import Local, local, until
 from infra.bench.measure import commit
-from pipeline.article import isoformat
-from pipeline.kafka import KafkaConfig
+from infra.bench.soak_feed import Feed
+from pipeline.errors import UsageError
 from pipeline.near_duplicates import NearDuplicateConfig
 
 _LIMIT_S = 4 * 3_600.0
-_RETAINED_S = 90.0
-_WINDOW_S = 30.0
 _INTERVAL_S = 1.0
-_AHEAD = 20_000
-_ROUND = 20_000
 _ROLES = ("Ingester", "ShardActor", "EmbedderActor", "NearDuplicate", "Coordinator")
 _PROGRAMS = ("java", "raylet", "gcs_server")
 
@@ -79,23 +76,6 @@ def _role(command: list[str]) -> str | None:
     return program if program in _PROGRAMS else next((role for role in _ROLES if role in line), None)
 
 
-def fresh(articles: int) -> Iterator[Record]:
-    """Newswire articles, each published at the moment it is taken.
-
-    A wire of its own for every `_ROUND` articles: one remembers all that it has told, which would count as a rise.
-    """
-    for number in range(articles):
-        round_, at = divmod(number, _ROUND)
-        if at == 0:
-            given = (record for record in news(2 * _ROUND, seed=5 + round_) if record[1] is not None)
-        _, value, stream = next(given)
-        fields = orjson.loads(value or b"{}")
-        fields["id"] = f"{round_}-{fields['id']}"
-        fields["published"] = isoformat(datetime.now(UTC))
-        fields.pop("updated", None)
-        yield fields["id"].encode(), orjson.dumps(fields), stream
-
-
 def quarters(samples: list[tuple[float, float]]) -> str:
     """Megabytes at the end of each quarter of the samples."""
     return " / ".join(
@@ -112,75 +92,56 @@ def rise(samples: list[tuple[float, float]]) -> tuple[float, float]:
     return float(rows[-1, 1]), float(slope * (rows[-1, 0] - rows[0, 0]) / rows[:, 1].mean())
 
 
-class Feed:
-    """Publishes in a thread, at most `_AHEAD` records ahead of what was read, until told to end."""
-
-    def __init__(self, kafka: KafkaConfig, articles: int, read: Callable[[], int]) -> None:
-        self._kafka, self._articles, self._read = kafka, articles, read
-        self._over = threading.Event()
-        self.published = 0
-        self.failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    @property
-    def running(self) -> bool:
-        """Whether more will come."""
-        return self._thread.is_alive()
-
-    def stop(self) -> None:
-        """End after the record at hand."""
-        self._over.set()
-        self._thread.join(timeout=60)
-
-    def _run(self) -> None:
-        try:
-            publish(self._kafka, self._records())
-        except BaseException as error:
-            self.failure = error
-
-    def _records(self) -> Iterator[Record]:
-        for record in fresh(self._articles):
-            if self.published % 1_000 == 0:
-                while self.published - self._read() > _AHEAD and not self._over.wait(0.1):
-                    pass
-            if self._over.is_set():
-                return
-            yield record
-            self.published += 1
-
-
 def soak(
-    system: Local, articles: int, seconds: float, partitions: int, ingesters: int, shards: int
+    system: Local,
+    articles: int,
+    *,
+    seconds: float,
+    partitions: int,
+    ingesters: int,
+    shards: int,
+    near_duplicate_shards: int,
+    producers: int,
+    retained_s: float,
+    window_s: float,
+    seal_rows: int,
 ) -> list[dict[str, Any]]:
-    """Publish in a thread, ingest, sample; a row for each process and one for the files."""
+    """Publish beside, ingest, sample; a row for each process and one for the files."""
     kafka = replace(system.topic(partitions), retention_hours=1.0)
     store = {
         "num_shards": shards,
-        "retention_days": _RETAINED_S / 86_400,
-        "window_hours": _WINDOW_S / 3_600,
-        "seal_rows": 2_048,
-        "min_seal_rows": 256,
+        "retention_days": retained_s / 86_400,
+        "window_hours": window_s / 3_600,
+        "seal_rows": seal_rows,
+        "min_seal_rows": seal_rows // 8,
     }
     spec = replace(
-        system.spec(kafka, store=store, maintain_interval_s=2.0, num_ingesters=ingesters),
+        system.spec(
+            kafka,
+            store=store,
+            maintain_interval_s=2.0,
+            num_ingesters=ingesters,
+            near_duplicate_shards=near_duplicate_shards,
+        ),
         duplicates=NearDuplicateConfig(max_articles=20_000),
     )
     begun = time.perf_counter()
-    read = [0]
     with system.running(spec) as job:
-        feed = Feed(kafka, articles, lambda: read[0])
+        feed = Feed(kafka, articles, producers)
         sampler = Sampler(spec.store.path)
+        try:
 
-        def done() -> bool:
-            if feed.failure is not None:
-                raise feed.failure
-            read[0] = job.ledger().read if job.progress() else 0
-            if seconds and time.perf_counter() - begun > seconds:
-                feed.stop()
-            return not feed.running and read[0] >= feed.published
+            def done() -> bool:
+                feed.check()
+                read = job.ledger().read if job.progress() else 0
+                feed.note(read)
+                if seconds and time.perf_counter() - begun > seconds:
+                    feed.stop()
+                return not feed.running and read >= feed.published
 
-        until(done, _LIMIT_S, f"{articles} articles to be read", interval_s=0.5)
+            until(done, _LIMIT_S, f"{articles} articles to be read", interval_s=0.1)
+        finally:
+            feed.stop()
         time.sleep(6.0)  # two looks at maintenance
         sampler.stop()
         ledger = job.ledger()
@@ -204,17 +165,51 @@ def soak(
 
 
 def run(
-    articles: int = 720_000, seconds: float = 0.0, partitions: int = 4, ingesters: int = 1, shards: int = 1
+    articles: int = 720_000,
+    seconds: float = 0.0,
+    partitions: int = 4,
+    ingesters: int = 1,
+    shards: int = 1,
+    near_duplicate_shards: int = 1,
+    producers: int = 1,
+    retained_s: float = 90.0,
+    window_s: float = 30.0,
+    seal_rows: int = 2_048,
 ) -> dict[str, Any]:
     """Push them through; the ratios name the steepest rise of any process of the job and of the files."""
+    if partitions < ingesters:
+        raise UsageError(
+            f"{ingesters} ingesters cannot share {partitions} partitions; set partitions to at least {ingesters}"
+        )
     with local() as system:
-        rows = soak(system, articles, seconds, partitions, ingesters, shards)
+        rows = soak(
+            system,
+            articles,
+            seconds=seconds,
+            partitions=partitions,
+            ingesters=ingesters,
+            shards=shards,
+            near_duplicate_shards=near_duplicate_shards,
+            producers=producers,
+            retained_s=retained_s,
+            window_s=window_s,
+            seal_rows=seal_rows,
+        )
     rises = [r["rise"] for r in rows if r["what"].startswith("memory of") and r["rise"] == r["rise"]]
     files = next(row for row in rows if row["what"] == "files of the store")
     return {
         "bench": "soak",
         "device": "cpu",
         "commit": commit(),
+        "cores": os.cpu_count(),
+        "ingesters": ingesters,
+        "partitions": partitions,
+        "shards": shards,
+        "near_duplicate_shards": near_duplicate_shards,
+        "producers": producers,
+        "retained_s": retained_s,
+        "window_s": window_s,
+        "seal_rows": seal_rows,
         "rows": rows,
         "ratios": {
             "articles": rows[-1]["read"],

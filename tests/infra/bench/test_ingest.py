@@ -19,6 +19,17 @@ def test_more_ingesters_than_partitions_are_refused() -> None:
         ingest.run(articles=10, ingesters=8, partitions=4)
 
 
+def test_other_divisions_of_the_cores_are_read_from_their_names() -> None:
+    """Each has a row of its own; one that cannot be read, or wants more partitions than there are, is refused."""
+    assert ingest._shapes("") == {}
+    assert ingest._shapes("12x14x4, 10x8x2") == {"ingest 12x14x4": (12, 14, 4), "ingest 10x8x2": (10, 8, 2)}
+    for wrong in ("12x14", "12x14x0", "12xax4", "12x14x4,"):
+        with pytest.raises(UsageError, match="such as 12x14x4"):
+            ingest._shapes(wrong)
+    with pytest.raises(UsageError, match="set partitions to at least 12"):
+        ingest.run(articles=10, shapes="12x14x4")
+
+
 def test_row_tells_rates_cores_and_processor_time_apart_from_the_brokers() -> None:
     """Medians of the runs, each figure for one record."""
     done = [

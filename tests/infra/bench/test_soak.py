@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import threading
+import time
 from datetime import UTC, datetime
 
 import orjson
 import pytest
 
-from infra.bench import soak
+from infra.bench import soak, soak_feed
 from pipeline.article import isoformat
 
 
@@ -37,12 +40,52 @@ def test_a_rise_is_told_over_what_follows_warm_up() -> None:
 
 def test_articles_are_published_as_of_now_out_of_several_wires(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each bears the time at which it was taken, so that what is kept is steady; no wire's ids meet another's."""
-    monkeypatch.setattr(soak, "_ROUND", 50)
+    monkeypatch.setattr(soak_feed, "ROUND", 50)
     begun = isoformat(datetime.now(UTC))
-    records = list(soak.fresh(120))
+    records = list(soak_feed.fresh(120))
 
     times = [orjson.loads(value or b"")["published"] for _, value, _ in records]
     assert len(records) == 120
     assert times == sorted(times) and begun <= times[0] <= times[-1] <= isoformat(datetime.now(UTC))
     assert {key.split(b"-")[0] for key, _, _ in records} == {b"0", b"1", b"2"}
     assert all(orjson.loads(value or b"")["id"].encode() == key for key, value, _ in records)
+
+
+def test_producers_share_the_rounds_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three producers publish as many articles as one, and no two share an id or a stream."""
+    monkeypatch.setattr(soak_feed, "ROUND", 20)
+    parts = [list(soak_feed.fresh(110, producer, 3)) for producer in range(3)]
+
+    assert [len(part) for part in parts] == [40, 40, 30]
+    ids = [{key for key, _, _ in part} for part in parts]
+    assert len(set.union(*ids)) == sum(map(len, ids))
+    for number, part in enumerate(parts):
+        assert all(stream.endswith(f"-{number}") for _, _, stream in part)
+        assert all(orjson.loads(value or b"")["stream"] == stream for _, value, stream in part)
+
+
+def test_publishing_waits_for_reading_and_ends_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than the allowed number is ahead of what was read; all that was given out is counted."""
+    monkeypatch.setattr(soak_feed, "AHEAD", 100)
+    monkeypatch.setattr(soak_feed, "_LOOK", 10)
+    context = multiprocessing.get_context("spawn")
+    published, read, over = context.Value("q", 0), context.Value("q", 0), context.Event()
+    record = (b"key", b"{}", "wire")
+    given: list[int] = []
+
+    def take() -> None:
+        given.append(sum(1 for _ in soak_feed._paced([record] * 500, published, read, over)))
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while published.value < 110 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert published.value == 110 and not given
+    read.value = 50
+    while published.value < 160 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    over.set()
+    thread.join(timeout=20)
+    assert given == [published.value] == [160]

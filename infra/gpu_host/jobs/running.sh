@@ -1,0 +1,45 @@
+#!/bin/bash
+# running.sh: the running system without network: ingest against the bare loop over many cores, the soak, published → searchable with MiniLM
+# and searches on a GPU. STAGES (ingest soak freshness, in this order), SIZE (host: 32 cores; small: a try on two).
+# Parts ingest-*: host-java, host-ray, host-store and host-minilm as infra/bench/host_pack.py --carry dealt them. 550 s for all; ingest wants the
+# cores to itself. What a stage found is in $OUT (host.json, host.md, host.log) as soon as it ends; started again it does what is left.
+set -u
+ROOT=${LEASE_ROOT:-/tmp}
+cd "$ROOT/tree" || exit 2
+here=$ROOT/host
+if [ ! -f "$here/unpacked" ]; then
+  python3 infra/bench/host_session.py unpack "$ROOT"/parts/ingest-*/host-* --target "$here" && touch "$here/unpacked" || exit 2
+fi
+if [ "${SIZE:-host}" = small ]; then
+  ingest='bench ingest --articles 1500 --set partitions=4 --set ingesters=1 --set shards=2 --set producers=2 --set loops=2 --set repeats=1
+    --set shapes=2x1x2'
+  soak='bench soak --articles 2000 --set partitions=4 --set ingesters=2 --set shards=2 --set near_duplicate_shards=2 --set producers=2
+    --set retained_s=12 --set window_s=3 --set seconds=30'
+  freshness='bench freshness --set embedder=static --set seconds=5 --set rates=20 --set searches=5'
+else
+  ingest='bench ingest --articles 400000 --set partitions=24 --set ingesters=12 --set shards=12 --set near_duplicate_shards=4
+    --set producers=28 --set loops=12 --set inflight=8192 --set commit_ms=1000 --set repeats=3 --set shapes=10x14x4 --set seconds=185'
+  soak='bench soak --articles 720000 --set partitions=20 --set ingesters=10 --set shards=8 --set near_duplicate_shards=3 --set producers=12
+    --set retained_s=12 --set window_s=3 --set seconds=135'
+  freshness='bench freshness --set embedder=minilm --set seconds=30 --set rates=50,200 --set searches=20 --set device=cuda:0'
+fi
+# shards search on the GPU and claim none: Ray would hide it from them
+export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
+failed=0
+read -r -a stages <<< "${STAGES:-ingest soak freshness}"
+for stage in "${stages[@]}"; do
+  [ -f "$WORK/$stage.done" ] && continue
+  case $stage in
+    ingest) command=$ingest limit=230 ;;
+    soak) command=$soak limit=200 ;;
+    freshness) command=$freshness limit=220 ;;
+    *) echo "running.sh: given stage $stage; allowed: ingest soak freshness" >&2; exit 2 ;;
+  esac
+  left=$((SECONDS_LIMIT - SECONDS))
+  [ "$limit" -gt "$left" ] && limit=$left
+  if [ "$limit" -lt 45 ]; then echo "running.sh: $stage left out, $left s are left"; failed=1; continue; fi
+  echo "==> $stage, at most $limit s (load $(cut -d' ' -f1-2 /proc/loadavg), $(nproc) cores)"
+  python3 infra/bench/host_session.py run "$(echo $command)" --target "$here" --out "$OUT" --seconds "$limit" --commit "${COMMIT:-}" \
+    && touch "$WORK/$stage.done" || failed=1
+done
+exit $failed
