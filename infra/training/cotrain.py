@@ -26,6 +26,7 @@ from infra.training.policy_train import PolicyTrainConfig
 from infra.training.policy_train import train as train_policy
 from models.hf.adapter import adapter_folder
 from models.hf.config import HfConfig
+from models.hf.loading import pick_device
 from models.retriever.selecting import select
 from models.retriever.storage import load_policy
 from models.retriever.table import GOLD
@@ -41,6 +42,7 @@ MODES = ("alternating", "joint")
 DONE = "done.json"
 RunJob = Callable[[BackboneJob], dict[str, Any]]
 Child = Callable[[str, dict[str, Any]], AbstractContextManager[Any]]
+Learn = Callable[[PolicyTrainConfig, Callable[[dict[str, float]], None]], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,8 +102,13 @@ class CoTrainConfig:
             raise ValueError(f"oracle: given {self.oracle}; allowed: 0 to 1")
 
 
-def cotrain(config: CoTrainConfig, run_job: RunJob, child: Child) -> dict[str, Any]:
-    """Train both; the figures of every round. `run_job` trains a backbone job, `child` opens a tracked run."""
+def cotrain(
+    config: CoTrainConfig, run_job: RunJob, child: Child, learn: Learn = train_policy
+) -> dict[str, Any]:
+    """Train both; the figures of every round. `run_job` trains a backbone job, `child` opens a tracked run.
+
+    `learn` trains a policy; another than `train_policy` may do so on another device.
+    """
     config.out.mkdir(parents=True, exist_ok=True)
     if config.mode == "joint":
         return _joint(config, run_job, child)
@@ -111,7 +118,10 @@ def cotrain(config: CoTrainConfig, run_job: RunJob, child: Child) -> dict[str, A
     rounds = []
     if policy is None:
         policy = config.out / "warm"
-        _once(policy, lambda: _policy_round(config, backbone, config.out / "warm", None, None, child, "warm"))
+        _once(
+            policy,
+            lambda: _policy_round(config, backbone, config.out / "warm", None, None, child, "warm", learn),
+        )
     for number in range(config.rounds):
         folder = config.out / f"round-{number:02d}"
         begin, reader_before, from_adapter = policy, backbone, adapter
@@ -127,7 +137,7 @@ def cotrain(config: CoTrainConfig, run_job: RunJob, child: Child) -> dict[str, A
         def choose(folder: Path = folder, begin: Path = begin, reader: HfConfig = reader,
                    number: int = number) -> dict[str, Any]:  # fmt: skip
             name = f"round-{number:02d}-retriever"
-            return _policy_round(config, reader, folder / POLICY, begin, number, child, name)
+            return _policy_round(config, reader, folder / POLICY, begin, number, child, name, learn)
 
         figures["retriever"] = _once(folder / POLICY, choose)
         policy = folder / POLICY
@@ -137,11 +147,13 @@ def cotrain(config: CoTrainConfig, run_job: RunJob, child: Child) -> dict[str, A
     }  # fmt: skip
 
 
-def contexts(material: Material, policy: Path, budget: int, oracle: float, seed: int) -> Iterator[Triple]:
+def contexts(
+    material: Material, policy: Path, budget: int, oracle: float, seed: int, device: str = "cpu"
+) -> Iterator[Triple]:
     """What the reader of a round reads: the policy's own (sampled) choices, and some labelled sentences."""
-    network, _ = load_policy(policy)
+    network, _ = load_policy(policy, device)
     rows = [int(row) for row in (*material.rows("train"), *material.rows("dev"))]
-    chosen = select(network, material.tables.take(rows), budget, temperature=1.0, seed=seed)
+    chosen = select(network, material.tables.take(rows), budget, temperature=1.0, seed=seed, device=device)
     chance = random.Random(f"{seed}:contexts")
     for row, choice in zip(rows, chosen, strict=True):
         question = material.questions[row]
@@ -162,7 +174,8 @@ def _reader_round(
 ) -> dict[str, Any]:  # fmt: skip
     """The reader, adapted on what the policy chooses now."""
     made_from = {"policy": policy.name, "round": number, "seed": config.seed}
-    triples = contexts(material, policy, config.budget, config.oracle, config.seed * 1000 + number)
+    seed, device = config.seed * 1000 + number, str(pick_device(config.backbone.device))
+    triples = contexts(material, policy, config.budget, config.oracle, seed, device)
     write_triples(triples, folder / "triples", made_from)
     spec = ReaderSpec(
         data=folder / "triples", backbone=backbone, method=config.method, steps=config.reader_steps,
@@ -180,7 +193,7 @@ def _reader_round(
 
 def _policy_round(
     config: CoTrainConfig, backbone: HfConfig, out: Path, begin: Path | None, number: int | None,
-    child: Child, name: str,
+    child: Child, name: str, learn: Learn,
 ) -> dict[str, Any]:  # fmt: skip
     """The policy, paid by the reader as it is now; without a beginning: from labels alone."""
     first = begin is None
@@ -199,7 +212,7 @@ def _policy_round(
             count += 1
             tracker.metrics({n: v for n, v in record.items() if v == v}, step=count)
 
-        return train_policy(job, on_step=note)
+        return learn(job, note)
 
 
 def _reader_of(config: CoTrainConfig, model: Path) -> tuple[HfConfig, Path | None]:

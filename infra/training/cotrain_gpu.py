@@ -4,9 +4,10 @@
         --adapter models/weights/reader-lora --work WORK --out OUT --seconds 290 --seeds 0 1 2
 
 MATERIAL are folders of `pipeline.tasks.material`, READER a decoder's folder (its vocabulary may be cut). All runs
-begin with one policy, learned from labels, and one adapter. `reader` adapts the reader `--updates` times to what
-that policy chooses; `policy` learns by reward as often, paid by the reader as it is; `alternating` does both, in
-`--rounds` rounds; `joint` does both in one loss. Then each is judged on the test questions: F1 and tokens read by
+begin with one policy (--warm, or learned here from labels) and one adapter, over all training questions. `reader`
+adapts the reader `--updates` times to what that policy chooses; `policy` learns by reward as often, paid by the
+reader as it is; `alternating` does both, in `--marks` rounds; `joint` does both in one loss. Each is kept at as
+many marks; dev questions choose one (`cotrain_judge`), which is judged on the test questions: F1 and tokens read by
 policy, hybrid and oracle choices, and what they gain on `start`, question by question. Runs are processes, a few
 side by side, seed after seed: when the time is up, the last seeds are missing. What is done is kept in WORK. In
 OUT, cotrain.jsonl gets a row as soon as there is one (`infra.training.cotrain_rows`), so what was found is there
@@ -21,15 +22,14 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from infra.evaluation.policy_judge import choose, judge
+from infra.training.cotrain_judge import judge_run
 from infra.training.cotrain_rows import ROWS, Notes, assemble, folder_of, read_rows
-from infra.training.cotrain_runs import WARM, Curves, trained
+from infra.training.cotrain_runs import WARM, Curves, Mark, trained
 from infra.training.learners.adapting import ForgivingTokenizer, forgiving_tokenizers
 from infra.training.side_by_side import (
     limit_memory,
@@ -40,7 +40,6 @@ from infra.training.side_by_side import (
     tell_row,
     write_whole,
 )
-from models.hf.adapter import adapter_folder
 from models.hf.config import HfConfig
 from models.retriever.config import RetrieverConfig
 from models.retriever.network import PolicyNetwork
@@ -48,7 +47,6 @@ from models.retriever.storage import load_policy, save_policy
 from models.retriever.supervised import SupervisedConfig, train_supervised
 from models.retriever.table import names_for
 from pipeline.tasks.material import Material
-from rl.episodes import OutcomeReader, Readings, fingerprint
 
 RUNS = ("start", "reader", "policy", "alternating", "joint")
 RESULT = "result.json"
@@ -67,14 +65,29 @@ def prepare(given: argparse.Namespace) -> Path:
         rows = [
             row
             for dataset in _sets(whole, given.sets)
-            for split, most in (("train", given.train), ("test", given.test))
-            for row in whole.rows(split, dataset, answerable=True)[:most]
+            for split, most in (("train", given.train), ("dev", given.dev), ("test", given.test))
+            for row in whole.rows(split, dataset, answerable=True)[: most or None]
         ]
         about = {"from": [path.name for path in given.material], "features": whole.tables.num_features}
         whole.take(rows).save(folder, about)
     if not (given.work / WARM / "config.json").exists():
-        warm_start(Material.load(folder), given)
+        if given.warm is None:
+            warm_start(Material.load(folder), given)
+        else:
+            take_warm(given.warm, given.work / WARM, folder)
     return folder
+
+
+def take_warm(policy: Path, target: Path, material: Path) -> None:
+    """Begin with a policy that another run made over this material; ValueError where it sees other features."""
+    network, about = load_policy(policy)
+    sees = int(json.loads((material / "manifest.json").read_text())["features"])
+    if network.config.num_features > sees:
+        raise ValueError(
+            f"--warm {policy} sees {network.config.num_features} features, the material has {sees}: give --pairs "
+            "the pair reader's folder, or a policy without its features"
+        )
+    save_policy(network, target, about)
 
 
 def warm_start(material: Material, given: argparse.Namespace) -> None:
@@ -102,15 +115,21 @@ def one_run(name: str, given: argparse.Namespace) -> None:
     """Train as the run's name says and judge what came of it, noting every figure as it comes."""
     out = given.work / folder_of(name, given.seed)
     limit_memory(given.memory, given.device)
-    backbone = HfConfig(model=str(given.reader), adapter=given.adapter, device=given.device)
+    backbone = HfConfig(
+        model=str(given.reader), adapter=given.adapter, device=given.device,
+        dtype="bfloat16" if given.device.startswith("cuda") else "float32",
+    )  # fmt: skip
     notes = Notes(name, given.seed, out / ROWS, given.out / "cotrain.jsonl")
     done = read_json(out / TRAINED)
     if done is None:  # what an earlier call judged was another policy
         (out / ROWS).unlink(missing_ok=True)
         done = _trained(name, given, backbone, out, notes)
-    policy, adapter = Path(str(done["policy"])), done["adapter"]
-    reader = backbone if adapter is None else replace(backbone, adapter=str(adapter))
-    judge_points(given, reader, policy, notes)
+    found: Any = done["marks"]
+    marks = [
+        Mark(int(step), Path(policy), None if adapter is None else Path(adapter))
+        for step, policy, adapter in found
+    ]
+    judge_run(given, backbone, marks, notes)
     notes.add(ended={"tokens_lost": ForgivingTokenizer.lost})
     figures = assemble(notes.rows())[out.name]
     write_whole(out / RESULT, json.dumps(figures))
@@ -120,7 +139,7 @@ def one_run(name: str, given: argparse.Namespace) -> None:
 def _trained(
     name: str, given: argparse.Namespace, backbone: HfConfig, out: Path, notes: Notes
 ) -> dict[str, Any]:
-    """Train, and note with what and how; the folders of policy and adapter."""
+    """Train, and note with what and how; the folders of policy and adapter at every mark."""
     began = time.monotonic()
     about = {
         "updates": 0 if name == "start" else given.updates, "adapter": Path(given.adapter).name,
@@ -128,37 +147,11 @@ def _trained(
     }  # fmt: skip
     notes.add(begun=about)
     curves = Curves(lambda row: notes.add(curve=row))
-    policy, adapter, training = trained(name, given, backbone, out, curves)
+    marks, training = trained(name, given, backbone, out, curves)
     notes.add(trained={"training": training, "training_seconds": round(time.monotonic() - began, 1)})
-    done = {"policy": str(policy), "adapter": None if adapter is None else str(adapter)}
+    done = {"marks": [[mark.step, str(mark.policy), mark.adapter and str(mark.adapter)] for mark in marks]}
     write_whole(out / TRAINED, json.dumps(done))
     return done
-
-
-def judge_points(given: argparse.Namespace, reader: HfConfig, policy: Path, notes: Notes) -> None:
-    """Note F1 and tokens on the test questions by set, choice and budget: those that are not noted yet."""
-    from models.hf import HfBackbone
-    from pipeline.tasks.reading import MaterialReader, voice_of
-
-    material = Material.load(given.work / "material")
-    network, _ = load_policy(policy)
-    voice = voice_of(HfBackbone.load(reader), adapter_folder(reader) is not None)
-    readings = Readings(
-        OutcomeReader(MaterialReader(material, voice, want_loss=False)), fingerprint(material)
-    )
-    # the policy's own choice of every set first: if the time is up, it is what is asked for
-    points = [("policy", budget) for budget in given.budgets] + [("oracle", max(given.budgets))]
-    points += [(method, budget) for budget in given.budgets for method in ("hybrid", "filled")]
-    known = {(row["set"], row["point"]) for row in notes.rows() if "point" in row}
-    for method, budget in points:
-        for dataset in sorted({question.dataset for question in material.questions}):
-            key = f"{method}_{budget}"
-            if (dataset, key) in known:
-                continue
-            rows = material.rows("test", dataset, answerable=True)
-            part = material.take(rows)
-            figures, scores = judge(part, rows, choose(part, method, budget, network=network), readings)
-            notes.add(set=dataset, point=key, figures=figures, scores=[round(float(f), 4) for f in scores])
 
 
 def gather(given: argparse.Namespace, codes: dict[str, int]) -> int:
@@ -192,8 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_whole(given.out / "cotrain.jsonl", "".join(earlier))
     left = given.seconds - (time.monotonic() - began)
     told = list(sys.argv[1:] if arguments is None else arguments)
-    # loading and judging take their share
-    training = str(given.training or max(10.0, min(110.0, left - 70.0)))
+    # loading and judging take their share of each seed's part of the time
+    training = str(given.training or max(10.0, min(110.0, left / len(given.seeds) - 60.0)))
     commands = {
         folder: [
             "-m", "infra.training.cotrain_gpu", *told, "--run", name, "--seed", str(seed), "--training", training,
@@ -256,19 +249,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--at-once", type=int, default=6, help="processes side by side")
     parser.add_argument("--memory", type=float, default=0.15, help="share of the device that each may take")
+    parser.add_argument(
+        "--warm", type=Path, help="a policy of this material to begin with (default: made here)"
+    )
     parser.add_argument("--updates", type=int, default=60, help="of each part")
-    parser.add_argument("--rounds", type=int, default=3, help="of the alternating run")
+    parser.add_argument(
+        "--marks", type=int, default=3, help="how often a run is kept for dev; rounds in turn"
+    )
     parser.add_argument("--questions", type=int, default=32, help="of a policy's iteration or a joint part")
-    parser.add_argument("--train", type=int, default=300, help="training questions of a set, at most")
-    parser.add_argument("--test", type=int, default=200, help="test questions of a set, at most")
+    parser.add_argument("--tokens-per-batch", type=int, default=4096, help="of an update of the reader")
+    parser.add_argument("--train", type=int, default=0, help="training questions of a set, at most (0: all)")
+    parser.add_argument("--dev", type=int, default=80, help="dev questions of a set, at most (0: all)")
+    parser.add_argument("--test", type=int, default=200, help="test questions of a set, at most (0: all)")
     parser.add_argument("--budget", type=int, default=128, help="tokens that training may read")
     parser.add_argument("--budgets", type=int, nargs="+", default=[128], help="judged")
     parser.add_argument("--gamma", type=float, default=0.0005, help="price of a token, by reward or loss")
-    parser.add_argument("--lr", type=float, default=2e-4, help="of the reader")
+    parser.add_argument("--gold", type=float, default=0.2, help="paid where the choice tells by its labels")
+    parser.add_argument("--lr", type=float, default=5e-5, help="of the reader")
+    parser.add_argument("--ppo-lr", type=float, default=3e-4, help="of the policy by reward")
     parser.add_argument("--policy-lr", type=float, default=3e-4, help="of the policy in the joint run")
     parser.add_argument("--warm-steps", type=int, default=300)
     parser.add_argument("--seconds", type=float, default=290.0, help="of everything")
-    parser.add_argument("--training", type=float, default=0.0, help="of training alone (0: all but 70 s)")
+    parser.add_argument(
+        "--training", type=float, default=0.0, help="of a run's training (0: by what is left)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--run", choices=RUNS, help="be this run")

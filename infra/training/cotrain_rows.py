@@ -2,16 +2,18 @@
 
 Each run appends to `rows.jsonl` of its own folder, which a second call goes on from, and to one file of OUT, which
 comes home whatever ends the call. A row holds `run` and `seed` and one of: `begun`, what the run is made of;
-`curve`, a point of its training; `trained`, the figures of its training; `set` and `point` with `figures` and
-`scores` (F1 made to answer, question by question), a choice judged; `ended`.
+`curve`, a point of its training; `trained`, the figures of its training; `mark`, what it was worth on dev after
+some updates, and `chosen`, after how many it is judged; `set` and `point` with `figures` and `scores` (F1 made to
+answer, question by question), a choice judged; `ended`. `at_s` tells when: seconds since the run's process began.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,12 @@ class Notes:
     seed: int
     own: Path
     all_runs: Path
+    began: float = field(default_factory=time.monotonic)
 
     def add(self, **row: Any) -> None:
         """Append a row to both files, in one write each: other runs append to the second meanwhile."""
-        line = json.dumps({"run": self.run, "seed": self.seed, **row}, default=str) + "\n"
+        stamped = {"run": self.run, "seed": self.seed, **row, "at_s": round(time.monotonic() - self.began, 1)}
+        line = json.dumps(stamped, default=str) + "\n"
         for path in (self.own, self.all_runs):
             path.parent.mkdir(parents=True, exist_ok=True)
             _append(path, line)
@@ -68,13 +72,18 @@ def assemble(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for row in rows:
         name = folder_of(row["run"], row["seed"])
         figures = found.setdefault(
-            name, {"run": row["run"], "seed": row["seed"], "ended": False, "judged": {}, "curve": []}
+            name,
+            {"run": row["run"], "seed": row["seed"], "ended": False, "judged": {}, "curve": [], "marks": []},
         )
         if "point" in row:
             figures["judged"].setdefault(row["set"], {})[row["point"]] = row["figures"]
             scores.setdefault(name, {})[f"{row['set']}.{row['point']}"] = np.array(row["scores"], np.float64)
         elif "curve" in row:
             figures["curve"].append(row["curve"])
+        elif "mark" in row:
+            figures["marks"].append(row["mark"])
+        elif "chosen" in row:
+            figures["chosen"] = row["chosen"]
         else:
             about = row.get("begun") or row.get("trained") or row.get("ended") or {}
             figures.update(about, ended=figures["ended"] or "ended" in row)

@@ -1,9 +1,14 @@
 #!/bin/bash
-# cotrain.sh: reader and policy alone, in turn and together, over the material that policy.sh made (300 s and more).
+# cotrain.sh: reader and policy alone, in turn and together, over the material that policy.sh made (300 s for two seeds, 12 cores).
+# Wants policy.sh's first call (material pairs teach) under $ROOT/work/policy and reader.sh's $ROOT/reader. ARGS: more options.
 set -u
 ROOT=${LEASE_ROOT:-/tmp}
 cd "$ROOT/tree" || exit 2
+policy="$ROOT/work/policy"
+for path in "$policy/material/manifest.json" "$policy/policies/supervised-0/carried/config.json" "$ROOT/reader/ready.json"; do
+  [ -e "$path" ] || { echo "cotrain.sh: $path is not there; end policy.sh (material pairs teach) and reader.sh first" >&2; exit 2; }
+done
 export PYTHONPATH="$ROOT/carried/site:$ROOT/reader/site"
 read -r -a more <<< "${ARGS:-}"
-python3 -m infra.training.cotrain_gpu --material "$ROOT/work/policy/material" --reader "$ROOT/reader" --adapter models/weights/reader-lora \
-  --work "$WORK" --out "$OUT" --seconds $((SECONDS_LIMIT - 10)) "${more[@]}"
+python3 -m infra.training.cotrain_gpu --material "$policy/material" --pairs "$policy/pairs" --warm "$policy/policies/supervised-0/carried" \
+  --reader "$ROOT/reader" --adapter models/weights/reader-lora --work "$WORK" --out "$OUT" --seeds 0 1 --seconds $((SECONDS_LIMIT - 5)) "${more[@]}"

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-from infra.training import cotrain_gpu, cotrain_report
+from infra.training import cotrain_gpu, cotrain_judge, cotrain_report
 from infra.training.cotrain_rows import ROWS, Notes, assemble, read_rows
+from infra.training.cotrain_runs import Mark, marks_of
+from pipeline.tasks.material import Material
 from tests.infra.training.learning_case import material, reader
+
+
+def with_dev(folder: Path) -> Path:
+    """Toy material, each fourth training question of which is a dev question."""
+    made = Material.load(material(folder, count=24))
+    questions = [
+        replace(each, split="dev") if each.split == "train" and at % 4 == 3 else each
+        for at, each in enumerate(made.questions)
+    ]
+    Material(tuple(questions), made.tables).save(folder, {"toy": True})
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +34,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     """All five runs over a toy, in this process; the folder, and what was gathered."""
     folder = tmp_path_factory.mktemp("cotrain")
     told = [
-        "--material", str(material(folder / "made", count=24)), "--reader", str(reader(folder).model),
+        "--material", str(with_dev(folder / "made")), "--reader", str(reader(folder).model),
         "--work", str(folder / "work"), "--out", str(folder / "out"), "--device", "cpu", "--updates", "2",
-        "--rounds", "2", "--questions", "6", "--train", "12", "--test", "4", "--budget", "400",
+        "--marks", "2", "--questions", "6", "--train", "12", "--dev", "4", "--test", "4", "--budget", "400",
         "--budgets", "400", "--warm-steps", "20", "--training", "100", "--seeds", "0",
     ]  # fmt: skip
     given = cotrain_gpu._parser().parse_args(told)
@@ -38,7 +52,7 @@ def test_every_run_is_judged_on_the_same_questions(done: tuple[Path, dict[str, A
     _, found = done
     assert [figures["run"] for figures in found.values()] == list(cotrain_gpu.RUNS)
     assert list(found) == ["start", "reader-0", "policy-0", "alternating-0", "joint-0"]
-    points = {"oracle_400", "policy_400", "filled_400", "hybrid_400"}
+    points = {"oracle_400", "policy_400", "last_400", "filled_400", "hybrid_400"}
     for name, figures in found.items():
         assert set(figures["judged"]["toy"]) == points
         assert ("gain_on_start" in figures) == (name != "start")
@@ -57,6 +71,8 @@ def test_each_run_trains_its_own_part_and_no_other(done: tuple[Path, dict[str, A
     assert not (work / "reader-0" / "model" / "policy").exists()
     assert (work / "reader-0" / "model" / "adapter_model.safetensors").exists()
     assert moved(work / "policy-0" / "policy" / "policy.safetensors")
+    for name in ("policy-0/policy/marks/000001", "joint-0/marks/000001/policy"):
+        assert moved(work / name / "policy.safetensors")
     assert not list((work / "policy-0").rglob("adapter_model.safetensors"))
     assert moved(work / "joint-0" / "model" / "policy" / "policy.safetensors")
     assert (work / "joint-0" / "model" / "adapter_model.safetensors").exists()
@@ -80,12 +96,72 @@ def test_rows_come_home_as_they_come(done: tuple[Path, dict[str, Any]]) -> None:
     assert {name: each | {"code": None} for name, each in assemble(rows).items()} == found
     joint = [row for row in rows if row["run"] == "joint"]
     kinds = [next(name for name in row if name not in ("run", "seed")) for row in joint]
-    assert kinds == ["begun", "curve", "trained", *["set"] * 4, "ended"]
+    assert kinds == ["begun", "curve", "trained", *["mark"] * 3, "chosen", *["set"] * 5, "ended"]
     parts = [row["curve"]["part"] for row in rows if row["run"] == "alternating" and "curve" in row]
     assert list(dict.fromkeys(parts)) == [
         f"round-{number:02d}-{part}" for number in (0, 1) for part in ("reader", "retriever")
     ]
     assert {row["curve"]["step"] for row in rows if row["run"] == "policy" and "curve" in row} == {1, 2}
+    times = [row["at_s"] for row in joint]
+    assert times == sorted(times) and times[0] >= 0
+
+
+def test_dev_questions_choose_where_a_run_should_have_stopped(done: tuple[Path, dict[str, Any]]) -> None:
+    """Each run's marks are judged on dev, with the beginning; the best paid is taken, the earliest of equals."""
+    folder, found = done
+    for name, figures in found.items():
+        worth = {mark["step"]: mark["paid"] for mark in figures["marks"]}
+        assert list(worth) == ([] if name == "start" else [0, 1, 2])
+        best = max(worth.values(), default=0.0)
+        assert figures["chosen"] == min((at for at, paid in worth.items() if paid == best), default=0)
+        for mark in figures["marks"]:
+            assert mark["paid"] == pytest.approx(
+                mark["by_set"]["toy"][0] / 100 - 0.0005 * mark["by_set"]["toy"][1], abs=1e-4
+            )
+    marks = [Mark(at, folder) for at in (0, 20, 40)]
+    assert cotrain_judge.best(marks, {0: 0.1, 20: 0.3, 40: 0.3}).step == 20
+    assert marks_of(60, 3) == [20, 40, 60] and marks_of(2, 3) == [1, 2]
+
+
+def test_material_without_dev_questions_is_refused(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Without dev questions nothing can choose, and the error says what to make."""
+    folder, _ = done
+    work = tmp_path / "work"
+    shutil.copytree(folder / "work" / "warm", work / "warm")
+    Material.load(material(work / "material", count=8))
+    given = cotrain_gpu._parser().parse_args(
+        [
+            "--material",
+            "m",
+            "--reader",
+            str(folder / "reader"),
+            "--work",
+            str(work),
+            "--out",
+            "o",
+            "--device",
+            "cpu",
+        ]
+    )
+    notes = Notes("policy", 0, tmp_path / "own.jsonl", tmp_path / "all.jsonl")
+    marks = [Mark(0, work / "warm"), Mark(1, work / "warm")]
+    with pytest.raises(ValueError, match="no dev question"):
+        cotrain_judge.judge_run(given, reader(tmp_path), marks, notes)
+
+
+def test_a_given_warm_policy_begins_all_runs_or_is_refused(
+    done: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """The policy of another run is taken as it is; one that sees more than the material has is refused."""
+    folder, _ = done
+    warm = folder / "work" / "warm"
+    (tmp_path / "manifest.json").write_text('{"features": 15}')
+    cotrain_gpu.take_warm(warm, tmp_path / "taken", tmp_path)
+    ours, theirs = (load_file(at / "policy.safetensors") for at in (tmp_path / "taken", warm))
+    assert all(tensor.equal(theirs[name]) for name, tensor in ours.items())
+    (tmp_path / "manifest.json").write_text('{"features": 14}')
+    with pytest.raises(ValueError, match="sees 15 features, the material has 14: give --pairs"):
+        cotrain_gpu.take_warm(warm, tmp_path / "refused", tmp_path)
 
 
 def test_what_was_found_before_the_end_makes_a_page(
@@ -101,13 +177,13 @@ def test_what_was_found_before_the_end_makes_a_page(
     assert {name: each["ended"] for name, each in cut.items()} == dict.fromkeys(found, True) | {
         "joint-0": False
     }
-    assert list(cut["joint-0"]["judged"]["toy"]) == ["policy_400", "oracle_400"]
+    assert list(cut["joint-0"]["judged"]["toy"]) == ["policy_400", "last_400"]
     assert (
         cut["joint-0"]["gain_on_start"]["toy.policy_400"]
         == found["joint-0"]["gain_on_start"]["toy.policy_400"]
     )
     Notes("joint", 0, tmp_path / "own.jsonl", path).add(ended={})
-    assert read_rows(path)[-1] == {"run": "joint", "seed": 0, "ended": {}}  # not lost behind the torn one
+    assert read_rows(path)[-1]["ended"] == {}  # not lost behind the torn one
     path.write_text("".join(lines[: judged[2]]))
     cotrain_report.main(["--found", str(path), "--bench", str(tmp_path / "page")])
     text = (tmp_path / "page.md").read_text()
@@ -128,10 +204,9 @@ def test_a_second_call_judges_what_is_missing_only(
         str(tmp_path / "out"), "--device", "cpu", "--budgets", "400", "--updates", "2", "--run", "policy",
     ]  # fmt: skip
     done_before = json.loads((out / cotrain_gpu.TRAINED).read_text())
-    moved = {"policy": str(out / Path(done_before["policy"]).name)}
-    (out / cotrain_gpu.TRAINED).write_text(json.dumps(done_before | moved))
+    assert [mark[0] for mark in done_before["marks"]] == [0, 1, 2]
     lines = (out / ROWS).read_text().splitlines(keepends=True)
-    (out / ROWS).write_text("".join(lines[:-3]))  # two of four points, no end
+    (out / ROWS).write_text("".join(lines[:-3]))  # three of five points, no end
     begun: list[str] = []
     monkeypatch.setattr(cotrain_gpu, "trained", lambda *_: begun.append("trained"))
     assert cotrain_gpu.main(told) == 0 and begun == []
