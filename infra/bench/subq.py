@@ -2,9 +2,11 @@
 
 Landmarks are clustered unit vectors; each query is near one of them, so recall says what an index misses. The
 time of a sequence is reading all its tokens (measured on one segment; it does not depend on what came before) plus
-one search a chunk, each over the landmarks so far; the cost in vectors scored is exact and has no noise. Beside
-each search: its floor (the bytes of what it scores, or the operations, at this device's own rates) and its peer,
-torch's product with all landmarks and topk.
+one search a chunk, each over the landmarks so far: estimated from single searches (`sequence_s`), and measured with
+all queries of the sequence asked in batches as it grows (`searched_s`; from the second length on, nothing is
+compiled any more). The cost in vectors scored is exact and has no noise. Beside each single search: its floor (the
+bytes of what it scores, or the operations, at this device's own rates) and its peer, torch's product with all
+landmarks and topk.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ import torch.nn.functional as F
 
 from infra.bench.measure import copy_bandwidth, environment, floor_ms, matmul_rate
 from models.subq import SubqConfig, SubqModel
-from models.subq.index import build_index
+from models.subq.index import FlatIndex, LandmarkIndex, build_index
 
 KINDS = ("flat", "groups", "ivf", "tree")
 TOKENS = (16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
 PROBES = {"flat": 1, "groups": 128, "ivf": 16, "tree": 8}
 _QUERIES = 64
+NEAR = 4
+_GATHERED = {"cuda": 1 << 21, "cpu": 1 << 15}  # vectors that a batch of searches may bring together
 
 
 def run(
@@ -37,27 +41,34 @@ def run(
     dim: int = 256,
     model: SubqConfig | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
+    keep: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Rows for every length and index; ratios state the growth from the shortest to the longest length."""
+    """Rows for every length and index; ratios state the growth from the shortest to the longest length.
+
+    `report` is given every row, `keep` the whole result so far after each.
+    """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config = model or SubqConfig()
     per_token = _read_seconds(config, place)
     rows: list[dict[str, Any]] = []
     landmarks = _clustered(max(tokens) // config.chunk, dim, place)
-    rates = _rates(place)
+    rates, about = _rates(place), environment()
+
+    def result() -> dict[str, Any]:
+        return {
+            "bench": "subq", **about, "read_us_a_token": round(per_token * 1e6, 3), "rows": rows,
+            "ratios": ratios(rows),
+        }  # fmt: skip
+
     for kind in kinds:
         for length in tokens:
             row = _row(kind, length, landmarks[: length // config.chunk], config, per_token, rates)
             rows.append(row)
             if report is not None:
                 report(row)
-    return {
-        "bench": "subq",
-        **environment(),
-        "read_us_a_token": round(per_token * 1e6, 3),
-        "rows": rows,
-        "ratios": ratios(rows),
-    }
+            if keep is not None:
+                keep(result())
+    return result()
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -76,9 +87,24 @@ def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         found[f"{kind}_exponent_of_time"] = round(
             float(np.polyfit(np.log(lengths), np.log(seconds), 1)[0]), 3
         )
+        found |= _measured(kind, lengths, own)
         longest = own[-1]
         found[f"{kind}_search_over_floor"] = round(longest["search_ms"] / longest["floor_ms"], 3)
         found[f"{kind}_search_speedup_over_torch"] = round(longest["torch_ms"] / longest["search_ms"], 3)
+    return found
+
+
+def _measured(kind: str, lengths: np.ndarray[Any, Any], own: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The same fits of measured seconds: searches alone, and all of a sequence. Left out is the shortest length,
+    which pays for compiling."""
+    found = {}
+    whole = np.array([row["read_s"] + row["build_s"] + row["searched_s"] for row in own], float)[1:]
+    searches = np.array([row["searched_s"] for row in own], float)[1:]
+    for name, seconds in (("searches", searches), ("sequence", whole)):
+        slope = np.polyfit(np.log(lengths[1:]), np.log(np.maximum(seconds, 1e-9)), 1)[0]
+        found[f"{kind}_exponent_of_measured_{name}"] = round(float(slope), 3)
+    found[f"{kind}_measured_misfit_n_log_n"] = round(misfit(lengths[1:] * np.log2(lengths[1:]), whole), 3)
+    found[f"{kind}_measured_misfit_n_squared"] = round(misfit(lengths[1:] ** 2, whole), 3)
     return found
 
 
@@ -98,15 +124,16 @@ def _row(
 ) -> dict[str, Any]:
     began = time.perf_counter()
     index = build_index(kind, landmarks.shape[1], PROBES[kind], landmarks.dtype, landmarks.device)
-    scored = 0.0
+    scored = searched = 0.0
     done = 0
     # the cost of a sequence is summed over its life, with the index as it stood
     for end in _milestones(len(landmarks)):
         index.add(landmarks[done:end])
         scored += (end - done) * index.scored_a_query()
+        searched += _searched_s(index, landmarks[done:end], done, config.top_k)
         done = end
     _wait(landmarks)
-    built = time.perf_counter() - began
+    built = time.perf_counter() - began - searched
     generator = torch.Generator(device=landmarks.device).manual_seed(1)
     gold = torch.randint(0, len(landmarks), (_QUERIES,), generator=generator, device=landmarks.device)
     noise = torch.randn(_QUERIES, landmarks.shape[1], generator=generator, device=landmarks.device)
@@ -136,9 +163,25 @@ def _row(
         "build_s": round(built, 3),
         "sequence_s": round(length * per_token + built + 1e-3 * milliseconds * chunks * scored
                             / max(chunks * index.scored_a_query(), 1), 3),
+        "searched_s": round(searched, 4),
+        "read_s": round(length * per_token, 4),
         "index_bytes": index.nbytes,
         "kv_bytes": chunks * config.chunk * 2 * config.kv_heads * config.head_dim * 2,
     }  # fmt: skip
+
+
+def _searched_s(index: LandmarkIndex, queries: torch.Tensor, first: int, top_k: int) -> float:
+    """Seconds of one search for every new chunk, each among what is older, in batches."""
+    limits = torch.arange(first, first + len(queries), device=queries.device) - NEAR
+    # indexes that gather what they score hold a batch of it; a flat search holds nothing
+    room = _GATHERED[queries.device.type] // max(1, index.scored_a_query())
+    batch = 1_024 if type(index) is FlatIndex else max(1, min(1_024, room))
+    _wait(queries)
+    began = time.perf_counter()
+    for at in range(0, len(queries), batch):
+        index.search(queries[at : at + batch].float(), top_k, limits[at : at + batch])
+    _wait(queries)
+    return time.perf_counter() - began
 
 
 def _milestones(chunks: int) -> list[int]:

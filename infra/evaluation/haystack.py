@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.subq import SubqModel
+from models.subq.index import LandmarkIndex, build_index
 from models.subq.router import NEVER
 
 Ids = np.ndarray[Any, np.dtype[Any]]
@@ -57,6 +58,15 @@ class Haystack:
         # a needle may begin at any token of its chunk
         self.patch_chunks = -(-(reach + _LONGEST_NEEDLE + config.chunk) // config.chunk) + self.patch_lead
         self._encode(segment)
+        self._index: LandmarkIndex | None = None
+
+    def search_by(self, index: str, probes: int) -> None:
+        """From here on the whole text is searched by that index (SubqConfig.index); patched texts never are."""
+        self._index = None
+        if index == "flat":  # the search below, which knows patches
+            return
+        self._index = build_index(index, self.landmarks.shape[1], probes, self.landmarks.dtype, self.device)
+        self._index.add(self.landmarks)
 
     @property
     def kv_bytes_a_chunk(self) -> int:
@@ -130,6 +140,17 @@ class Haystack:
 
         newest [U]: last chunk that is offered, counted from `first`. Patched landmarks stand in for the text's own.
         """
+        if self._index is not None and patches is None and (first, chunks) == (0, self.num_chunks):
+            flat, limits = queries.flatten(0, 1), newest.expand(queries.shape[:2]).flatten()
+            # a tree gathers what it scores, so only some queries are asked at once
+            parts = [
+                self._index.search(part.float(), k, limit)
+                for part, limit in zip(flat.split(256), limits.split(256), strict=True)  # type: ignore[no-untyped-call]
+            ]
+            scores, found = (
+                torch.cat(each).view(*queries.shape[:2], -1) for each in zip(*parts, strict=True)
+            )
+            return scores, found.masked_fill(scores == NEVER, -1)
         rows = self.landmarks[first : first + chunks]
         place = torch.arange(chunks, device=self.device)
         offered = place <= newest[:, None]

@@ -144,10 +144,20 @@ def run_bench(given: argparse.Namespace) -> None:
     """`dysra bench subq` without the command line."""
     from infra.bench import page, subq
 
-    result = subq.run(tokens=[length_of(text) for text in given.lengths.split(",")], device=given.device)
-    _write(given.out / "bench-subq.json", result)
-    (given.out / "bench-subq.md").write_text(page(result), encoding="utf-8")
-    _say(json.dumps(result["ratios"]), time.monotonic())
+    began = time.monotonic()
+
+    def keep(result: dict[str, Any]) -> None:
+        _write(given.out / "bench-subq.json", result)
+        (given.out / "bench-subq.md").write_text(page(result), encoding="utf-8")
+
+    result = subq.run(
+        tokens=[length_of(text) for text in given.lengths.split(",")],
+        kinds=given.indexes.split(","),
+        device=given.device,
+        report=lambda row: _say(json.dumps(row), began),
+        keep=keep,
+    )
+    _say(json.dumps(result["ratios"]), began)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -192,10 +202,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fade", action="store_true", help="anneal the contrastive loss away")
     parser.add_argument("--checkpoint", type=Path, help="needles: instead of what train left in WORK")
     parser.add_argument("--lengths", default="16k,64k,256k,1M,4M,16M")
+    parser.add_argument("--indexes", default="flat,tree,ivf,groups", help="bench: in this order")
     parser.add_argument("--trials", type=int, default=100, help="a cell up to 1M tokens")
     parser.add_argument("--trials-above", type=int, default=32, help="a cell above 1M tokens, at most")
     parser.add_argument(
-        "--also", default="", help="other searches of the same trials among distractors: k16, log1.5"
+        "--also",
+        default="",
+        help="other searches: k16, log1.5 (the same trials among distractors), tree8, ivf16 (the same streams)",
     )
     parser.add_argument("--also-from", type=length_of, default=1 << 20, help="shortest text of --also")
     parser.add_argument("--keys", type=int, default=128, help="keys in one stream (0: no stream rows)")

@@ -21,7 +21,7 @@ from infra.evaluation.haystack import Haystack
 from infra.evaluation.passkey import CELLS, Cell, PasskeyTest, row_fits
 from infra.training.subq_data import SubqData
 from models.subq.checkpoint import load_checkpoint
-from models.subq.config import SubqConfig
+from models.subq.config import INDEXES, SubqConfig
 
 UNITS = {"k": 1 << 10, "M": 1 << 20}
 STREAM_CELLS = (Cell(name="known-5"), Cell(name="known-16", digits=16))
@@ -80,7 +80,8 @@ def _plan(
     searches: Iterable[str],
     has_real: bool,
 ) -> Iterator[tuple[Key, Cell | None]]:
-    """Every row that is wanted, None for a stream's. Other searches ask the same trials, among distractors only."""
+    """Every row that is wanted, None for a stream's. Other searches ask the same trials, among distractors only;
+    other indexes the same streams."""
     wanted = (
         given.cells.split(",") if given.cells else [cell.name for cell in CELLS if has_real or not cell.real]
     )
@@ -91,19 +92,29 @@ def _plan(
                 compared = cell.distractors and not cell.real and length >= given.also_from
                 # trials need windows: see PasskeyTest.row
                 fits = test.model.config.reach(upper=False) is not None and row_fits(test, cell, length)
-                if fits and (compared or not search):
+                if fits and ((compared and not _by_index(search)) or not search):
                     yield ("trials", cell.name, length, search), cell
         if given.keys and length // size > 2 * given.keys + test.tail + 16:
-            yield ("stream", ",".join(cell.name for cell in STREAM_CELLS), length, ""), None
+            for search in searches:
+                if not search or _by_index(search):
+                    yield ("stream", ",".join(cell.name for cell in STREAM_CELLS), length, search), None
+
+
+def _by_index(search: str) -> bool:
+    return search.startswith(INDEXES)
 
 
 def searched(config: SubqConfig, text: str) -> SubqConfig:
-    """The configuration that reads more chunks: "k16" reads 16, "log1.5" round(1.5 · log2(past chunks))."""
-    number = re.fullmatch(r"(k|log)([0-9]+(?:\.[0-9]+)?)", text)
-    if number is None or (number[1] == "k" and "." in number[2]) or float(number[2]) <= 0:
+    """The configuration that reads more chunks: "k16" reads 16, "log1.5" round(1.5 · log2(past chunks));
+    or searches otherwise: "tree8" opens 8 nodes a level of a tree, "ivf16" 16 lists, "groups128" 128 groups."""
+    number = re.fullmatch(r"(k|log|tree|ivf|groups)([0-9]+(?:\.[0-9]+)?)", text)
+    if number is None or (number[1] != "log" and "." in number[2]) or float(number[2]) <= 0:
         raise SystemExit(
-            f"--also: given {text!r}; allowed: k16 (chunks read), log1.5 (times log2 of the past chunks)"
+            f"--also: given {text!r}; allowed: k16 (chunks read), log1.5 (times log2 of the past chunks), tree8, "
+            "ivf16, groups128 (index and what it opens; streams only)"
         )
+    if number[1] in INDEXES:
+        return replace(config, index=number[1], probes=int(number[2]))
     if number[1] == "k":
         return replace(config, top_k=int(number[2]), top_k_log=0.0)
     return replace(config, top_k=MOST_LOG, top_k_log=float(number[2]))

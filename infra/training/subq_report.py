@@ -2,10 +2,12 @@
 
     python -m infra.training.subq_report --runs DIR… --out infra/bench/results/2026-11-22_subq_h200
     python -m infra.training.subq_report --runs DIR --compare subq-compare.json --out PAGE
+    python -m infra.training.subq_report --kept infra/bench/results/2026-11-30_subq_h200.json --runs DIR… --out PAGE
 
 Each folder holds train-<name>.json and needles-<name>.json (or needles-<name>-int8.json: the weights that ship) of
 one or more runs. They are set side by side; the named figures are means over them. --compare takes what
-`infra.training.subq_compare` wrote.
+`infra.training.subq_compare` wrote. --kept takes earlier results: their runs stand beside the new ones, and rows of
+a run that is there already (other lengths of the same weights: needs no train-<name>.json) are added to it.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from infra.evaluation.passkey import WORDINGS
 from infra.training.subq_compare import ratios_of
 
 NAMED = ("known-5", "heldout-kinds-5", "heldout-forms-5", "heldout-5")
@@ -39,15 +42,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--compare", type=Path, nargs="+", default=[],
         help="summaries of infra.training.subq_compare; those over one text are joined",
     )  # fmt: skip
+    parser.add_argument(
+        "--kept", type=Path, nargs="+", default=[], help="earlier results, joined with --runs"
+    )
+    parser.add_argument("--note", type=Path, help="a text that the page begins with, below its title")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
     if not given.compare and not given.runs:
         parser.error("give --runs, --compare or both")
-    runs = [run for folder in given.runs for run in read_runs(folder)]
+    kept_results = [json.loads(path.read_text(encoding="utf-8")) for path in given.kept]
+    known = {about["run"] for result in kept_results for about in result["runs"]}
+    runs = [run for folder in given.runs for run in read_runs(folder, known)]
     if given.runs and not runs:
-        parser.error(f"{', '.join(map(str, given.runs))}: no train-*.json with its needles-*.json")
-    result: dict[str, Any] = joined(runs) if runs else {}
-    text = page(result) if runs else ""
+        parser.error(
+            f"{', '.join(map(str, given.runs))}: no needles-*.json with its train-*.json, or of a run of --kept "
+            f"({', '.join(sorted(known)) or 'none given'})"
+        )
+    result: dict[str, Any] = joined(runs, kept_results) if runs else {}
+    text = page(result, given.note.read_text(encoding="utf-8") if given.note else "") if runs else ""
     summaries = together([json.loads(path.read_text(encoding="utf-8")) for path in given.compare])
     ratios = result.get("ratios", {})
     for summary in summaries:
@@ -66,63 +78,100 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.out.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
-def read_runs(folder: Path) -> list[dict[str, Any]]:
-    """Every run of a folder that was judged: its training and its needles."""
+def read_runs(folder: Path, known: Container[str] = ()) -> list[dict[str, Any]]:
+    """Every run of a folder that was judged: its needles, and its training unless the run is `known` already."""
     found = []
-    for path in sorted(folder.glob("train-*.json")):
-        name = path.stem.removeprefix("train-")
-        for made in (name, f"{name}-int8"):
-            judged = folder / f"needles-{made}.json"
-            if judged.exists():
-                found.append(
-                    {"name": made, "train": json.loads(path.read_text())} | json.loads(judged.read_text())
-                )
+    for path in sorted(folder.glob("needles-*.json")):
+        name = path.stem.removeprefix("needles-")
+        trained = folder / f"train-{name.removesuffix('-int8')}.json"
+        if trained.exists() or name in known:
+            train = json.loads(trained.read_text(encoding="utf-8")) if trained.exists() else None
+            found.append({"name": name, "train": train} | json.loads(path.read_text(encoding="utf-8")))
     return found
 
 
-def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The result: a row for each cell and length of each run, the runs' training, and the named figures."""
-    rows, about = [], []
-    exact: dict[str, list[float]] = defaultdict(list)
-    gains: list[float] = []
+def joined(runs: Sequence[dict[str, Any]], kept_results: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """The result: a row for each cell and length of each run, the runs' training, and the named figures.
+
+    Of a row that is there twice (same run, cell, length and search) the later one counts.
+    """
+    rows = {_row_key(row): row for result in kept_results for row in result["rows"]}
+    about = {each["run"]: each for result in kept_results for each in result["runs"]}
     for run in runs:
-        train = run["train"]
         for row in run["rows"]:
             searched = f", searched {row['search']}" if row.get("search") else ""
-            rows.append({"run": run["name"] + searched, **row})
-            if row["what"] == "trials" and row["cell"] in NAMED:
-                name = f"needle_exact_{row['cell'][:-2].replace('-', '_')}_{short(row['length'])}"
-                searched = f"_{row['search']}" if row.get("search") else ""
-                exact[name + searched].append(row["exact"])
-        language = run.get("language", {})
-        if language:
-            gains.append(language["without"] - language["with_retrieval"])
-        stream = train["made_from"]["stream"]
-        about.append(
-            {
-                "run": run["name"], "steps": train["steps"], "seconds": round(train["seconds"], 1),
-                "tokens": train["tokens"], "parameters": train["parameters"], "peak_bytes": train["peak_bytes"],
-                "real": stream["real"], "scale_max": train["made_from"]["model"]["scale_max"],
-                "neighbours": train["made_from"]["model"]["neighbours"],
-                "lookahead": train["made_from"]["model"].get("lookahead", 0),
-                "lookbehind": train["made_from"]["model"].get("lookbehind", 0),
-                "rerank": train["made_from"]["model"].get("rerank", False), "twins": stream.get("twins", 0.0),
-                "loss_with_retrieval": language.get("with_retrieval"),
-                "loss_without": language.get("without"),
-                "curve": [{key: round(each[key], 4) for key in KEPT} for each in train["curve"][::10]],
-            }
-        )  # fmt: skip
+            named = {"run": run["name"] + searched, **row}
+            rows[_row_key(named)] = named
+        if run["train"] is not None:
+            about[run["name"]] = _about(run)
+    exact: dict[str, list[float]] = defaultdict(list)
+    for row in rows.values():
+        if row["what"] == "trials" and row["cell"] in NAMED:
+            name = f"needle_exact_{row['cell'][:-2].replace('-', '_')}_{short(row['length'])}"
+            exact[name + (f"_{row['search']}" if row.get("search") else "")].append(row["exact"])
     ratios = {name: round(sum(values) / len(values), 1) for name, values in sorted(exact.items())}
+    gains = [
+        each["loss_without"] - each["loss_with_retrieval"]
+        for each in about.values()
+        if each["loss_without"] is not None
+    ]
     if gains:
         ratios["lm_loss_gain_of_reading"] = round(sum(gains) / len(gains), 4)
         ratios["lm_loss_gain_of_reading_least"] = round(min(gains), 4)
     return {
         "bench": "subq-needles",
         "device": runs[0]["device"],
-        "runs": about,
-        "rows": rows,
+        "runs": list(about.values()),
+        "rows": list(rows.values()),
         "ratios": ratios,
     }
+
+
+def _row_key(row: dict[str, Any]) -> tuple[str, str, str, int]:
+    return row["run"], row["what"], row["cell"], row["length"]
+
+
+def _about(run: dict[str, Any]) -> dict[str, Any]:
+    train, language = run["train"], run.get("language", {})
+    model, stream = train["made_from"]["model"], train["made_from"]["stream"]
+    return {
+        "run": run["name"], "steps": train["steps"], "seconds": round(train["seconds"], 1),
+        "tokens": train["tokens"], "parameters": train["parameters"], "peak_bytes": train["peak_bytes"],
+        "real": stream["real"], "scale_max": model["scale_max"], "neighbours": model["neighbours"],
+        "lookahead": model.get("lookahead", 0), "lookbehind": model.get("lookbehind", 0),
+        "rerank": model.get("rerank", False), "twins": stream.get("twins", 0.0),
+        "loss_with_retrieval": language.get("with_retrieval"), "loss_without": language.get("without"),
+        "curve": [{key: round(each[key], 4) for key in KEPT} for each in train["curve"][::10]],
+    }  # fmt: skip
+
+
+def by_wording(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Exact match by wording and length, mean over runs and lengths of keys; in brackets the worst cell."""
+    trials = [row for row in rows if row["what"] == "trials" and not row.get("search")]
+    lengths = sorted({row["length"] for row in trials})
+    lines = []
+    for others, title in (("", "among four others worded alike"), ("-alone", "alone")):
+        table = []
+        for wording in WORDINGS:
+            cells = []
+            for length in lengths:
+                wanted = {f"{wording}-{digits}{others}" for digits in (5, 10, 16)}
+                own = [row["exact"] for row in trials if row["cell"] in wanted and row["length"] == length]
+                cells.append(f"{mean(own):.1f} ({min(own):.0f}, {len(own)})" if own else "")
+            if any(cells):
+                table.append(f"| {wording} | " + " | ".join(cells) + " |")
+        if table:
+            lines += [
+                "",
+                f"Exact match, %, {title}: mean over runs and keys of 5, 10 and 16 digits (worst cell, cells):",
+                "",
+            ]
+            lines += [
+                "| wording | " + " | ".join(map(short, lengths)) + " |",
+                "|" + " --- |" * (1 + len(lengths)),
+            ]
+            lines += table
+    return lines
 
 
 def short(length: int) -> str:
@@ -130,9 +179,10 @@ def short(length: int) -> str:
     return next((f"{length // size}{unit}" for size, unit in UNITS if length % size == 0), str(length))
 
 
-def page(result: dict[str, Any]) -> str:
+def page(result: dict[str, Any], note: str = "") -> str:
     """What a person reads: the runs, the named figures, exact match and recall by cell and length."""
     lines = [f"# Needles in long text, {result['device']}", ""]
+    lines += [note.strip(), ""] if note.strip() else []
     lines += [
         "Exact match / recall of every chunk that holds key digits, %. Cells with distractors hold four.",
         "",
@@ -140,6 +190,7 @@ def page(result: dict[str, Any]) -> str:
     shown = [key for key in result["runs"][0] if key != "curve"]
     lines += ["| " + " | ".join(shown) + " |", "|" + " --- |" * len(shown)]
     lines += ["| " + " | ".join(str(run[key]) for key in shown) + " |" for run in result["runs"]]
+    lines += by_wording(result["rows"])
     lines += ["", "| figure | mean over runs |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in result["ratios"].items()]
     for run in dict.fromkeys(row["run"] for row in result["rows"]):

@@ -10,6 +10,7 @@ FAN = 16
 LEAF = 64
 _ROUNDS = 8
 _SAMPLE = 64  # vectors a mean, at most, that k-means looks at
+_PIECE = 65_536  # vectors in float32 at once
 
 
 def best_of(queries: Tensor, rows: Tensor, members: Tensor, k: int, limits: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,36 +42,37 @@ class MeansTree:
 
     @classmethod
     def build(cls, rows: Tensor, lists: int | None) -> MeansTree:
-        """Over all rows [n, R]: one level of `lists` means, or as many levels of 16 as leaves of 64 need."""
+        """Over all rows [n, R]: one level of `lists` means, or as many levels of 16 as leaves of 64 need.
+
+        All nodes of a level are split together, so that the number of launches grows with levels, not with nodes.
+        """
         tree = cls(rows.shape[1], rows.device, rows.dtype)
         generator = torch.Generator(device=rows.device).manual_seed(0)
-        nodes = [torch.arange(rows.shape[0], device=rows.device)]
+        order = torch.arange(rows.shape[0], device=rows.device)
+        sizes = torch.tensor([rows.shape[0]])
+        fan = min(FAN if lists is None else lists, max(1, rows.shape[0] // 2))
         while True:
-            fan = FAN if lists is None else lists
-            parts: list[Tensor] = []
-            means: list[Tensor] = []
-            first: list[int] = []
-            count: list[int] = []
-            for node in nodes:
-                owner, centre = _means(rows, node, min(fan, max(1, len(node) // 2)), generator)
-                first.append(len(parts))
-                for child in range(centre.shape[0]):
-                    own = node[owner == child]
-                    if len(own):
-                        parts.append(own)
-                        means.append(centre[child])
-                count.append(len(parts) - first[-1])
-            tree._means.append(torch.stack(means).to(rows.dtype))
-            tree._first.append(torch.tensor(first, device=rows.device))
-            tree._count.append(torch.tensor(count, device=rows.device))
-            nodes = parts
-            if lists is not None or max(map(len, nodes)) <= LEAF or len(tree._means) >= 8:
+            # what is small enough has one child, itself
+            split = (
+                (sizes > LEAF) if lists is None and tree._means else torch.ones_like(sizes, dtype=torch.bool)
+            )
+            child = _split(rows, order, sizes, split, fan, generator)
+            node = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(rows.device)
+            key = node * fan + child
+            order = order[key.argsort(stable=True)]
+            counts = torch.bincount(key, minlength=len(sizes) * fan).cpu()
+            children = (counts.view(-1, fan) > 0).sum(1)
+            sizes = counts[counts > 0]
+            tree._means.append(_means_of(rows, order, sizes).to(rows.dtype))
+            tree._first.append((children.cumsum(0) - children).to(rows.device))
+            tree._count.append(children.to(rows.device))
+            if lists is not None or int(sizes.max()) <= LEAF or len(tree._means) >= 8:
                 break
-        longest = max(map(len, nodes))
-        tree._members = torch.full((len(nodes), 2 * longest), -1, dtype=torch.long, device=rows.device)
-        for at, node in enumerate(nodes):
-            tree._members[at, : len(node)] = node
-        tree._sizes = torch.tensor([len(node) for node in nodes], device=rows.device)
+        longest = int(sizes.max())
+        tree._members = torch.full((len(sizes), 2 * longest), -1, dtype=torch.long, device=rows.device)
+        node, place = _places(sizes, rows.device)
+        tree._members[node, place] = order
+        tree._sizes = sizes.to(rows.device)
         return tree
 
     @property
@@ -124,15 +126,68 @@ class MeansTree:
         return nodes
 
 
-def _means(rows: Tensor, node: Tensor, fan: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Spherical k-means of a node's rows: (which mean each row belongs to [n], means [fan, R])."""
-    shuffled = node[torch.randperm(len(node), generator=generator, device=node.device)]
-    sample = rows[shuffled[: fan * _SAMPLE]].float()
-    centre = sample[:fan].clone()
+def _places(sizes: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of runs of `sizes`, laid end to end: which run each place is of, and where in it [sum of sizes]."""
+    sizes = sizes.to(device)
+    node = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
+    return node, torch.arange(len(node), device=device) - (sizes.cumsum(0) - sizes)[node]
+
+
+def _means_of(rows: Tensor, order: Tensor, sizes: Tensor) -> Tensor:
+    """The mean of each run of rows[order], of length 1 [runs, R]."""
+    node, _ = _places(sizes, rows.device)
+    sums = torch.zeros(len(sizes), rows.shape[1], device=rows.device)
+    for at, own in zip(order.split(_PIECE), node.split(_PIECE), strict=True):  # type: ignore[no-untyped-call]
+        sums.index_add_(0, own, rows[at].float())
+    return F.normalize(sums, dim=1)
+
+
+def _split(
+    rows: Tensor, order: Tensor, sizes: Tensor, split: Tensor, fan: int, generator: torch.Generator
+) -> Tensor:
+    """Which of `fan` children each row of order [n] belongs to: k-means in every run that is to be `split`."""
+    starts = sizes.cumsum(0) - sizes
+    child = torch.zeros_like(order)
+    # nodes of a like size together: little of a padded batch is padding
+    wanted = torch.nonzero(split)[:, 0]
+    wanted = wanted[sizes[wanted].argsort(descending=True)]
+    while len(wanted):
+        longest = int(sizes[wanted[0]])
+        group, wanted = wanted.tensor_split([max(1, _PIECE // longest)])
+        first, size = starts[group].to(rows.device), sizes[group].to(rows.device)
+        centres = _centres(rows, order, first, size, longest, fan, generator)
+        for begin in range(0, longest, _PIECE):
+            place = torch.arange(begin, min(longest, begin + _PIECE), device=rows.device)
+            inside = place < size[:, None]
+            at = (first[:, None] + place).clamp_max(len(order) - 1)
+            nearest = (rows[order[at]].float() @ centres.transpose(1, 2)).argmax(-1)
+            child[at[inside]] = nearest[inside]
+    return child
+
+
+def _centres(
+    rows: Tensor,
+    order: Tensor,
+    first: Tensor,
+    size: Tensor,
+    longest: int,
+    fan: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Spherical k-means of runs of order [n] that begin at `first` [g] and hold `size` [g] rows: [g, fan, R]."""
+    most = min(longest, fan * _SAMPLE)
+    spread = torch.arange(most, device=rows.device)
+    # a longer run is looked at in even steps, a shorter one whole
+    place = torch.where(size[:, None] > most, spread * size[:, None] // most, spread)
+    real = place < size[:, None]
+    sample = rows[order[(first[:, None] + place).clamp_max(len(order) - 1)]].float() * real[..., None]
+    chance = torch.rand(real.shape, generator=generator, device=rows.device).masked_fill(~real, -1.0)
+    begun = chance.topk(fan, 1).indices
+    centres = sample.gather(1, begun[..., None].expand(-1, -1, sample.shape[2]))
     for _ in range(_ROUNDS):
-        owner = (sample @ centre.T).argmax(1)
-        sums = torch.zeros_like(centre).index_add_(0, owner, sample)
+        owner = (sample @ centres.transpose(1, 2)).argmax(-1)
+        shares = F.one_hot(owner, fan).to(sample.dtype)
+        sums = shares.transpose(1, 2) @ sample
         # a mean that nothing belongs to stays where it was
-        centre = torch.where(sums.norm(dim=1, keepdim=True) > 0, F.normalize(sums, dim=1), centre)
-    owner = torch.cat([(part.float() @ centre.T).argmax(1) for part in rows[node].split(65_536)])  # type: ignore[no-untyped-call]
-    return owner, centre
+        centres = torch.where(sums.norm(dim=-1, keepdim=True) > 0, F.normalize(sums, dim=-1), centres)
+    return centres

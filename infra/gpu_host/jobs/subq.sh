@@ -4,7 +4,7 @@
 set -u
 ROOT=${LEASE_ROOT:-/tmp}
 cd "$ROOT/tree" || exit 2
-mkdir -p "$ROOT/subq-data" && cp "$ROOT"/parts/subq-*/* "$ROOT/subq-data/"
+mkdir -p "$ROOT/subq-data" && cp "$ROOT"/parts/subq-[abc]/* "$ROOT/subq-data/"
 common=(--data "$ROOT/subq-data" --work "$ROOT/work/subq" --out "$OUT" --seed "$SEED" --lookahead 32 --lookbehind 32 --call-seconds "$SECONDS_LIMIT")
 if [ -n "${MINUTES:-}" ]; then
   # made again it goes on from its saved state

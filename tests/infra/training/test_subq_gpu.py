@@ -106,5 +106,23 @@ def test_another_search_asks_the_same_trials_and_a_call_goes_on(tmp_path: Path) 
     model, _ = load_checkpoint(work / "subq-around-1")
     assert (model.config.lookahead, searched(model.config, "k3").top_k) == (8, 3)
     assert searched(model.config, "log0.5").chosen(256) == 4
+    by_tree = searched(model.config, "tree8")
+    assert (by_tree.index, by_tree.probes, by_tree.top_k) == ("tree", 8, model.config.top_k)
     with pytest.raises(SystemExit, match=r"--also: given .k1\.5.; allowed: k16"):
         searched(model.config, "k1.5")
+
+
+def test_a_stream_is_searched_by_other_indexes_too(tmp_path: Path) -> None:
+    """A tree that opens every node reads what a flat search reads, from the same keys in the same text; one that
+    opens a single node is another search."""
+    data, work, out = _data(tmp_path / "data"), tmp_path / "work", tmp_path / "out"
+    common = ["--data", str(data), "--work", str(work), "--out", str(out), *TINY, "--seed", "1"]
+    main(["train", *common, "--minutes", "10", "--steps", "2"])
+    main(["needles", *common, "--lengths", "32k", "--trials", "2", "--keys", "32", "--cells", "known-5",
+          "--also", "tree4096,tree1"])  # fmt: skip
+    rows = json.loads((out / "needles-subq-1.json").read_text())["rows"]
+    flat, whole, narrow = (row for row in rows if row["what"] == "stream")
+    assert (whole["search"], narrow["search"]) == ("tree4096", "tree1") and "search" not in flat
+    measured = ("n", "exact", "recall", "any", "first")
+    assert [whole[name] for name in measured] == [flat[name] for name in measured]
+    assert narrow["any"] <= flat["any"]

@@ -121,3 +121,34 @@ def test_one_source_is_asked_for(tmp_path: Path) -> None:
     """Neither is an error."""
     with pytest.raises(SystemExit):
         main(["--out", str(tmp_path / "x")])
+
+
+def test_earlier_results_are_joined_with_new_runs_and_new_lengths(tmp_path: Path) -> None:
+    """A kept run keeps its rows, gains those of other lengths without its training, and means are over all runs."""
+    _needles(tmp_path / "first")
+    main(["--runs", str(tmp_path / "first"), "--out", str(tmp_path / "kept")])
+    kept = ["--kept", str(tmp_path / "kept.json")]
+    _needles(tmp_path / "second")
+    second = tmp_path / "second"
+    far = {"what": "trials", "cell": "known-5", "length": 1 << 26, "n": 2, "exact": 50.0, "recall": 50.0}
+    judged = json.loads((second / "needles-subq-0-int8.json").read_text())
+    new = [{**row, "exact": row["exact"] + 20.0} for row in judged["rows"]]
+    (second / "train-subq-0.json").rename(second / "train-subq-2.json")
+    (second / "needles-subq-2-int8.json").write_text(json.dumps(judged | {"rows": new}))
+    (second / "needles-subq-0-int8.json").write_text(json.dumps({"device": "cpu", "rows": [far]}))
+    (second / "needles-stranger.json").write_text(json.dumps({"device": "cpu", "rows": [far]}))
+    note = tmp_path / "note.md"
+    note.write_text("Three seeds.\n")
+    main(["--runs", str(second), *kept, "--note", str(note), "--out", str(tmp_path / "both")])
+    result = json.loads((tmp_path / "both.json").read_text())
+    assert [run["run"] for run in result["runs"]] == ["subq-0-int8", "subq-2-int8"]
+    assert len(result["rows"]) == 7
+    assert (
+        result["ratios"]["needle_exact_known_16k"] == 85.0
+        and result["ratios"]["needle_exact_known_64m"] == 50.0
+    )
+    page = (tmp_path / "both.md").read_text()
+    assert "Three seeds." in page and "| known | 60.0 (25, 4) | 50.0 (50, 1) |" in page
+    (second / "train-subq-2.json").unlink()
+    with pytest.raises(SystemExit):
+        main(["--runs", str(second), "--out", str(tmp_path / "none")])
