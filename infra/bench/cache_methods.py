@@ -51,6 +51,7 @@ from models.compared.trace import read_exactly
 from models.hf import HfBackbone, HfConfig
 
 FULL = "full"
+PEERS = "kvpress_"  # names of methods that ran by code of others begin so
 Row = dict[str, Any]
 
 
@@ -227,7 +228,7 @@ def report(rows: Sequence[Row], device: str, model: str, command: str) -> dict[s
         }  # fmt: skip
         if judged:
             full = {row["case"]: row for row in by_cell[reader, task, data, FULL, 1.0]}
-            line["scores"] = summary(task, [_judged(row) for row in judged])
+            line["scores"] = _scores(task, judged)
             line["kv_bytes"] = round(sum(row["kv_bytes"] for row in judged) / len(judged))
             line["sliding_bytes"] = judged[0]["sliding_bytes"]
             if "fetched_bytes" in judged[0]:
@@ -246,9 +247,20 @@ def report(rows: Sequence[Row], device: str, model: str, command: str) -> dict[s
         "model": model,
         "command": command,
         "together": together(rows),
+        "peers": together(beside_peers(rows)),
         "rows": table,
         "ratios": ratios(table),
     }
+
+
+def beside_peers(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the cases that outside peers judged too, so that theirs and ours stand on the same ones."""
+
+    def case(row: Row) -> tuple[str, ...]:
+        return row["reader"], row["data"], row["case"]
+
+    theirs = {case(row) for row in rows if row["method"].startswith(PEERS)}
+    return [row for row in rows if case(row) in theirs]
 
 
 def _commit() -> str:
@@ -265,13 +277,21 @@ def _judged(row: Row) -> Judged:
     return Judged(**{name: row[name] for name in Judged.__slots__ if name in row})
 
 
+def _scores(task: str, given: Sequence[Row]) -> dict[str, Any]:
+    """The scores of a cell; without those of an answer where none was written (outside peers)."""
+    found = summary(task, [_judged(row) for row in given])
+    if task == "qa" and any("f1" not in row for row in given):
+        return {name: score for name, score in found.items() if not name.startswith(("em", "f1"))}
+    return found
+
+
 def _drop(task: str, given: Sequence[Row], full: Sequence[Row]) -> dict[str, float]:
-    """What is lost against the full cache on the same cases: points (not for lm), and nats per answer token."""
+    """What is lost against the full cache on the same cases: nats per answer token, points where there are any."""
     tokens = sum(row["answer_tokens"] for row in given)
     nats = sum(g["nats"] - f["nats"] for f, g in zip(full, given, strict=True)) / max(1, tokens)
     lost = {"nats": round(nats, 4)}
-    if task != "lm":
-        score = "exact" if task == "needle" else "f1"
+    score = "exact" if task == "needle" else "f1"
+    if task != "lm" and all(score in row for row in given):
         points = sum(f[score] - g[score] for f, g in zip(full, given, strict=True))
         lost["points"] = round(100 * points / len(given), 2)
     return lost
@@ -289,7 +309,7 @@ def ratios(table: Sequence[dict[str, Any]]) -> dict[str, float]:
             continue
         less = round(100 * (1 - line["keep"]))
         name, end = f"quality_drop_at_{less}_{line['method']}", _ending(line["reader"])
-        if "points" in line["drop"]:
+        if "points" in line["drop"]:  # lm has none, nor has a peer that wrote no answers
             found[name, end][line["task"]].append(line["drop"]["points"])
         nats[f"{name}_nats{end}"].append(line["drop"]["nats"])
     out: dict[str, float] = {}

@@ -1,11 +1,13 @@
 """The cases of the cache table, for a GPU host without a network.
 
-    python -m infra.bench.cache_methods_pack --data $DYSRA_DATA --out build/cache
+    python -m infra.bench.cache_methods_pack --data $DYSRA_DATA --out build/cache [--reader build/reader-whole]
 
 Writes OUT/cases (JSON lines: needles of 4k and 16k tokens, questions over 24 passages, news texts) and
 OUT/carried/cases.tar.xz, which travels; the reader travels in parts of its own (infra/training/reader_parts.py,
-`--texts OUT/cases/*.jsonl`). A softmax over a cut vocabulary has fewer rivals, so nats differ a little from the
-whole model's; differences between methods do not depend on it.
+`--texts OUT/cases/*.jsonl`). Where it was packed without them, `--reader` names the packed folder: the rows of the
+embedding that the cases need beside it are written to OUT/carried/rows.npz, for `reader_parts adopt`. A softmax
+over a cut vocabulary has fewer rivals, so nats differ a little from the whole model's; differences between methods
+do not depend on it.
 """
 
 from __future__ import annotations
@@ -14,15 +16,21 @@ import argparse
 import json
 import random
 import tarfile
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from infra.console import say
 from infra.evaluation.cache_cases import qa_cases, qa_rows
 from infra.evaluation.needle_file import counter, read_texts, write
+from infra.training.reader_pack import _pack_weights, _tokenizer
+from infra.training.reader_parts import used_tokens
 from models.hf import gemma_gguf
+from models.hf.cut import CUT, VOCABULARY
 from pipeline.tasks.needles import NeedleConfig
 
 DIGITS = (5, 7, 10, None)
@@ -98,6 +106,25 @@ def pack(folder: Path, carried: Path) -> Path:
     return path
 
 
+def missing_rows(files: Sequence[Path], reader: Path, out: Path) -> int:
+    """Write the embedding's rows that the texts of `files` need beside the cut vocabulary of `reader`; how many.
+
+    The form of `reader_parts supplement`: the joint vocabulary, and the rows that the reader lacks.
+    """
+    there = np.load(reader / VOCABULARY)
+    tokenizer = _tokenizer()
+    wanted = np.array(sorted(set(there.tolist()) | used_tokens(tokenizer, files)), there.dtype)
+    missing = wanted[~np.isin(wanted, there)]
+    with tempfile.TemporaryDirectory() as scratch:
+        whole = Path(scratch) / "rows"
+        whole.mkdir()
+        _pack_weights(whole, missing.astype(np.int64))
+        with np.load(whole / "weights.npz") as packed:
+            rows = packed["model.embed_tokens.weight"]
+    np.savez_compressed(out, vocabulary=wanted, rows=rows, cut=(reader / CUT).read_text())
+    return len(missing)
+
+
 def unpack(carried: Path, to: Path) -> Path:
     """The folder of cases `to`, unpacked once."""
     if not to.is_dir():
@@ -117,10 +144,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=0, help="cases a file, for a miniature (0: all)")
     parser.add_argument("--length", type=int, default=0, help="tokens of a needle's context, likewise")
+    parser.add_argument(
+        "--reader", type=Path, help="a packed reader (reader_parts) that lacks the cases' tokens"
+    )
     given = parser.parse_args(arguments)
     write_cases(given.data, given.out / "cases", gemma_gguf.NAME, given.count, given.length)
     packed = pack(given.out / "cases", given.out / "carried")
     say(f"{packed}: {packed.stat().st_size / 2**20:.1f} MiB")
+    if given.reader:
+        rows = given.out / "carried" / "rows.npz"
+        found = missing_rows(sorted((given.out / "cases").glob("*.jsonl")), given.reader, rows)
+        say(f"{rows}: {found} rows, {rows.stat().st_size / 2**20:.1f} MiB")
     return 0
 
 

@@ -33,8 +33,9 @@ WITH_DEPENDENCIES = (
     "datasets<5", "fire<0.7", "cachetools<6", "requests<3", "pandas<3", "numpy<3",
     "tokenizers>=0.22,<0.23", "huggingface-hub>=1.3,<2",
 )  # fmt: skip
+FULL = "kvpress_full"
 METHODS = (
-    "kvpress_full",
+    FULL,
     "kvpress_snapkv",
     "kvpress_expected_attention",
     "kvpress_key_difference",
@@ -108,20 +109,23 @@ def run(
     cases = read_cases(cell)
     contexts = [
         {
+            "name": str(at),
             "ids": [*([begin] if begin is not None else []), *encode(text)],
             "cases": [_ids(case, encode) for case in group],
         }
-        for text, group in grouped(cases).items()
+        for at, (text, group) in enumerate(grouped(cases).items())
     ]
     given = {
         "model": str(folder),
+        "device": "cpu",
         "threads": threads,
+        "seconds": RUN_S,
         "methods": list(methods),
         "keeps": list(keeps),
         "contexts": contexts,
     }
     with tempfile.TemporaryDirectory() as scratch:
-        source, target = Path(scratch) / "cases.json", Path(scratch) / "rows.json"
+        source, target = Path(scratch) / "cases.json", Path(scratch) / "rows.jsonl"
         source.write_text(json.dumps(given))
         python = environment()
         done = subprocess.run(
@@ -130,7 +134,7 @@ def run(
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"kvpress ended with {done.returncode}: {done.stderr[-1500:]}")
-        rows = json.loads(target.read_text())
+        rows = [json.loads(line) for line in target.read_text().splitlines()]
     return cells(cell, rows, contexts)
 
 

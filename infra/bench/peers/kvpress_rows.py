@@ -1,0 +1,206 @@
+"""kvpress' presses on the cases of the cache table, as rows beside ours, on a host without a network.
+
+    python -m infra.bench.peers.kvpress_rows --model FOLDER --cases DIR --site SITE --out DIR [--seconds 100]
+
+`--model` is the folder that infra/training/reader_parts.py made, `--cases` what infra/bench/cache_methods_pack.py
+wrote (needle*.jsonl, qa_*.jsonl), `--site` a folder with kvpress and the transformers that it wants. Contexts are
+taken from all files in turn, so that a run cut short has some of all; OUT/kvpress.jsonl has rows for
+`cache_methods report`, and a second call goes on. Presses judge by nats and needles: no answer is written, so rows
+have no F1, and no attention error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from infra.bench.peers.kvpress_peer import FULL, METHODS, WORKER
+from infra.console import say
+from infra.evaluation.cache_cases import Case
+from infra.evaluation.cache_tasks import CacheCell, grouped, read_cases
+
+KEEPS = (0.5, 0.3, 0.1, 0.05)
+ENDING_S = 8.0  # for the context that a worker is at when its time is over
+Coded = tuple[Callable[[str], list[int]], Callable[[list[int]], str], int]
+
+
+def in_turn(counts: Sequence[int]) -> list[tuple[int, int]]:
+    """(file, place) of all, every file spread evenly over the whole order."""
+    found = sorted(
+        ((place + 0.5) / count, file, place) for file, count in enumerate(counts) for place in range(count)
+    )
+    return [(file, place) for _, file, place in found]
+
+
+def coder(folder: Path) -> Coded:
+    """Text to ids, ids to text and the first token of the model in `folder`, its vocabulary cut or whole."""
+    from tokenizers import Tokenizer
+
+    from models.hf.cut import cut_tokenizer, is_cut
+
+    whole = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    whole.encode_special_tokens = True
+    known = cut_tokenizer(folder, whole) if is_cut(folder) else whole
+    begin = known.token_to_id("<bos>")
+    if begin is None:
+        raise ValueError(f"the tokenizer in {folder} has no <bos>; give a folder of Gemma 3")
+    return (lambda text: list(known.encode(text, add_special_tokens=False).ids)), known.decode, begin
+
+
+def contexts(files: Sequence[Path], coded: Coded) -> list[dict[str, Any]]:
+    """What the worker reads, a context of each file in turn."""
+    encode, _, begin = coded
+    by_file = [
+        list(grouped(read_cases(CacheCell(task=_task(file), method="full", data=file, keep=1.0))).items())
+        for file in files
+    ]
+
+    def one(case: Case) -> dict[str, Any]:
+        return {"id": case.case_id, "asked": encode(case.asked), "gold": encode(f" {case.answers[0]}")}
+
+    return [
+        {
+            "name": files[file].name,
+            "ids": [begin, *encode(by_file[file][place][0])],
+            "cases": [one(case) for case in by_file[file][place][1]],
+        }
+        for file, place in in_turn([len(found) for found in by_file])
+    ]
+
+
+def _task(file: Path) -> str:
+    return "needle" if file.name.startswith("needle") else "qa"
+
+
+def rows_of(
+    told: Iterable[dict[str, Any]], given: Sequence[dict[str, Any]], coded: Coded
+) -> list[dict[str, Any]]:
+    """The worker's lines as rows of the cache table; `given` are the contexts that it read."""
+    decode = coded[1]
+    golds = {(each["name"], case["id"]): case["gold"] for each in given for case in each["cases"]}
+    lines = list(told)
+    whole = {
+        (line["context"], line["case"]): line["kept_bytes"] * line["tokens"] // line["kept"] for line in lines
+    }
+    found = []
+    for line in lines:
+        at = line["context"], line["case"]
+        shown = [i for i, token in enumerate(golds[at]) if any(c.isdigit() for c in decode([token]))]
+        shown = shown or list(range(len(golds[at])))
+        found.append(
+            {
+                "reader": "base",
+                "task": _task(Path(line["context"])),
+                "data": line["context"],
+                "case": line["case"],
+                **{
+                    name: line[name]
+                    for name in ("tokens", "method", "keep", "sliding_bytes", "exact", "nats")
+                },
+                "kv_bytes": line["kept_bytes"],
+                "full_bytes": whole[at],
+                "digits": sum(line["right"][i] for i in shown) / len(shown),
+                "answer_tokens": len(line["right"]),
+                "attention_error": None,
+            }
+        )
+    return found
+
+
+def read_lines(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """The workers' lines; a torn last one is left out."""
+    found = []
+    for path in paths:
+        for line in path.read_text().splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return found
+
+
+def run(given: argparse.Namespace) -> int:
+    """Start the workers, wait for them up to the limit, write the rows; 0 where all contexts are judged."""
+    began = time.monotonic()
+    given.out.mkdir(parents=True, exist_ok=True)
+    coded = coder(given.model)
+    files = sorted([*given.cases.glob("needle*.jsonl"), *given.cases.glob("qa_*.jsonl")])
+    if not files:
+        raise ValueError(f"{given.cases} has no needle*.jsonl or qa_*.jsonl; make it by cache_methods_pack")
+    every = contexts(files, coded)
+    told = sorted(given.out.glob("worker_*.jsonl"))
+    wanted = sum(1 if method == FULL else len(given.keeps) for method in given.methods)
+    seen: dict[tuple[str, str], int] = {}
+    for line in read_lines(told):
+        seen[line["context"], line["case"]] = seen.get((line["context"], line["case"]), 0) + 1
+    missing = [c for c in every if any(seen.get((c["name"], case["id"]), 0) < wanted for case in c["cases"])]
+    running = []
+    for at in range(given.workers):
+        source = given.out / f"cases_{at}.json"
+        share = {
+            "model": str(given.model.resolve()), "device": given.device, "threads": 1, "methods": given.methods,
+            "keeps": given.keeps, "seconds": given.seconds - (time.monotonic() - began) - ENDING_S,
+            "contexts": missing[at :: given.workers],
+        }  # fmt: skip
+        source.write_text(json.dumps(share))
+        target = given.out / f"worker_{len(told) + at}.jsonl"
+        with (given.out / f"worker_{at}.log").open("a") as log:
+            running.append(
+                subprocess.Popen(
+                    [sys.executable, str(WORKER), str(source), str(target)],
+                    stdout=log, stderr=subprocess.STDOUT,
+                    env={**os.environ, "PYTHONPATH": str(given.site.resolve()), "OMP_NUM_THREADS": "1"},
+                )
+            )  # fmt: skip
+    for at, process in enumerate(running):
+        try:
+            code = process.wait(timeout=max(0.1, began + given.seconds - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait(timeout=10)
+        if code:
+            say(f"worker {at} ended with {code}: {(given.out / f'worker_{at}.log').read_text()[-800:]}")
+        (given.out / f"cases_{at}.json").unlink()
+    lines = read_lines(sorted(given.out.glob("worker_*.jsonl")))
+    rows = rows_of(lines, every, coded)
+    unique = {tuple(row[name] for name in ("data", "case", "method", "keep")): row for row in rows}
+    (given.out / "kvpress.jsonl").write_text("".join(json.dumps(row) + "\n" for row in unique.values()))
+    judged = len({(row["data"], row["case"]) for row in unique.values()})
+    say(f"{judged} cases, {len(unique)} rows after {time.monotonic() - began:.0f} s")
+    return 0 if judged == sum(len(each["cases"]) for each in every) else 5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, told in (
+        ("model", "folder of the reader"),
+        ("cases", "folder of the files of cases"),
+        ("site", "folder with kvpress, for PYTHONPATH"),
+        ("out", "folder of rows"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, required=True, help=told)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--keep", default=",".join(map(str, KEEPS)))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seconds", type=float, default=100.0, help="in all")
+    parser.add_argument("--workers", type=int, default=4)
+    given = parser.parse_args(arguments)
+    given.keeps = [float(part) for part in given.keep.split(",")]
+    given.methods = given.methods.split(",")
+    if unknown := sorted(set(given.methods) - set(METHODS)):
+        parser.error(f"--methods: unknown {', '.join(unknown)}; allowed: {', '.join(METHODS)}")
+    return run(given)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
