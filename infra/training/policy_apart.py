@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.training.policy_pairs import FOLDS, Say, fold_rows
+from infra.training.policy_readers import TextReader
 from models.retriever.pair_reader import PairReader, PairRow, load_pair_reader, save_pair_reader
 from models.retriever.pair_training import PairTexts, PairTrainConfig, train_pairs
 from models.retriever.table import ALL_FEATURES, FEATURES, GOLD, Floats
 from models.retriever.trust import KINDS, Combination, SingleReadings, claim, fit
 from pipeline.session.prompts import reader_prompt
 from pipeline.tasks.material import Material
-from pipeline.tasks.reading import MaterialReader
 from rl.apart import SpokenTable
 from rl.episodes import Request
 
@@ -64,7 +64,7 @@ def planned_singles(material: Material, row: int, allowed: Bools) -> list[Reques
 
 
 def read_singles(
-    material: Material, rows: Sequence[int], allowed: Bools, readers: tuple[MaterialReader, MaterialReader],
+    material: Material, rows: Sequence[int], allowed: Bools, readers: tuple[TextReader, TextReader],
     path: Path, kind: str,
 ) -> int:  # fmt: skip
     """Read a chunk of questions and write its table; losses of gold answers for training questions only.

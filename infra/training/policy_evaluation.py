@@ -279,7 +279,7 @@ def own_stops(
             p for p in test
             if p["name"] == name and p["stop_bias"] == 0.0 and p.get("trust", 1.0) == 1.0 and not _hollow(p)
         ]  # fmt: skip
-        if mine and kind.split("_")[0] in ("supervised", "reinforce", "plain"):
+        if mine and kind.split("_")[0] in ("supervised", "reinforce", "plain", "shipped"):
             points.setdefault(kind, []).append(max(mine, key=lambda p: p["budget"]))
     means = {kind: _mean_scores(found, each) for kind, found in points.items()}
     out: dict[str, Any] = {}

@@ -34,6 +34,8 @@ SHARES = {
 }  # fmt: skip
 """Seconds that each stage of a whole run may take where `--seconds` is their sum; else in proportion."""
 STAGES = tuple(SHARES)
+TOGETHER = {"reward": 290, "choose": 45, "read": 130, "report": 25}
+"""The same for policies that are read together only (`--together`): no single readings, trust or routers."""
 NEEDED = ("material", "pairs", "teach", "readings", "trust")
 """Stages without whose end the next cannot begin; after others the run goes on and its exit code tells."""
 LEAST_LEFT_S = 30.0
@@ -48,6 +50,8 @@ def main() -> None:
         WORK[given.stage[0]](given, time.monotonic() + given.seconds)
         return
     stages = list(dict.fromkeys(stage for name in given.stage for stage in _meant(name)))
+    if given.together:
+        stages = [stage for stage in stages if stage not in ("readings", "trust")]
     began = time.monotonic()
     failed: list[str] = []
     for at, stage in enumerate(stages):
@@ -59,10 +63,10 @@ def main() -> None:
             say(f"{stage}: done before")
             continue
         until = began + given.seconds
-        good, cut = _timed(given, stage, _share(stages[at:], until))
+        good, cut = _timed(given, stage, _share(given, stages[at:], until))
         if cut and stage in NEEDED and until - time.monotonic() >= LEAST_LEFT_S:
             say(f"{stage}: cut at its share; goes on once, as the whole run has time left")
-            good, cut = _timed(given, stage, _share(stages[at:], until))
+            good, cut = _timed(given, stage, _share(given, stages[at:], until))
         if not good:
             say(f"{stage} did not end well: see the lines above; start again with --stage {stage}")
             failed.append(stage)
@@ -72,9 +76,10 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def _share(stages: list[str], until: float) -> float:
+def _share(given: argparse.Namespace, stages: list[str], until: float) -> float:
     """The first stage's part of the seconds that are left."""
-    return (until - time.monotonic()) * SHARES[stages[0]] / sum(SHARES.get(name, 0) for name in stages)
+    shares = SHARES | (TOGETHER if given.together else {})
+    return (until - time.monotonic()) * shares[stages[0]] / sum(shares.get(name, 0) for name in stages)
 
 
 def _timed(given: argparse.Namespace, stage: str, share: float) -> tuple[bool, bool]:
@@ -121,6 +126,21 @@ def _given() -> argparse.Namespace:
     parser.add_argument("--carried", type=Path, default=Path("carried"))
     parser.add_argument("--reader", type=Path, help="folder of the reader (default: --carried)")
     parser.add_argument("--adapter", type=Path, help="the reader's adapter (default: the shipped one)")
+    parser.add_argument(
+        "--fold-readers",
+        type=Path,
+        help="folder of reader_folds: training and dev questions are read by the reader that does not know them",
+    )
+    parser.add_argument(
+        "--together", action="store_true", help="nothing is read apart: no readings, no trust"
+    )
+    parser.add_argument("--shipped", type=Path, help="a saved policy that is judged too, as shipped-0")
+    parser.add_argument(
+        "--multi-hop",
+        type=int,
+        default=1,
+        help="reinforce_hops too: meets HotpotQA's and MuSiQue's questions so often (1: none)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="where everything is kept")
     parser.add_argument("--collect", type=Path, help="where `collect` puts what is to be carried home")
     parser.add_argument("--seconds", type=float, default=840.0)
@@ -152,10 +172,12 @@ def run_stage(given: argparse.Namespace, stage: str, seconds: float) -> bool:
         "TOKENIZERS_PARALLELISM": "true" if stage in ("material", "pairs", "trust") else "false",
     }
     tail = ["--stage", stage, "--seconds", f"{seconds:.0f}"]
-    children = [
-        subprocess.Popen([*own, *tail, "--worker", str(at)], env=environment)
-        for at in range(processes(given, stage))
-    ]
+    gpus = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+    children = []
+    for at in range(processes(given, stage)):
+        # several devices are dealt among the workers; each sees one
+        own_gpu = {"CUDA_VISIBLE_DEVICES": gpus[at % len(gpus)]} if gpus else {}
+        children.append(subprocess.Popen([*own, *tail, "--worker", str(at)], env=environment | own_gpu))
     # what everything later waits for is given more than its share before it is ended
     limit = time.monotonic() + seconds + (max(40.0, seconds) if stage in NEEDED else 40.0)
     good = True

@@ -102,19 +102,20 @@ def kind_of(name: str) -> str:
     return name.rsplit("-", 1)[0] if is_policy(name) else name
 
 
-def names_to_judge(material: Material, policies: Path) -> list[str]:
+def names_to_judge(material: Material, policies: Path, together: bool = False) -> list[str]:
     """Simple methods in both readings, the oracle, the pair reader where it has looked, every policy that is there.
 
     Supervised policies are judged in both readings; those learned by reward in the one that they were paid for.
+    `together`: nothing that is read apart.
     """
     ranked = [*RANKED_BY]
     if material.tables.num_features == len(ALL_FEATURES):
         ranked.append("pair")
-    made = ["random", "oracle", *ranked, *(f"{name}{APART}" for name in ranked)]
+    made = ["random", "oracle", *ranked, *(f"{name}{APART}" for name in ranked if not together)]
     for folder in sorted(policies.glob("*/carried")):
         name = folder.parent.name
         made.append(name)
-        if name.startswith("supervised"):
+        if name.startswith("supervised") and not together:
             made.append(f"{kind_of(name)}{APART}-{name.rsplit('-', 1)[1]}")
     return made
 

@@ -90,7 +90,8 @@ def result_of(found: Mapping[str, Any], device: str, commit: str) -> dict[str, A
     }
     return {
         "bench": "policy", "device": device, "commit": commit, "questions": found["questions"],
-        "adapter": found.get("adapter", "reader-lora"), "ratios": found["summary"],
+        "adapter": found.get("adapter", "reader-lora"), "rewarded_by": found.get("rewarded_by", "the same reader"),
+        "fold_readers": found.get("fold_readers", {}), "ratios": found["summary"],
         "ways": ways_of(found), "trust": found.get("trust", {}), "policies": records, "curves": made,
     }  # fmt: skip
 
@@ -135,6 +136,7 @@ def page(found: Mapping[str, Any], device: str, commit: str, preface: str = "") 
         f"the same 48 sentences of the twelve passages that BM25 and MiniLM find together. Questions: {told}.",
         "Budget and STOP's bias of each seed are chosen on dev questions, the best simple method on test ones.",
         "The pair reader costs no token that the reader reads, but two batches of a 22.7M-weight model a question.",
+        *rewarded_by(found),
         "",
         *([preface.rstrip(), "", "## Figures", ""] if preface.strip() else []),
         "| set | best simple | F1 | tokens | oracle F1 | tokens |",
@@ -170,6 +172,27 @@ def page(found: Mapping[str, Any], device: str, commit: str, preface: str = "") 
         if (closed := summary.get(f"gap_closed_{name}")) is not None:
             lines.append(_bar(summary, name, closed))
     return "\n".join(lines) + "\n"
+
+
+def rewarded_by(found: Mapping[str, Any]) -> list[str]:
+    """Who paid the policies and read dev questions, and how equal these readers are on test questions."""
+    if found.get("rewarded_by", "the same reader") == "the same reader":
+        return ["Policies are paid, and dev questions read, by the same reader."]
+    lines = [
+        "Policies are paid, and dev questions read, by two readers that were each trained without one half of",
+        "these questions, by title; each question by the one that does not know it, test questions by the adapter.",
+    ]
+    equal: Mapping[str, Any] = found.get("fold_readers", {})
+    if equal:
+        lines += [
+            "", "The readers on the same test questions (F1, made to answer; oracle's and hybrid's 128 tokens):",
+            "", "| set | read | questions | shipped | fold0 | fold1 |", "| --- | --- | --- | --- | --- | --- |",
+        ]  # fmt: skip
+    for dataset, contexts in equal.items():
+        for context, told in contexts.items():
+            cells = " | ".join(str(told[name]) for name in ("n", "shipped", "fold0", "fold1"))
+            lines.append(f"| {dataset} | {context} | {cells} |")
+    return lines
 
 
 def _count(told: Any) -> str:

@@ -33,6 +33,8 @@ from rl.reward import RewardConfig
 
 LEARNING = ("reinforce", "plain_ppo")
 READINGS = ("together", "apart")
+MULTI_HOP = ("hotpot", "musique")
+"""Sets with few training questions, of two hops and more, that a job may weigh up."""
 MADE_TO_ANSWER = math.inf
 """Margin of giving up in training and judging: the reader is made to answer, as the curves count it."""
 
@@ -51,6 +53,8 @@ class PolicyJob:
     """Whether it sees the pair reader's features."""
     reading: Literal["together", "apart"] = "together"
     """How what it chooses is read, so what it is paid for."""
+    multi_hop: int = 1
+    """How often a question of `MULTI_HOP` stands among those that it learns from."""
 
     @property
     def name(self) -> str:
@@ -71,14 +75,17 @@ def routed_jobs(seeds: Sequence[int]) -> list[PolicyJob]:
     return [PolicyJob(kind="router", algorithm="router", seed=seed) for seed in seeds]
 
 
-def reward_jobs(seeds: Sequence[int], prices: Sequence[float] = ()) -> list[PolicyJob]:
+def reward_jobs(
+    seeds: Sequence[int], prices: Sequence[float] = (), *, together: bool = False, multi_hop: int = 1
+) -> list[PolicyJob]:
     """Policies that learn by reward: both algorithms in both readings, every seed; one a reading without pairs.
 
-    `prices`: other prices of a token, PPO read together, the first seed.
+    `prices`: other prices of a token, PPO read together, the first seed. `together`: none that is read apart.
+    `multi_hop` above 1: also `reinforce_hops`, which meets multi-hop questions so often.
     """
     first = seeds[0]
     made = []
-    for reading, ending in (("together", ""), ("apart", "_apart")):
+    for reading, ending in (("together", ""), ("apart", "_apart"))[: 1 if together else 2]:
         told: Any = {"reading": reading}
         made += [
             PolicyJob(kind=f"{kind}{ending}", algorithm=kind, seed=seed, **told)
@@ -87,6 +94,11 @@ def reward_jobs(seeds: Sequence[int], prices: Sequence[float] = ()) -> list[Poli
         ]
         blind = f"reinforce_without_pair{ending}"
         made.append(PolicyJob(kind=blind, algorithm="reinforce", seed=first, pair=False, **told))
+    if multi_hop > 1:
+        made += [
+            PolicyJob(kind="reinforce_hops", algorithm="reinforce", seed=seed, multi_hop=multi_hop)
+            for seed in seeds
+        ]
     return made + [
         PolicyJob(kind=f"plain_ppo_gamma{price:g}", algorithm="plain_ppo", seed=first, price=price)
         for price in prices
@@ -139,6 +151,9 @@ def train_one(
     """
     began, folder = time.monotonic(), out / job.name
     learns = job.algorithm in LEARNING
+    if job.multi_hop > 1:
+        hops = [row for row in rows if material.questions[row].dataset in MULTI_HOP]
+        rows = np.concatenate([rows, *[np.array(hops, rows.dtype)] * (job.multi_hop - 1)])
     if (folder / "record.json").exists() and not learns:
         return dict(json.loads((folder / "record.json").read_text()))
     folder.mkdir(parents=True, exist_ok=True)
@@ -253,6 +268,32 @@ def starts(material: Material, rows: Iterable[int]) -> list[list[int]]:
         gold = np.flatnonzero(material.tables.labels[row] > 0)[:3]
         out.append(sorted({*map(int, gold), *(int(at) for at in np.argsort(-fused)[:3] if fused[at] >= 0)}))
     return out
+
+
+def put_shipped(folder: Path, policies: Path, projection: np.ndarray[Any, Any]) -> None:
+    """A saved policy as POLICIES/shipped-0, over vectors along the run's main directions; what is there stays.
+
+    Of the vectors it lacks what lies off those directions. It sees the run's own pair reader, not the shipped one.
+    """
+    target = policies / "shipped-0" / "carried"
+    if target.is_dir():
+        return
+    network, about = load_policy(folder)
+    if network.config.dim == projection.shape[0] != projection.shape[1]:
+        narrow = PolicyNetwork(replace(network.config, dim=int(projection.shape[1])))
+        state = dict(network.state_dict())
+        weight = state["encode.project.weight"]
+        state["encode.project.weight"] = weight @ torch.from_numpy(projection).to(weight.dtype)
+        narrow.load_state_dict(state)
+        network = narrow.eval()
+    staged = policies / "shipped-0" / f"staged-{time.monotonic_ns()}"
+    save_policy(network, staged, about, "")
+    try:
+        staged.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        # another worker was quicker
 
 
 def unfold(network: PolicyNetwork, projection: np.ndarray[Any, Any] | None) -> PolicyNetwork:

@@ -21,6 +21,7 @@ HEALTH = (
 )
 KINDS = (
     "pair", "supervised_without_pair", "supervised", "router", "reinforce_without_pair", "reinforce", "plain_ppo",
+    "reinforce_hops", "shipped",
 )  # fmt: skip
 READINGS = ("", "_apart", "_staged")
 SHOWN_TRUST = 0.85
@@ -48,7 +49,7 @@ def what_is_read(sets: Mapping[str, Any]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for dataset, splits in sets.items():
-        for kind in ("bm25", "dense", "hybrid", "supervised", "reinforce", "plain_ppo", "oracle"):
+        for kind in ("bm25", "dense", "hybrid", "supervised", "reinforce", "plain_ppo", "shipped", "oracle"):
             points = [
                 p for p in splits.get("test", ())
                 if kind_of(p["name"]) == kind and p["budget"] == 256 and p["stop_bias"] == _bias(p["name"])
@@ -68,10 +69,18 @@ def what_is_read(sets: Mapping[str, Any]) -> list[str]:
 def curves(sets: Mapping[str, Any]) -> list[str]:
     """F1 over tokens at fixed points, which nothing was chosen for: read together, then read apart."""
     lines = ["", "Curves on test questions: F1 (tokens), seeds' means, STOP's bias -4 where there is a STOP:"]
-    lines += _curve_table(sets, ("random", "bm25", "dense", "hybrid", *KINDS), BUDGETS, 1.0)
+    lines += _curve_table(sets, ("random", "bm25", "dense", "hybrid", *KINDS), budgets_of(sets), 1.0)
+    if not any("_apart" in point["name"] for splits in sets.values() for point in splits.get("test", ())):
+        return lines
     lines += ["", f"The same read apart, until the answer is trusted by {SHOWN_TRUST}:"]
     apart = ("bm25", "dense", "hybrid", "pair_plain", "pair_paired", *KINDS)
     return lines + _curve_table(sets, [f"{kind}_apart" for kind in apart], APART_BUDGETS, SHOWN_TRUST)
+
+
+def budgets_of(sets: Mapping[str, Any]) -> Sequence[int]:
+    """The budgets at which a run read together; those built in where it ranked by nothing."""
+    found = {p["budget"] for splits in sets.values() for p in splits.get("test", ()) if p["name"] == "hybrid"}
+    return sorted(found) or BUDGETS
 
 
 def _curve_table(

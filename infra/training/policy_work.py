@@ -31,21 +31,21 @@ from infra.training.policy_apart import (
     train_verifier,
 )
 from infra.training.policy_pairs import FOLDS, train_fold, with_scores
+from infra.training.policy_readers import open_readers, readings_of
 from infra.training.policy_stages import (
     PolicyJob,
     load_readings,
+    put_shipped,
     reward_jobs,
     routed_jobs,
     taught_jobs,
     train_one,
 )
-from infra.training.policy_voice import open_voice
 from models.retriever.pair_training import PairTrainConfig
 from models.retriever.trust import KINDS, Combination
 from pipeline.tasks.material import Material
-from pipeline.tasks.reading import MaterialReader
 from rl.apart import ApartReader
-from rl.episodes import Outcome, OutcomeReader, Readings, fingerprint
+from rl.episodes import Outcome, OutcomeReader, Readings
 
 Given = argparse.Namespace
 
@@ -53,7 +53,7 @@ Given = argparse.Namespace
 def jobs_of(given: Given, stage: str) -> list[PolicyJob]:
     """The policies of a stage that trains."""
     if stage == "reward":
-        return reward_jobs(given.seeds, given.prices)
+        return reward_jobs(given.seeds, given.prices, together=given.together, multi_hop=given.multi_hop)
     return routed_jobs(given.seeds) if stage == "trust" else taught_jobs(given.seeds)
 
 
@@ -99,9 +99,9 @@ def _readings(given: Given, until: float) -> None:
     material = open_material(given)
     folder = given.out / "readings"
     folder.mkdir(exist_ok=True)
-    voice = open_voice(given.reader or given.carried, given.device, given.adapter)
-    readers = MaterialReader(material, voice), MaterialReader(material, voice, want_loss=False)
-    allowed, kind = choosable(material), fingerprint(material)
+    opened = open_readers(given, material)
+    readers = opened(True), opened(False)
+    allowed, kind = choosable(material), readings_of(given, material)
     for at in range(given.worker * CHUNK, len(material), CHUNK * given.workers):
         path = folder / f"singles-{at:06d}.npz"
         if path.exists():
@@ -115,7 +115,7 @@ def _readings(given: Given, until: float) -> None:
 def _trust(given: Given, until: float) -> None:
     """One fold's verifier; the last fold's process fits the combinations when all are there. The rest: routers."""
     material = open_material(given)
-    spoken = load_spoken(given.out / "readings", fingerprint(material))
+    spoken = load_spoken(given.out / "readings", readings_of(given, material))
     folder = given.out / "trust"
     if given.worker >= len(FOLDS):
         singles = spoken.singles(len(material), material.tables.num_candidates)
@@ -152,11 +152,11 @@ def _reward(given: Given, until: float) -> None:
     job = jobs_of(given, "reward")[given.worker]
     apart = open_apart(given, material)
     if job.reading == "together":
-        voice = open_voice(given.reader or given.carried, given.device, given.adapter)
-        reader = MaterialReader(material, voice, job.form == "stepwise")
-        readings = Readings(OutcomeReader(reader), fingerprint(material))
+        reader = open_readers(given, material)(job.form == "stepwise")
+        readings = Readings(OutcomeReader(reader), readings_of(given, material))
         _remember(readings, apart)
     else:
+        assert apart is not None
         readings = Readings(ApartReader(apart.singles, apart.logits["verified" if job.pair else "plain"]))
         material = Material(material.questions, apart.tables(material.tables))
     _trained(given, material, readings, job, until)
@@ -168,8 +168,10 @@ def _choose(given: Given, until: float) -> None:
     apart = open_apart(given, material)
     folder, policies = given.out / "judged", given.out / "policies"
     folder.mkdir(exist_ok=True)
-    for name in points.names_to_judge(material, policies)[given.worker :: given.workers]:
-        if points.kind_of(name).endswith(points.APART):
+    if given.shipped is not None:
+        put_shipped(given.shipped, policies, np.load(given.out / "material" / "projection.npy"))
+    for name in points.names_to_judge(material, policies, given.together)[given.worker :: given.workers]:
+        if points.kind_of(name).endswith(points.APART) and apart is not None:
             judged = points.judged_apart(
                 name, material, apart, policies, device=given.device, budgets=given.apart_budgets,
                 biases=given.biases,
@@ -210,13 +212,20 @@ def _read(given: Given, until: float) -> None:
     curves = judging.curves_of(known, judged, material, readings, apart)
     wanted = judging.wanted_on_test(known, curves)
     _read_all(given, material, readings, wanted, folder / f"readings-{given.worker}-{stamp}b.npz", until)
+    if given.together:
+        # nothing else is left to do: every point that a half of the test questions might choose, if time is left
+        path = folder / f"readings-{given.worker}-{stamp}c.npz"
+        _read_all(given, material, readings, known, path, until, must=False)
 
 
 def _read_all(
     given: Given, material: Material, readings: Readings, wanted: Sequence[points.Point], path: Path,
-    until: float,
+    until: float, must: bool = True,
 ) -> None:  # fmt: skip
-    """Read what of some points falls to this worker and no folder holds, and keep it as it comes."""
+    """Read what of some points falls to this worker and no folder holds, and keep it as it comes.
+
+    What is left when the time is over ends the worker with an error if it `must` be read.
+    """
     requests = points.requests_of(wanted, material)
     missing = [
         each for each in requests if each[0] % given.workers == given.worker and not readings.knows(*each)
@@ -225,7 +234,9 @@ def _read_all(
     for at in range(0, len(missing), judging.READ_TOGETHER):
         if time.monotonic() > until:
             say(f"worker {given.worker}: {len(missing) - at:,} readings left; start --stage read again")
-            raise SystemExit(1)
+            if must:
+                raise SystemExit(1)
+            return
         new.read(missing[at : at + judging.READ_TOGETHER])
         new.save(path)
     say(f"worker {given.worker}: {len(missing):,} of {len(requests):,} readings done")
@@ -236,7 +247,7 @@ def _report(given: Given, until: float) -> None:
     material = open_material(given)
     folder = given.out / "judged"
     apart = open_apart(given, material)
-    readings = Readings(None, fingerprint(material))
+    readings = Readings(None, readings_of(given, material))
     _remember(readings, apart)
     load_readings([folder], readings)
     curves = judging.curves_of(
@@ -253,6 +264,9 @@ def _report(given: Given, until: float) -> None:
     otherwise.save_scores(curves, halves, given.out / "scores.npz")
     found["questions"] = json.loads((given.out / "material" / "manifest.json").read_text())["told"]
     found["adapter"] = str(given.adapter or "reader-lora")
+    found["rewarded_by"] = "fold readers" if given.fold_readers is not None else "the same reader"
+    if given.fold_readers is not None and (given.fold_readers / "equal.json").exists():
+        found["fold_readers"] = json.loads((given.fold_readers / "equal.json").read_text())
     found["trust"] = {
         path.stem: json.loads(path.read_text()) for path in sorted((given.out / "trust").glob("*.json"))
     }
@@ -276,9 +290,14 @@ def open_material(given: Given) -> Material:
     return with_scores(material, given.out / "pairs") if (given.out / "pairs").exists() else material
 
 
-def open_apart(given: Given, material: Material) -> points.ApartTable:
-    """Everything that reading apart is judged with; FileNotFoundError where the stage trust has not ended."""
-    spoken = load_spoken(given.out / "readings", fingerprint(material))
+def open_apart(given: Given, material: Material) -> points.ApartTable | None:
+    """Everything that reading apart is judged with, None where nothing is read apart.
+
+    FileNotFoundError where the stage trust has not ended.
+    """
+    if given.together:
+        return None
+    spoken = load_spoken(given.out / "readings", readings_of(given, material))
     width = material.tables.num_candidates
     singles = spoken.singles(len(material), width)
     verified = np.nan_to_num(load_verified(given.out / "trust", len(material), width))
@@ -318,12 +337,13 @@ def _trained(
 
 
 def _reader_of(given: Given, material: Material) -> Readings:
-    voice = open_voice(given.reader or given.carried, given.device, given.adapter)
-    return Readings(OutcomeReader(MaterialReader(material, voice, want_loss=False)), fingerprint(material))
+    return Readings(OutcomeReader(open_readers(given, material)(False)), readings_of(given, material))
 
 
-def _remember(readings: Readings, apart: points.ApartTable) -> None:
+def _remember(readings: Readings, apart: points.ApartTable | None) -> None:
     """What was read alone need not be read again where a choice is of one candidate."""
+    if apart is None:
+        return
     singles = apart.singles
     rows, picks = np.nonzero(singles.read)
     outcomes = [

@@ -1,0 +1,31 @@
+#!/bin/bash
+# policy_folds.sh: two readers for policy.sh, each trained without one half of the policy's questions: $ROOT/folds, $ROOT/folds/ready.
+# Wants policy.sh's parts joined, the part fold-readers, and, once its rows are made (a minute), the reader (reader.sh). TRAIN (140): seconds
+# of training, both on one GPU; WORKERS (14) make rows. It goes on where it was ended. Then all three read test questions (equal.json).
+set -u
+ROOT=${LEASE_ROOT:-/tmp}
+cd "$ROOT/tree" || exit 2
+folds=$ROOT/folds
+extra=$ROOT/parts/fold-readers
+wait_for() {  # wait_for FILE SECONDS
+  for _ in $(seq "$2"); do [ -f "$1" ] && return 0; sleep 1; done
+  echo "policy_folds.sh: $1 is not there after $2 s" >&2
+  return 1
+}
+wait_for "$ROOT/carried/joined" 120 || exit 2
+export PYTHONPATH="$ROOT/carried/site:$ROOT/reader/site"
+python3 -m infra.training.reader_folds make --carried "$ROOT/carried" --extra "$extra" --out "$WORK/rows" --processes "${WORKERS:-14}" || exit 2
+wait_for "$ROOT/reader/ready.json" $((SECONDS_LIMIT - SECONDS)) || exit 2
+python3 -m infra.training.reader_folds train --reader "$ROOT/reader" --rows "$WORK/rows" --work "$WORK" --out "$folds" \
+  --seconds "${TRAIN:-140}" --device "${DEVICE:-cuda}"
+rc=$?
+mkdir -p "$OUT"
+cp "$folds"/*.json "$folds"/*.log "$OUT/" 2>/dev/null
+[ $rc = 0 ] || exit $rc
+date +%s > "$folds/ready"
+for name in fold0 fold1; do cp -r "$folds/$name" "$OUT/"; done
+material=$ROOT/work/policy/material
+wait_for "$material/manifest.json" $((SECONDS_LIMIT - SECONDS)) || exit 3
+python3 -m infra.training.policy_readers --material "$material" --reader "$ROOT/reader" --fold-readers "$folds" --out "$folds/equal.json" \
+  --device "${DEVICE:-cuda}" || exit 3
+cp "$folds/equal.json" "$OUT/"
