@@ -360,7 +360,7 @@ def settings_of(ranker: str = "", squeeze_share: float = 0.4) -> dict[str, dict[
 def plain_methods() -> list[str]:
     """All methods that compress what was read exactly, but those that read as a session does.
 
-    Other compressors of our latents, which go block by block, are left out too (`--methods` names them).
+    Other compressors of our latents are left out too (`--methods` names them).
     """
     apart = ("_streaming", "full_cache", "_weighted", "_projection", "_autoencoder")
     return [name for name in METHODS if not name.endswith(apart)]

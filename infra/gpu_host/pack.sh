@@ -32,6 +32,15 @@ for part in "$@"; do
       cp build/subq-data/*.json build/subq-data/real.json.xz build/subq-data/train-00[01].bin.xz build/subq-a/
       cp build/subq-data/train-00[2-9].bin.xz build/subq-b/
       cp build/subq-data/test-*.bin.xz build/subq-c/ ;;
+    cache-rows)  # after reader: cases of the cache table, rows of the embedding that they need beside the reader's
+      if [ ! -f build/cache-rows/rows.npz ]; then
+        "$python" -m infra.bench.cache_methods_pack --data "$DYSRA_DATA" --out build/cache --reader build/reader-whole
+        mkdir -p build/cache-rows/weights
+        cp -r models/weights/ranker models/weights/compressors build/cache-rows/weights/
+        cp build/cache/carried/* build/cache-rows/
+      fi ;;
+    kvpress) [ -f build/kvpress/part-00 ] || "$python" "$bundle" pack build/kvpress transformers==5.2.0 tokenizers==0.22.2 \
+      kvpress==0.5.5 huggingface-hub==1.3.0 gguf==0.19.0 cachetools==7.3.2 datasets==5.2.0 dill multiprocess fire termcolor --no-deps ;;
     reader) [ -d build/reader-1 ] || "$python" -m infra.training.reader_parts pack --data "$DYSRA_DATA" --out build ;;
     policy)
       if [ ! -d build/carry-0 ]; then
@@ -45,7 +54,7 @@ for part in "$@"; do
         mkdir -p build/fla/site && "$python" -m zipfile -e build/fla-wheels/*.whl build/fla/site
       fi ;;
     ray) [ -f build/ray-part/part-00 ] || "$python" "$bundle" pack build/ray-part "$(grep '^ray==' constraints.txt | sed 's/ray==/ray[train]==/')" ;;
-    *) echo "pack.sh: given $part; allowed: head weights subq reader policy fla ray" >&2; exit 2 ;;
+    *) echo "pack.sh: given $part; allowed: head weights subq reader policy fla ray cache-rows kvpress" >&2; exit 2 ;;
   esac
 done
 du -sm build/*/ | sort -k2

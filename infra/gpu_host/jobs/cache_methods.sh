@@ -1,7 +1,7 @@
 #!/bin/bash
 # cache_methods.sh: missing rows of the cache table on one H200, in stages (STAGES), each going on where it stopped:
 # adapted (the adapted reader, whole grid), codes (learned compressors and weighted SVD, base reader), kvpress (its presses, outside peer).
-# Wants the parts cache (cases, rows of the embedding that they need), kvpress, reader-1, -2, … and reader.sh's folder $ROOT/reader.
+# Wants the parts cache-rows (cases, rows of the embedding that they need, weights of ranker and compressors), kvpress, reader-*, weights (reader-lora) and reader.sh's folder $ROOT/reader.
 # One job of all: STAGES="codes kvpress adapted", SECONDS 430; each stage ends by its share: CODES_S (110), KVPRESS_S (100), adapted what is left.
 set -u
 ROOT=${LEASE_ROOT:-/tmp}
@@ -9,26 +9,24 @@ cd "$ROOT/tree" || exit 2
 began=$(date +%s) rc=0
 left() { echo $((SECONDS_LIMIT - 15 - ($(date +%s) - began))); }
 least() { [ "$1" -lt "$2" ] && echo "$1" || echo "$2"; }
-carried=$ROOT/parts/cache
+carried=$ROOT/parts/cache-rows
 export PYTHONPATH="$ROOT/carried/site:$ROOT/reader/site"
-model=$ROOT/reader-cache work=$WORK/cache
+model=$ROOT/reader-cache
+# build/head has no weights
+[ -d "$carried/weights" ] && cp -r --update=none "$carried/weights/." models/weights/
 for _ in $(seq 60); do [ -f "$ROOT/reader/ready.json" ] && break; sleep 1; done
 [ -f "$ROOT/reader/ready.json" ] || { echo "cache_methods.sh: $ROOT/reader is not ready; run reader.sh first and look at its log" >&2; exit 2; }
 if [ ! -f "$model/ready.json" ]; then
   rm -rf "$model"
   python3 -m infra.training.reader_parts adopt --other "$ROOT/reader" --supplement "$carried/rows.npz" --to "$model" || exit 2
 fi
-mkdir -p "$work"
-grid() {  # grid READER SECONDS [OPTION ...]: rows of a reader, and a copy of them that comes home
-  local reader=$1 seconds=$2
+grid() {  # grid NAME SECONDS [OPTION ...]: rows under $OUT/NAME, which come home as they are written
+  local name=$1 seconds=$2
   shift 2
-  [ "$seconds" -lt 40 ] && { echo "$reader: $seconds s left, too few to begin"; rc=5; return; }
-  python3 -m infra.bench.cache_methods_gpu --carried "$carried" --cases "$WORK/cases" --model "$model" --out "$work/$reader" \
+  [ "$seconds" -lt 40 ] && { echo "$name: $seconds s left, too few to begin"; rc=5; return; }
+  python3 -m infra.bench.cache_methods_gpu --carried "$carried" --cases "$WORK/cases" --model "$model" --out "$OUT/$name" \
     --limit "$seconds" --workers "${WORKERS:-8}" --device "${DEVICE:-cuda}" "$@" || rc=$?
-  cp "$work/$reader/rows.jsonl.gz" "$OUT/$reader.jsonl.gz"
 }
-# what a killed stage has found so far comes home too
-trap 'for one in adapted codes; do cat "$work/$one"/rows/*.jsonl 2>/dev/null | gzip > "$OUT/$one.jsonl.gz"; done; cp "$work"/kvpress/*.jsonl "$OUT/" 2>/dev/null' EXIT TERM
 for stage in ${STAGES:-codes kvpress adapted}; do
   echo "== $stage, $(left) s left"
   case $stage in
@@ -38,9 +36,8 @@ for stage in ${STAGES:-codes kvpress adapted}; do
     kvpress)
       [ -d "$ROOT/kvpress/kvpress" ] || python3 -c "import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter='data')" "$ROOT/parts/kvpress/part-00" "$ROOT/kvpress" || { rc=2; continue; }
       [ -d "$WORK/cases" ] || python3 -c "from pathlib import Path; from infra.bench.cache_methods_pack import unpack; unpack(Path('$carried'), Path('$WORK/cases'))"
-      python3 -m infra.bench.peers.kvpress_rows --model "$model" --cases "$WORK/cases" --site "$ROOT/kvpress" --out "$work/kvpress" \
-        --seconds "$(least "${KVPRESS_S:-100}" "$(left)")" --workers 4 --device "${DEVICE:-cuda}" || rc=$?
-      cp "$work/kvpress/kvpress.jsonl" "$OUT/" ;;
+      python3 -m infra.bench.peers.kvpress_rows --model "$model" --cases "$WORK/cases" --site "$ROOT/kvpress" --out "$OUT/kvpress" \
+        --seconds "$(least "${KVPRESS_S:-100}" "$(left)")" --workers 4 --device "${DEVICE:-cuda}" || rc=$? ;;
     *) echo "cache_methods.sh: given $stage; allowed: adapted codes kvpress" >&2; exit 2 ;;
   esac
 done
