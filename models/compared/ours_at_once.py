@@ -186,7 +186,7 @@ def _in_a_row(blocks: Tensor) -> Tensor:
 
 def _in_blocks(tokens: Tensor, size: int) -> Tensor:
     """`[H, B * size, r]` as `[B, H, size, r]`."""
-    return tokens.unflatten(1, (-1, size)).transpose(0, 1)
+    return tokens.reshape(tokens.shape[0], -1, size, tokens.shape[-1]).transpose(0, 1)
 
 
 def _cut(pairs: Tensor, sinks: int, size: int) -> Tensor:
