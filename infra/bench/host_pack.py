@@ -174,25 +174,25 @@ def pack(tree: Path, out: Path, level: int) -> int:
     return total
 
 
-def deal(packed: Iterable[Path], prefix: Path) -> list[Path]:
-    """Copy the pieces of packed parts into folders PREFIX-1, PREFIX-2 … of at most PIECE_BYTES each, a piece under
-    its part's name; the folders. What such folders held before is gone."""
+def deal(packed: Iterable[Path], prefix: Path, room_bytes: int = 0) -> list[Path]:
+    """Cut packed parts anew into folders PREFIX-1, PREFIX-2 … of `room_bytes` each (0: PIECE_BYTES), the last with
+    what is left; a piece lies under its part's name. The folders. What such folders held before is gone."""
     for number in range(1, 100):
         shutil.rmtree(prefix.with_name(f"{prefix.name}-{number}"), ignore_errors=True)
-    pieces = sorted(
-        (piece for part in packed for piece in part.glob("bundle-*")), key=lambda p: -p.stat().st_size
-    )
-    rooms: list[tuple[Path, int]] = []
-    for piece in pieces:
-        size = piece.stat().st_size
-        at = next((at for at, (_, used) in enumerate(rooms) if used + size <= PIECE_BYTES), len(rooms))
-        if at == len(rooms):
-            rooms.append((prefix.with_name(f"{prefix.name}-{at + 1}"), 0))
-        folder, used = rooms[at]
-        (folder / piece.parent.name).mkdir(parents=True, exist_ok=True)
-        shutil.copy(piece, folder / piece.parent.name / piece.name)
-        rooms[at] = (folder, used + size)
-    return [folder for folder, _ in rooms]
+    room_bytes = left = room_bytes or PIECE_BYTES
+    folders = [prefix.with_name(f"{prefix.name}-1")]
+    for part in packed:
+        data = b"".join(piece.read_bytes() for piece in sorted(part.glob("bundle-*")))
+        number = 0
+        while data:
+            if not left:
+                folders.append(prefix.with_name(f"{prefix.name}-{len(folders) + 1}"))
+                left = room_bytes
+            target = folders[-1] / part.name
+            target.mkdir(parents=True, exist_ok=True)
+            (target / f"bundle-{number:02d}").write_bytes(data[:left])
+            data, left, number = data[left:], max(0, left - len(data)), number + 1
+    return folders
 
 
 def main() -> None:
@@ -210,9 +210,13 @@ def main() -> None:
         "--carry", type=Path, help="deal the pieces of parts packed before to folders CARRY-1 …"
     )
     parser.add_argument("--level", type=int, default=2, help="xz level")
+    parser.add_argument(
+        "--room-mib", type=float, default=PIECE_BYTES / 2**20, help="most of a folder CARRY-1 …"
+    )
     given = parser.parse_args()
     if given.carry is not None:
-        for folder in deal([given.out / f"host-{part}" for part in given.parts.split(",")], given.carry):
+        packed = [given.out / f"host-{part}" for part in given.parts.split(",")]
+        for folder in deal(packed, given.carry, int(given.room_mib * 2**20)):
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             sys.stdout.write(f"{folder}: {size / 2**20:.1f} MiB\n")
         return

@@ -8,7 +8,10 @@ ROOT=${LEASE_ROOT:-/tmp}
 cd "$ROOT/tree" || exit 2
 here=$ROOT/host
 if [ ! -f "$here/unpacked" ]; then
-  python3 infra/bench/host_session.py unpack "$ROOT"/parts/ingest-*/host-* --target "$here" && touch "$here/unpacked" || exit 2
+  for part in java store ray minilm; do  # minilm is for freshness alone
+    python3 infra/bench/host_session.py unpack "$ROOT"/parts/ingest-*/host-$part --target "$here" || [ $part = minilm ] || exit 2
+  done
+  touch "$here/unpacked"
 fi
 if [ "${SIZE:-host}" = small ]; then
   ingest='bench ingest --articles 1500 --set partitions=4 --set ingesters=1 --set shards=2 --set producers=2 --set loops=2 --set repeats=1
@@ -17,8 +20,8 @@ if [ "${SIZE:-host}" = small ]; then
     --set retained_s=12 --set window_s=3 --set seconds=30'
   freshness='bench freshness --set embedder=static --set seconds=5 --set rates=20 --set searches=5'
 else
-  ingest='bench ingest --articles 400000 --set partitions=24 --set ingesters=12 --set shards=12 --set near_duplicate_shards=4
-    --set producers=28 --set loops=12 --set inflight=8192 --set commit_ms=1000 --set repeats=3 --set shapes=10x14x4 --set seconds=185'
+  ingest='bench ingest --articles 400000 --set partitions=48 --set ingesters=12 --set shards=12 --set near_duplicate_shards=4
+    --set producers=28 --set loops=12 --set inflight=8192 --set commit_ms=1000 --set repeats=3 --set shapes=16x16x4 --set seconds=185'
   soak='bench soak --articles 720000 --set partitions=20 --set ingesters=10 --set shards=8 --set near_duplicate_shards=3 --set producers=12
     --set retained_s=12 --set window_s=3 --set seconds=135'
   freshness='bench freshness --set embedder=minilm --set seconds=30 --set rates=50,200 --set searches=20 --set device=cuda:0'
@@ -38,7 +41,7 @@ for stage in "${stages[@]}"; do
   left=$((SECONDS_LIMIT - SECONDS))
   [ "$limit" -gt "$left" ] && limit=$left
   if [ "$limit" -lt 45 ]; then echo "running.sh: $stage left out, $left s are left"; failed=1; continue; fi
-  echo "==> $stage, at most $limit s (load $(cut -d' ' -f1-2 /proc/loadavg), $(nproc) cores)"
+  echo "==> $stage, at most $limit s (load $(cut -d' ' -f1-2 /proc/loadavg), $(nproc --all) cores)"
   python3 infra/bench/host_session.py run "$(echo $command)" --target "$here" --out "$OUT" --seconds "$limit" --commit "${COMMIT:-}" \
     && touch "$WORK/$stage.done" || failed=1
 done
