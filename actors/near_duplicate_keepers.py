@@ -49,6 +49,8 @@ class Keepers:
         self._under_way = under_way
         self._generations: list[int | None] = [None] * count
         self._placed: OrderedDict[str, int] = OrderedDict()
+        self._homes: dict[str, int] = {}
+        """The keeper of a stream: an article's is asked for three times, and streams are few."""
         self._judged: list[Entry] = []
         """Accepted in earlier runs of the call at hand: not under way yet."""
 
@@ -87,7 +89,12 @@ class Keepers:
         return matches
 
     def _home(self, one: Fingerprint) -> int:
-        return shard_of(one.stream, self._count)
+        home = self._homes.get(one.stream)
+        if home is None:
+            if len(self._homes) >= _REMEMBERED:
+                self._homes.clear()
+            home = self._homes[one.stream] = shard_of(one.stream, self._count)
+        return home
 
     def _actor(self, keeper: int) -> Any:
         return self._client.handle(near_duplicates_name(self._client.name, keeper))

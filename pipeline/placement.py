@@ -13,4 +13,5 @@ def shard_of(key: str, num_shards: int) -> int:
     if num_shards == 1:
         return 0
     body = key.encode("utf-8", "surrogatepass")
-    return max(range(num_shards), key=lambda shard: (xxhash.xxh3_64_intdigest(body, seed=shard + 1), shard))
+    hashes = [xxhash.xxh3_64_intdigest(body, seed) for seed in range(num_shards, 0, -1)]
+    return num_shards - 1 - hashes.index(max(hashes))  # the last shard of several with the greatest hash
