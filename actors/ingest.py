@@ -22,7 +22,7 @@ from actors.ingest_spec import Assignment, IngestSpec
 from actors.metrics import metric
 from actors.near_duplicate_keepers import Keepers
 from actors.near_duplicates import Asker
-from actors.remote import Outage, Stopped, call, first_line, log_in_actor, persist, take
+from actors.remote import Outage, Stopped, call, collect_rarely, first_line, log_in_actor, persist, take
 from actors.store_client import StoreClient
 from models.embed import load_tokenizer
 from pipeline.log import get_logger
@@ -42,6 +42,7 @@ class Ingester:
 
     def __init__(self, spec: IngestSpec, client: StoreClient, assignment: Assignment) -> None:
         log_in_actor()
+        collect_rarely()
         self._spec, self._client, self._assignment = spec, client, assignment
         self._config = spec.ingest
         self._log = get_logger(ingester=assignment.ingester, topic=spec.kafka.topic, epoch=assignment.epoch)

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from actors.remote import Outage, call, find_actor, log_in_actor
+from actors.remote import Outage, call, collect_rarely, find_actor, log_in_actor
 from pipeline.near_duplicates import (
     Fingerprint,
     Fingerprinter,
@@ -57,6 +57,7 @@ class NearDuplicateActor:
         self, config: NearDuplicateConfig, shard_names: list[str], keeper: int = 0, num_keepers: int = 1
     ) -> None:
         log_in_actor()
+        collect_rarely()
         self._config = config
         self._shard_names = shard_names
         self._part = (keeper, num_keepers)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import ray
 
 from actors.metrics import metric
-from actors.remote import first_line, log_in_actor
+from actors.remote import collect_rarely, first_line, log_in_actor
 from pipeline.article import Article
 from pipeline.errors import DysraError
 from pipeline.log import get_logger
@@ -61,6 +61,7 @@ class ShardActor:
         maintain_interval_s: float = 10.0,
     ) -> None:
         log_in_actor()
+        collect_rarely()
         self._log = get_logger(shard_id=shard_index)
         self._tags = {"shard": str(shard_index)}
         self._arguments = (config.path, config, shard_index, config.num_shards, embedder_identity, dim)

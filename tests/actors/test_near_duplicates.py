@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -106,3 +108,18 @@ def test_a_keeper_tells_how_long_it_has_judged(monkeypatch: pytest.MonkeyPatch) 
     for _ in range(2):
         actor.judge([], generation, ASKER)
     assert actor.stats()["busy_ms"] == 750
+
+
+@pytest.fixture
+def own_thresholds() -> Iterator[None]:
+    """What an actor sets for its process is set back."""
+    before = gc.get_threshold()
+    yield
+    gc.set_threshold(*before)
+
+
+def test_a_process_that_carries_articles_looks_for_garbage_rarely(own_thresholds: None) -> None:
+    """Not every 700 objects: an article makes hundreds, and none is in a cycle."""
+    gc.set_threshold(700, 10, 10)
+    _Actor([], {})
+    assert gc.isenabled() and gc.get_threshold() == (20_000, 20, 20)
