@@ -40,7 +40,7 @@ for part in "$@"; do
         cp build/cache/carried/* build/cache-rows/
       fi ;;
     kvpress) [ -f build/kvpress/part-00 ] || "$python" "$bundle" pack build/kvpress transformers==5.2.0 tokenizers==0.22.2 \
-      kvpress==0.5.5 huggingface-hub==1.3.0 gguf==0.19.0 cachetools==7.3.2 datasets==5.2.0 dill multiprocess fire termcolor --no-deps ;;
+      kvpress==0.5.5 huggingface-hub==1.32.0 gguf==0.19.0 cachetools==7.3.2 datasets==4.8.5 dill multiprocess fire termcolor --no-deps ;;
     reader) [ -d build/reader-1 ] || "$python" -m infra.training.reader_parts pack --data "$DYSRA_DATA" --out build ;;
     policy)
       if [ ! -d build/carry-0 ]; then
