@@ -18,7 +18,7 @@ if [ "${SIZE:-host}" = small ]; then
     --set shapes=2x1x2'
   soak='bench soak --articles 2000 --set partitions=4 --set ingesters=2 --set shards=2 --set near_duplicate_shards=2 --set producers=2
     --set retained_s=12 --set window_s=3 --set seconds=30'
-  freshness='bench freshness --set embedder=static --set seconds=5 --set rates=20 --set searches=5'
+  freshness='bench freshness --set embedder=none --set seconds=5 --set rates=20 --set searches=5'
 else
   ingest='bench ingest --articles 400000 --set partitions=48 --set ingesters=12 --set shards=12 --set near_duplicate_shards=4
     --set producers=28 --set loops=12 --set inflight=8192 --set commit_ms=1000 --set repeats=3 --set shapes=16x16x4 --set seconds=185'
