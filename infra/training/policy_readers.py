@@ -23,11 +23,13 @@ import numpy as np
 
 from infra.evaluation.policy_judge import choose
 from infra.training.policy_voice import open_voice
-from infra.training.reader_folds import FOLDS, FOLDS_FILE
 from pipeline.tasks.material import Material
 from pipeline.tasks.reading import MaterialReader, Spoken, Voice
 from rl.episodes import Request, fingerprint
 
+FOLDS = ("fold0", "fold1")
+"""Folders of the fold readers' adapters; fold0 is the reader that does not know fold 0."""
+FOLDS_FILE = "folds.json"
 SHIPPED = "shipped"
 OWN_WORLDS = ("newswire",)
 """Sets that no fold reader was trained on the questions of: any of the two may read them."""

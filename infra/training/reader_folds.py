@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from infra.training.policy_carry import CORPUS, SETS
+from infra.training.policy_readers import FOLDS, FOLDS_FILE
 from infra.training.reader_rows import Coder, Rows
 from models.hf.cut import VOCABULARY
 from models.retriever.storage import SHIPPED
@@ -52,9 +53,7 @@ from pipeline.tasks.qa import (
     title_key,
 )
 
-FOLDS = ("fold0", "fold1")
 EXTRA = ("timeqa.jsonl.zst", "timeqa_docs.jsonl.zst")
-FOLDS_FILE = "folds.json"
 POOL, REACH = 24, 600
 LONGEST = 1024
 CLOZE = 12_000

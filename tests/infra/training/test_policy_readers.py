@@ -15,10 +15,9 @@ import pytest
 import torch
 
 from infra.training.policy_pack import main_directions, turn
-from infra.training.policy_readers import FoldedReader, equals, open_readers, reader_names, readings_of
+from infra.training.policy_readers import FOLDS, FoldedReader, equals, open_readers, reader_names, readings_of
 from infra.training.policy_stages import put_shipped, reward_jobs, train_one
 from infra.training.policy_voice import open_voice
-from infra.training.reader_folds import FOLDS
 from infra.training.reader_gpu import load_base
 from models.reader_lowrank import LowRank
 from models.retriever import Choosing, PolicyNetwork, load_policy
@@ -199,5 +198,5 @@ def test_a_whole_run_with_fold_readers_reads_together_only_and_judges_the_shippe
     assert not [name for name in names if "_apart" in name or "_staged" in name or "router" in name]
     assert all(point["forced_f1"] is not None for point in points)
     assert found["rewarded_by"] == "fold readers"
-    assert "shipped" in found["ways"]["nq"]["halves"]
+    assert "shipped" in found["ways"]["nq"]["same"]
     assert "own_stop_shipped_nq" in found["summary"]

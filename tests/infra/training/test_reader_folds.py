@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from infra.training import reader_folds
-from infra.training.reader_folds import FOLDS, folds_of, keys_of, make, pack
+from infra.training.policy_readers import FOLDS
+from infra.training.policy_voice import open_voice
+from infra.training.reader_folds import folds_of, keys_of, make, pack
 from models.hf.cut import VOCABULARY
 from pipeline.prepare.newswire import NewswireConfig
 from pipeline.tasks.qa import Question, title_key
@@ -99,6 +102,31 @@ def test_a_gold_text_under_a_closed_title_is_not_read(texts: Path, tmp_path: Pat
     titles = {title for triple in found for title, _, _ in triple.sentences}
     assert titles
     assert shared.passages[closed].title not in titles
+
+
+def test_both_readers_are_trained_side_by_side_and_open_as_voices(texts: Path, tmp_path: Path) -> None:
+    """In processes; each an adapter of its own that the policy's voice opens; a done one is passed over."""
+    world = NewswireConfig(seed=1011, num_articles=40, num_questions=8, split="train")
+    rows, out = tmp_path / "rows", tmp_path / "folds"
+    make(texts, extra_of(texts, tmp_path / "extra"), rows, processes=1, cloze=8, worlds=[world])
+    (texts / "tokenizer.json").write_bytes((rows / "coder" / "tokenizer.json").read_bytes())
+    small = {"rank": 4, "alpha": 8, "rows": 2, "length": 1024, "dev_at": []}
+    (tmp_path / "runs.json").write_text(json.dumps([{"name": name, **small} for name in FOLDS]))
+    given = [
+        "train", "--reader", str(texts), "--rows", str(rows), "--work", str(tmp_path / "work"), "--out", str(out),
+        "--runs", str(tmp_path / "runs.json"), "--seconds", "2", "--grace", "200", "--device", "cpu",
+    ]  # fmt: skip
+    assert reader_folds.main(given) == 0
+    assert (out / "folds.json").read_bytes() == (rows / "folds.json").read_bytes()
+    losses = [open_voice(texts, "cpu", out / name) for name in FOLDS]
+    states = [torch.cat([p.flatten() for p in each.model.parameters()]) for each in losses]
+    assert not torch.equal(*states)
+    before = (out / "fold0" / "adapter_config.json").stat().st_mtime
+    assert reader_folds.main(given) == 0
+    assert (out / "fold0" / "adapter_config.json").stat().st_mtime == before
+    np.save(texts / VOCABULARY, np.arange(7))
+    with pytest.raises(ValueError, match="another vocabulary"):
+        reader_folds.main(given)
 
 
 def test_what_travels_is_small_and_whole(tmp_path: Path) -> None:
