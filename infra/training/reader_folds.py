@@ -329,8 +329,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pack(given.data, given.reader, given.out)
         return 0
     if given.verb == "make":
-        small = {"cloze": 40, "worlds": WORLDS[:1]} if given.limit else {}
-        make(given.carried, given.extra, given.out, processes=given.processes, limit=given.limit, **small)
+        cloze, worlds = (40, WORLDS[:1]) if given.limit else (CLOZE, WORLDS)
+        make(
+            given.carried, given.extra, given.out, processes=given.processes, limit=given.limit, cloze=cloze,
+            worlds=worlds,
+        )  # fmt: skip
         return 0
     return 3 if train(given) else 0
 

@@ -16,6 +16,7 @@ import torch
 
 from infra.training.policy_pack import main_directions, turn
 from infra.training.policy_readers import FOLDS, FoldedReader, equals, open_readers, reader_names, readings_of
+from infra.training.policy_report import page
 from infra.training.policy_stages import put_shipped, reward_jobs, train_one
 from infra.training.policy_voice import open_voice
 from infra.training.reader_gpu import load_base
@@ -186,7 +187,8 @@ def test_a_whole_run_with_fold_readers_reads_together_only_and_judges_the_shippe
     made = Material.load(out / "material")
     write_folds(folder, made)
     adapters(texts, folder)
-    (folder / "equal.json").write_text("{}")
+    told = {"n": 1, "shipped": 50.0, "fold0": 49.5, "fold1": 47.25}
+    (folder / "equal.json").write_text(json.dumps({"nq": {"oracle": told}}))
     shutil.copytree(out / "policies" / "supervised-0" / "policy", tmp_path / "shipped")
     more = ("--fold-readers", str(folder), "--shipped", str(tmp_path / "shipped"), "--multi-hop", "2")
     run(monkeypatch, *common, *more, "--stage", "all")
@@ -198,5 +200,9 @@ def test_a_whole_run_with_fold_readers_reads_together_only_and_judges_the_shippe
     assert not [name for name in names if "_apart" in name or "_staged" in name or "router" in name]
     assert all(point["forced_f1"] is not None for point in points)
     assert found["rewarded_by"] == "fold readers"
-    assert "shipped" in found["ways"]["nq"]["same"]
     assert "own_stop_shipped_nq" in found["summary"]
+    shown = page(found, "a CPU", "abc")
+    assert "the one that does not know it" in shown
+    assert "| nq | oracle | 1 | 50.0 | 49.5 | 47.25 |" in shown
+    assert "| set | method | 48 | 64 |" in shown
+    assert "read apart, until" not in shown
