@@ -1,6 +1,6 @@
 """Everything that a short lease of a GPU must bring back, in one call: tests, tile sweeps, benchmarks in parallel.
 
-    python3 -m infra.bench.gpu_session tests|tune|pick|bench|keep --out DIR
+    python3 -m infra.bench.gpu_session tests|tune|forms|pick|bench|kept|keep --out DIR
 
 Contenders are compiled in parallel processes; timing itself is done by one process at a time (a file lock), after
 all have compiled. Each process writes its rows as it goes, so that a time limit loses nothing.
@@ -43,6 +43,14 @@ PARTS: dict[str, list[list[str]]] = {
         ["tune-attend"],
         ["flashinfer"],
     ],
+    "forms": [
+        ["forms-step", "131072"],
+        ["forms-step", "1048576"],
+        ["forms-forward"],
+        ["forms-backward"],
+        ["forms-dq"],
+    ],
+    "kept": [["decode", "131072", "1048576"], ["sparse", "65536"]],  # the rows that a change of form touches
     "bench": [  # what the named ratios need comes first: a lease may end early
         ["sparse", "65536", "262144", "1048576", "16384", "4096"],
         ["decode"],
@@ -114,24 +122,25 @@ def landmarks(turn: Turn) -> dict[str, Any]:
         return bench.run(report=turn.write)
 
 
-def decode(turn: Turn) -> dict[str, Any]:
-    """Decoding at every length and batch, each length compiled by a short run in a process of its own."""
+def decode(turn: Turn, lengths: Sequence[int] = ()) -> dict[str, Any]:
+    """Decoding at these lengths (all) and every batch, each compiled by a short run in a process of its own."""
     from infra.bench import decode as bench
 
+    tokens = tuple(lengths) or bench.TOKENS
     short = "from infra.bench import decode; decode.run(tokens=[{}], runs=1, ceilings=(1.0, 1.0))"
-    warming = [subprocess.Popen([sys.executable, "-c", short.format(tokens)]) for tokens in bench.TOKENS[1:]]
-    bench.run(tokens=bench.TOKENS[:1], runs=1, ceilings=(1.0, 1.0))
+    warming = [subprocess.Popen([sys.executable, "-c", short.format(length)]) for length in tokens[1:]]
+    bench.run(tokens=tokens[:1], runs=1, ceilings=(1.0, 1.0))
     for process in warming:
         process.wait()
     turn.compiled()
     with turn.alone():
-        return bench.run(report=turn.write)
+        return bench.run(tokens=tokens, report=turn.write)
 
 
 def part(arguments: Sequence[str], folder: Path, others: int, patience_s: float) -> None:
     """One process of a session."""
     name = "_".join(arguments)
-    from infra.bench import gpu_tune
+    from infra.bench import gpu_forms, gpu_tune
 
     turn = Turn(folder, name, others, patience_s)
     started = time.monotonic()
@@ -146,7 +155,11 @@ def part(arguments: Sequence[str], folder: Path, others: int, patience_s: float)
         elif kind == "landmarks":
             result = landmarks(turn)
         elif kind == "decode":
-            result = decode(turn)
+            result = decode(turn, [int(length) for length in rest])
+        elif kind == "forms-step":
+            result = gpu_forms.forms_step(turn, int(rest[0]))
+        elif kind.startswith("forms-"):
+            result = getattr(gpu_forms, kind.replace("-", "_"))(turn)
         elif kind == "tune-step":
             result = gpu_tune.tune_step(turn, int(rest[0]), int(rest[1]))
         elif kind == "tune-attend":
@@ -231,13 +244,14 @@ def _join(folder: Path, target: Path) -> None:
 
 
 def keep(out: Path, results: Path, date: str) -> None:
-    """Write what `bench` left in `out` as results that count: a JSON file and a page for each benchmark.
+    """Write what `bench`, else `kept`, left in `out` as results that count: a JSON file and a page for each.
 
     A part that was cut off is kept from its rows, marked `partial`, with the ratios that they allow.
     """
     from infra.bench import page
 
-    joined = json.loads((out / "bench.json").read_text())
+    whole = out / "bench.json"
+    joined = json.loads((whole if whole.exists() else out / "kept.json").read_text())
     for result in whole_or_partial(joined):
         device = result["device"].split()[-1].lower()
         stem = results / f"{date}_{result['bench']}_{device}"
@@ -283,7 +297,7 @@ def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("mode", choices=["tests", "tune", "pick", "bench", "keep", "part"])
+    parser.add_argument("mode", choices=["tests", "tune", "forms", "pick", "bench", "kept", "keep", "part"])
     parser.add_argument("arguments", nargs="*", help="of a part, or the only parts (tests: words) to run")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--results", type=Path, default=Path("infra/bench/results"), help="keep: where to")

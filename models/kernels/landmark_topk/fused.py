@@ -66,12 +66,18 @@ class Spans:
         return max(self.block_n, self.width, min(wanted, 2048))
 
     def scan(
-        self, span: int, blocks: torch.Tensor | None, splits: int | None = None, early: bool = False
+        self,
+        span: int,
+        blocks: torch.Tensor | None,
+        splits: int | None = None,
+        early: bool = False,
+        ranked: bool = False,
+        num_warps: int = 4,
     ) -> torch.Tensor:
         """Candidates [B, Q, splits, width] of consecutive spans, or of the blocks [B, Q, n] of `span` landmarks.
 
         More `splits` than there are spans get no candidates. `early`: the next kernel on the device knows that it
-        waits for these candidates alone.
+        waits for these candidates alone. `ranked`: sorted by comparing all of a span (up to 128) with all.
         """
         if splits is None:
             splits = -(-self.num_landmarks // span) if blocks is None else blocks.shape[2]
@@ -95,7 +101,8 @@ class Spans:
             LENGTHS=self.length is not None,
             CHOSEN=blocks is not None,
             EARLY=early,
-            num_warps=4,
+            RANKED=ranked,
+            num_warps=num_warps,
             **self.launch,
         )
         return part

@@ -34,9 +34,21 @@ def limit_of(length_ptr, batch, num_landmarks, exclude_newest, LENGTHS: tl.const
 
 
 @triton.jit
-def best_of_span(query_ptr, base, first, limit, dim, landmark_stride_n, K: tl.constexpr, STEPS: tl.constexpr,
-                 BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
-    """The K best candidates [K] of STEPS * BLOCK_N landmarks from `first`, those at `limit` and after left out."""
+def rank_of(packed, COUNT: tl.constexpr):
+    """How many of COUNT candidates come before each: all different, those that are none last, in some order.
+
+    A sort of COUNT takes log² of it steps, each waiting for the one before; this is one comparison of all with all.
+    """
+    # no candidate's upper half is 0x80000000, not even with a score of minus infinity, so these stay below them all
+    keys = tl.where(packed == -0x8000000000000000, packed + tl.arange(0, COUNT), packed)
+    # over axis 0 a thread adds up by itself what over axis 1 a warp would have to exchange
+    return tl.sum((keys[:, None] > keys[None, :]).to(tl.int32), 0)
+
+
+@triton.jit
+def span_candidates(query_ptr, base, first, limit, dim, landmark_stride_n, STEPS: tl.constexpr,
+                    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """Candidates [STEPS, BLOCK_N] of the landmarks from `first`, none for those at `limit` and after."""
     depth = tl.arange(0, BLOCK_D)
     q = tl.load(query_ptr + depth, mask=depth < dim, other=0.0)
     q = q.to(tl.float32)[None, :]
@@ -53,7 +65,14 @@ def best_of_span(query_ptr, base, first, limit, dim, landmark_stride_n, K: tl.co
         own = tl.sum(tile.to(tl.float32) * q, 1)
         scores = tl.where(steps[:, None] == step, own[None, :], scores)
     index = first + steps[:, None] * BLOCK_N + lanes[None, :]
-    packed = tl.where(index < limit, pack(scores, index), -0x8000000000000000)
+    return tl.where(index < limit, pack(scores, index), -0x8000000000000000)
+
+
+@triton.jit
+def best_of_span(query_ptr, base, first, limit, dim, landmark_stride_n, K: tl.constexpr, STEPS: tl.constexpr,
+                 BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """The K best candidates [K] of STEPS * BLOCK_N landmarks from `first`, those at `limit` and after left out."""
+    packed = span_candidates(query_ptr, base, first, limit, dim, landmark_stride_n, STEPS, BLOCK_N, BLOCK_D)
     return tl.reshape(tl.topk(tl.reshape(packed, [1, STEPS * BLOCK_N]), K), [K])
 
 
@@ -77,11 +96,13 @@ def scan_kernel(
     LENGTHS: tl.constexpr,
     CHOSEN: tl.constexpr,
     EARLY: tl.constexpr,
+    RANKED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """The K best of STEPS * BLOCK_N landmarks for one query: the split's own, or (CHOSEN) a named block's.
 
-    EARLY: the next kernel reads only candidates of this one and starts before they are there.
+    EARLY: the next kernel reads only candidates of this one and starts before they are there. RANKED: ordered by
+    comparing all with all, for few landmarks.
     """
     if EARLY:
         begin_after(PDL)
@@ -97,11 +118,18 @@ def scan_kernel(
         block = tl.load(block_ptr + line)
         first = tl.maximum(block, 0) * (STEPS * BLOCK_N)
         limit = tl.where(block >= 0, limit, 0)
-    best = best_of_span(
-        query_ptr + (batch * num_queries + query) * dim, landmark_ptr + batch * landmark_stride_b, first, limit,
-        dim, landmark_stride_n, K, STEPS, BLOCK_N, BLOCK_D,
-    )  # fmt: skip
-    tl.store(part_ptr + line * K + tl.arange(0, K), best)
+    own_query = query_ptr + (batch * num_queries + query) * dim
+    base = landmark_ptr + batch * landmark_stride_b
+    if RANKED:
+        packed = span_candidates(
+            own_query, base, first, limit, dim, landmark_stride_n, STEPS, BLOCK_N, BLOCK_D
+        )
+        packed = tl.reshape(packed, [STEPS * BLOCK_N])
+        rank = rank_of(packed, STEPS * BLOCK_N)
+        tl.store(part_ptr + line * K + rank, packed, mask=rank < K)
+    else:
+        best = best_of_span(own_query, base, first, limit, dim, landmark_stride_n, K, STEPS, BLOCK_N, BLOCK_D)
+        tl.store(part_ptr + line * K + tl.arange(0, K), best)
 
 
 @triton.jit
@@ -112,6 +140,29 @@ def candidate_page(candidate_ptr, slot, COUNT: tl.constexpr):
     for _ in range(0, slot):
         held = tl.where(held >= own, -0x8000000000000000, held)
         own = tl.max(held, 0)
+    return page_of(own)
+
+
+@triton.jit
+def ranked_page(candidate_ptr, slot, COUNT: tl.constexpr, K: tl.constexpr):
+    """As `candidate_page` for lists of K sorted candidates: the K lists with the best heads, then their best.
+
+    No maximum is looked for before the slot-th, so that the last chunk's program waits no longer than the first's.
+    """
+    LISTS: tl.constexpr = COUNT // K
+    places = tl.arange(0, K)
+    rank = rank_of(tl.load(candidate_ptr + tl.arange(0, LISTS) * K), LISTS)
+    named = tl.where(rank[:, None] == places[None, :], tl.arange(0, LISTS)[:, None], -1)
+    line = tl.max(named, 0)[:, None]
+    held = tl.load(candidate_ptr + line * K + places[None, :], mask=line >= 0, other=-0x8000000000000000)
+    held = tl.reshape(held, [K * K])
+    own = tl.max(tl.where(rank_of(held, K * K) == slot, held, -0x8000000000000000), 0)
+    return page_of(own)
+
+
+@triton.jit
+def page_of(own):
+    """Index that a candidate carries, -1 for none."""
     return tl.where(own == -0x8000000000000000, -1, 0x7FFFFFFF - (own & 0xFFFFFFFF).to(tl.int32))
 
 

@@ -36,12 +36,17 @@ def latent_decode_fused(
     candidates: torch.Tensor | None = None,
     early: bool = False,
     single: bool | None = None,
+    list_width: int = 0,
+    cut: int = 1,
+    merge_cut: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `latent_decode_naive`, reading every byte once: latents stay factors, chunks stay in their pool.
 
     With `candidates` (int64 [B, a power of two], of a search's spans) the chunks' pages are not read but picked
     from them and written. `early`: the kernel launched before was the search that wrote them, `early` too. `single`
-    overrides whether a program that has one tile, chunk or block is compiled for that.
+    overrides whether a program that has one tile, chunk or block is compiled for that; where it is, `list_width`
+    says that candidates are sorted lists of so many, among which a page is found by rank, and `cut` programs share
+    a chunk (a power of two that leaves each 16 tokens). `merge_cut` programs join an output row.
     """
     batch, num_q, q_heads, dim = q.shape
     slots, kv_heads = ring_k.shape[1], ring_k.shape[2]
@@ -55,9 +60,20 @@ def latent_decode_fused(
 
     blocks = latents.key_factor.shape[2] if latents is not None else 0
     chosen = chunks.pages.shape[1] if chunks is not None else 0
-    units = max(-(-slots // tile) + blocks + chosen, 1)
+    whole = -(-slots // tile) + blocks
+    at_once = dim <= _SINGLE_DIM and (_SINGLE if single is None else single)
+    most = min(_MAX_SPLITS, (2 * processors(q.device)) // (batch * kv_heads))
+    width_c = chunks.keys.shape[1] if chunks is not None else 0
+    fits = (
+        at_once
+        and splits is None
+        and whole + cut * chosen <= most
+        and width_c == cut * padded(width_c // cut)
+    )
+    cut = cut if fits else 1
+    units = max(whole + cut * chosen, 1)
     if splits is None:
-        splits = max(1, min(units, _MAX_SPLITS, (2 * processors(q.device)) // (batch * kv_heads)))
+        splits = max(1, min(units, most))
     out = torch.empty((batch, num_q, q_heads, dim), dtype=q.dtype, device=q.device)
     lse = torch.empty((batch, num_q, q_heads), dtype=torch.float32, device=q.device)
     part = part_peak = part_total = lse
@@ -107,14 +123,16 @@ def latent_decode_fused(
         DIM=dim,
         BLOCK_R=padded(num_q * group),
         BLOCK_N=tile,
-        CHUNK=chunks.keys.shape[1] if chunks is not None else 0,
-        BLOCK_C=padded(chunks.keys.shape[1]) if chunks is not None else 16,
+        CHUNK=width_c,
+        BLOCK_C=padded(width_c // cut),
         LENGTHS=chunks is not None and chunks.lengths is not None,
         **latent_constants,
         ROTARY=rotary is not None,
         DIRECT=splits == 1,
         CANDIDATES=candidates.shape[1] if candidates is not None else 0,
-        SINGLE=splits == units and dim <= _SINGLE_DIM and (_SINGLE if single is None else single),
+        LIST=list_width,
+        CUT=cut,
+        SINGLE=splits == units and at_once,
         EARLY=early,
         PRECISION="ieee",
         **dependent(q),
@@ -122,7 +140,7 @@ def latent_decode_fused(
         num_stages=num_stages,
     )
     if splits > 1:
-        merge_kernel[(lse.numel(),)](
+        merge_kernel[(lse.numel(), merge_cut)](
             part,
             part_peak,
             part_total,
@@ -130,6 +148,7 @@ def latent_decode_fused(
             lse,
             splits,
             DIM=dim,
+            BLOCK_D=dim // merge_cut,
             BLOCK_S=1 << (splits - 1).bit_length(),
             num_warps=4,
             **dependent(q),

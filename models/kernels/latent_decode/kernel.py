@@ -88,6 +88,8 @@ def decode_kernel(
     ROTARY: tl.constexpr,
     DIRECT: tl.constexpr,
     CANDIDATES: tl.constexpr,
+    LIST: tl.constexpr,
+    CUT: tl.constexpr,
     SINGLE: tl.constexpr,
     EARLY: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -97,8 +99,9 @@ def decode_kernel(
 
     CANDIDATES: page_ptr holds so many candidates of a search for each row, from which the pages are picked here and
     written to chosen_ptr; 0: page_ptr names the pages. SINGLE: as many splits as ring tiles, chunks and blocks, so
-    that each has one of them and reads it beside the queries. EARLY: only the candidates come from the kernel
-    before this one, which lets this one start after everything earlier is done: nothing else waits for it.
+    that each has one and reads it beside the queries. Only there: LIST, candidates are in sorted lists of so
+    many (0: not), and CUT, programs to a chunk. EARLY: only the candidates come from the kernel before this one,
+    which lets this one start after everything earlier is done: nothing else waits for it.
     """
     if EARLY:
         begin_early(PDL)
@@ -122,7 +125,7 @@ def decode_kernel(
     total = tl.zeros([BLOCK_R], tl.float32)
     acc = tl.zeros([BLOCK_R, DIM], tl.float32)
     ring_tiles = tl.cdiv(ring_slots, BLOCK_N)
-    before = ring_tiles + num_chosen
+    before = ring_tiles + num_chosen * CUT
     # ring tiles, chunks and blocks are dealt out in turn, as one list, so that every split gets its share of each
 
     if SINGLE:
@@ -140,7 +143,7 @@ def decode_kernel(
                     chosen_ptr, page_place_ptr, page_length_ptr, cos_ptr, sin_ptr, batch, kv_head, query, row_ok,
                     num_places, num_chosen, scale_log2, q_stride_b, q_stride_t, q_stride_h, pk_stride_p,
                     pk_stride_c, pk_stride_h, pv_stride_p, pv_stride_c, pv_stride_h, GROUP, DIM, BLOCK_R, CHUNK,
-                    BLOCK_C, LENGTHS, CANDIDATES, ROTARY, PRECISION, PDL and EARLY,
+                    BLOCK_C, LENGTHS, CANDIDATES, LIST, CUT, ROTARY, PRECISION, PDL and EARLY,
                 )  # fmt: skip
         else:
             if RUNS > 0:
@@ -224,12 +227,12 @@ def decode_kernel(
 
 @triton.jit
 def merge_kernel(part_ptr, part_peak_ptr, part_total_ptr, out_ptr, lse_ptr, splits,
-                 DIM: tl.constexpr, BLOCK_S: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """One program per output row: joins the splits' sums under their common peak."""
+                 DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """BLOCK_D columns of an output row: joins the splits' sums under their common peak."""
     begin(PDL)
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, BLOCK_S)
-    dims = tl.arange(0, DIM)
+    dims = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     peak = tl.load(part_peak_ptr + row * splits + lanes, mask=lanes < splits, other=float("-inf"))
     total = tl.load(part_total_ptr + row * splits + lanes, mask=lanes < splits, other=0.0)
     top = tl.max(peak, 0)
@@ -244,4 +247,5 @@ def merge_kernel(part_ptr, part_peak_ptr, part_total_ptr, out_ptr, lse_ptr, spli
     out = tl.sum(part * weight[:, None], 0) / tl.where(mass > 0.0, mass, 1.0)
     tl.store(out_ptr + row * DIM + dims, out.to(out_ptr.dtype.element_ty))
     lse = tl.where(mass > 0.0, (top + tl.math.log2(mass)) * 0.6931471805599453, float("-inf"))
-    tl.store(lse_ptr + row, lse)
+    if tl.program_id(1) == 0:
+        tl.store(lse_ptr + row, lse)

@@ -87,11 +87,11 @@ def ring_values(tile, place, ring_v_ptr, batch, kv_head, stride_b, stride_m, str
 @triton.jit
 def chunk_tokens(page, pool_k_ptr, pool_v_ptr, page_length_ptr, kv_head, pk_stride_p, pk_stride_c, pk_stride_h,
                  pv_stride_p, pv_stride_c, pv_stride_h, DIM: tl.constexpr, CHUNK: tl.constexpr,
-                 BLOCK_C: tl.constexpr, LENGTHS: tl.constexpr):  # fmt: skip
-    """Which tokens of page `page` of the pool (-1: none) count, their keys in halves and their values."""
+                 BLOCK_C: tl.constexpr, LENGTHS: tl.constexpr, first=0):  # fmt: skip
+    """Which of BLOCK_C tokens of page `page` of the pool (-1: none) count, their keys in halves, their values."""
     HALF: tl.constexpr = DIM // 2
     half = tl.arange(0, HALF)
-    tokens = tl.arange(0, BLOCK_C)
+    tokens = first + tl.arange(0, BLOCK_C)
     ok = (tokens < CHUNK) & (page >= 0)
     row = tl.maximum(page, 0).to(tl.int64)
     if LENGTHS:

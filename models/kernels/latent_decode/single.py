@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from models.kernels.dependent import results
-from models.kernels.landmark_topk.kernel import candidate_page
+from models.kernels.landmark_topk.kernel import candidate_page, ranked_page
 from models.kernels.latent_decode.parts import (
     chunk_tokens,
     latent_basis,
@@ -68,17 +68,22 @@ def single_ring_tile(tile, peak, total, acc, q_ptr, q_place_ptr, ring_k_ptr, rin
 
 
 @triton.jit
-def single_chunk(slot, peak, total, acc, q_ptr, q_place_ptr, pool_k_ptr, pool_v_ptr, page_ptr, chosen_ptr,
+def single_chunk(unit, peak, total, acc, q_ptr, q_place_ptr, pool_k_ptr, pool_v_ptr, page_ptr, chosen_ptr,
                  page_place_ptr, page_length_ptr, cos_ptr, sin_ptr, batch, kv_head, query, row_ok, num_places,
                  num_chosen, scale_log2, q_stride_b, q_stride_t, q_stride_h, pk_stride_p, pk_stride_c, pk_stride_h,
                  pv_stride_p, pv_stride_c, pv_stride_h, GROUP: tl.constexpr, DIM: tl.constexpr,
                  BLOCK_R: tl.constexpr, CHUNK: tl.constexpr, BLOCK_C: tl.constexpr, LENGTHS: tl.constexpr,
-                 CANDIDATES: tl.constexpr, ROTARY: tl.constexpr, PRECISION: tl.constexpr,
-                 WAIT: tl.constexpr):  # fmt: skip
-    """The state after the chunk in place `slot`; WAIT: only what names it comes from the kernel before."""
+                 CANDIDATES: tl.constexpr, LIST: tl.constexpr, CUT: tl.constexpr, ROTARY: tl.constexpr,
+                 PRECISION: tl.constexpr, WAIT: tl.constexpr):  # fmt: skip
+    """The state after one of CUT parts of the chunk in place `unit // CUT`.
+
+    WAIT: only what names it comes from the kernel before. LIST: candidates are in sorted lists of so many (0: not).
+    """
     HALF: tl.constexpr = DIM // 2
     dtype: tl.constexpr = q_ptr.dtype.element_ty
-    first = tl.load(page_place_ptr + batch * num_chosen + slot)
+    slot = unit // CUT
+    part = unit % CUT * BLOCK_C
+    first = tl.load(page_place_ptr + batch * num_chosen + slot) + part
     step, q1, q2 = raw_queries(
         q_ptr,
         q_place_ptr,
@@ -98,14 +103,17 @@ def single_chunk(slot, peak, total, acc, q_ptr, q_place_ptr, pool_k_ptr, pool_v_
     turned1, turned2 = turned(q1, q2, own_cos, own_sin, ROTARY)
     results(WAIT)
     if CANDIDATES > 0:
-        page = candidate_page(page_ptr + batch * CANDIDATES, slot, CANDIDATES)
-        if kv_head == 0:
+        if LIST > 0:
+            page = ranked_page(page_ptr + batch * CANDIDATES, slot, CANDIDATES, LIST)
+        else:
+            page = candidate_page(page_ptr + batch * CANDIDATES, slot, CANDIDATES)
+        if kv_head + part == 0:
             tl.store(chosen_ptr + batch * num_chosen + slot, page)
     else:
         page = tl.load(page_ptr + batch * num_chosen + slot)
     ok, k1, k2, v = chunk_tokens(
         page, pool_k_ptr, pool_v_ptr, page_length_ptr, kv_head, pk_stride_p, pk_stride_c, pk_stride_h, pv_stride_p,
-        pv_stride_c, pv_stride_h, DIM, CHUNK, BLOCK_C, LENGTHS,
+        pv_stride_c, pv_stride_h, DIM, CHUNK, BLOCK_C, LENGTHS, part,
     )  # fmt: skip
     return raw_step(
         ok[None, :], k1, k2, v, cos, sin, turned1.to(dtype), turned2.to(dtype), peak, total, acc, scale_log2,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from models.kernels.landmark_topk.fused import Spans, landmark_topk_fused
@@ -24,6 +26,26 @@ _TOGETHER = (
 )  # rows above which, and landmarks from which, one search for all was measured to be faster
 
 
+class Form(NamedTuple):
+    """How a picked step is launched.
+
+    ranked: candidates are ordered by comparing all with all, up to _RANKED_WIDTH chunks and _RANKED lists or
+    landmarks of a span (else a sort, and one maximum after the other). scan_tile: landmarks that a span has at
+    least (None: as many as are read at once). scan_warps: warps of a scanning program. cut: programs that share a
+    chunk. merge_cut: programs that join an output row.
+    """
+
+    ranked: bool = False
+    scan_tile: int | None = None
+    scan_warps: int = 4
+    cut: int = 1
+    merge_cut: int = 1
+
+
+_FORM = Form()
+_RANKED, _RANKED_WIDTH = 128, 8
+
+
 def retrieve_decode_fused(
     q: torch.Tensor,
     ring_k: torch.Tensor,
@@ -41,11 +63,12 @@ def retrieve_decode_fused(
     single: bool | None = None,
     block_n: int | None = None,
     num_warps: int = 4,
+    form: Form = _FORM,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `retrieve_decode_naive`. `picking` overrides whether chunks' programs pick their candidates themselves.
 
     `early`: where they do, programs of the ring and of latents do not wait for the search. `single`, `block_n` and
-    `num_warps` as in `latent_decode_fused`.
+    `num_warps` as in `latent_decode_fused`; `form` where candidates are picked.
     """
     batch, chosen = search.place.shape
     count = search.landmarks.shape[-2]
@@ -56,6 +79,8 @@ def retrieve_decode_fused(
         search.length,
         search.exclude_newest,
     )
+    if form.scan_tile is not None:
+        found.block_n = min(found.block_n, form.scan_tile)
     span = _span(found, count, batch, scans)
     fits = chosen <= _CHOSEN and span <= _SPAN
     if picking is None:
@@ -65,11 +90,12 @@ def retrieve_decode_fused(
             f"{chosen} chunks of {count} landmarks: picking takes up to {_CHOSEN} chunks and {_SPAN} landmarks in "
             f"each of {_CANDIDATES // found.width} spans"
         )
-    candidates = None
+    candidates, ranked = None, False
     if picking:
         pages = torch.empty((batch, chosen), dtype=torch.int32, device=q.device)
         spans = 1 << max(-(-count // span) - 1, 1).bit_length()
-        candidates = found.scan(span, None, spans, early).view(batch, -1)
+        ranked = form.ranked and found.width <= _RANKED_WIDTH and max(span, spans) <= _RANKED
+        candidates = found.scan(span, None, spans, early, ranked, form.scan_warps).view(batch, -1)
     else:
         shared = search.landmarks.ndim == 2 and search.length is None
         together = shared and batch > _TOGETHER[0] and count >= _TOGETHER[1]
@@ -96,6 +122,9 @@ def retrieve_decode_fused(
         single=single,
         block_n=block_n,
         num_warps=num_warps,
+        list_width=found.width if ranked else 0,
+        cut=form.cut if picking else 1,
+        merge_cut=form.merge_cut if picking else 1,
     )
     return out, lse, pages
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from models.kernels.sparse_attention.tuning import HOPPER_ROWS
+from models.kernels.sparse_attention.tuning import HOPPER_ROWS, ROWS_BLOCK
 
 
 @triton.jit
@@ -36,12 +36,16 @@ def rows_kernel(out_ptr, grad_ptr, lse_ptr, lse_grad_ptr, rows_ptr, num_q, num_h
 
 
 def launch_rows(
-    out: torch.Tensor, grad: torch.Tensor, lse: torch.Tensor, lse_grad: torch.Tensor | None
+    out: torch.Tensor,
+    grad: torch.Tensor,
+    lse: torch.Tensor,
+    lse_grad: torch.Tensor | None,
+    block: int = ROWS_BLOCK,
 ) -> torch.Tensor:
     """float32 [2, B * Hq, Nq] from out, grad [B, Nq, Hq, D] and lse in base 2: what a row of p and of ds needs."""
     batch, num_q, heads, dim = out.shape
     rows = torch.empty((2, batch * heads, num_q), dtype=torch.float32, device=out.device)
-    rows_kernel[(-(-num_q // 32), batch * heads)](
+    rows_kernel[(-(-num_q // block), batch * heads)](
         out,
         grad,
         lse,
@@ -50,7 +54,7 @@ def launch_rows(
         num_q,
         heads,
         DIM=dim,
-        BLOCK=32,
+        BLOCK=block,
         LSE_GRAD=lse_grad is not None,
     )
     return rows

@@ -58,7 +58,11 @@ def make_step(
 
 
 def assert_agree(
-    inputs: dict[str, Any], search: Search, tolerance: float, ways: tuple[bool | None, ...]
+    inputs: dict[str, Any],
+    search: Search,
+    tolerance: float,
+    ways: tuple[bool | None, ...],
+    form: tuple[Any, ...] | None = None,
 ) -> None:
     """Same pages, same lse where finite, same output as the reference, whoever picks the candidates."""
     from models.kernels.retrieve_decode.fused import retrieve_decode_fused
@@ -66,7 +70,10 @@ def assert_agree(
     expected, expected_lse, expected_pages = retrieve_decode(**inputs, search=search, implementation="naive")
     scale = inputs["q"].shape[-1] ** -0.5
     for picking in ways:
-        out, lse, pages = retrieve_decode_fused(**inputs, search=search, scale=scale, picking=picking)
+        given: Any = {} if form is None else {"form": form}
+        out, lse, pages = retrieve_decode_fused(
+            **inputs, search=search, scale=scale, picking=picking, **given
+        )
         assert torch.equal(pages, expected_pages)
         assert torch.equal(lse.isinf(), expected_lse.isinf())
         assert relative_error(out, expected) < tolerance
@@ -92,6 +99,44 @@ def test_fused_agrees_with_naive(device: str, case: dict[str, Any]) -> None:
     inputs, search = make_step(device, **case)
     ways = (True, False) if case["chosen"] <= 16 else (None, False)
     assert_agree(inputs, search, TOLERANCE[torch.float32], ways)
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "ranked": {"ranked": True},
+    "ranked-small-spans": {"ranked": True, "scan_tile": 8, "scan_warps": 2},
+    "cut": {"cut": 2},
+    "merge-cut": {"merge_cut": 2},
+    "all": {"ranked": True, "scan_tile": 16, "cut": 4, "merge_cut": 2},
+}
+
+
+@pytest.mark.parametrize(
+    "case", ["unequal-rows", "fewer-landmarks-than-chosen", "one-chunk", "index-per-row"]
+)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_every_form_of_a_picked_step_agrees_with_naive(
+    device: str, form: dict[str, Any], case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Candidates by rank, chunks read by several programs, rows joined by several: the same pages and sums."""
+    from models.kernels.landmark_topk.fused import Spans
+    from models.kernels.latent_decode import fused as decode_launch
+    from models.kernels.retrieve_decode.fused import Form
+
+    settings = {"index-per-row": CASES["index-per-row-no-latents"], **CASES}[case]
+    inputs, search = make_step(device, **{**settings, "chunk": 64})
+    monkeypatch.setattr(
+        decode_launch, "processors", lambda _: 132
+    )  # so that each part has a program of its own
+    taken: list[tuple[bool, int]] = []
+    scan = Spans.scan
+
+    def seen(self: Spans, *given: Any) -> torch.Tensor:
+        taken.append((given[4], given[5]))
+        return scan(self, *given)
+
+    monkeypatch.setattr(Spans, "scan", seen)
+    assert_agree(inputs, search, TOLERANCE[torch.float32], (True,), Form(**form))
+    assert taken == [(form.get("ranked", False), form.get("scan_warps", 4))]
 
 
 def test_picking_is_refused_where_it_does_not_fit(device: str) -> None:
@@ -146,6 +191,8 @@ def test_every_width_dtype_and_batch_on_the_gpu(dim: int, dtype: torch.dtype, ba
     """As compiled for the GPU, one and four queries, one index for all rows and one for each."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    from models.kernels.retrieve_decode.fused import Form
+
     torch.backends.cuda.matmul.allow_tf32 = False
     for num_q, landmarks, chosen in ((1, 3_001, 8), (4, 517, 5)):
         inputs, search = make_step(
@@ -153,6 +200,8 @@ def test_every_width_dtype_and_batch_on_the_gpu(dim: int, dtype: torch.dtype, ba
             slots=301, num_q=num_q,
         )  # fmt: skip
         assert_agree(inputs, search, TOLERANCE[dtype], (None, True, False))
+        for form in FORMS.values():
+            assert_agree(inputs, search, TOLERANCE[dtype], (True,), Form(**form))
 
 
 @pytest.mark.gpu
