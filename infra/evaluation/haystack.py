@@ -147,20 +147,18 @@ class Haystack:
                 self._index.search(part.float(), k, limit)
                 for part, limit in zip(flat.split(256), limits.split(256), strict=True)  # type: ignore[no-untyped-call]
             ]
-            scores, found = (
-                torch.cat(each).view(*queries.shape[:2], -1) for each in zip(*parts, strict=True)
-            )
-            return scores, found.masked_fill(scores == NEVER, -1)
+            values, at = (torch.cat(each).view(*queries.shape[:2], -1) for each in zip(*parts, strict=True))
+            return values, at.masked_fill(values == NEVER, -1)
         rows = self.landmarks[first : first + chunks]
         place = torch.arange(chunks, device=self.device)
         offered = place <= newest[:, None]
         best, found = [], []
-        for at in range(len(queries)):
-            scores = _products(queries[at], rows).masked_fill(~offered, NEVER)
+        for row in range(len(queries)):
+            scores = _products(queries[row], rows).masked_fill(~offered, NEVER)
             if patches is not None:
-                inside = patches.chunks[at] - first
+                inside = patches.chunks[row] - first
                 real = (inside >= 0) & (inside < chunks)
-                new = _products(queries[at], patches.landmarks[at])
+                new = _products(queries[row], patches.landmarks[row])
                 new = new.masked_fill(~(real & (inside <= newest[:, None])), NEVER)
                 scores[:, inside[real]] = new[:, real]
             values, indices = scores.topk(min(k, chunks), -1)

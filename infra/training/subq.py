@@ -58,6 +58,13 @@ class SubqTrainConfig:
         default=(1.0, 1.0),
         metadata={"help": "shares of the run between which the contrastive term fades to nothing"},
     )
+    routing_first: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of the run in which the choice is taught first (MSA, arXiv 2603.23516): until then the "
+            "loss on tokens counts a tenth, afterwards the contrastive term does (0: both whole throughout)"
+        },
+    )
     forced_until: float = field(
         default=0.4, metadata={"help": "share of the run over which forcing fades to nothing"}
     )
@@ -83,7 +90,7 @@ class SubqTrainConfig:
                 f"lr, warmup, clip, save_every: given {self.lr}, {self.warmup}, {self.clip}, {self.save_every}; "
                 "allowed: above 0"
             )
-        for name in ("decay_from", "forced_until", "cross"):
+        for name in ("decay_from", "forced_until", "cross", "routing_first"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 0 to 1")
         first, last = self.contrastive_until
@@ -274,6 +281,9 @@ class SubqTrainer:
         fade = 1.0 if progress <= first else max(0.0, (last - progress) / max(last - first, 1e-9))
         losses = self.config.losses
         values = asdict(losses) | {"contrastive": losses.contrastive * fade}
+        if self.config.routing_first:
+            less = ("language", "answers") if progress < self.config.routing_first else ("contrastive",)
+            values |= {name: 0.1 * values[name] for name in less}
         return LossWeights(**values)
 
     def _batches(self) -> Iterator[NeedleBatch]:

@@ -63,3 +63,41 @@ def count(config: SubqConfig) -> int:
     return (
         SubqModel(replace(config, vocabulary=1)).num_parameters()[0] + (config.vocabulary - 1) * config.width
     )
+
+
+CHOICES = (
+    "subq", "subq-routing-first", "subq-linear", "subq-log-k", "subq-state-space", "subq-mixed", "subq-neighbours",
+    "subq-shared-reader", "subq-lean-encoder", "subq-lean", "subq-end-to-end", "subq-one-weight", "subq-token",
+)  # fmt: skip
+"""Each the first with one thing changed, but the last: it is `subq-one-weight` with one thing changed."""
+
+
+def choice(name: str, config: SubqConfig) -> SubqConfig:
+    """`config` with the change that the name says, of about as many parameters.
+
+    linear, state-space: the mixer of all blocks; mixed: every second block a window, in the lower and in the upper
+    half gated linear before it. log-k: round(log2(past chunks)) chunks, at most twice top_k. neighbours: half as
+    many chunks, each with the next. shared-reader, lean-encoder: the other two parts of subq-lean. one-weight: the
+    same weight of a chunk for all heads (no rerank); token: that, and every token asks. subq, routing-first and
+    end-to-end are the same model: what differs is how it is trained (infra.training.subq_choices).
+    """
+    changed = {
+        "subq": {}, "subq-routing-first": {}, "subq-end-to-end": {},
+        "subq-linear": {"lower_mixers": ("gated_linear",), "upper_mixers": ("gated_linear",)},
+        "subq-state-space": {"lower_mixers": ("state_space",), "upper_mixers": ("state_space",)},
+        "subq-mixed": {
+            "lower_mixers": ("gated_linear", "sliding"), "upper_mixers": ("gated_linear", "sliding"),
+        },
+        "subq-log-k": {"top_k": 2 * config.top_k, "top_k_log": 1.0},
+        "subq-neighbours": {"neighbours": True, "top_k": max(1, config.top_k // 2)},
+        "subq-shared-reader": {"shared_reader": True},
+        "subq-lean-encoder": {"encoder": "lean", "lookahead": 0, "lookbehind": 0},
+        "subq-one-weight": {"rerank": False, "kernel": "auto"},
+        "subq-token": {"rerank": False, "kernel": "auto", "retrieval": "token"},
+    }  # fmt: skip
+    if name == "subq-lean":
+        return baseline(name, config)
+    if name not in changed:
+        raise ValueError(f"choice: given {name!r}; allowed: {', '.join(CHOICES)}")
+    other = replace(config, **changed[name])  # type: ignore[arg-type]
+    return _widened(other, config) if other != config else config

@@ -32,6 +32,12 @@ SHAPES = {
     "around, token": {"lookahead": 2, "lookbehind": 3, "retrieval": "token"},
     "lean": {"encoder": "lean", "shared_reader": True, "rerank": True},
     "log_k": {"top_k_log": 0.7, "top_k": 4},
+    "lean encoder": {"encoder": "lean"},
+    "shared reader": {"shared_reader": True},
+    "linear": {"lower_mixers": ("gated_linear",), "upper_mixers": ("gated_linear",)},
+    "state space": {"lower_mixers": ("state_space",), "upper_mixers": ("state_space",), "rerank": True},
+    "mixed": {"lower_mixers": ("gated_linear", "sliding"), "upper_mixers": ("gated_linear", "sliding")},
+    "tree": {"index": "tree"},
     "no_retrieval": {"upper_blocks": 0, "retrieval": "none", "lower_mixers": ("state_space",)},
 }
 
