@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from infra.bench.gpu_session import Turn
 
 RUNS = 30
-CHOSEN = (8, 16, 32, 64)
 HALVES = 1e-2  # relative difference that bf16 allows
 # how a step of one row is launched: forms of retrieve_decode, and other arguments of it
 STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -37,23 +36,23 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def forms_forward(turn: Turn) -> dict[str, Any]:
-    """Forward for Hopper at 64k and every k, and at 1M with k = 8, in forms 1, 2 and 3."""
-    return _sparse(turn, "forward", lambda case: _call(case.ours))
+def forms_forward(turn: Turn, chosen: int) -> dict[str, Any]:
+    """Forward for Hopper at 64k with this k, with k = 8 at 1M too, in forms 1, 2 and 3."""
+    return _sparse(turn, "forward", chosen, lambda case: _call(case.ours))
 
 
-def forms_dq(turn: Turn) -> dict[str, Any]:
-    """dq for Hopper alone at 64k and every k, in forms 1, 2 and 3."""
-    return _sparse(turn, "dq", _only_dq)
+def forms_dq(turn: Turn, chosen: int) -> dict[str, Any]:
+    """dq for Hopper alone at 64k with this k, with k = 8 at 1M too, in forms 1, 2 and 3."""
+    return _sparse(turn, "dq", chosen, _only_dq)
 
 
-def forms_backward(turn: Turn) -> dict[str, Any]:
-    """Forward with backward at 64k and every k: what ships, the list built beside, rows in other blocks."""
+def forms_backward(turn: Turn, chosen: int) -> dict[str, Any]:
+    """Forward with backward at 64k with this k: what ships, the list built beside, rows in other blocks."""
     from infra.bench.measure import matmul_rate, time_cuda
     from infra.bench.sparse_attention import Case
     from models.kernels.sparse_attention import hopper_shared, tuning
 
-    cases = [Case(65_536, chosen) for chosen in CHOSEN]
+    cases = [Case(65_536, chosen)]
     expected = {case.chosen: _gradients(case, None) for case in cases}
     ways: dict[str, tuple[bool, int, int]] = {
         "ships": (False, 32, 0),
@@ -136,12 +135,13 @@ def forms_step(turn: Turn, tokens: int) -> dict[str, Any]:
     return {"bench": "forms-step"}
 
 
-def _sparse(turn: Turn, kernel: str, call_of: Callable[[Any], Callable[[Any], Any]]) -> dict[str, Any]:
+def _sparse(
+    turn: Turn, kernel: str, chosen: int, call_of: Callable[[Any], Callable[[Any], Any]]
+) -> dict[str, Any]:
     from infra.bench.measure import matmul_rate, time_cuda
     from infra.bench.sparse_attention import Case
 
-    shapes = [(65_536, chosen) for chosen in CHOSEN]
-    cases = [Case(*shape) for shape in [*shapes, (1_048_576, 8)]]
+    cases = [Case(length, chosen) for length in ((65_536, 1_048_576) if chosen == 8 else (65_536,))]
     working = []
     for case in cases:
         call = call_of(case)

@@ -46,9 +46,12 @@ PARTS: dict[str, list[list[str]]] = {
     "forms": [
         ["forms-step", "131072"],
         ["forms-step", "1048576"],
-        ["forms-forward"],
-        ["forms-backward"],
-        ["forms-dq"],
+        *(  # a process for each k, which kernels are compiled for
+            [part, str(chosen)]
+            for part, chosen in itertools.product(
+                ("forms-forward", "forms-backward", "forms-dq"), (8, 16, 32, 64)
+            )
+        ),
     ],
     "kept": [["decode", "131072", "1048576"], ["sparse", "65536"]],  # the rows that a change of form touches
     "bench": [  # what the named ratios need comes first: a lease may end early
@@ -156,10 +159,8 @@ def part(arguments: Sequence[str], folder: Path, others: int, patience_s: float)
             result = landmarks(turn)
         elif kind == "decode":
             result = decode(turn, [int(length) for length in rest])
-        elif kind == "forms-step":
-            result = gpu_forms.forms_step(turn, int(rest[0]))
         elif kind.startswith("forms-"):
-            result = getattr(gpu_forms, kind.replace("-", "_"))(turn)
+            result = getattr(gpu_forms, kind.replace("-", "_"))(turn, int(rest[0]))
         elif kind == "tune-step":
             result = gpu_tune.tune_step(turn, int(rest[0]), int(rest[1]))
         elif kind == "tune-attend":
