@@ -10,10 +10,16 @@ IVF built once over the rows of the start, later rows scanned. Recall is told ag
 It runs in a process of its own in which numpy and faiss keep to one thread a search, as Ray has it in a shard's
 actor. With `work` the store's index is kept in that folder and found there by the next run (a million chunks:
 training takes minutes on two cores).
+
+    python -m infra.bench.search --out DIR [--limit-s 190] [--peers store,lancedb] [--articles 500000] …
+
+is the same for a host that is lent by the minute: DIR/search.json is written anew after every row, and no row is
+begun that could not be ended in time.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -35,6 +41,8 @@ from infra.bench.vectors import clustered
 from pipeline.errors import UsageError
 
 _EXACT = 100
+_JOIN_S = 5.0
+"""What the last searches of a row may take, guessed."""
 
 
 def load(
@@ -108,17 +116,24 @@ def run(
     peers: str = "",
     clients: str = "1,8,64",
     work: str = "",
+    kept: str = "",
+    limit_s: float = 0.0,
 ) -> dict[str, Any]:
-    """`articles` of two chunks each held from the start (500,000: a million chunks); `peers` names those to run."""
+    """`articles` of two chunks each held from the start (500,000: a million chunks); `peers` names those to run.
+
+    `kept` is a file that has every row so far; after `limit_s` (0: none) no further row is begun.
+    """
+    ends = time.time() + limit_s if limit_s else 0.0
     given = {
         "articles": articles, "seconds": seconds, "rate": rate, "ivf_rows": ivf_rows, "clients": clients,
+        "ends": ends,
     }  # fmt: skip
     chosen = _chosen(peers)
     with tempfile.TemporaryDirectory(prefix="dysra-search-") as folder:
         indexes = Path(work or folder).absolute()
         if any(name.startswith("store") for name in chosen):
             build_indexes(articles * PER_ARTICLE, ivf_rows, indexes)
-        out = Path(folder, "result.json")
+        out = Path(kept or Path(folder, "result.json")).absolute()
         asked = {**given, "peers": chosen, "work": str(indexes), "out": str(out)}
         # Set before numpy and faiss are loaded: threads of their own for every caller would fight for the cores.
         env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -149,8 +164,23 @@ def measure(
     peers: list[str],
     work: str,
     out: str,
+    ends: float = 0.0,
 ) -> None:
-    """Build the peers one after the other, load each, and write all rows to `out` after each."""
+    """Build the peers one after the other, load each, and write all rows to `out` after each.
+
+    `ends` (of the clock; 0: never): a row that would not be over by then is left out.
+    """
+
+    def late(more_s: float) -> bool:
+        return bool(ends) and time.time() + more_s > ends
+
+    def tell() -> None:
+        result = {"bench": "search", "device": environment()["device"], "commit": commit(), "rows": rows,
+                  "ratios": _ratios(rows, counts), "cores": os.cpu_count(), "left_out": left_out}  # fmt: skip
+        partial = Path(f"{out}.part")
+        partial.write_text(json.dumps(result))
+        partial.replace(out)
+
     vectors = clustered(articles * PER_ARTICLE, SEED)
     generator = np.random.default_rng(3)
     questions = vectors[generator.integers(0, len(vectors), 256)].astype(np.float32)
@@ -159,6 +189,7 @@ def measure(
     exact = nearest_rows(vectors, questions[:_EXACT])
     counts = [int(count) for count in clients.split(",")]
     rows: list[dict[str, Any]] = []
+    left_out: list[str] = []
     with tempfile.TemporaryDirectory(prefix="dysra-lance-") as folder:
         makers: dict[str, Callable[[], Peer]] = {
             "faiss flat": lambda: Flat(vectors),
@@ -167,20 +198,25 @@ def measure(
             "lancedb": lambda: Lance(vectors, folder),
         }
         for name in peers:
+            if late(2 * seconds):
+                left_out += [f"{name}, {count} clients" for count in counts]
+                continue
             started = time.perf_counter()
             peer = makers[name]()
             built_s = time.perf_counter() - started
             found = [set(peer.search(question)) for question in questions[:_EXACT]]
             recall = sum(len(a & b) for a, b in zip(exact, found, strict=True)) / (K * len(found))
             for count in counts:
+                if late(seconds + _JOIN_S):
+                    left_out.append(f"{name}, {count} clients")
+                    continue
                 before = _turns(peer)
                 row = load(peer, count, seconds, rate, questions)
                 rows.append({"index": name, "chunks": len(vectors), **row, "recall_at_10": round(recall, 4),
                              "open_s": round(built_s, 1), **_joined(before, _turns(peer))})  # fmt: skip
+                tell()
             del peer
-            result = {"bench": "search", "device": environment()["device"], "commit": commit(), "rows": rows,
-                      "ratios": _ratios(rows, counts), "cores": os.cpu_count()}  # fmt: skip
-            Path(out).write_text(json.dumps(result))
+        tell()
 
 
 def _turns(peer: Peer) -> tuple[int, int]:
@@ -206,5 +242,34 @@ def _ratios(rows: list[dict[str, Any]], counts: list[int]) -> dict[str, float]:
     return ratios
 
 
+def main() -> None:
+    """Read the arguments and run: of `run`'s child one JSON object, of a person the module's text says which."""
+    if len(sys.argv) == 2 and sys.argv[1].startswith("{"):
+        measure(**json.loads(sys.argv[1]))
+        return
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of search.json")
+    parser.add_argument(
+        "--limit-s", type=float, default=0.0, help="seconds after which no row is begun; 0: none"
+    )
+    parser.add_argument(
+        "--articles", type=int, default=500_000, help="of two chunks each, held from the start"
+    )
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each row")
+    parser.add_argument("--rate", type=float, default=200.0, help="articles a second that come meanwhile")
+    parser.add_argument("--clients", default="1,8,64", help="how many ask at a time, one row each")
+    parser.add_argument("--peers", default="", help="names, with commas; none: all that are installed")
+    parser.add_argument("--work", default="", help="folder that keeps the store's index for the next run")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    result = run(
+        articles=given.articles, seconds=given.seconds, rate=given.rate, clients=given.clients, peers=given.peers,
+        work=given.work, kept=str(given.out / "search.json"), limit_s=given.limit_s,
+    )  # fmt: skip
+    sys.stdout.write(json.dumps(result["ratios"], indent=1) + "\n")
+
+
 if __name__ == "__main__":
-    measure(**json.loads(sys.argv[1]))
+    main()

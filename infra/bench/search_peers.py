@@ -156,6 +156,7 @@ class Lance:
     def __init__(self, vectors: NDArray[np.float16], folder: str) -> None:
         import lancedb
         import pyarrow as pa
+        from lancedb.index import IvfFlat
 
         self._pa = pa
         self._next = 0
@@ -163,7 +164,8 @@ class Lance:
         self._table = database.create_table("chunks", self._rows(vectors))
         if len(vectors) >= 10_000:
             lists = max(1, int(len(vectors) ** 0.5))
-            self._table.create_index(metric="dot", index_type="IVF_FLAT", num_partitions=lists)
+            index = IvfFlat(distance_type="dot", num_partitions=lists)
+            self._table.create_index("vector", config=index)
 
     def _rows(self, vectors: NDArray[np.float16]) -> Any:
         pa = self._pa

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from infra.bench import search
 from infra.bench.search_peers import Flat, Lance
 from infra.bench.vectors import DIM, clustered
 
@@ -60,3 +63,17 @@ def test_lancedb_finds_what_was_added_last(tmp_path: Path, rows: int) -> None:
     fresh = clustered(1, 3)
     peer.add(fresh)
     assert peer.search(fresh[0].astype(np.float32))[0] == rows
+
+
+def test_a_search_bench_keeps_each_row_and_begins_none_that_would_be_late(tmp_path: Path) -> None:
+    """What a lent host has found is in the file at any moment; what there was no time for is named."""
+    kept = tmp_path / "search.json"
+    given = {"articles": 300, "seconds": 0.3, "rate": 20.0, "ivf_rows": 0, "clients": "1,2"}
+    (tmp_path / "work").mkdir()
+    wanted = {**given, "peers": ["faiss flat"], "work": str(tmp_path / "work"), "out": str(kept)}
+    search.measure(**wanted, ends=0.0)  # type: ignore[arg-type]
+    found = json.loads(kept.read_text())
+    assert [row["clients"] for row in found["rows"]] == [1, 2] and found["left_out"] == []
+    search.measure(**wanted, ends=time.time())  # type: ignore[arg-type]
+    found = json.loads(kept.read_text())
+    assert found["rows"] == [] and found["left_out"] == ["faiss flat, 1 clients", "faiss flat, 2 clients"]
