@@ -11,16 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from infra.evaluation.policy_judge import choose, judge, paired, stop_bias_for
+from infra.evaluation.policy_judge import paired
+from infra.promotion_contenders import Reader, bias_for, contender, reading_of
 from infra.registry import CHAMPION, Registry
 from models.hf.config import HfConfig
-from models.retriever.choosing import sufficient
-from models.retriever.network import PolicyNetwork
-from models.retriever.selecting import Chosen
-from models.retriever.storage import load_policy
 from pipeline.errors import BadData, UsageError
 from pipeline.tasks.material import Material
-from rl.episodes import OutcomeReader, Readings
 
 EQUAL_COST = 1.02
 """A challenger may read this many times the champion's tokens, no more."""
@@ -42,7 +38,8 @@ def contest(
 
     It is held over the questions told by the newest `days` days of the material's news (0: over all); None: over
     the freshest week where anything is dated, else over all. The challenger's STOP is moved until it reads as much
-    as the champion, and serves with that (`stop_bias`).
+    as the champion, and serves with that (`stop_bias`). Each is read as it serves: the challenger as it was paid
+    for (`reading`: together or apart), the champion as it was promoted; prompts of readings apart count as tokens.
     """
     if by not in ("f1", "recall"):
         raise UsageError(f"--by {by!r}; allowed: f1, recall")
@@ -63,28 +60,32 @@ def contest(
         )
     part = material.take(held)
     champion = registry.version_of(CHAMPION)
+    reader = Reader(part, backbone)
     with tempfile.TemporaryDirectory() as folder:
-        ours = _network(registry.fetch(version, Path(folder) / "challenger"), part)
-        theirs = (
-            None if champion is None else _network(registry.fetch(champion, Path(folder) / "champion"), part)
-        )
-    served = registry.stop_bias if theirs is not None else 0.0
-    before = choose(part, "hybrid" if theirs is None else "policy", budget, network=theirs, stop_bias=served)
-    bias = stop_bias_for(ours, part, budget, _tokens(before))
-    after = choose(part, "policy", budget, network=ours, stop_bias=bias)
-    old, new = _scores(part, before, after, by, backbone)
-    figures: dict[str, Any] = paired(new, old) | {
+        new = registry.fetch(version, Path(folder) / "challenger")
+        reads = reading_of(new)
+        ours = contender(new, reads, part, budget, by, reader)
+        old = None if champion is None else registry.fetch(champion, Path(folder) / "champion")
+        theirs = contender(old, "together" if old is None else registry.reading, part, budget, by, reader)
+    served = registry.stop_bias if champion is not None else 0.0
+    before = float(theirs.tokens(served).mean())
+    bias = bias_for(lambda bias: float(ours.tokens(bias).mean()), before)
+    after = float(ours.tokens(bias).mean())
+    scores, scores_before = ours.scores(bias), theirs.scores(served)
+    figures: dict[str, Any] = paired(scores, scores_before) | {
         "by": by,
         "n": len(part),
         "days": days,
         "stop_bias": bias,
+        "reading": ours.reading,
+        "reading_before": theirs.reading,
         "against": "hybrid" if champion is None else f"version {champion}",
-        "tokens": round(_tokens(after), 1),
-        "tokens_before": round(_tokens(before), 1),
-        "score": round(100 * float(new.mean()), 2),
-        "score_before": round(100 * float(old.mean()), 2),
+        "tokens": round(after, 1),
+        "tokens_before": round(before, 1),
+        "score": round(100 * float(scores.mean()), 2),
+        "score_before": round(100 * float(scores_before.mean()), 2),
     }
-    if figures["gain"] <= 0 or _tokens(after) > EQUAL_COST * _tokens(before):
+    if figures["gain"] <= 0 or after > EQUAL_COST * before:
         error = NotBetter(
             f"version {version} does not beat {figures['against']} at equal cost: {by} {figures['score']} at "
             f"{figures['tokens']} tokens against {figures['score_before']} at {figures['tokens_before']} over "
@@ -111,44 +112,3 @@ def _told_on(material: Material, row: int) -> str:
     labels = material.tables.labels[row]
     sentences = material.questions[row].sentences
     return max((sentences[at][1] for at in np.flatnonzero(labels > 0) if at < len(sentences)), default="")
-
-
-def _network(folder: Path, part: Material) -> PolicyNetwork:
-    try:
-        network, _ = load_policy(folder)
-    except ValueError as error:
-        raise BadData(str(error)) from None
-    if network.config.dim != part.tables.dim or network.config.num_features > part.tables.num_features:
-        raise UsageError(
-            f"{folder}: made for {network.config.num_features} features and vectors of {network.config.dim}; the "
-            f"material has {part.tables.num_features} and {part.tables.dim}"
-        )
-    return network
-
-
-def _scores(
-    part: Material, before: list[Chosen], after: list[Chosen], by: str, backbone: HfConfig | None
-) -> tuple[Any, Any]:
-    """Scores question by question, of the choice before and after."""
-    if by == "recall":
-        return tuple(_tells(part, chosen) for chosen in (before, after))  # type: ignore[return-value]
-    from models.hf import HfBackbone
-    from models.hf.adapter import adapter_folder
-    from pipeline.tasks.reading import MaterialReader, voice_of
-
-    config = backbone or HfConfig()
-    voice = voice_of(HfBackbone.load(config), adapter_folder(config) is not None)
-    readings = Readings(OutcomeReader(MaterialReader(part, voice, want_loss=False)))
-    every = np.arange(len(part))
-    return judge(part, every, before, readings)[1], judge(part, every, after, readings)[1]
-
-
-def _tells(part: Material, chosen: list[Chosen]) -> Any:
-    picked = np.zeros(part.tables.present.shape, bool)
-    for row, choice in enumerate(chosen):
-        picked[row, list(choice.picks)] = True
-    return sufficient(part.tables.labels, picked, part.tables.needs_all).astype(float)
-
-
-def _tokens(chosen: list[Chosen]) -> float:
-    return float(np.mean([choice.tokens for choice in chosen]))

@@ -21,6 +21,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 POINTER = "champion.json"
 _PREVIOUS = "dysra.previous_champion"
 _BIAS = "stop_bias"
+_READING = "reading"
 
 
 class Registry:
@@ -87,9 +88,13 @@ class Registry:
         found = download_artifacts(artifact_uri=source, dst_path=str(target), tracking_uri=self.uri)
         return Path(found)
 
-    def promote(self, version: int, stop_bias: float = 0.0) -> int | None:
-        """Make a version the champion; returns the one before it. Sessions find it by the pointer file."""
+    def promote(self, version: int, stop_bias: float = 0.0, reading: str = "together") -> int | None:
+        """Make a version the champion; returns the one before it. Sessions find it by the pointer file.
+
+        `reading` is how its choices are read where `session.reading` leaves it to the policy.
+        """
         before = self.version_of(CHAMPION)
+        self._client.set_model_version_tag(MODEL, str(version), _READING, reading)
         self._client.set_model_version_tag(MODEL, str(version), _BIAS, str(stop_bias))
         self._publish(version)
         self._client.set_registered_model_alias(MODEL, CHAMPION, str(version))
@@ -119,6 +124,12 @@ class Registry:
         return 0.0 if champion is None else self._bias(champion)
 
     @property
+    def reading(self) -> str:
+        """How the champion's choices are read: together or apart."""
+        champion = self.version_of(CHAMPION)
+        return "together" if champion is None else self._reading(champion)
+
+    @property
     def pointer(self) -> Path:
         """The file that names the champion's folder; what sessions poll."""
         return self._state / "policy" / POINTER
@@ -138,6 +149,7 @@ class Registry:
             "version": version,
             "folder": str(folder.absolute()),
             "stop_bias": self._bias(version),
+            "reading": self._reading(version),
             "since": time.time(),
         }
         new = self.pointer.with_suffix(".part")
@@ -146,6 +158,9 @@ class Registry:
 
     def _bias(self, version: int) -> float:
         return float(self._client.get_model_version(MODEL, str(version)).tags.get(_BIAS, "0"))
+
+    def _reading(self, version: int) -> str:
+        return str(self._client.get_model_version(MODEL, str(version)).tags.get(_READING, "together"))
 
     def _aliases(self) -> dict[str, Any]:
         return dict(self._client.get_registered_model(MODEL).aliases or {})

@@ -165,7 +165,7 @@ def promote(
         days=days,
         backbone=load_config(config).backbone,
     )
-    before = registry.promote(chosen, figures["stop_bias"])
+    before = registry.promote(chosen, figures["stop_bias"], figures["reading"])
     say(
         f"Version {chosen} is the champion now ({figures['gain']:+.2f} points at {figures['tokens']} tokens "
         f"against {figures['against']}'s {figures['tokens_before']}). Back again: dysra models rollback"

@@ -4,9 +4,9 @@
         --enough 0.85 --stop-bias -4 --out build/policy-apart
 
 HOME is what `policy_collect` unpacked, or a run's own folder. `--trust` names the combination of a policy that
-reads apart (`session.reading: apart`); `verified` takes the run's verifier along. `--pair-reader` takes the run's
-pair reader along too (else the shipped one serves). `--small` leaves the vectors of words of both to MiniLM's wheel
-(11 MB each instead of 22). Every file is checked by loading it as a session does.
+reads apart (as sessions then do by default); `verified` takes the run's verifier along. `--pair-reader` takes the
+run's pair reader along too (else the shipped one serves). `--small` leaves the vectors of words of both to MiniLM's
+wheel (11 MB each instead of 22). Every file is checked by loading it as a session does.
 """
 
 from __future__ import annotations

@@ -160,7 +160,8 @@ def _choose(
 
     budget = min(question.token_budget or parts.config.token_budget, parts.config.max_token_budget)
     config = parts.config
-    if config.reading == "apart" and not (config.hops > 1 and leads_on(question.text)):
+    reading = getattr(parts.chooser, "reading", "together") if config.reading == "policy" else config.reading
+    if reading == "apart" and not (config.hops > 1 and leads_on(question.text)):
         bare = len(_prompt(question, [], view, parts))
         return choose_apart(parts.chooser, question.text, cut(found), budget, bare, config.apart_readings)
     return HopChooser(parts.chooser, config.hops).choose(question.text, cut(found), budget, again)

@@ -81,12 +81,13 @@ class SessionConfig:
             "pair reader looks at each question with 48 candidates, 1.5 s on two cores; off: it is refused"
         },
     )
-    reading: Literal["together", "apart"] = field(
-        default="together",
+    reading: Literal["policy", "together", "apart"] = field(
+        default="policy",
         metadata={
             "help": "how chosen sentences are read: together in one prompt, or apart: each alone, the answer of "
             "the most trusted readings is given (trust.json in the policy's folder, else the reader's own "
-            "probability); a prompt for each sentence counts in the budget, and the answer comes all at once"
+            "probability); a prompt for each sentence counts in the budget, and the answer comes all at once; "
+            "policy: as the serving policy was paid for and promoted (the shipped one: together)"
         },
     )
     apart_readings: int = field(
@@ -193,7 +194,7 @@ _CHOICES = {
     "partition_by": ("stream", "any"),
     "attend": ("chosen", "cache", "both"),
     "prompt_form": ("auto", "base", "adapted"),
-    "reading": ("together", "apart"),
+    "reading": ("policy", "together", "apart"),
     "retractions": ("rebuild", "drop"),
     "other_cache": ("rebuild", "refuse", "start_over"),
 }

@@ -25,6 +25,7 @@ from pipeline.session.known_vectors import KnownVectors
 from pipeline.session.sentences import Candidate
 
 POLL_S = 5.0
+TOGETHER = "together"
 
 
 class PolicyChooser:
@@ -47,6 +48,7 @@ class PolicyChooser:
         self._source, self._embed, self._otherwise = folder, KnownVectors(embed), otherwise
         self._poll_s, self._clock = poll_s, clock
         self._stop_bias = self._next_bias = 0.0
+        self._reading = self._next_reading = TOGETHER
         self._lock = threading.Lock()
         self._looked = float("-inf")
         self._folder: Path | None = None
@@ -63,6 +65,11 @@ class PolicyChooser:
     def serving(self) -> Path | None:
         """The folder of the policy that chooses now; None while `otherwise` does."""
         return self._folder
+
+    @property
+    def reading(self) -> str:
+        """How what the serving policy chooses is read, as it was paid for and promoted: together or apart."""
+        return self._reading if self._current()[0] is not None else TOGETHER
 
     def choose(self, question: str, candidates: Sequence[Candidate], budget: int) -> list[Candidate]:
         """The sentences to read, in reading order, of at most `budget` tokens with their heads."""
@@ -159,6 +166,7 @@ class PolicyChooser:
         try:
             told = json.loads(self._source.read_text(encoding="utf-8"))
             folder, self._next_bias = Path(told["folder"]), float(told.get("stop_bias", 0.0))
+            self._next_reading = str(told.get("reading", TOGETHER))
             return folder
         except FileNotFoundError:
             return None
@@ -188,7 +196,11 @@ class PolicyChooser:
             return
         self._network, self._folder = network, folder
         self._pair = pair
-        self._stop_bias = self._next_bias if self._source.is_file() else float(about.get("stop_bias", 0.0))
+        if self._source.is_file():
+            self._stop_bias, self._reading = self._next_bias, self._next_reading
+        else:
+            self._stop_bias = float(about.get("stop_bias", 0.0))
+            self._reading = str(about.get("reading", TOGETHER))
         self._most = min(64, int(about.get("candidates", 64)))
         get_logger().info("policy_serves", folder=str(folder))
 

@@ -207,8 +207,8 @@ def library(tmp_path: Path) -> Iterator[ShardLibrary]:
 
 
 def test_a_session_reads_apart_where_it_is_told_to(library: ShardLibrary) -> None:
-    """A real model: the answer comes whole, costs its prompts, cites what it rests on; off by default."""
-    assert ask_parts(library).config.reading == "together"
+    """A real model: the answer comes whole, costs its prompts, cites what it rests on; else the policy says."""
+    assert ask_parts(library).config.reading == "policy"
     parts = ask_parts(library, reading="apart", apart_readings=3, token_budget=400)
     counted = _Counting(parts)
     events = ask(counted.parts, "Which pier opened on Monday?")
@@ -220,6 +220,29 @@ def test_a_session_reads_apart_where_it_is_told_to(library: ShardLibrary) -> Non
     told = [event.data["text"] for event in events if event.kind == "token"]
     assert told == ([] if result["given_up"] else [result["text"]])
     assert counted.prompts_hold_one_article_each
+
+
+def test_a_session_reads_as_the_serving_policy_was_paid_for(library: ShardLibrary) -> None:
+    """Left to the policy: apart where it says so, together where it says that or nothing; a word of ours wins."""
+    plain = ask_parts(library, apart_readings=3, token_budget=400)
+
+    def prompts(reading: str, chooser: object) -> int:
+        counted = _Counting(replace(replace_config(plain, reading=reading), chooser=chooser))
+        ask(counted.parts, "Which pier opened on Monday?")
+        return len(counted.prompts)
+
+    assert prompts("policy", _Paid("apart")) == 3
+    assert prompts("policy", _Paid("together")) == prompts("policy", plain.chooser) == 1
+    assert prompts("together", _Paid("apart")) == 1
+    assert prompts("apart", _Paid("together")) == 3
+
+
+class _Paid(HybridChooser):
+    """A chooser whose policy was paid for reading so."""
+
+    def __init__(self, reading: str) -> None:
+        super().__init__()
+        self.reading = reading
 
 
 def test_a_change_while_reading_apart_starts_again(library: ShardLibrary) -> None:
@@ -253,6 +276,9 @@ class _Counting:
         if self.calls == self._at:
             self._do()
         return self._runner.call(job)
+
+    def iterate(self, job: Any) -> Iterator[Any]:
+        return self._runner.iterate(job)
 
     def generate(self, ids: Sequence[int], *rest: Any, **more: Any) -> Iterator[int]:
         self.prompts.append(self._model.decode(ids))

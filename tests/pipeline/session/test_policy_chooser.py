@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.retriever import PolicyNetwork, RetrieverConfig, save_policy
+from models.retriever import PolicyNetwork, RetrieverConfig, load_policy, save_policy
 from models.retriever.pair_reader import BESIDE, save_pair_reader
 from models.retriever.table import ALL_FEATURES
 from pipeline.candidate_features import FEATURES, preselect
@@ -83,6 +83,27 @@ def test_a_promotion_is_followed_and_a_broken_pointer_is_not(tmp_path: Path) -> 
     now[0] += 6.0
     chooser.choose("q?", CANDIDATES, 60)
     assert chooser.serving == tmp_path / "v2"
+
+
+def test_a_promotion_tells_how_the_policy_is_read(tmp_path: Path) -> None:
+    """The pointer's word where there is one, a fixed folder's own where it serves; together where nothing says."""
+    paid = policy(tmp_path / "paid", 1)
+    network, about = load_policy(paid)
+    save_policy(network, paid, {**about, "reading": "apart"})
+    assert PolicyChooser(paid, embed, HybridChooser()).reading == "apart"
+    plain = policy(tmp_path / "plain", 1)
+    assert PolicyChooser(plain, embed, HybridChooser()).reading == "together"
+    pointer = tmp_path / "champion.json"
+    now = [0.0]
+    chooser = PolicyChooser(pointer, embed, HybridChooser(), poll_s=5.0, clock=lambda: now[0])
+    assert chooser.reading == "together"  # nothing serves
+    for body, expected in (
+        ({"folder": str(plain), "reading": "apart"}, "apart"),
+        ({"folder": str(paid)}, "together"),  # promoted before readings were told
+    ):
+        pointer.write_text(json.dumps(body))
+        now[0] += 6.0
+        assert chooser.reading == expected
 
 
 def test_no_pair_reader_looks_where_the_policy_cannot_choose(
