@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 FILE_NAME = "landmark_mixer.safetensors"
 _KIND = "dysra landmark mixer 1"
@@ -64,7 +66,9 @@ class _Block(nn.Module):
 
 
 class LandmarkMixer(nn.Module):
-    """See the module's text."""
+    """See the module's text. With `checkpointing` set, its blocks are computed again for the gradient."""
+
+    checkpointing = False
 
     def __init__(self, config: MixerConfig) -> None:
         super().__init__()
@@ -89,7 +93,10 @@ class LandmarkMixer(nn.Module):
         assert isinstance(x, Tensor)
         mixed: Tensor = x
         for block in self.blocks:
-            mixed = block(mixed, mask)
+            if self.checkpointing and torch.is_grad_enabled():
+                mixed = checkpoint(block, mixed, mask, use_reentrant=False)
+            else:
+                mixed = block(mixed, mask)
         return mixed
 
     def save(self, folder: Path) -> Path:

@@ -54,7 +54,10 @@ def train_backbone(
         str, typer.Option(help="subq: shares of the run between which the contrastive term fades: 0.5,0.8")
     ] = "",
     checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="reader: layers are computed again for the gradient")
+        bool,
+        typer.Option(
+            "--checkpointing", help="reader, subq, landmark: layers are computed again for the gradient"
+        ),
     ] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="subq: sizes that a CPU trains for a try")] = False,
     minutes: Annotated[float, typer.Option(help="training time at most, all calls together (0: none)")] = 0.0,
@@ -155,7 +158,10 @@ def _spec(
         if fade:
             first, _, last = fade.partition(",")
             train = replace(train, contrastive_until=(_number("fade", first), _number("fade", last or first)))
-        return SubqSpec(data=data, steps=steps, accumulate=accumulate, train=train, tiny=tiny, seed=seed)
+        return SubqSpec(
+            data=data, steps=steps, accumulate=accumulate, train=train, tiny=tiny, checkpointing=checkpointing,
+            seed=seed,
+        )  # fmt: skip
     peak: dict[str, Any] = {"lr": lr} if lr else {}
     if kind == "reader":
         from infra.training.learners.reader import ReaderSpec
@@ -169,10 +175,14 @@ def _spec(
 
         return LandmarkSpec(
             data=data, backbone=backbone, method=method or "frozen", steps=steps, accumulate=accumulate,
-            embedder="minilm",
+            embedder="minilm", checkpointing=checkpointing,
             **peak, seed=seed,
         )  # fmt: skip
     if kind == "latents":
+        if checkpointing:
+            raise UsageError(
+                "--checkpointing: given with --kind latents; allowed with subq, reader, landmark"
+            )
         from infra.training.learners.latents import LatentsSpec
 
         return LatentsSpec(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.subq.chunks import Around, ChunkCodes, build_encoder, neighbourhood
 from models.subq.config import SubqConfig
@@ -63,7 +64,13 @@ class Output(NamedTuple):
 
 
 class SubqModel(nn.Module):
-    """See SubqConfig. Embedding and output share their weights."""
+    """See SubqConfig. Embedding and output share their weights.
+
+    With `checkpointing` set, what blocks and encoder compute on the way is not kept for the gradient but computed
+    again: between blocks alone something is held. Losses and gradients are the same.
+    """
+
+    checkpointing = False
 
     def __init__(self, config: SubqConfig) -> None:
         super().__init__()
@@ -98,7 +105,7 @@ class SubqModel(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         out: list[BlockState] = []
         for at, block in enumerate(self.lower_blocks):
-            x, state = block(x, None if states is None else states[at])
+            x, state = self._computed(block, x, None if states is None else states[at])
             out.append(state)
         return x, out
 
@@ -116,7 +123,7 @@ class SubqModel(nn.Module):
         # all chunks in one dimension: one shape to compile for batches of as many tokens
         beside = neighbourhood(hidden, before, whole, self.config) if whole else None
         around = None if beside is None else Around(*(each.flatten(0, 1) for each in beside))
-        codes = self.encoder(own, around)
+        codes = self._computed(self.encoder, own, around)
         return ChunkCodes(*(each.unflatten(0, (hidden.shape[0], whole)) for each in codes))
 
     def upper(
@@ -125,7 +132,7 @@ class SubqModel(nn.Module):
         """hidden of the lower half [B, T, D] -> (normalised [B, T, D], states of the upper blocks)."""
         out: list[BlockState] = []
         for at, block in enumerate(self.upper_blocks):
-            hidden, state = block(hidden, None if states is None else states[at], chosen)
+            hidden, state = self._computed(block, hidden, None if states is None else states[at], chosen)
             out.append(state)
         return rms(hidden), out
 
@@ -181,6 +188,12 @@ class SubqModel(nn.Module):
             chosen = Chosen(codes.keys.flatten(0, 1), codes.values.flatten(0, 1), indices, weights, unit)
         out, _ = self.upper(hidden, chosen)
         return Output(out.view(rows, length, -1), codes, routing, hidden.view(rows, length, -1))
+
+    def _computed(self, module: nn.Module, *given: Any) -> Any:
+        """What a module gives; computed again for the gradient where that is asked for."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(module, *given, use_reentrant=False)
+        return module(*given)
 
     def num_parameters(self) -> tuple[int, int]:
         """All parameters, and those of the embedding among them."""

@@ -42,6 +42,12 @@ class LandmarkEncoder:
         if spec.method == "lora":
             model = add_lora(model, spec.rank, 2 * spec.rank, 0.0)
         self.model = model.eval()
+        if spec.checkpointing and spec.method == "lora":
+            loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            for (
+                each
+            ) in decoder.layers:  # only such layers look at it; what is inside them stays without dropout
+                each.training = True
         self.mixer: LandmarkMixer | None = None
         self.width = width
         if spec.method == "mixer":
@@ -50,6 +56,7 @@ class LandmarkEncoder:
                 width=width, layers=self.heard, inner=spec.inner, heads=max(1, spec.inner // 64)
             )
             self.mixer = LandmarkMixer(config).to(device)
+            self.mixer.checkpointing = spec.checkpointing
             self.width = spec.inner
 
     def trained(self) -> list[nn.Parameter]:

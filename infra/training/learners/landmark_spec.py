@@ -54,6 +54,12 @@ class LandmarkSpec:
     dev_every: int = field(
         default=100, metadata={"help": "updates between looks at them (0: the last is kept)"}
     )
+    checkpointing: bool = field(
+        default=False,
+        metadata={
+            "help": "layers of an adapted decoder, or of a mixer, are computed again for the gradient (lora, mixer)"
+        },
+    )
     embedder: str = field(default="", metadata={"help": "embedder that recall is compared with; empty: none"})
     seed: int = field(default=0, metadata={"help": "of everything"})
 
@@ -67,6 +73,11 @@ class LandmarkSpec:
         for name in ("practice", "trust_labels", "trust_made"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 0 to 1")
+        if self.checkpointing and self.method == "frozen":
+            raise ValueError(
+                "checkpointing: given with method frozen, which keeps nothing for a gradient but the head's; "
+                "allowed with lora and mixer"
+            )
         if self.direct < 0:
             raise ValueError(f"direct: given {self.direct}; allowed: 0 or more")
         if not 0 <= self.dev_share < 1 or self.dev_every < 0:

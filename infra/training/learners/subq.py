@@ -35,11 +35,13 @@ class SubqLearner:
         config: SubqTrainConfig,
         folder: Path,
         device: str,
+        checkpointing: bool = False,
     ) -> None:
         # the loop keeps the state and limits the time
         self._trainer = SubqTrainer(
             model, data, stream, replace(config, limit_s=0.0), folder / "subq", device
         )
+        self._trainer.model.checkpointing = checkpointing
         self.config, self.data = config, data
         self.parameters: Sequence[nn.Parameter] = list(self._trainer.model.parameters())
         self._codes: list[tuple[Tensor, Tensor]] = []
@@ -119,6 +121,10 @@ class SubqSpec:
         default=SubqTrainConfig(joined=True), metadata={"help": "see SubqTrainConfig"}
     )
     tiny: bool = field(default=False, metadata={"help": "a model and batches for a try on a CPU"})
+    checkpointing: bool = field(
+        default=False,
+        metadata={"help": "blocks are computed again for the gradient: less memory, about a third more time"},
+    )
     seed: int = field(default=0, metadata={"help": "of everything"})
 
 
@@ -131,7 +137,8 @@ def build_subq(spec: SubqSpec, out: Path, device: str) -> SubqLearner:
     if spec.tiny:
         model, stream, train = tiny_form(model, stream, train)
     stream = replace(stream, seed=spec.seed, phases=stretched(stream.phases, spec.steps * spec.accumulate))
-    return SubqLearner(model, data, stream, replace(train, seed=spec.seed), out, device)
+    train = replace(train, seed=spec.seed)
+    return SubqLearner(model, data, stream, train, out, device, checkpointing=spec.checkpointing)
 
 
 def stretched(phases: Sequence[tuple[int, int]], parts: int) -> tuple[tuple[int, int], ...]:
