@@ -1,0 +1,136 @@
+"""A trained backbone goes on while the contrastive loss fades away, in miniature."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from infra.training import subq_fade
+from infra.training.subq_data import SubqData
+from infra.training.subq_pack import write_tokens
+from models.subq import SubqModel
+from models.subq.checkpoint import load_checkpoint, save_checkpoint
+from models.subq.tokenizer import SubqTokenizer
+from tests.infra.training.subq_case import MODEL, small_data
+
+
+def packed(folder: Path) -> Path:
+    """Token files as `subq_pack` writes them."""
+    folder.mkdir(parents=True)
+    data = small_data()
+    for part in ("train", "test"):
+        write_tokens(data.tokens, folder, part)
+    data.tokenizer.save(folder / "tokenizer.json")
+    half = len(data.names) // 2
+    (folder / "names.json").write_text(json.dumps({"train": data.names[:half], "test": data.names[half:]}))
+    return folder
+
+
+def checkpoint(folder: Path, tokenizer: SubqTokenizer) -> Path:
+    """A model as a run leaves it."""
+    torch.manual_seed(0)
+    save_checkpoint(SubqModel(MODEL), folder, tokenizer=tokenizer, storage="float32", about={"seed": 0})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Both arms over a toy; the folder, and the options."""
+    folder = tmp_path_factory.mktemp("fade")
+    told = [
+        "--data", str(packed(folder / "data")), "--work", str(folder / "work"), "--out", str(folder / "out"),
+        "--checkpoint", str(checkpoint(folder / "begun", small_data().tokenizer)), "--device", "cpu", "--tiny",
+        "--steps", "5", "--train-seconds", "500", "--seconds", "1000", "--warmup", "1", "--lengths", "8k",
+        "--cells", "known-5", "--trials", "2", "--seed", "4",
+    ]  # fmt: skip
+    assert subq_fade.main(told) == 0
+    return folder, told
+
+
+def test_both_arms_go_on_from_the_checkpoint_with_the_same_batches(done: tuple[Path, list[str]]) -> None:
+    """The first step of both has the same terms; its loss has the contrastive one whole. Then one is without it."""
+    folder, _ = done
+    found = json.loads((folder / "out" / "fade-4.json").read_text())["arms"]
+    fade, kept = found["fade"]["curve"], found["kept"]["curve"]
+    assert [len(fade), len(kept)] == [5, 5] and found["fade"]["done"] and found["kept"]["done"]
+    for term in ("language", "answers", "contrastive", "loss"):
+        assert fade[0][term] == kept[0][term]
+    for row, weight in ((fade[0], 1.0), (fade[1], 0.5), (fade[2], 0.0), (fade[4], 0.0), (kept[4], 1.0)):
+        assert weighed(row) == pytest.approx(weight, abs=2e-3)
+    begun, _ = load_checkpoint(folder / "begun")
+    for arm in ("fade", "kept"):
+        model, described = load_checkpoint(folder / "work" / f"{arm}-4")
+        assert described["about"]["from"] == "begun" and model.config == begun.config
+        moved = [not a.equal(b) for a, b in zip(model.parameters(), begun.parameters(), strict=True)]
+        assert any(moved)
+
+
+def weighed(row: dict[str, float]) -> float:
+    """How much of the contrastive term is in the loss, by the other terms' weights."""
+    from models.subq.losses import LossTerms, LossWeights
+
+    weights = LossWeights()
+    terms = {name: torch.tensor(row[name]) for name in LossTerms._fields}
+    without = float(LossTerms(**(terms | {"contrastive": torch.tensor(0.0)})).total(weights))
+    return (row["loss"] - without) / (weights.contrastive * row["contrastive"])
+
+
+def test_needles_are_asked_before_and_after(done: tuple[Path, list[str]]) -> None:
+    """The same cells and trials for all three, each under its name."""
+    folder, _ = done
+    asked = [
+        json.loads((folder / "out" / f"needles-{arm}-4.json").read_text())
+        for arm in ("before", "fade", "kept")
+    ]
+    assert all(each["done"] for each in asked)
+    assert [[(row["cell"], row["length"]) for row in each["rows"]] for each in asked] == [
+        [("known-5", 8_192)]
+    ] * 3
+
+
+def test_a_second_start_trains_nothing_again(
+    done: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arms that are done are passed over; without time nothing is begun, and the exit code tells."""
+    _, told = done
+
+    def none(*_: Any) -> Any:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(subq_fade, "trainer_of", none)
+    assert subq_fade.main(told) == 0
+    assert subq_fade.main([*told, "--seconds", "1"]) == 1
+
+
+def test_an_arm_cut_by_the_time_goes_on(
+    done: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was trained is there, the exit code says that it is not all, and the next start ends it."""
+    folder, told = done
+    again = [str(tmp_path / "work") if each == str(folder / "work") else each for each in told]
+    again = [str(tmp_path / "out") if each == str(folder / "out") else each for each in again]
+    with monkeypatch.context() as patch:
+        whole_run = subq_fade.SubqTrainer.run
+        patch.setattr(subq_fade.SubqTrainer, "run", lambda self, until_s: whole_run(self, 0.0))
+        assert subq_fade.main([*again, "--arms", "fade"]) == 1
+    assert json.loads((tmp_path / "out" / "fade-4.json").read_text())["arms"]["fade"]["steps"] == 1
+    shutil.rmtree(tmp_path / "out")
+    assert subq_fade.main([*again, "--arms", "fade"]) == 0
+    curve = json.loads((tmp_path / "out" / "fade-4.json").read_text())["arms"]["fade"]["curve"]
+    whole = json.loads((folder / "out" / "fade-4.json").read_text())["arms"]["fade"]["curve"]
+    assert [row["loss"] for row in curve] == pytest.approx([row["loss"] for row in whole], rel=1e-4)
+
+
+def test_data_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    """Its ids would mean other words."""
+    other = SubqTokenizer.train(["ka ke ki ko ku " * 200], 300)
+    data = small_data()
+    with pytest.raises(ValueError, match="another tokenizer"):
+        subq_fade.fitting(
+            SubqData(data.tokens, data.tokenizer, data.names, data.grammar), checkpoint(tmp_path / "o", other)
+        )
