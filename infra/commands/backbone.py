@@ -39,7 +39,11 @@ def train_backbone(
     out: Annotated[Path, typer.Option("--out", help="folder of the run; started again it goes on")] = Path(
         "build/backbone"
     ),
-    method: Annotated[str, typer.Option(help="reader: lora or full; landmark: frozen or lora")] = "",
+    method: Annotated[str, typer.Option(help="reader: lora or full; landmark: frozen, lora or mixer")] = "",
+    taught: Annotated[
+        Path | None,
+        typer.Option(help="landmark: folder of infra.training.landmark_taught; the head is taught by MiniLM"),
+    ] = None,
     steps: Annotated[int, typer.Option(help="updates")] = 1000,
     accumulate: Annotated[
         int, typer.Option(help="parts (micro-batches) of an update, all workers together")
@@ -96,6 +100,7 @@ def train_backbone(
         settings.backbone,
         gpu,
         checkpointing,
+        taught,
     )
     params = {"kind": kind, "method": method, "steps": steps, "accumulate": accumulate, "seed": seed}
     with track(settings.tracking, f"train-backbone-{kind}", state, params) as tracker:
@@ -143,7 +148,13 @@ def run_job(job: Any, workers: int, gpu: bool) -> Figures:
 def _spec(
     kind: str, data: Path, method: str, steps: int, accumulate: int, lr: float, losses: str, fade: str,
     tiny: bool, seed: int, backbone: Any, gpu: bool, checkpointing: bool = False,
+    taught: Path | None = None,
 ) -> Any:  # fmt: skip
+    if taught is not None and (kind != "landmark" or not taught.is_dir()):
+        raise UsageError(
+            f"--taught: given {taught} with --kind {kind}; allowed: with landmark, a folder that "
+            "infra.training.landmark_taught wrote"
+        )
     if kind == "subq":
         from dataclasses import replace
 
@@ -175,7 +186,7 @@ def _spec(
 
         return LandmarkSpec(
             data=data, backbone=backbone, method=method or "frozen", steps=steps, accumulate=accumulate,
-            embedder="minilm", checkpointing=checkpointing,
+            embedder="minilm", checkpointing=checkpointing, taught=taught,
             **peak, seed=seed,
         )  # fmt: skip
     if kind == "latents":

@@ -11,6 +11,7 @@ reads), manifest.json.
 from __future__ import annotations
 
 import hashlib
+import lzma
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,7 +26,7 @@ from models.subq.tokenizer import SubqTokenizer
 from pipeline.errors import UsageError
 from pipeline.prepare.documents import in_order, read_documents
 from pipeline.prepare.shards import MANIFEST, begin, digest, finish, note_of
-from pipeline.tasks.qa import read_questions
+from pipeline.tasks.qa import read_questions, title_key
 
 FIRST_WORLD, HELD_OUT_WORLD = 1001, 2001
 """Seeds of the newswire's worlds: those of `infra.training.reader_data`, so that the demo's own is in neither."""
@@ -222,8 +223,40 @@ def _write_subq(config: PrepareConfig) -> dict[str, Any]:
     random.Random(config.seed).shuffle(texts)
     words = owner_words(texts, config.seed, common=max(1, min(20, len(texts) // 100)))
     (folder / "names.json").write_bytes(orjson.dumps(words))
+    if config.questions:
+        about["real"] = _write_real(config, folder)
     (folder / MANIFEST).write_bytes(orjson.dumps(about, option=orjson.OPT_INDENT_2))
     return about
+
+
+def _write_real(config: PrepareConfig, folder: Path) -> dict[str, int]:
+    """The needles of real questions as the subq learner reads them; their number by part.
+
+    No title of a test needle stands in training, and none is longer than the trials have room for.
+    """
+    import pyarrow.parquet as pq
+
+    from infra.training.subq_pack import MOST_TOKENS
+
+    tokenizer = SubqTokenizer.load(folder / "tokenizer.json")
+    rows = [
+        row
+        for path in sorted((config.out / "needles").glob("needles-real-*.parquet"))
+        for row in pq.read_table(path).to_pylist()
+        if len(tokenizer.encode(row["sentence"])) <= MOST_TOKENS
+    ]
+    titled = [(title_key(row["sentence"].split(":")[0]), row) for row in rows]
+    held_back = {title for title, row in titled if row["split"] == "test"}
+    parts = {
+        part: [
+            (row["sentence"], row["question"], row["answer"], row["name"])
+            for title, row in titled
+            if row["split"] == part and (part == "test" or title not in held_back)
+        ]
+        for part in ("train", "test")
+    }
+    (folder / "real.json.xz").write_bytes(lzma.compress(orjson.dumps(parts), preset=6))
+    return {part: len(found) for part, found in parts.items()}
 
 
 def _made_from(config: PrepareConfig) -> dict[str, Any]:

@@ -78,6 +78,22 @@ def test_curves_are_tracked_and_a_finished_run_is_not_trained_again(app: typer.T
         (("prepare",), "files of texts"),
         (("prepare", "--texts", "{tmp}/absent.jsonl"), "absent.jsonl"),
         (("prepare", "--texts", "{tmp}/x.jsonl", "--vocabulary", "9"), "257"),
+        (
+            ("train-backbone", "--data", "{tmp}", "--kind", "reader", "--taught", "{tmp}"),
+            "allowed: with landmark",
+        ),
+        (
+            ("train-backbone", "--data", "{tmp}", "--kind", "landmark", "--taught", "{tmp}/none"),
+            "landmark_taught wrote",
+        ),
+        (
+            ("train-backbone", "--data", "{tmp}", "--kind", "landmark", "--checkpointing"),
+            "allowed with lora and mixer",
+        ),
+        (
+            ("train-backbone", "--data", "{tmp}", "--kind", "latents", "--checkpointing"),
+            "allowed with subq, reader, landmark",
+        ),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else None,
 )

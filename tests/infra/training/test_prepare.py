@@ -139,6 +139,11 @@ def test_everything_that_is_trained_on_is_there(made: tuple[PrepareConfig, dict[
     assert tested and not tested & read
     real = pq.read_table(config.out / "needles/needles-real-00.parquet").to_pylist()
     assert real and all(row["answer"] in row["sentence"] for row in real)
+    needles = {part: SubqData.load(config.out / "subq", part).real for part in ("train", "test")}
+    assert {part: len(found) for part, found in needles.items()} == figures["subq"]["real"]
+    titles = {part: {each.sentence.split(":")[0] for each in found} for part, found in needles.items()}
+    assert titles["train"] and titles["test"] and not titles["train"] & titles["test"]
+    assert titles["train"] | titles["test"] <= {row["sentence"].split(":")[0] for row in real}
 
 
 @pytest.mark.model
