@@ -4,10 +4,11 @@
     python -m infra.training.subq_report --runs DIR --compare subq-compare.json --out PAGE
     python -m infra.training.subq_report --kept infra/bench/results/2026-11-30_subq_h200.json --runs DIR… --out PAGE
 
-Each folder holds train-<name>.json and needles-<name>.json (or needles-<name>-int8.json: the weights that ship) of
-one or more runs. They are set side by side; the named figures are means over them. --compare takes what
-`infra.training.subq_compare` wrote. --kept takes earlier results: their runs stand beside the new ones, and rows of
-a run that is there already (other lengths of the same weights: needs no train-<name>.json) are added to it.
+The folders hold train-<name>.json and needles-<name>.json (or needles-<name>-int8.json: the weights that ship) of
+one or more runs; needles may lie in another folder than their training, further lengths in a third. They are set
+side by side; the named figures are means over them. --compare takes what `infra.training.subq_compare` wrote.
+--kept takes earlier results: their runs stand beside the new ones, and rows of a run that is there already (other
+lengths of the same weights: needs no train-<name>.json) are added to it.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("give --runs, --compare or both")
     kept_results = [json.loads(path.read_text(encoding="utf-8")) for path in given.kept]
     known = {about["run"] for result in kept_results for about in result["runs"]}
-    runs = [run for folder in given.runs for run in read_runs(folder, known)]
+    runs = read_runs(given.runs, known)
     if given.runs and not runs:
         parser.error(
             f"{', '.join(map(str, given.runs))}: no needles-*.json with its train-*.json, or of a run of --kept "
@@ -78,14 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.out.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
-def read_runs(folder: Path, known: Container[str] = ()) -> list[dict[str, Any]]:
-    """Every run of a folder that was judged: its needles, and its training unless the run is `known` already."""
+def read_runs(folders: Sequence[Path], known: Container[str] = ()) -> list[dict[str, Any]]:
+    """Every run that was judged: its needles, and its training of any folder unless the run is `known` already."""
+    trained = {path.name: path for folder in folders for path in sorted(folder.glob("train-*.json"))}
     found = []
-    for path in sorted(folder.glob("needles-*.json")):
+    for path in [path for folder in folders for path in sorted(folder.glob("needles-*.json"))]:
         name = path.stem.removeprefix("needles-")
-        trained = folder / f"train-{name.removesuffix('-int8')}.json"
-        if trained.exists() or name in known:
-            train = json.loads(trained.read_text(encoding="utf-8")) if trained.exists() else None
+        own = path.parent / f"train-{name.removesuffix('-int8')}.json"
+        source = own if own.exists() else trained.get(own.name)
+        if source is not None or name in known:
+            train = json.loads(source.read_text(encoding="utf-8")) if source else None
             found.append({"name": name, "train": train} | json.loads(path.read_text(encoding="utf-8")))
     return found
 

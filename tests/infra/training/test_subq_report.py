@@ -152,3 +152,19 @@ def test_earlier_results_are_joined_with_new_runs_and_new_lengths(tmp_path: Path
     (second / "train-subq-2.json").unlink()
     with pytest.raises(SystemExit):
         main(["--runs", str(second), "--out", str(tmp_path / "none")])
+
+
+def test_needles_find_their_training_in_another_folder(tmp_path: Path) -> None:
+    """A lent host brings training, needles and far needles home in folders of their own: one run, all its rows."""
+    _needles(tmp_path / "train")
+    judged = json.loads((tmp_path / "train" / "needles-subq-0-int8.json").read_text())
+    (tmp_path / "train" / "needles-subq-0-int8.json").unlink()
+    for folder, length in (("near", 16_384), ("far", 1_048_576)):
+        (tmp_path / folder).mkdir()
+        rows = [row | {"length": length} for row in judged["rows"]]
+        (tmp_path / folder / "needles-subq-0-int8.json").write_text(json.dumps(judged | {"rows": rows}))
+    folders = [str(tmp_path / name) for name in ("train", "near", "far")]
+    main(["--runs", *folders, "--out", str(tmp_path / "result")])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [run["run"] for run in result["runs"]] == ["subq-0-int8"] and len(result["rows"]) == 6
+    assert result["ratios"]["needle_exact_known_1m"] == result["ratios"]["needle_exact_known_16k"] == 75.0
