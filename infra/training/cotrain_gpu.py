@@ -264,7 +264,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", type=int, default=128, help="tokens that training may read")
     parser.add_argument("--budgets", type=int, nargs="+", default=[128], help="judged")
     parser.add_argument("--gamma", type=float, default=0.0005, help="price of a token, by reward or loss")
-    parser.add_argument("--gold", type=float, default=0.2, help="paid where the choice tells by its labels")
+    parser.add_argument(
+        "--gold", type=float, default=0.2, help="paid where the choice tells by its labels (0: never)"
+    )
+    parser.add_argument("--labels", type=float, default=0.0, help="weight of labels in the joint run's loss")
     parser.add_argument("--lr", type=float, default=5e-5, help="of the reader")
     parser.add_argument("--ppo-lr", type=float, default=3e-4, help="of the policy by reward")
     parser.add_argument("--policy-lr", type=float, default=3e-4, help="of the policy in the joint run")

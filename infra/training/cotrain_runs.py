@@ -167,6 +167,7 @@ def _both(
     joint = JointSpec(
         data=material, backbone=backbone, policy=warm, steps=given.updates, lr=given.lr, budget=given.budget,
         questions=given.questions, policy_lr=given.policy_lr, losses=LossWeights(tokens=given.gamma),
+        labels=given.labels,
         seed=given.seed,
     )  # fmt: skip
     steps, minutes = max(1, given.updates // given.marks), given.training / 60
