@@ -29,9 +29,12 @@ _NOT_LOCKABLE = (
 class RankClaim:
     """A rank held by this process until `release` or its end. Made by `claim`."""
 
-    def __init__(self, rank: int, descriptor: int) -> None:
+    def __init__(self, rank: int, descriptor: int, path: Path) -> None:
         self.rank = rank
         self._descriptor = descriptor
+        self._path = path
+        locked = os.fstat(descriptor)
+        self._file = (locked.st_dev, locked.st_ino)
 
     @classmethod
     def claim(cls, sessions_dir: Path, num_ranks: int, timeout_s: float) -> RankClaim:
@@ -48,7 +51,7 @@ class RankClaim:
                 if descriptor is not None:
                     waited_s = round(time.monotonic() - began, 1)
                     get_logger().info("rank_claimed", rank=rank, waited_s=waited_s)
-                    return cls(rank, descriptor)
+                    return cls(rank, descriptor, folder / str(rank))
             if time.monotonic() - began > timeout_s:
                 holders = "; ".join(
                     f"rank {rank}: {_holder(folder / str(rank))}" for rank in range(num_ranks)
@@ -58,6 +61,25 @@ class RankClaim:
                     "stop the other service of this folder, or use another serve.sessions_dir"
                 )
             time.sleep(_LOOK_S)
+
+    @property
+    def held(self) -> bool:
+        """Whether the rank is still this process's alone: no other has locked its file since.
+
+        A lock on a local disk stays until the process ends. One on a network disk ends with the server's patience
+        too, and a file that was removed is locked by nobody: a process that was paused meanwhile has to ask.
+        """
+        if self._descriptor < 0:
+            return False
+        try:
+            there = self._path.stat()
+            named = self._path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True  # a disk that is away says nothing; what may be written is for the sessions' leases to say
+        same = (there.st_dev, there.st_ino) == self._file
+        return same and named in ("", _named())  # nameless: the disk was full when it was locked
 
     def release(self) -> None:
         """Let another process have the rank; harmless if it was let go before."""
@@ -79,8 +101,12 @@ def _lock(path: Path) -> int | None:
         raise UsageError(_NOT_LOCKABLE.format(folder=path.parent, error=error)) from None
     with contextlib.suppress(OSError):  # a full disk: the name is for messages alone
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} of {socket.gethostname()}\n".encode(), 0)
+        os.pwrite(descriptor, _named().encode(), 0)
     return descriptor
+
+
+def _named() -> str:
+    return f"process {os.getpid()} of {socket.gethostname()}\n"
 
 
 def _holder(path: Path) -> str:

@@ -46,6 +46,7 @@ _ROUTER = "actors.slot_router:SlotRouter"
 _CONTROL_CALLS = 16
 _INGRESS_REQUESTS = 256
 _KEEP_ALIVE_S = 75
+_HEALTH_PERIOD_S = 5.0
 _GRACE_S = 10.0
 
 
@@ -90,8 +91,8 @@ def application(settings: ServeSettings) -> serve.Application:
         graceful_shutdown_wait_loop_s=1.0,
         # A deployment that differs in this alone keeps its replicas: Serve hands it to them (`reconfigure`).
         user_config={"session": TypeAdapter(SessionConfig).dump_python(settings.session, mode="json")},
-        health_check_period_s=5.0,
-        health_check_timeout_s=30.0,
+        health_check_period_s=min(_HEALTH_PERIOD_S, config.health_timeout_s / 2),
+        health_check_timeout_s=config.health_timeout_s,
         request_router_config=RequestRouterConfig(
             request_router_class=_ROUTER,  # type: ignore[arg-type]
             request_router_kwargs={"table": slot_table(config.slots, config.replicas)},

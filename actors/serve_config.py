@@ -55,6 +55,13 @@ class ServeConfig:
             "for longer is replaced, in seconds"
         },
     )
+    health_timeout_s: float = field(
+        default=30.0,
+        metadata={
+            "help": "how long a replica may take to answer Serve's health check; after three in a row without an "
+            "answer another takes its sessions over, in seconds"
+        },
+    )
     events_s: float = field(
         default=300.0,
         metadata={"help": "how long one connection to a session's events stays open, in seconds"},
@@ -80,7 +87,7 @@ class ServeConfig:
         for name in ("cpus_per_replica", "gpus_per_replica", "rate_per_minute"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("answer_timeout_s", "model_silent_s", "events_s", "drain_s"):
+        for name in ("answer_timeout_s", "model_silent_s", "health_timeout_s", "events_s", "drain_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
 

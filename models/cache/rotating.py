@@ -254,7 +254,8 @@ class RotatingCompressiveCache(Cache):
     def from_bytes(
         data: bytes, backbone: HfBackbone, config: CacheConfig | None = None
     ) -> RotatingCompressiveCache:
-        """The cache of a snapshot; raises ValueError for damage, another model, or another `config` if given."""
+        """The cache of a snapshot; raises ValueError for damage, another model, or another `config` if given, and
+        its kind NewerSnapshot for what a later version wrote."""
         from models.cache.snapshot import unpack
 
         return unpack(data, backbone, config)

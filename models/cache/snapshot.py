@@ -23,6 +23,10 @@ FORMAT = 2
 _FIELD = "dysra_cache"
 
 
+class NewerSnapshot(ValueError):
+    """A snapshot that a later version has written: whole, and not to be passed over as if it were damaged."""
+
+
 def pack(cache: RotatingCompressiveCache) -> bytes:
     """See RotatingCompressiveCache.to_bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in cache.tensors().items()}
@@ -86,10 +90,11 @@ def unpack(data: bytes, backbone: HfBackbone, config: CacheConfig | None) -> Rot
 
 
 def _migrate(about: dict[str, Any]) -> None:
-    """Bring the description of an older format to this one; ValueError for a newer one."""
+    """Bring the description of an older format to this one; NewerSnapshot for a later one."""
     found = about["format"]
     if not isinstance(found, int) or not 1 <= found <= FORMAT:
-        raise ValueError(
+        newer = isinstance(found, int) and found > FORMAT
+        raise (NewerSnapshot if newer else ValueError)(
             f"the snapshot has format {found}; this version reads formats 1 to {FORMAT}: "
             "use the version that wrote it, or read the stream again"
         )
@@ -101,7 +106,7 @@ def _config(fields: dict[str, Any]) -> CacheConfig:
     """Budgets as they were stored; fields that are newer than the snapshot have their defaults."""
     unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(CacheConfig)})
     if unknown:
-        raise ValueError(
+        raise NewerSnapshot(
             f"the snapshot's configuration has a field {unknown[0]!r} that this version does not know: "
             "use the version that wrote it, or read the stream again"
         )

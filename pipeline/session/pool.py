@@ -33,7 +33,7 @@ _IDLE_S = 0.1
 _RETRY_S = 5.0
 _LET_GO_S = 150.0
 _REST_S = 5.0
-_NOTE_VERSION = 1
+_NOTE, _NOTE_VERSION = "session.json", 1
 
 
 class TooManySessions(DysraError):
@@ -52,13 +52,16 @@ class SessionPool:
         root: Path,
         owner: str,
         model: ModelThread,
+        ours: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`ours` tells whether this process is still the one that may take sessions over."""
         self.sessions = sessions
         self.asking = asking
         self._tails = tails
         self._root = root
         self._owner = owner
         self.model = model
+        self._ours = ours
         self._lane = model.lane(READING)
         self._residents: dict[SessionKey, Resident] = {}
         self._changed = threading.Condition()
@@ -99,9 +102,11 @@ class SessionPool:
                     resident.last_used = time.monotonic()
                     return resident
                 self._changed.wait(timeout=1.0)
+            self._require_ours()  # not before: who is resident answers from memory, whatever its disk does
             path = self._folder(key)
             if not path.is_dir():
                 self._require_room(key)
+            _require_known(path / _NOTE)
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 self._note(key, resident=True)
@@ -136,6 +141,7 @@ class SessionPool:
 
     def remove(self, key: SessionKey) -> bool:
         """Forget the session, its snapshots too; whether there was one. The answers under way end first."""
+        self._require_ours()
         with self._changed:
             resident = self._residents.get(key)
             if resident is not None:
@@ -262,12 +268,18 @@ class SessionPool:
         with self._changed:
             resident.users -= 1
 
+    def _require_ours(self) -> None:
+        """Raise DysraError where a process that was paused for long finds that another has replaced it: opening a
+        session would take it back."""
+        if not self._ours():
+            raise DysraError("another process has taken the sessions of this replica over; ask again")
+
     def _note(self, key: SessionKey, *, resident: bool) -> None:
         """Keep beside the snapshots whose they are, and whether the session is to be held in memory."""
         about = {
             "version": _NOTE_VERSION, "tenant": key.tenant, "stream": key.stream, "resident": resident,
         }  # fmt: skip
-        replace_file(self._folder(key) / "session.json", orjson.dumps(about))
+        replace_file(self._folder(key) / _NOTE, orjson.dumps(about))
 
     def _folder(self, key: SessionKey) -> Path:
         return self._tenant_folder(key.tenant) / key.folder
@@ -344,6 +356,7 @@ class SessionPool:
                 return
         try:
             resident.leave(save=not resident.unwanted)
+            resident.folder.check()  # whoever has taken it over says for itself whether it is resident
             self._note(key, resident=False)
         except (DysraError, OSError) as error:
             self._log.warning("session_not_saved", session_id=key.id, error=str(error))
@@ -355,10 +368,23 @@ class SessionPool:
             self._changed.notify_all()
 
 
+def _require_known(path: Path) -> None:
+    """Raise SessionRefused for a note of a later version: what it says beyond this one's would be lost."""
+    try:
+        version = orjson.loads(path.read_bytes()).get("version", _NOTE_VERSION)
+    except (OSError, orjson.JSONDecodeError, AttributeError):
+        return  # none yet, or a damaged one, which is written anew
+    if isinstance(version, int) and version > _NOTE_VERSION:
+        raise SessionRefused(
+            f"{path} has version {version}; this DySRA reads up to {_NOTE_VERSION}: upgrade DySRA, or move the "
+            "session's folder away to begin anew"
+        )
+
+
 def _notes(root: Path) -> list[dict[str, Any]]:
     """What `_note` kept of every session under `root`, unreadable notes and those of a later version left out."""
     found = []
-    for path in sorted(root.glob("*/*/session.json")):
+    for path in sorted(root.glob(f"*/*/{_NOTE}")):
         try:
             about = orjson.loads(path.read_bytes())
         except (OSError, orjson.JSONDecodeError):

@@ -67,12 +67,15 @@ class Session:
         """The session that wrote `snapshot`; OtherModel if this model and shape of cache cannot continue it,
         NewerState if a later version wrote it."""
         from models.cache import RotatingCompressiveCache
+        from models.cache.snapshot import NewerSnapshot
 
         state = _state_of(snapshot, parts)
         if state.model != parts.backbone.identity:
             raise OtherModel(f"written by {state.model}, this is {parts.backbone.identity}")
         try:
             cache = RotatingCompressiveCache.from_bytes(snapshot.cache, parts.backbone, parts.cache)
+        except NewerSnapshot as error:
+            raise NewerState(str(error)) from None
         except ValueError as error:
             raise OtherModel(str(error)) from None
         return cls(key, parts, cache, state)

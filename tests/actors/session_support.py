@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,12 @@ class ListTail:
 
 
 def make_pool(
-    root: Path, library: ShardLibrary, topic: list[Record], owner: str = "one", **changes: Any
+    root: Path,
+    library: ShardLibrary,
+    topic: list[Record],
+    owner: str = "one",
+    ours: Callable[[], bool] = lambda: True,
+    **changes: Any,
 ) -> SessionPool:
     """A pool whose sessions read `topic`; `changes` are fields of SessionConfig."""
     config = replace(CONFIG, **{"snapshot_every_s": 0.05, **changes})
@@ -74,6 +80,7 @@ def make_pool(
         root=root,
         owner=owner,
         model=model,
+        ours=ours,
     )
 
 

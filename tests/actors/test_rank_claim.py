@@ -80,3 +80,24 @@ def test_disk_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("actors.rank_claim.fcntl.flock", none)
     with pytest.raises(UsageError, match=r"serve\.sessions_dir"):
         RankClaim.claim(tmp_path, 1, 0.1)
+
+
+def test_claim_whose_lock_was_lost_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was removed, or that another has locked since (a network disk's lost lease), is held no more."""
+    claim = RankClaim.claim(tmp_path, 1, 1.0)
+    path = tmp_path / ".ranks" / "0"
+    assert claim.held
+    path.write_text("process 1 of elsewhere\n")  # as one does that could lock it
+    assert not claim.held
+    path.write_text("")
+    assert claim.held  # a full disk: nobody is named, and nobody else is
+    monkeypatch.setattr(Path, "stat", lambda path: os.stat(path / "nothing"))  # a disk that is away: ENOTDIR
+    assert claim.held
+    monkeypatch.undo()
+    path.unlink()
+    assert not claim.held
+    successor = RankClaim.claim(tmp_path, 1, 1.0)
+    assert successor.held and not claim.held
+    successor.release()
+    assert not successor.held
+    claim.release()

@@ -5,13 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import time
+
+import psutil
 
 from infra.bench.faults.cluster_world import SILENT_LIMIT_S, ClusterWorld
 from infra.bench.faults.file_faults import fill
 from infra.bench.faults.ray_cluster import pause
 
 _DISK_FULL_S = 2.0
+_GIVEN_UP = 3
+"""Health checks in a row without an answer after which Serve replaces a replica."""
+_WAKES_S = 3.0
+"""Long enough for a process that wakes up to read, to save, and to do what had been asked of it meanwhile."""
 
 
 def kill_actor(kind: str, world: ClusterWorld, draw: random.Random) -> str:
@@ -49,6 +56,20 @@ def pause_actor(kind: str, world: ClusterWorld, draw: random.Random) -> str:
     seconds = SILENT_LIMIT_S * (1.3 + draw.random())
     pause(pid, seconds)
     return f"{kind} {index}, process {pid}, for {seconds:.1f} s"
+
+
+def pause_broker(world: ClusterWorld, draw: random.Random) -> str:
+    """SIGSTOP of the broker, for longer than an ingester may be silent."""
+    seconds = SILENT_LIMIT_S * (1.3 + 2 * draw.random())
+    pause(world.broker.pid, seconds)
+    return f"process {world.broker.pid} for {seconds:.1f} s"
+
+
+def pause_driver(world: ClusterWorld, draw: random.Random) -> str:
+    """SIGSTOP of `dysra ingest`, which starts and watches all that ingests."""
+    seconds = SILENT_LIMIT_S * (1.3 + 2 * draw.random())
+    pause(world.driver.pid, seconds)
+    return f"process {world.driver.pid} for {seconds:.1f} s"
 
 
 def fill_disk(world: ClusterWorld, draw: random.Random) -> str:
@@ -98,6 +119,55 @@ def kill_replica(world: ClusterWorld, draw: random.Random) -> str:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, 9)
     return f"process {pid}"
+
+
+def pause_replica(world: ClusterWorld, draw: random.Random) -> str:
+    """SIGSTOP of the replica that holds the sessions for longer than Serve's health checks allow, then SIGCONT: the
+    one that wakes up may not write, and takes nothing back.
+
+    On the second node the whole host stands still: its raylet is stopped too, so that nobody can end the replica,
+    and the locks on ranks are lost, as a network disk's are. On the first, where Ray ends a replica that Serve
+    gives up even while it is stopped, it wakes up either when that has been done or just before.
+    """
+    served = world.served
+    pid = served.replica_pid()
+    host = psutil.Process(pid).ppid() == world.ray.node_pid
+    served.publish(draw.randrange(3, 9))
+    time.sleep(draw.random() * 0.5)
+    wakes_early = draw.random() < 0.4 and not host
+    owners = served.owners()
+    began = time.monotonic()
+    paused = [pid, *([world.ray.node_pid] if host else [])]
+    try:
+        for each in paused:
+            os.kill(each, signal.SIGSTOP)
+        if host:
+            served.lose_ranks()
+        if wakes_early:
+            time.sleep(_GIVEN_UP * served.patience_s * (0.9 + 0.2 * draw.random()))
+        else:
+            other = served.wait_for_other(pid)
+            owners = served.owners()
+        seconds = time.monotonic() - began
+        woken = psutil.pid_exists(pid)
+        served.publish(draw.randrange(3, 9))
+    finally:
+        for each in paused:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGCONT)
+            time.sleep(_WAKES_S)  # before its raylet, which may end it
+    world.ray.keep_node()
+    taken = [
+        name
+        for name, owner in served.owners().items()
+        if f"-pid{pid}-" in owner and owner != owners.get(name)
+    ]
+    if taken and not wakes_early:
+        raise AssertionError(f"process {pid} woke up, replaced, and took back {', '.join(taken)}")
+    if wakes_early:
+        return f"process {pid} woke up after {seconds:.1f} s"
+    became = f"{'with its whole host, ' if host else ''}{'woke up' if woken else 'was ended'}"
+    return f"process {pid}, {became} once {other} had its sessions, {seconds:.1f} s"
 
 
 def kill_proxy(world: ClusterWorld, draw: random.Random) -> str:

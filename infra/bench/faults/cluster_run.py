@@ -36,7 +36,7 @@ class ClusterRun:
         try:
             world = self._open()
             began = time.perf_counter()
-            if kind.name in ("kill-replica", "kill-proxy"):
+            if kind.name in ("kill-replica", "kill-proxy", "pause-replica"):
                 world.served.publish(1)  # deployed at the first such fault, which takes half a minute
             world.feed.start()
             time.sleep(_BEFORE_S + draw.random())

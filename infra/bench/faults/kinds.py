@@ -81,6 +81,9 @@ def _kill_actor(kind: str) -> Callable[[Any, random.Random], str]:
 _PAUSE_INGESTER = partial(cluster_faults.pause_actor, "ingester")
 _PAUSE_SHARD = partial(cluster_faults.pause_actor, "shard")
 _PAUSE_COORDINATOR = partial(cluster_faults.pause_actor, "coordinator")
+_PAUSE_EMBEDDER = partial(cluster_faults.pause_actor, "embedder")
+_PAUSE_NEAR_DUPLICATES = partial(cluster_faults.pause_actor, "near-duplicates")
+_PAUSE_REPLICA = cluster_faults.pause_replica
 _CLUSTER = [
     _cluster("kill-ingester", 12, "kill -9 of an ingest actor", _kill_actor("ingester")),
     _cluster("kill-shard-actor", 14, "kill -9 of a shard's actor", _kill_actor("shard")),
@@ -98,9 +101,14 @@ _CLUSTER = [
     _cluster(
         "pause-coordinator", 4, "SIGSTOP of the coordinator past the ingesters' lease", _PAUSE_COORDINATOR
     ),
+    _cluster("pause-embedder", 4, "SIGSTOP of the embedder", _PAUSE_EMBEDDER),
+    _cluster("pause-near-duplicates", 4, "SIGSTOP of the near-duplicate index", _PAUSE_NEAR_DUPLICATES),
+    _cluster("pause-broker", 4, "SIGSTOP of the broker", cluster_faults.pause_broker),
+    _cluster("pause-driver", 3, "SIGSTOP of dysra ingest", cluster_faults.pause_driver),
     _cluster("cut-log", 10, "log of a shard cut under a living ingest", cluster_faults.cut_log),
     _cluster("fill-disk", 8, "the store's file system full", cluster_faults.fill_disk),
     _cluster("kill-replica", 8, "kill -9 of a session replica", cluster_faults.kill_replica),
+    _cluster("pause-replica", 4, "SIGSTOP of a session replica past Serve's patience", _PAUSE_REPLICA),
     _cluster("kill-proxy", 5, "kill -9 of the Serve proxy", cluster_faults.kill_proxy),
     _cluster("move-clock", 3, "event times jump in the stream", cluster_faults.move_clock),
 ]

@@ -52,6 +52,12 @@ class RayCluster:
         self._ray_start("--address", self.address, "--node-ip-address", "127.0.0.2")
         self._node = next(process for process in self.processes("raylet") if process.pid not in before)
 
+    def keep_node(self) -> None:
+        """Start the second node again if its raylet has ended, as it does that was long given up for dead."""
+        assert self._node is not None
+        if not self._node.is_running() or self._node.status() == psutil.STATUS_ZOMBIE:
+            self.start_node()
+
     @property
     def node_pid(self) -> int:
         """The raylet of the second node."""

@@ -10,6 +10,8 @@ import sys
 import threading
 from pathlib import Path
 
+from pipeline.errors import DependencyUnreachable
+
 _AGAIN_S = 0.5
 
 
@@ -25,6 +27,13 @@ class Supervised:
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._keep, name="supervisor", daemon=True)
         self._thread.start()
+
+    @property
+    def pid(self) -> int:
+        """The process that runs now."""
+        if self._process is None:
+            raise DependencyUnreachable("the command has not been started yet")
+        return self._process.pid
 
     def kill(self) -> None:
         """kill -9."""

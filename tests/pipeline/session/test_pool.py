@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from pipeline.errors import DependencyUnreachable, DysraError
@@ -114,6 +115,44 @@ def test_damaged_snapshots_are_passed_over(pool: Callable[..., SessionPool], tmp
     page = caught_up(second)
     assert not page["restored"] and page["digest"] == twin_digest()
     assert "snapshot_skipped" in [event["event"] for event in second.events_after(KEY, 0)]
+
+
+def test_woken_process_that_was_replaced_takes_nothing_back(pool: Callable[..., SessionPool]) -> None:
+    """What was asked of it while it was paused would open the session anew: it is refused, and the one that took
+    the session over keeps it. Nor may it note that the session rests, or delete it."""
+    mine = [True]
+    paused = pool(owner="paused", ours=lambda: mine[0])
+    caught_up(paused)
+    paused._residents[KEY].retry_at = time.monotonic() + 3_600  # paused: it looks at nothing
+    successor = pool(owner="successor")
+    page = caught_up(successor)
+    mine[0] = False
+    paused._forget(KEY)  # as it does when it finds a newer lease
+    with pytest.raises(DysraError, match="another process"):
+        paused.open(KEY)
+    with pytest.raises(DysraError, match="another process"):
+        list(paused.ask(KEY, Question(text="Which pier?")))
+    with pytest.raises(DysraError, match="another process"):
+        paused.remove(KEY)
+    assert page["epoch"] == 2 and caught_up(successor)["digest"] == page["digest"]
+    successor._residents[KEY].folder.check()
+
+
+def test_session_put_to_rest_by_one_that_lost_it_stays_resident(
+    pool: Callable[..., SessionPool], tmp_path: Path
+) -> None:
+    """The note beside the snapshots, by which a restart resumes sessions, is the owner's alone to change."""
+    first = pool(owner="first")
+    caught_up(first)
+    resident = first._residents[KEY]
+    until(lambda: resident.snapshot_age_s is not None and not resident._unsaved, "no snapshot")
+    resident.retry_at = time.monotonic() + 3_600
+    second = pool(owner="second")
+    caught_up(second)
+    resident.leaving = True
+    until(lambda: KEY not in first._residents, "it was not put to rest")
+    (note,) = (tmp_path / "sessions").glob("*/*/session.json")
+    assert orjson.loads(note.read_bytes())["resident"] is True
 
 
 def test_taken_over_session_is_let_go(pool: Callable[..., SessionPool]) -> None:
@@ -353,6 +392,42 @@ def test_a_snapshot_of_a_later_version_is_refused_and_left_alone(
     assert {path.name for path in tmp_path.glob("sessions/*/*/*.safetensors")} == snapshots
     monkeypatch.undo()
     assert caught_up(pool(owner="new"))["digest"] == digest
+
+
+def test_a_cache_of_a_later_version_is_refused_and_left_alone(
+    pool: Callable[..., SessionPool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for the cache in the snapshot: read anew from articles, it would lose what only its latents hold."""
+    one = pool()
+    digest = caught_up(one)["digest"]
+    one.close()
+    snapshots = {path.name for path in tmp_path.glob("sessions/*/*/*.safetensors")}
+    monkeypatch.setattr("models.cache.snapshot.FORMAT", 1)
+    old = pool(owner="old", other_cache="rebuild")
+    with pytest.raises(SessionRefused, match="format 2; this version reads formats 1 to 1"):
+        old.open(KEY)
+    assert {path.name for path in tmp_path.glob("sessions/*/*/*.safetensors")} == snapshots
+    monkeypatch.undo()
+    assert caught_up(pool(owner="new"))["digest"] == digest
+
+
+@pytest.mark.parametrize("note", [b'{"version":2,"tenant":"local","stream":"harbour","kept":1}', b"{"])
+def test_a_note_of_a_later_version_is_not_written_over(
+    pool: Callable[..., SessionPool], tmp_path: Path, note: bytes
+) -> None:
+    """A session whose note a later version wrote is refused by name; a damaged note is written anew."""
+    one = pool()
+    caught_up(one)
+    one.close()
+    (path,) = (tmp_path / "sessions").glob("*/*/session.json")
+    path.write_bytes(note)
+    two = pool(owner="two")
+    if note == b"{":
+        assert caught_up(two)["restored"] and orjson.loads(path.read_bytes())["resident"] is True
+        return
+    with pytest.raises(SessionRefused, match=r"session\.json has version 2; this DySRA reads up to 1"):
+        two.open(KEY)
+    assert path.read_bytes() == note
 
 
 def test_a_full_disk_leaves_the_session_in_memory(
