@@ -47,8 +47,10 @@ class _Built:
     tails: Callable[[str], StreamTail]
 
 
-def build_service(settings: ServeSettings, library: Library, owner: str) -> SessionService:
-    """The sessions of one process over a store: loads the model, starts the threads."""
+def build_service(
+    settings: ServeSettings, library: Library, owner: str, ours: Callable[[], bool] = lambda: True
+) -> SessionService:
+    """The sessions of one process over a store: loads the model, starts the threads. See SessionPool for `ours`."""
     from models.hf import HfBackbone
 
     model = ModelThread(silent_limit_s=settings.serve.model_silent_s)
@@ -60,6 +62,7 @@ def build_service(settings: ServeSettings, library: Library, owner: str) -> Sess
         root=sessions_root(settings),
         owner=owner,
         model=model,
+        ours=ours,
     )
     return SessionService(pool, settings.serve)
 
@@ -133,6 +136,7 @@ class SessionHost:
         self._tags = {"replica": str(self._rank)}
         self._settings = with_threads(settings)
         self._current: ServeSettings | None = None
+        self._refused: str | None = None
         self._changing = asyncio.Lock()
         self._reporting: asyncio.Task[None] | None = None
         self._told: dict[str, int] = {}
@@ -140,18 +144,30 @@ class SessionHost:
             self._apply(self._settings)
 
     async def reconfigure(self, user_config: dict[str, Any] | None) -> None:
-        """Take over the sections of a Serve user_config; the sessions are kept. UsageError names a wrong field."""
+        """Take over the sections of a Serve user_config; the sessions are kept.
+
+        A replica that starts raises for one that cannot be had: UsageError names a wrong field. One that serves
+        goes on as it was, and its pages tell why (`replica.refused`): Serve would end it, and others would fail.
+        """
         async with self._changing:
-            wanted = self._settings.changed(user_config or {})
-            if wanted != self._current:
-                await asyncio.to_thread(self._apply, wanted)
+            try:
+                wanted = self._settings.changed(user_config or {})
+                if wanted != self._current:
+                    await asyncio.to_thread(self._apply, wanted)
+                self._refused = None
+            except Exception as error:
+                if self._current is None:
+                    raise
+                self._refused = f"{type(error).__name__}: {error}"
+                get_logger(replica=self._rank).error("user_config_refused", reason=self._refused)
 
     def _apply(self, settings: ServeSettings) -> None:
         if self._current is None:
             owner = f"rank{self._rank}-pid{os.getpid()}-{time.time_ns():x}"
             store = open_store(settings.store, settings.embedder, settings.search, detached=True)
             self._library = StoreLibrary(store)
-            self._service = build_service(settings, self._library, owner)
+            claim = self._claim
+            self._service = build_service(settings, self._library, owner, lambda: claim.held)
             table = slot_table(settings.serve.slots, settings.serve.replicas)
             resumed = self._service.pool.resume(lambda key: rank_of(key.id, table) == self._rank)
             get_logger(replica=self._rank).info("replica_ready", resumed=len(resumed), owner=owner)
@@ -184,7 +200,7 @@ class SessionHost:
     async def info(self, tenant: str, stream: str, digest: bool = False) -> dict[str, Any] | None:
         """A session's page."""
         page = await self._service.info(SessionKey(tenant, stream), digest)
-        return page and {**page, "replica": {"rank": self._rank, "pid": os.getpid()}}
+        return page and {**page, "replica": self._about()}
 
     async def events_after(self, tenant: str, stream: str, number: int) -> list[dict[str, Any]]:
         """A session's events later than `number`."""
@@ -200,7 +216,12 @@ class SessionHost:
 
     async def model(self) -> dict[str, Any]:
         """Which model answers here, and by which process."""
-        return {**await self._service.model(), "rank": self._rank, "pid": os.getpid()}
+        return {**await self._service.model(), **self._about()}
+
+    def _about(self) -> dict[str, Any]:
+        """Which process this is, and the user_config that it did not take over."""
+        refused = {} if self._refused is None else {"refused": self._refused}
+        return {"rank": self._rank, "pid": os.getpid(), **refused}
 
     async def check_health(self) -> None:
         """Fail if a thread that the sessions need has ended; a slow answer is no failure."""

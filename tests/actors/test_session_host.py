@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from actors.session_host import chooser_of
+from actors.serve_settings import ServeSettings
+from actors.session_host import SessionHost, chooser_of
 from models.retriever.storage import SHIPPED, shipped_policy
+from pipeline.errors import UsageError
 from pipeline.session import SessionConfig
 from pipeline.session.chooser import HybridChooser
 from pipeline.session.policy_chooser import PolicyChooser
@@ -43,3 +48,21 @@ def test_the_shipped_policy_is_found_in_the_cache_where_the_code_lacks_it(
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     assert shipped_policy() == folder
+
+
+def test_a_user_config_that_cannot_be_had_takes_nothing_away_from_who_serves() -> None:
+    """A replica that starts with it fails, as the deployment must; one that serves keeps its settings and says why,
+    until a right one comes."""
+    host = object.__new__(SessionHost)
+    host._settings, host._current, host._refused, host._rank = ServeSettings(), None, None, 0
+    host._changing = asyncio.Lock()
+    host._apply = lambda settings: setattr(host, "_current", settings)  # type: ignore[method-assign]
+    wrong: dict[str, Any] = {"session": {"max_per_tenants": 2}}
+    with pytest.raises(UsageError, match="max_per_tenants"):
+        asyncio.run(host.reconfigure(wrong))
+    asyncio.run(host.reconfigure({"session": {"hops": 2}}))
+    before = host._current
+    asyncio.run(host.reconfigure(wrong))
+    assert host._current is before and "max_per_tenants" in host._about()["refused"]
+    asyncio.run(host.reconfigure({"session": {"hops": 3}}))
+    assert host._current is not before and host._about() == {"rank": 0, "pid": os.getpid()}

@@ -6,6 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.ray,
     pytest.mark.broker,
-    pytest.mark.slow,
     pytest.mark.timeout(600),
 ]
 
@@ -117,7 +117,8 @@ def test_served_as_a_job_until_it_is_stopped(cluster: Cluster, topic: TopicFacto
 
 
 def test_serve_yaml_deploys(cluster: Cluster, topic: TopicFactory, tmp_path: Path) -> None:
-    """`serve deploy` with the shipped YAML, its addresses and paths replaced, answers with a key."""
+    """`serve deploy` with the shipped YAML, its addresses and paths replaced, answers with a key; with another
+    user_config the same process goes on with the same sessions, and a wrong one takes nothing away."""
     kafka, port = topic(partitions=1), free_port()
     key = new_key(tmp_path / "keys.json", "desk")
     value = yaml.safe_load((FOLDER.parent / "k8s" / "serve.yaml").read_text(encoding="utf-8"))
@@ -137,6 +138,37 @@ def test_serve_yaml_deploys(cluster: Cluster, topic: TopicFactory, tmp_path: Pat
             assert client.get("/v1/streams", headers={"Authorization": "Bearer wrong"}).status_code == 401
             # with the front door of its `controller_options`; Serve alone answers 500
             assert client.get("/healthz", headers=[(b"X-Request-Id", b"\xff")]).status_code == 200
-        assert page["tokens_seen"] > 0
+            assert page["tokens_seen"] > 0
+
+            def deploy_session(**fields: Any) -> None:
+                told = {"session": {**own["session"], **fields}}
+                application["deployments"] = [{"name": "SessionHost", "user_config": told}]
+                path.write_text(yaml.safe_dump(value))
+                again = cluster.run("serve", "deploy", str(path), "--address", cluster.dashboard)
+                assert again.returncode == 0, again.stdout + again.stderr
+
+            deploy_session(max_per_tenant=1)
+            names = (f"other-{number}" for number in count())
+            until(
+                lambda: client.post(f"/v1/streams/{next(names)}").status_code == 409,
+                "the changed user_config was not taken over",
+            )
+            same = client.get(f"/v1/streams/{STREAM}").json()
+            assert (same["replica"], same["epoch"]) == (page["replica"], page["epoch"])
+            deploy_session(max_per_tenants=2)  # no such setting
+            told = until(
+                lambda: client.get(f"/v1/streams/{STREAM}").json()["replica"].get("refused"),
+                "nothing was told",
+            )
+            assert "max_per_tenants" in told
+            for _ in range(10):  # longer than Serve takes to end a replica that it gives up
+                time.sleep(1.0)
+                same = client.get(f"/v1/streams/{STREAM}").json()
+                assert (same["replica"]["pid"], same["epoch"]) == (page["replica"]["pid"], page["epoch"])
+            deploy_session()  # and a right one is taken over again
+            until(
+                lambda: "refused" not in client.get(f"/v1/streams/{STREAM}").json()["replica"],
+                "the right user_config was not taken over",
+            )
     finally:
         cluster.run("serve", "shutdown", "-y", "--address", cluster.dashboard)
