@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from models.data_parallel import Group
+from models.formats import FORMAT, KEY, check_format
 
 CURVE = "curve.jsonl"
 STATES = "states"
@@ -185,7 +186,13 @@ def _save(
         target = place.folder / STATES / f"step-{step:08d}.pt"
         temporary = target.with_suffix(".partial")
         target.parent.mkdir(parents=True, exist_ok=True)
-        body = {"made_from": _named(place), "step": step, "seconds": seconds, "learner": learner.state()}
+        body = {
+            KEY: FORMAT,
+            "made_from": _named(place),
+            "step": step,
+            "seconds": seconds,
+            "learner": learner.state(),
+        }
         with temporary.open("wb") as stream:
             torch.save(body, stream)
             stream.flush()
@@ -205,6 +212,7 @@ def _restore(learner: Learner, place: Place, group: Group) -> tuple[int, float]:
             body = torch.load(path, map_location=group.device, weights_only=True)
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
             continue  # cut off by a full disk: the one before is whole
+        check_format(body, path)
         if body["made_from"] != _named(place):
             raise ValueError(
                 f"{place.folder} holds the state of another run; give another folder, or remove it"

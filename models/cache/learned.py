@@ -26,6 +26,7 @@ from models.cache.compressor import Compressor, Factors, SharedBases
 from models.cache.config import CacheConfig
 from models.cache.ranker import base_identity
 from models.cache.spec import LayerSpec
+from models.formats import FORMAT, KEY, check_format, first_line
 from models.shipped import COMPRESSORS
 
 
@@ -69,6 +70,7 @@ class LearnedWeights:
             for name, tensor in layer.state_dict().items()
         }
         metadata = {"kind": self.kind, "weights_of": self.weights_of, "about": json.dumps(self.about)}
+        metadata[KEY] = str(FORMAT)
         save_file(tensors, str(path), metadata=metadata)
         return path
 
@@ -89,14 +91,18 @@ class LearnedWeights:
             raise ValueError(f"{path} is no safetensors file: {error}") from None
         if metadata.get("kind") != kind:
             raise ValueError(f"{path} is of kind {metadata.get('kind')!r}; wanted {kind!r}")
+        check_format(metadata, path)
         layers: dict[int, LayerCodes] = {}
-        for index in sorted({int(name.partition(".")[0].removeprefix("layer")) for name in tensors}):
-            state = {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(f"layer{index}.")}
-            heads, rank, dim = state["key_decoder"].shape
-            layers[index] = layer_type(heads, dim, rank)
-            layers[index].load_state_dict(state)
-            layers[index].requires_grad_(False).eval()
-        return cls(kind, layers, metadata["weights_of"], json.loads(metadata["about"]))
+        try:
+            for index in sorted({int(name.partition(".")[0].removeprefix("layer")) for name in tensors}):
+                state = {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(f"layer{index}.")}
+                heads, rank, dim = state["key_decoder"].shape
+                layers[index] = layer_type(heads, dim, rank)
+                layers[index].load_state_dict(state)
+                layers[index].requires_grad_(False).eval()
+            return cls(kind, layers, metadata["weights_of"], json.loads(metadata["about"]))
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path} is damaged ({first_line(error)}); copy it again") from None
 
     def check(self, identity: str) -> None:
         """Raise ValueError unless trained on the weights that `identity` names."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, gelu, normalize
 
 from models.cache.spec import LayerSpec
+from models.formats import FORMAT, KEY, check_format, first_line
 from models.shipped import RANKER
 
 NUM_PLACE_FEATURES = 3
@@ -144,6 +145,7 @@ class Ranker:
         path = folder / FILE_NAME
         metadata = {
             "kind": _KIND,
+            KEY: str(FORMAT),
             "weights_of": self.weights_of,
             "about": json.dumps(self.about, sort_keys=True),
         }
@@ -164,14 +166,18 @@ class Ranker:
             raise ValueError(f"{path} is no safetensors file: {error}") from None
         if metadata.get("kind") != _KIND:
             raise ValueError(f"{path} is of kind {metadata.get('kind')!r}; wanted {_KIND!r}")
+        check_format(metadata, path)
         layers: dict[int, LayerRanker] = {}
-        for index in sorted({int(name.partition(".")[0].removeprefix("layer")) for name in tensors}):
-            state = {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(f"layer{index}.")}
-            heads, _, width = state["mean"].shape
-            layers[index] = LayerRanker(heads, width, state["weights.0"].shape[-1])
-            layers[index].load_state_dict(state)
-            layers[index].requires_grad_(False).eval()
-        return cls(layers, metadata["weights_of"], json.loads(metadata["about"]))
+        try:
+            for index in sorted({int(name.partition(".")[0].removeprefix("layer")) for name in tensors}):
+                state = {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(f"layer{index}.")}
+                heads, _, width = state["mean"].shape
+                layers[index] = LayerRanker(heads, width, state["weights.0"].shape[-1])
+                layers[index].load_state_dict(state)
+                layers[index].requires_grad_(False).eval()
+            return cls(layers, metadata["weights_of"], json.loads(metadata["about"]))
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path} is damaged ({first_line(error)}); copy it again") from None
 
 
 def find_ranker(name: str, identity: str) -> Ranker:

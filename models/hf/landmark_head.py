@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from models.cache.ranker import base_identity
+from models.formats import FORMAT, KEY, check_format, first_line
 
 if TYPE_CHECKING:
     from models.hf.backbone import HfBackbone
@@ -104,7 +105,8 @@ class LandmarkHead(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE_NAME
         tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.state_dict().items()}
-        save_file(tensors, str(path), metadata={"kind": _KIND, "config": json.dumps(asdict(self.config))})
+        metadata = {"kind": _KIND, KEY: str(FORMAT), "config": json.dumps(asdict(self.config))}
+        save_file(tensors, str(path), metadata=metadata)
         return path
 
     @classmethod
@@ -121,13 +123,20 @@ class LandmarkHead(nn.Module):
             raise ValueError(f"{path} is no safetensors file: {error}") from None
         if metadata.get("kind") != _KIND:
             raise ValueError(f"{path} is of kind {metadata.get('kind')!r}; wanted {_KIND!r}")
-        config = LandmarkHeadConfig(**json.loads(metadata["config"]))
+        check_format(metadata, path)
+        try:
+            config = LandmarkHeadConfig(**json.loads(metadata["config"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({first_line(error)}); copy it again") from None
         if identity and config.weights_of and base_identity(identity) != config.weights_of:
             raise ValueError(
                 f"the landmark head was trained on {config.weights_of}, the model is {base_identity(identity)}"
             )
         head = cls(config)
-        head.load_state_dict(tensors)
+        try:
+            head.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(f"{path} is damaged ({first_line(error)}); copy it again") from None
         return head.requires_grad_(False).eval()
 
 

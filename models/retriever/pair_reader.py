@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from models.formats import FORMAT, KEY, NewerFormat, check_format, first_line
 from models.retriever.table import FEATURES, Floats
 
 SHIPPED_PAIR_READER = Path(__file__).parents[1] / "weights" / "pair-reader"
@@ -221,7 +222,7 @@ def save_pair_reader(
     if own_words:
         (folder / TOKENIZER).write_text(reader._tokenizer.to_str(), encoding="utf-8")
     (folder / CARD).write_text(card or _card(about), encoding="utf-8")
-    body: dict[str, Any] = {"model": reader.model.sizes, "about": dict(about)}
+    body: dict[str, Any] = {KEY: FORMAT, "model": reader.model.sizes, "about": dict(about)}
     if not own_words:
         body["minilm_words"] = _digest(_minilm_words()[0])
     (folder / f"{CONFIG}.part").write_text(json.dumps(body, indent=2, default=str) + "\n", encoding="utf-8")
@@ -239,6 +240,7 @@ def load_pair_reader(folder: Path, device: str = "cpu") -> tuple[PairReader, dic
         )
     try:
         body = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        check_format(body, folder / CONFIG)
         model = PairModel(body["model"])
         packed = load_file(folder / WEIGHTS)
         state = {
@@ -253,9 +255,12 @@ def load_pair_reader(folder: Path, device: str = "cpu") -> tuple[PairReader, dic
                 raise RuntimeError(f"needs MiniLM's words {body['minilm_words']}, installed are {found}")
         model.load_state_dict(state)
         tokenizer = Tokenizer.from_str(tokens.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"pair_reader: {folder} cannot be read: {str(error).splitlines()[0]}") from None
-    return PairReader(model, tokenizer, device), dict(body["about"])
+        about = dict(body["about"])
+    except NewerFormat:
+        raise
+    except Exception as error:  # what the tokenizer's library raises for damage is of no narrower type
+        raise ValueError(f"pair_reader: {folder} cannot be read: {first_line(error)}") from None
+    return PairReader(model, tokenizer, device), about
 
 
 def _minilm_words() -> tuple[Tensor, Path]:

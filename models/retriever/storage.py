@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from models.formats import FORMAT, KEY, NewerFormat, check_format, first_line
 from models.retriever.config import RetrieverConfig
 from models.retriever.network import PolicyNetwork
 
@@ -31,7 +32,7 @@ def save_policy(network: PolicyNetwork, folder: Path, about: Mapping[str, Any], 
     save_file(state, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
     os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
     (folder / CARD).write_text(card or _card(network, about), encoding="utf-8")
-    body = {"network": asdict(network.config), "about": dict(about)}
+    body = {KEY: FORMAT, "network": asdict(network.config), "about": dict(about)}
     (folder / f"{CONFIG}.part").write_text(json.dumps(body, indent=2, default=str) + "\n", encoding="utf-8")
     os.replace(folder / f"{CONFIG}.part", folder / CONFIG)
     return folder
@@ -46,14 +47,18 @@ def load_policy(folder: Path, device: torch.device | str = "cpu") -> tuple[Polic
         )
     try:
         body = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        check_format(body, folder / CONFIG)
         fields = dict(body["network"])
         fields["feature_names"] = tuple(fields.get("feature_names", ()))
         network = PolicyNetwork(RetrieverConfig(**fields))
         network.load_state_dict(load_file(folder / WEIGHTS))
-    except (json.JSONDecodeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"policy: {folder} cannot be read: {str(error).splitlines()[0]}") from None
+        about = dict(body["about"])
+    except NewerFormat:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"policy: {folder} cannot be read: {first_line(error)}") from None
     network.to(device).eval()
-    return network, dict(body["about"])
+    return network, about
 
 
 def _card(network: PolicyNetwork, about: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.formats import FORMAT, KEY, check_format
 from models.retriever.table import ALL_FEATURES, Floats, Ints, TableBatch
 
 ALONE = ("margin", "sure", "whole")
@@ -111,13 +112,15 @@ class Combination:
     def save(self, path: Path) -> None:
         """Write it as JSON."""
         path.write_text(
-            json.dumps({"names": self.names, "weights": self.weights, "constant": self.constant}) + "\n"
+            json.dumps({KEY: FORMAT, "names": self.names, "weights": self.weights, "constant": self.constant})
+            + "\n"
         )
 
     @classmethod
     def load(cls, path: Path) -> Combination:
         """Read what `save` wrote; ValueError where names and weights do not fit."""
         body = json.loads(path.read_text())
+        check_format(body, path)
         if len(body["names"]) != len(body["weights"]):
             raise ValueError(
                 f"{path}: given {len(body['weights'])} weights for {len(body['names'])} names; allowed: one each"

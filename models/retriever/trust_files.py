@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.formats import FORMAT, KEY, NewerFormat
 from models.retriever.table import ALL_FEATURES, FEATURES
 from models.retriever.trust import ALONE, OWN_PROBABILITY, Combination
 
@@ -39,6 +40,8 @@ def trust_beside(policy: Path, num_features: int) -> Trust:
     try:
         combination = Combination.load(path)
         enough = float(json.loads(path.read_text(encoding="utf-8")).get("enough", 1.0))
+    except NewerFormat:
+        raise
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"trust: {path} cannot be read: {error}; write it with infra.training.policy_ship"
@@ -70,7 +73,7 @@ def put_trust(
         shutil.rmtree(policy / VERIFIER, ignore_errors=True)
         os.replace(part, policy / VERIFIER)
     body: dict[str, Any] = {
-        "names": combination.names, "weights": combination.weights, "constant": combination.constant,
+        KEY: FORMAT, "names": combination.names, "weights": combination.weights, "constant": combination.constant,
         "enough": enough,
     }  # fmt: skip
     partial = policy / f"{TRUST}.part"

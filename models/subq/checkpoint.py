@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from models.formats import FORMAT, KEY, NewerFormat, check_format, first_line
 from models.subq.config import SubqConfig
 from models.subq.model import SubqModel
 from models.subq.tokenizer import SubqTokenizer
@@ -58,6 +59,7 @@ def save_checkpoint(
         tokenizer.save(folder / _TOKENIZER)
         paths.append(folder / _TOKENIZER)
     described = {
+        KEY: FORMAT,
         "config": model.config.to_dict(),
         "storage": storage,
         "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths},
@@ -77,14 +79,21 @@ def load_checkpoint(
         raise ValueError(
             f"{folder} holds no {_CONFIG}: it is no subq checkpoint, or its writing was not finished"
         )
-    described: dict[str, Any] = json.loads((folder / _CONFIG).read_text())
-    for name, digest in described["files"].items():
+    try:
+        described: dict[str, Any] = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        check_format(described, folder / _CONFIG)
+        config, files = SubqConfig.from_dict(described["config"]), dict(described["files"])
+    except NewerFormat:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / _CONFIG} cannot be read ({first_line(error)}); copy it again") from None
+    for name, digest in files.items():
         path = folder / name
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise ValueError(f"{path} is missing or differs from its checksum; copy the checkpoint again")
-    model = SubqModel(SubqConfig.from_dict(described["config"]))
+    model = SubqModel(config)
     read: dict[str, Tensor] = {}
-    for name in sorted(described["files"]):
+    for name in sorted(files):
         if name.endswith(".safetensors"):
             read |= load_file(folder / name)
     state = _joined(read, model.state_dict())

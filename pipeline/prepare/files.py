@@ -13,6 +13,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.formats import FORMAT, KEY, NewerFormat, check_format, first_line
 from pipeline.errors import BadData, UsageError
 from pipeline.prepare.triples import Triple
 
@@ -43,7 +44,7 @@ def write_triples(
     if rows_per_shard < 1:
         raise ValueError(f"rows_per_shard: given {rows_per_shard}; allowed: 1 or more")
     if (folder / MANIFEST).exists():
-        manifest: dict[str, Any] = orjson.loads((folder / MANIFEST).read_bytes())
+        manifest = _manifest(folder)
         if manifest["made_from"] == orjson.loads(orjson.dumps(made_from)):
             return manifest
         raise UsageError(
@@ -58,7 +59,12 @@ def write_triples(
         pq.write_table(table_of(batch), temporary, compression="zstd")
         temporary.rename(folder / name)
         shards.append({"name": name, "rows": len(batch), "sha256": _sha256(folder / name)})
-    manifest = {"made_from": made_from, "rows": sum(shard["rows"] for shard in shards), "shards": shards}
+    manifest = {
+        KEY: FORMAT,
+        "made_from": made_from,
+        "rows": sum(shard["rows"] for shard in shards),
+        "shards": shards,
+    }
     temporary = folder / f".{MANIFEST}.partial"
     with temporary.open("wb") as stream:
         stream.write(orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
@@ -68,13 +74,31 @@ def write_triples(
     return manifest
 
 
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder; NewerFormat, or BadData where it is damaged."""
+    path = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = orjson.loads(path.read_bytes())
+        check_format(manifest, path)
+        if {type(shard[name]) for shard in manifest["shards"] for name in ("name", "sha256")} - {str}:
+            raise TypeError("a shard's name or checksum is no text")
+        manifest["made_from"]
+    except NewerFormat:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadData(
+            f"{path} cannot be read ({first_line(error)}); remove the folder and make the triples again"
+        ) from None
+    return manifest
+
+
 def read_triples(folder: Path) -> Iterator[Triple]:
     """The triples of a folder in their order; raises UsageError, BadData where it is not whole."""
     if not (folder / MANIFEST).exists():
         raise UsageError(
             f"{folder} holds no {MANIFEST}: it is not a folder of triples, or its writing was not finished"
         )
-    for shard in orjson.loads((folder / MANIFEST).read_bytes())["shards"]:
+    for shard in _manifest(folder)["shards"]:
         path = folder / shard["name"]
         if not path.exists() or _sha256(path) != shard["sha256"]:
             raise BadData(f"{path} is missing or differs from its checksum; make the triples again")

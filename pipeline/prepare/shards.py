@@ -16,6 +16,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.formats import FORMAT, KEY
 from pipeline.errors import UsageError
 
 MANIFEST = "manifest.json"
@@ -49,7 +50,12 @@ def finish(folder: Path, made_from: Mapping[str, Any], names: Sequence[str]) -> 
     if len(notes) != len(names):
         missing = sorted(set(names) - {note["name"] for note in notes})
         raise UsageError(f"{folder} lacks {', '.join(missing[:5])}; run the same command again")
-    manifest = {"made_from": dict(made_from), "rows": sum(note["rows"] for note in notes), "shards": notes}
+    manifest = {
+        KEY: FORMAT,
+        "made_from": dict(made_from),
+        "rows": sum(note["rows"] for note in notes),
+        "shards": notes,
+    }
     _write(folder / MANIFEST, manifest)
     return manifest
 

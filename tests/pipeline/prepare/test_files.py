@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import orjson
 import pytest
 
 from pipeline.errors import BadData, UsageError
@@ -68,3 +69,29 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / "t" / "triples-00000.parquet").write_bytes(b"x")
     with pytest.raises(BadData, match=r"triples-00000\.parquet"):
         list(read_triples(tmp_path / "t"))
+
+
+def test_triples_of_a_later_version_are_refused_by_name(tmp_path: Path) -> None:
+    """Neither read nor taken for made already; a manifest from before formats were kept is read."""
+    folder = tmp_path / "t"
+    write_triples([triple(0)], folder, {"seed": 1})
+    manifest = orjson.loads((folder / MANIFEST).read_bytes())
+    (folder / MANIFEST).write_bytes(orjson.dumps({**manifest, "dysra_format": 2}))
+    with pytest.raises(ValueError, match=r"manifest\.json has format 2; this DySRA reads up to 1"):
+        list(read_triples(folder))
+    with pytest.raises(ValueError, match="format 2"):
+        write_triples([triple(0)], folder, {"seed": 1})
+    del manifest["dysra_format"]
+    (folder / MANIFEST).write_bytes(orjson.dumps(manifest))
+    assert list(read_triples(folder)) == [triple(0)]
+
+
+@pytest.mark.parametrize("said", [b"", b"[]", b"{}", b'{"shards":[{"name":"x"}],"made_from":{}}', b"\xff"])
+def test_a_damaged_manifest_is_bad_data(tmp_path: Path, said: bytes) -> None:
+    """Named, with what to do; by who reads and by who would write."""
+    folder = tmp_path / "t"
+    write_triples([triple(0)], folder, {"seed": 1})
+    (folder / MANIFEST).write_bytes(said)
+    for use in (lambda: list(read_triples(folder)), lambda: write_triples([triple(0)], folder, {"seed": 1})):
+        with pytest.raises(BadData, match=r"manifest\.json cannot be read .*make the triples again"):
+            use()
