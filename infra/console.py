@@ -5,6 +5,7 @@ The one place that writes to standard output, and the one that turns errors into
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import os
@@ -21,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.errors import DysraError, StoppedEarly, UsageError
+from pipeline.errors import DependencyUnreachable, DysraError, StoppedEarly, UsageError
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="configuration file (TOML or YAML); see `dysra config`")
@@ -31,6 +32,8 @@ JsonFlag = Annotated[
 ]
 
 Figures = dict[str, Any]
+_OUT_OF_ORDER = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""What a disk says that is full or broken: an outage, and no mistake of ours that a traceback would help with."""
 _VerbT = TypeVar("_VerbT", bound=Callable[..., Figures | None])
 
 
@@ -62,6 +65,11 @@ def verb(function: _VerbT) -> _VerbT:
             _fail(str(error), error.exit_code, getattr(error, "figures", None))
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
             _fail(f"cannot read {error.filename}: {error.strerror}", UsageError.exit_code)
+        except OSError as error:
+            if error.errno not in _OUT_OF_ORDER:
+                raise
+            where = f" {error.filename}" if error.filename else ""
+            _fail(f"the disk cannot be used{where}: {error.strerror}", DependencyUnreachable.exit_code)
         except ValueError as error:
             _fail(str(error), UsageError.exit_code)
         except KeyboardInterrupt:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import DysraError, UsageError
 
@@ -68,9 +69,9 @@ class FeedState:
 
     def feed(self, url: str) -> FeedRow:
         """What is known of a feed; a fresh row for an unknown one."""
-        row = self._db.execute(
+        row = self._row(
             "select url, etag, modified, next_due, failures, gone from feeds where url = ?", (url,)
-        ).fetchone()
+        )
         if row is None:
             return FeedRow(url)
         etag, modified, next_due, failures, gone = row[1:]
@@ -80,10 +81,10 @@ class FeedState:
         """Those of `entries` that were published before."""
         found = {}
         for entry in entries:
-            row = self._db.execute(
+            row = self._row(
                 "select entry, fingerprint, published_ms, version_ms from seen where url = ? and entry = ?",
                 (url, entry),
-            ).fetchone()
+            )
             if row:
                 found[entry] = Seen(*row)
         return found
@@ -104,6 +105,12 @@ class FeedState:
                     "where url = ? order by last_seen desc limit ?)",
                     (feed.url, now, feed.url, max(self._keep, len(rows))),
                 )
+
+    def _row(self, question: str, values: tuple[str, ...]) -> Any:
+        try:
+            return self._db.execute(question, values).fetchone()
+        except sqlite3.Error as error:
+            raise DysraError(f"the feed state cannot be read: {error}; give another --state") from error
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

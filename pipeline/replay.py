@@ -20,7 +20,7 @@ from typing import Any, Literal
 import orjson
 
 from pipeline.article import ArticleLimits, from_ms, isoformat
-from pipeline.errors import BadData, DysraError, StoppedEarly, UsageError
+from pipeline.errors import BadData, DependencyUnreachable, DysraError, StoppedEarly, UsageError
 from pipeline.log import get_logger
 from pipeline.news_file import Entry, Survey, lines_in_time_order, parse_line, survey
 from pipeline.publisher import Publisher, RecordTooLarge
@@ -95,10 +95,17 @@ class Progress:
             return None
 
     def save(self, path: Path) -> None:
-        """Replace the file in one step."""
+        """Replace the file in one step; DependencyUnreachable where the disk refuses."""
         temporary = path.with_name(path.name + ".new")
-        temporary.write_bytes(orjson.dumps(asdict(self)))
-        os.replace(temporary, path)
+        try:
+            temporary.write_bytes(orjson.dumps(asdict(self)))
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise DependencyUnreachable(
+                f"progress cannot be saved in {path}: {error.strerror}; make room and give --resume: what was "
+                "published since the last saving is published again, and stored once"
+            ) from error
 
 
 class _Acks:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
+import typer
 
 from infra.cli import app, build
-from infra.console import run_command
+from infra.console import JsonFlag, run_command, verb
 
 DEAD = ("--bootstrap-servers", "127.0.0.1:1")
 DEAD_URL = ("--url", "http://127.0.0.1:1")
@@ -84,3 +87,20 @@ def test_wrong_use_is_told_with_its_exit_code(
     assert told["exit_code"] == exit_code
     assert words in told["error"]
     assert printed.err.strip()
+
+
+def test_a_full_disk_is_an_outage_and_another_fault_of_the_system_is_not_hidden(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Exit code 3 with the file's name; what no disk says keeps its traceback."""
+
+    @verb
+    def writes(json_output: JsonFlag = False, *, number: int = errno.ENOSPC) -> None:
+        raise OSError(number, os.strerror(number), "out.jsonl")
+
+    with pytest.raises(typer.Exit) as ended:
+        writes()
+    assert ended.value.exit_code == UNREACHABLE
+    assert "the disk cannot be used out.jsonl: No space left on device" in capsys.readouterr().err
+    with pytest.raises(OSError, match="Invalid argument"):
+        writes(number=errno.EINVAL)

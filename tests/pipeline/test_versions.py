@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from pathlib import Path
 
 import orjson
 import pytest
 
-from pipeline.errors import UsageError
+from pipeline.errors import DependencyUnreachable, DysraError, UsageError
 from pipeline.feed_state import FeedRow, FeedState, Seen
 from pipeline.replay import Progress
 from pipeline.session.pool import _notes
@@ -63,3 +64,31 @@ def test_notes_of_sessions_of_a_later_version_are_passed_over(tmp_path: Path) ->
         folder.mkdir(parents=True)
         (folder / "session.json").write_bytes(orjson.dumps(body))
     assert [about["stream"] for about in _notes(tmp_path)] == ["old", "new"]
+
+
+def test_feed_state_that_is_damaged_while_it_is_used_is_an_error_of_ours(tmp_path: Path) -> None:
+    """A table whose columns are not those that were made: told in words, not by what SQLite raises."""
+    path = tmp_path / "feeds.sqlite"
+    state = FeedState(path)
+    state._db.executescript("drop table feeds; create table feeds (url text primary key);")
+    with pytest.raises(DysraError, match="feed state cannot be read: no such column"):
+        state.feed("https://example.org/feed")
+    state.close()
+
+
+def test_progress_that_cannot_be_saved_is_an_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk what was saved last stays, nothing half written is left, and the way on is told."""
+    path = tmp_path / "one.json"
+    Progress("abc", position=7).save(path)
+
+    def full(self: Path, data: bytes) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(
+        DependencyUnreachable, match=r"one\.json: No space left on device; make room and give --resume"
+    ):
+        Progress("abc", position=9).save(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["one.json"]
+    assert Progress.load(path) == Progress("abc", position=7)
