@@ -143,8 +143,8 @@ def log_in_actor() -> None:
 
 
 def collect_rarely() -> None:
-    """Look for cycles of garbage in this process every 20,000 objects made, not 700: what carries articles makes
-    hundreds for each, none in a cycle, and spent a tenth of its time being looked through."""
+    """Look for cycles of garbage in this process every 20,000 more objects, not 700: articles leave none in a cycle
+    (0 found in 4,000), and looking took 3 to 12% of the carrying thread's time in three runs, about 2% now."""
     gc.set_threshold(20_000, 20, 20)
 
 
