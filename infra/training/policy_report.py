@@ -160,7 +160,8 @@ def page(found: Mapping[str, Any], device: str, commit: str, preface: str = "") 
                 lines.append(_row(summary, name, kind))
     if any(name.startswith(PRICES[0]) for name in found["records"]):
         lines += prices(found["sets"])
-    lines += otherwise.table(ways_of(found))
+    folds = found.get("rewarded_by", "the same reader") != "the same reader"
+    lines += otherwise.table(ways_of(found), folds)
     lines += own_stops(summary)
     lines += curves(found["sets"])
     lines += what_is_read(found["sets"])

@@ -153,3 +153,10 @@ def test_scores_come_home_beside_the_curves_and_the_page_shows_every_way(tmp_pat
     curves.sets["nq"]["test"].append(dict(curves.sets["nq"]["test"][-1], budget=64))
     with pytest.raises(ValueError, match="take both files of one run"):
         load_scores(Curves(sets=curves.sets), tmp_path / "scores.npz")
+
+
+def test_the_page_says_whether_dev_questions_were_known_to_their_reader() -> None:
+    """With fold readers the table does not say that the judged reader was trained on dev questions."""
+    assert any("trained on" in line for line in table({})) and any("most dev" in line for line in table({}))
+    assert not any("most dev" in line for line in table({}, folds=True))
+    assert any("readers that do not know them" in line for line in table({}, folds=True))
