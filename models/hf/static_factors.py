@@ -159,7 +159,7 @@ class FactoredKind(StaticKind):
         super().prepare(step)
         layers, rows = self.first_place.shape
         place = (self.first_place + step).to(torch.int32)[:, :, None]
-        self._place = place.expand(-1, -1, self._heads).reshape(layers, rows * self._heads)
+        self._place = place.repeat(1, 1, self._heads).view(layers, rows * self._heads)
         hidden = self._hidden[:, :, :, 0].reshape(layers, rows * self._heads, self.slots)
         self._shown = hidden.to(torch.int32).neg()
 

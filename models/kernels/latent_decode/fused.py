@@ -51,7 +51,7 @@ def latent_decode_fused(
     batch, num_q, q_heads, dim = q.shape
     slots, kv_heads = ring_k.shape[1], ring_k.shape[2]
     q, ring_k, ring_v = last_contiguous(q), last_contiguous(ring_k), last_contiguous(ring_v)
-    ring_place = ring_place.contiguous()
+    ring_place, q_place = ring_place.contiguous(), q_place.contiguous()
     width = q.element_size() * dim
     tile = block_n or (16 if width >= 1024 else 32 if width > 256 else 64)
     if width >= 1024:

@@ -113,6 +113,20 @@ def test_fused_agrees_with_naive(device: str, shape: str, splits: int | None, ro
     assert relative_error(lse[1], expected_lse[1]) < 2e-5
 
 
+@pytest.mark.parametrize("given", ["expanded", "every second"])
+def test_places_of_queries_may_lie_apart(device: str, given: str) -> None:
+    """One place for all rows, and places with others between them: what is read is theirs."""
+    inputs = make_inputs(
+        device, batch=2, num_q=1, q_heads=2, kv_heads=1, dim=32, slots=45, blocks=2, tokens=16, runs=1, rank=(5, 7),
+        chosen=0, chunk=1, dtype=torch.float32,
+    )  # fmt: skip
+    among = torch.tensor([40, 3, 21, 7], dtype=torch.int32, device=device)
+    inputs["q_place"] = among[:1].expand(2) if given == "expanded" else among[::2]
+    out, lse = latent_decode(**inputs, implementation="fused")
+    expected, expected_lse = latent_decode(**inputs, implementation="naive")
+    assert relative_error(out, expected) < 2e-5 and relative_error(lse, expected_lse) < 2e-5
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dim", [64, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
