@@ -19,6 +19,7 @@ from actors.ingest_config import IngestConfig
 from actors.ingest_job import IngestJob
 from actors.ingest_spec import IngestSpec
 from infra.bench.wire import Record, news, publish
+from infra.signals import StoppedBySignal
 from models.embed import EmbedderConfig
 from pipeline.errors import DependencyUnreachable, DysraError
 from pipeline.kafka import KafkaConfig, ensure_topic
@@ -31,8 +32,9 @@ _RAY_ATTEMPTS = 3
 class Local:
     """A folder, a broker in it, and Ray; topics and jobs are made as they are needed."""
 
-    def __init__(self, folder: Path, bootstrap_servers: str) -> None:
+    def __init__(self, folder: Path, bootstrap_servers: str, broker_pid: int) -> None:
         self.folder = folder
+        self.broker_pid = broker_pid
         self._kafka = KafkaConfig(bootstrap_servers=bootstrap_servers, max_record_bytes=24_000_000)
         self._numbers = itertools.count()
 
@@ -73,10 +75,11 @@ class Local:
 
 @contextlib.contextmanager
 def local(*, with_ray: bool = True) -> Iterator[Local]:
-    """A broker of its own on a free port and an embedded Ray; both are gone afterwards."""
+    """A broker of its own on a free port and an embedded Ray; both are gone afterwards, SIGTERM included."""
     from infra import kafka
 
     with contextlib.ExitStack() as cleanup:
+        signals = cleanup.enter_context(StoppedBySignal())
         folder = Path(cleanup.enter_context(TemporaryDirectory(prefix="dysra-bench-")))
         broker = kafka.start(folder / "kafka", 0)
         cleanup.callback(kafka.stop, folder / "kafka")
@@ -95,7 +98,9 @@ def local(*, with_ray: bool = True) -> Iterator[Local]:
                     ray.shutdown()
                     if attempt == _RAY_ATTEMPTS - 1:
                         raise
-        yield Local(folder, broker.bootstrap_servers)
+            signals.listen()  # again: Ray sets a handler of its own, which ends the process at once
+        cleanup.callback(signals.stopping)
+        yield Local(folder, broker.bootstrap_servers, broker.pid)
 
 
 def publish_steadily(

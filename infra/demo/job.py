@@ -19,9 +19,9 @@ from infra.console import Figures, progress, say
 from infra.demo import report
 from infra.demo.material import DemoQuestion, Material
 from infra.demo.start import named_for, start_broker, start_ray
-from infra.demo.stopping import StoppedBySignal
 from infra.demo.usage import TreeUsage
 from infra.demo.waiting import waiting
+from infra.signals import StoppedBySignal
 from infra.tracking import Tracker, track
 from pipeline.article import Article
 from pipeline.errors import DysraError, StoppedEarly

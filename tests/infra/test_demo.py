@@ -19,9 +19,9 @@ from infra.demo import waiting as waiting_module
 from infra.demo.material import DemoQuestion, file_material, newswire_material
 from infra.demo.report import around, by_kind, is_right
 from infra.demo.start import named_for, start_broker
-from infra.demo.stopping import StoppedBySignal
 from infra.demo.usage import TreeUsage
 from infra.kafka import Broker
+from infra.signals import StoppedBySignal
 from pipeline.errors import BadData, StoppedEarly, UsageError
 
 
