@@ -15,84 +15,30 @@ if TYPE_CHECKING:
 
 RUNS = 30
 HALVES = 1e-2  # relative difference that bf16 allows
-# how a step of one row is launched: forms of retrieve_decode, and other arguments of it
-STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "ships": ({}, {}),
-    "ranked": ({"ranked": True}, {}),
-    "scan-warps-8": ({"scan_warps": 8}, {}),
-    "cut-2": ({"cut": 2}, {}),
-    "merge-2": ({"merge_cut": 2}, {}),
-    "ranked-scan-8": ({"ranked": True, "scan_warps": 8}, {}),
-    "ranked-cut-2": ({"ranked": True, "cut": 2}, {}),
-    "ranked-cut-2-merge-2": ({"ranked": True, "cut": 2, "merge_cut": 2}, {}),
-    "ranked-cut-2-scan-8": ({"ranked": True, "cut": 2, "scan_warps": 8}, {}),
-    "ranked-cut-2-scan-8-merge-2": ({"ranked": True, "cut": 2, "scan_warps": 8, "merge_cut": 2}, {}),
-    "ranked-cut-4": ({"ranked": True, "cut": 4}, {}),
-    "ranked-cut-2-ring-32": ({"ranked": True, "cut": 2}, {"block_n": 32}),
-    "ranked-cut-2-warps-8": ({"ranked": True, "cut": 2}, {"num_warps": 8}),
-    "ranked-cut-2-span-16": ({"ranked": True, "cut": 2, "scan_tile": 16}, {}),
+# how a step of one row is launched: forms of retrieve_decode (None: its own choice), and other arguments of it
+STEPS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
+    "ships": (None, {}),
+    "plain": ({}, {"scans": 128}),
+    "plain-scans-32": ({}, {"scans": 32}),
+    "merge-2": ({"merge_cut": 2}, {"scans": 128}),
+    "merge-2-scans-32": ({"merge_cut": 2}, {"scans": 32}),
+    "ranked-merge-2-scans-32": ({"ranked": True, "merge_cut": 2}, {"scans": 32}),
+    "cut-2-merge-2-scans-32": ({"cut": 2, "merge_cut": 2}, {"scans": 32}),
     "ranked-cut-2-scans-32": ({"ranked": True, "cut": 2}, {"scans": 32}),
-    "again": ({}, {}),
+    "ranked-cut-2-merge-2-scans-32": ({"ranked": True, "cut": 2, "merge_cut": 2}, {"scans": 32}),
+    "ranked-cut-4-merge-2-scans-32": ({"ranked": True, "cut": 4, "merge_cut": 2}, {"scans": 32}),
+    "again": (None, {}),
 }
 
 
 def forms_forward(turn: Turn, chosen: int) -> dict[str, Any]:
-    """Forward for Hopper at 64k with this k, with k = 8 at 1M too, in forms 1, 2 and 3."""
+    """Forward for Hopper at 64k with this k, with k = 8 at 1M too, in forms 1 and 2."""
     return _sparse(turn, "forward", chosen, lambda case: _call(case.ours))
 
 
 def forms_dq(turn: Turn, chosen: int) -> dict[str, Any]:
-    """dq for Hopper alone at 64k with this k, with k = 8 at 1M too, in forms 1, 2 and 3."""
+    """dq for Hopper alone at 64k with this k, with k = 8 at 1M too, in forms 1 and 2."""
     return _sparse(turn, "dq", chosen, _only_dq)
-
-
-def forms_backward(turn: Turn, chosen: int) -> dict[str, Any]:
-    """Forward with backward at 64k with this k: what ships, the list built beside, rows in other blocks."""
-    from infra.bench.measure import matmul_rate, time_cuda
-    from infra.bench.sparse_attention import Case
-    from models.kernels.sparse_attention import hopper_shared, tuning
-
-    cases = [Case(65_536, chosen)]
-    expected = {case.chosen: _gradients(case, None) for case in cases}
-    ways: dict[str, tuple[bool, int, int]] = {
-        "ships": (False, 32, 0),
-        "beside": (True, 32, 0),
-        "rows-16": (False, 16, 0),
-        "rows-64": (False, 64, 0),
-        "form-3": (False, 32, 3),
-        "beside-form-3": (True, 32, 3),
-        "again": (False, 32, 0),
-    }
-
-    def set_way(beside: bool, rows: int) -> None:
-        tuning.BESIDE = beside
-        hopper_shared.launch_rows.__defaults__ = (rows,)
-
-    working = []
-    for name, (beside, rows, form) in ways.items():
-        set_way(beside, rows)
-        for case in cases:
-            row: dict[str, Any] = {"way": name, "chosen": case.chosen}
-            try:
-                found = _gradients(case, _tiles(form))
-                row["difference"] = _difference(found, expected[case.chosen])
-                if not row["difference"] <= HALVES:
-                    raise ValueError(f"differs by {row['difference']}")
-                working.append((name, case, row))
-            except Exception as error:
-                turn.write({**row, "error": str(error)[:300]})
-    turn.compiled()
-    with turn.alone():
-        rate = matmul_rate()
-        for name, case, row in working:
-            beside, rows, form = ways[name]
-            set_way(beside, rows)
-            tiles = _tiles(form)
-            call = case.with_backward(lambda c=case, t=tiles: c.ours(t))  # type: ignore[misc]
-            floor = case.floors(4e12, rate)[1]
-            turn.write(_timed(row, time_cuda(call, runs=RUNS, graph=True), "both", floor))
-    set_way(False, tuning.ROWS_BLOCK)
-    return {"bench": "forms-backward", "rate": rate}
 
 
 def forms_step(turn: Turn, tokens: int) -> dict[str, Any]:
@@ -110,11 +56,12 @@ def forms_step(turn: Turn, tokens: int) -> dict[str, Any]:
     expected = step.attend(step.search()).float()
     calls: list[tuple[dict[str, Any], Callable[[], Any]]] = []
     for name, (form, options) in STEPS.items():
+        own = None if form is None else Form(**form)
 
-        def call(form: Any = form, options: Any = options) -> Any:
+        def call(own: Any = own, options: Any = options) -> Any:
             return retrieve_decode_fused(
                 step.q, step.ring_k, step.ring_v, step.ring_place, step.q_place, search, latents=step.latents,
-                rotary=step.rotary, scale=128**-0.5, picking=True, form=Form(**form), **options,
+                rotary=step.rotary, scale=128**-0.5, picking=True, form=own, **options,
             )  # fmt: skip
 
         row: dict[str, Any] = {"way": name, "tokens": tokens}
@@ -146,7 +93,7 @@ def _sparse(
     for case in cases:
         call = call_of(case)
         expected = [x.float() for x in call({kernel: _general(kernel)})]
-        for name, form in (("1", 1), ("2", 2), ("3", 3), ("again", 2 if case.chosen <= 8 else 1)):
+        for name, form in (("1", 1), ("2", 2), ("again", 2 if case.chosen <= 8 else 1)):
             row: dict[str, Any] = {"way": name, "context": case.length, "chosen": case.chosen}
             tiles = {kernel: _general(kernel)._replace(hopper=form)}
             try:
@@ -198,20 +145,6 @@ def _general(kernel: str) -> Any:
     from models.kernels.sparse_attention.tuning import tiles_for
 
     return tiles_for(kernel, 128, torch.bfloat16, 512, False)._replace(hopper=0)
-
-
-def _tiles(form: int) -> dict[str, Any] | None:
-    """Forward and dq in this form; none: as the table says."""
-    kernels = ("forward", "dq")
-    return {kernel: _general(kernel)._replace(hopper=form) for kernel in kernels} if form else None
-
-
-def _gradients(case: Any, tiles: dict[str, Any] | None) -> list[Any]:
-    import torch
-
-    out = case.ours(tiles)
-    found = [out.detach(), *torch.autograd.grad(out, (case.q, case.k, case.v), case.grad)]
-    return [x.float() for x in found]
 
 
 def _difference(found: list[Any], expected: list[Any]) -> float:

@@ -48,9 +48,7 @@ PARTS: dict[str, list[list[str]]] = {
         ["forms-step", "1048576"],
         *(  # a process for each k, which kernels are compiled for
             [part, str(chosen)]
-            for part, chosen in itertools.product(
-                ("forms-forward", "forms-backward", "forms-dq"), (8, 16, 32, 64)
-            )
+            for part, chosen in itertools.product(("forms-forward", "forms-dq"), (8, 16, 32, 64))
         ),
     ],
     "kept": [["decode", "131072", "1048576"], ["sparse", "65536"]],  # the rows that a change of form touches

@@ -72,7 +72,6 @@ class Spans:
         splits: int | None = None,
         early: bool = False,
         ranked: bool = False,
-        num_warps: int = 4,
     ) -> torch.Tensor:
         """Candidates [B, Q, splits, width] of consecutive spans, or of the blocks [B, Q, n] of `span` landmarks.
 
@@ -102,7 +101,7 @@ class Spans:
             CHOSEN=blocks is not None,
             EARLY=early,
             RANKED=ranked,
-            num_warps=num_warps,
+            num_warps=4,
             **self.launch,
         )
         return part

@@ -30,20 +30,21 @@ class Form(NamedTuple):
     """How a picked step is launched.
 
     ranked: candidates are ordered by comparing all with all, up to _RANKED_WIDTH chunks and _RANKED lists or
-    landmarks of a span (else a sort, and one maximum after the other). scan_tile: landmarks that a span has at
-    least (None: as many as are read at once). scan_warps: warps of a scanning program. cut: programs that share a
-    chunk. merge_cut: programs that join an output row.
+    landmarks of a span (else a sort, and one maximum after the other). cut: programs that share a chunk.
+    merge_cut: programs that join an output row.
     """
 
     ranked: bool = False
-    scan_tile: int | None = None
-    scan_warps: int = 4
     cut: int = 1
     merge_cut: int = 1
 
 
-_FORM = Form()
 _RANKED, _RANKED_WIDTH = 128, 8
+_NEAR = Form(ranked=True, cut=2, merge_cut=2)  # of one row with few candidates to look through
+_FAR = Form(merge_cut=2)  # of one row with more of them
+_ROWS = Form()  # of more rows, for which the others have not been timed
+_NEAR_LISTS = 64  # spans, and landmarks of one, up to which candidates are few
+_LEAST_SPAN = 64  # landmarks of one row's span at least: half the lists at 128k tokens
 
 
 def retrieve_decode_fused(
@@ -63,12 +64,12 @@ def retrieve_decode_fused(
     single: bool | None = None,
     block_n: int | None = None,
     num_warps: int = 4,
-    form: Form = _FORM,
+    form: Form | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `retrieve_decode_naive`. `picking` overrides whether chunks' programs pick their candidates themselves.
 
     `early`: where they do, programs of the ring and of latents do not wait for the search. `single`, `block_n` and
-    `num_warps` as in `latent_decode_fused`; `form` where candidates are picked.
+    `num_warps` as in `latent_decode_fused`. `form`: how a step that picks is launched (None: as `_form_for` says).
     """
     batch, chosen = search.place.shape
     count = search.landmarks.shape[-2]
@@ -79,9 +80,8 @@ def retrieve_decode_fused(
         search.length,
         search.exclude_newest,
     )
-    if form.scan_tile is not None:
-        found.block_n = min(found.block_n, form.scan_tile)
     span = _span(found, count, batch, scans)
+    form = form or _form_for(batch, found.width, span, count)
     fits = chosen <= _CHOSEN and span <= _SPAN
     if picking is None:
         picking = fits and batch <= _PICKED_ROWS and count > _PICKED_LANDMARKS
@@ -95,7 +95,7 @@ def retrieve_decode_fused(
         pages = torch.empty((batch, chosen), dtype=torch.int32, device=q.device)
         spans = 1 << max(-(-count // span) - 1, 1).bit_length()
         ranked = form.ranked and found.width <= _RANKED_WIDTH and max(span, spans) <= _RANKED
-        candidates = found.scan(span, None, spans, early, ranked, form.scan_warps).view(batch, -1)
+        candidates = found.scan(span, None, spans, early, ranked).view(batch, -1)
     else:
         shared = search.landmarks.ndim == 2 and search.length is None
         together = shared and batch > _TOGETHER[0] and count >= _TOGETHER[1]
@@ -130,11 +130,25 @@ def retrieve_decode_fused(
 
 
 def _span(found: Spans, count: int, batch: int, scans: int | None) -> int:
-    """Landmarks of one span: few enough spans that their candidates are looked through at once."""
+    """Landmarks of one span, a power of two: as many spans as `scans` says (None: as were measured to be fastest).
+
+    Never more spans than leave _CANDIDATES of a row. One row's hold _LEAST_SPAN landmarks or more: where there are
+    few, half as many lists are sooner looked through than twice as many landmarks scanned. More rows share the
+    programs that scan, and keep the spans that were timed for them.
+    """
+    least_span = _LEAST_SPAN if scans is None and batch == 1 else 1
     scans = scans or (_SCANS if count < _LONG else 2 * _SCANS)
     wanted = min(max(2, scans // batch), _CANDIDATES // found.width)
     least = -(-count // (_CANDIDATES // found.width))
-    return max(found.block_n, found.width, _power(max(-(-count // wanted), least)))
+    return max(found.block_n, found.width, _power(max(-(-count // wanted), least, least_span)))
+
+
+def _form_for(batch: int, width: int, span: int, count: int) -> Form:
+    """The fastest form seen for so many rows, lists of this width and `count` landmarks in spans of this length."""
+    if batch > 1:
+        return _ROWS
+    near = width <= _RANKED_WIDTH and max(span, -(-count // span)) <= _NEAR_LISTS
+    return _NEAR if near else _FAR
 
 
 def _power(size: int) -> int:

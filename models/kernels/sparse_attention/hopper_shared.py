@@ -12,7 +12,7 @@ import triton.language as tl
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from models.kernels.sparse_attention.tuning import HOPPER_ROWS, ROWS_BLOCK
+from models.kernels.sparse_attention.tuning import HOPPER_ROWS
 
 
 @triton.jit
@@ -36,16 +36,12 @@ def rows_kernel(out_ptr, grad_ptr, lse_ptr, lse_grad_ptr, rows_ptr, num_q, num_h
 
 
 def launch_rows(
-    out: torch.Tensor,
-    grad: torch.Tensor,
-    lse: torch.Tensor,
-    lse_grad: torch.Tensor | None,
-    block: int = ROWS_BLOCK,
+    out: torch.Tensor, grad: torch.Tensor, lse: torch.Tensor, lse_grad: torch.Tensor | None
 ) -> torch.Tensor:
     """float32 [2, B * Hq, Nq] from out, grad [B, Nq, Hq, D] and lse in base 2: what a row of p and of ds needs."""
     batch, num_q, heads, dim = out.shape
     rows = torch.empty((2, batch * heads, num_q), dtype=torch.float32, device=out.device)
-    rows_kernel[(-(-num_q // block), batch * heads)](
+    rows_kernel[(-(-num_q // 32), batch * heads)](
         out,
         grad,
         lse,
@@ -54,7 +50,7 @@ def launch_rows(
         num_q,
         heads,
         DIM=dim,
-        BLOCK=block,
+        BLOCK=32,
         LSE_GRAD=lse_grad is not None,
     )
     return rows

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from models.kernels.sparse_attention import tuning
 from models.kernels.sparse_attention.backward import delta_kernel, dkv_kernel, dq_kernel
 from models.kernels.sparse_attention.inverse import InverseIndex, invert_indices
 from models.kernels.sparse_attention.launching import (
@@ -51,42 +49,16 @@ def launch_backward(
     options: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """dq, dk, dv and dweights, in the dtypes of their inputs."""
-    num_chunks = -(-k.shape[1] // options["chunk_size"])
-    beside = tuning.BESIDE and q.is_cuda and options["deterministic"] and options["inverse"] is None
-    inverse, ready = inverted_beside(indices, num_chunks) if beside else (options["inverse"], None)
     saved = prepare(q, k, v, weights, indices, out, lse, grad.contiguous(), lse_grad, options)
     if options["deterministic"]:
         dq, dweights = launch_dq(saved, options, None)
-        inverse = inverse or invert_indices(indices, num_chunks)
-        if ready is not None:
-            torch.cuda.current_stream(q.device).wait_event(ready)
+        inverse = options["inverse"] or invert_indices(indices, -(-k.shape[1] // options["chunk_size"]))
         dk, dv = launch_dkv(saved, options, inverse)
     else:
         sums = torch.zeros((2, *k.shape), dtype=torch.float32, device=k.device)
         dq, dweights = launch_dq(saved, options, sums)
         dk, dv = sums[0].to(k.dtype), sums[1].to(v.dtype)
     return dq, dk, dv, dweights
-
-
-def inverted_beside(indices: torch.Tensor, num_chunks: int) -> tuple[InverseIndex, torch.cuda.Event]:
-    """The inverted list, built on a stream of its own, and the event after which it may be read.
-
-    Its few small programs leave nearly the whole device to the kernels that the current stream launches meanwhile.
-    """
-    current, side = torch.cuda.current_stream(indices.device), _side_stream(indices.device)
-    side.wait_stream(current)
-    with torch.cuda.stream(side):
-        inverse = invert_indices(indices, num_chunks)
-    for tensor in (inverse.starts, inverse.entries, inverse.order):
-        if tensor is not None:
-            tensor.record_stream(current)
-    indices.record_stream(side)
-    return inverse, side.record_event()
-
-
-@functools.cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def prepare(
@@ -144,10 +116,8 @@ def launch_dq(
     if tiles.hopper and saved.rows is not None and sums is None:
         from models.kernels.sparse_attention.ahead_dq import launch_ahead_dq
         from models.kernels.sparse_attention.hopper_dq import launch_hopper_dq
-        from models.kernels.sparse_attention.thirds_dq import launch_thirds_dq
 
-        form = form_for(tiles, "dq", indices, options)
-        launch = {1: launch_hopper_dq, 2: launch_ahead_dq, 3: launch_thirds_dq}[form]
+        launch = launch_hopper_dq if form_for(tiles, "dq", indices, options) == 1 else launch_ahead_dq
         scale = options["scale"]
         return launch(q, k, saved.v, saved.grad, indices, saved.rows, scale, scale * LOG2E), None
     num_tiles = -(-rows // tiles.block_m)

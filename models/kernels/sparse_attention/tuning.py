@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-FEW = 8  # chosen chunks up to which form 2 of the forward and of dq is faster than form 1 (measured at 8 and 32)
-ROWS_BLOCK = 32  # rows of a program that prepares lse and delta
-BESIDE = False  # the inverted list is built on a stream of its own while lse and delta are prepared
+FEW = (
+    8  # chosen chunks up to which form 2 of the forward and of dq is faster than form 1 (measured at 8 to 64)
+)
 HOPPER_ROWS, HOPPER_HEADS = 64, 4  # rows of one head of a block of queries, and heads of a tile of hopper.py
 
 
@@ -19,7 +19,7 @@ class Tiles(NamedTuple):
     """How one kernel is cut: rows of a program, chunks read at a time, warps, stages, copy engine.
 
     hopper: which of the kernels for Hopper runs where it fits (0: none; 1: hopper.py's; 2: ahead.py's, the only one
-    for dk and dv; 3: thirds.py's); the other fields then say how the general one is cut elsewhere.
+    for dk and dv); the other fields then say how the general one is cut elsewhere.
     """
 
     block_m: int

@@ -103,11 +103,27 @@ def test_fused_agrees_with_naive(device: str, case: dict[str, Any]) -> None:
 
 FORMS: dict[str, dict[str, Any]] = {
     "ranked": {"ranked": True},
-    "ranked-small-spans": {"ranked": True, "scan_tile": 8, "scan_warps": 2},
     "cut": {"cut": 2},
     "merge-cut": {"merge_cut": 2},
-    "all": {"ranked": True, "scan_tile": 16, "cut": 4, "merge_cut": 2},
+    "all": {"ranked": True, "cut": 4, "merge_cut": 2},
 }
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int, int]]:
+    """As on a card where each part has a program of its own; each step's list_width > 0, cut and merge_cut."""
+    from models.kernels.latent_decode import fused as decode_launch
+    from models.kernels.retrieve_decode import fused
+
+    monkeypatch.setattr(decode_launch, "processors", lambda _: 132)
+    taken: list[tuple[bool, int, int]] = []
+
+    def seen(*given: Any, **named: Any) -> Any:
+        taken.append((named["list_width"] > 0, named["cut"], named["merge_cut"]))
+        return decode_launch.latent_decode_fused(*given, **named)
+
+    monkeypatch.setattr(fused, "latent_decode_fused", seen)
+    return taken
 
 
 @pytest.mark.parametrize(
@@ -115,28 +131,64 @@ FORMS: dict[str, dict[str, Any]] = {
 )
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 def test_every_form_of_a_picked_step_agrees_with_naive(
-    device: str, form: dict[str, Any], case: str, monkeypatch: pytest.MonkeyPatch
+    device: str, form: dict[str, Any], case: str, launched: list[tuple[bool, int, int]]
 ) -> None:
     """Candidates by rank, chunks read by several programs, rows joined by several: the same pages and sums."""
-    from models.kernels.landmark_topk.fused import Spans
-    from models.kernels.latent_decode import fused as decode_launch
     from models.kernels.retrieve_decode.fused import Form
 
     settings = {"index-per-row": CASES["index-per-row-no-latents"], **CASES}[case]
     inputs, search = make_step(device, **{**settings, "chunk": 64})
-    monkeypatch.setattr(
-        decode_launch, "processors", lambda _: 132
-    )  # so that each part has a program of its own
-    taken: list[tuple[bool, int]] = []
-    scan = Spans.scan
-
-    def seen(self: Spans, *given: Any) -> torch.Tensor:
-        taken.append((given[4], given[5]))
-        return scan(self, *given)
-
-    monkeypatch.setattr(Spans, "scan", seen)
     assert_agree(inputs, search, TOLERANCE[torch.float32], (True,), Form(**form))
-    assert taken == [(form.get("ranked", False), form.get("scan_warps", 4))]
+    assert launched == [tuple(Form(**form))]
+
+
+NEAR, FAR, ROWS = (True, 2, 2), (False, 1, 2), (False, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "landmarks", "chosen", "expected"),
+    [
+        (1, 5, 8, NEAR),
+        (1, 63, 8, NEAR),
+        (1, 65, 3, NEAR),
+        (1, 1_000, 8, NEAR),
+        (1, 130, 9, FAR),
+        (3, 130, 8, ROWS),
+    ],
+)
+def test_the_form_follows_from_rows_and_candidates(
+    device: str,
+    batch: int,
+    landmarks: int,
+    chosen: int,
+    expected: tuple[bool, int, int],
+    launched: list[tuple[bool, int, int]],
+) -> None:
+    """One row takes the near form, for more than 8 chunks the far one; more rows neither: all as the reference."""
+    inputs, search = make_step(
+        device,
+        batch=batch,
+        landmarks=landmarks,
+        chosen=chosen,
+        chunk=64,
+        width=256,
+        blocks=1,
+        lengths=batch > 1,
+    )
+    assert_agree(inputs, search, TOLERANCE[torch.float32], (True,))
+    assert launched == [expected]
+
+
+def test_the_near_form_ends_at_64_spans_of_64() -> None:
+    """One row of up to 4,096 landmarks (256k tokens) takes the near form, of one more the far one."""
+    from models.kernels.landmark_topk.fused import Spans
+    from models.kernels.retrieve_decode.fused import _FAR, _NEAR, _form_for, _span
+
+    found = Spans(torch.zeros(1, 1, 256), torch.zeros(16_384, 256, dtype=torch.float16), 8, None, 0)
+    spans = {count: _span(found, count, 1, None) for count in (2_048, 4_096, 4_097, 16_384)}
+    assert spans == {2_048: 64, 4_096: 64, 4_097: 64, 16_384: 128}
+    chosen = {count: _form_for(1, 8, span, count) for count, span in spans.items()}
+    assert chosen == {2_048: _NEAR, 4_096: _NEAR, 4_097: _FAR, 16_384: _FAR}
 
 
 def test_picking_is_refused_where_it_does_not_fit(device: str) -> None:
