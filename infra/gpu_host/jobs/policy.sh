@@ -1,7 +1,7 @@
 #!/bin/bash
 # policy.sh: stages of policy_gpu. STAGES, WORKERS (10); READER=1 where a stage reads (parts reader-* unpacked by reader.sh).
 # First call: STAGES="material pairs teach" (200 s alone; 350 s where other trainings share the GPU: its pair readers stop by the clock, and 121
-# of their 416 steps cost every policy 3 points on 2026-11-30); second: STAGES="readings trust reward judge" READER=1 (SECONDS 700).
+# of 416 steps cost their order 2.5 to 3.9 points on 2026-11-30); second: STAGES="readings trust reward judge" READER=1 (SECONDS 700).
 # FOLDS=1: training and dev questions are read by the readers of policy_folds.sh, waited for. OPTIONS: more of policy_gpu's.
 set -u
 ROOT=${LEASE_ROOT:-/tmp}
