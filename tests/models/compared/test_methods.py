@@ -3,60 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import lru_cache
-from typing import Any
 
 import pytest
 import torch
 
-from models.cache.learned import LearnedWeights
-from models.cache.ranker import LayerRanker, Ranker, base_identity, context_features
-from models.compared import METHODS, method, ours
+from models.compared import METHODS, method
 from models.compared.base import budget_of
-from models.compared.kept import Kept
 from models.compared.keys import KeyNorm
-from models.compared.trace import LayerTrace, Trace, read_exactly
+from models.compared.trace import LayerTrace, read_exactly
 from models.compared.window import sinks_and_last
-from models.hf.backbone import LEARNED_TYPES
 from models.rotary import RotaryTable
 from tests.models import tiny
 from tests.models.compared import reference
+from tests.models.compared.tiny_context import N, chosen, compressed, ready, trace
 
-N = 90
 UNLEARNED = [
     name
     for name in METHODS
     if not any(part in name for part in ("ranker", "streaming", "brought_back", "projection", "autoencoder"))
 ]
-SETTINGS: dict[str, dict[str, Any]] = {
-    "razor": {"copy_tokens": 20},
-    "kv_compress": {"block_size": 4, "protected": 8},
-    "snapkv": {"window": 8},
-    "squeeze": {"share": 0.5},
-}
-
-
-@lru_cache(maxsize=1)
-def trace() -> Trace:
-    """A context of letters as the tiny model reads it."""
-    return read_exactly(tiny.backbone(), [1, *tiny.ids(N - 1)])
-
-
-@lru_cache(maxsize=32)
-def ready(name: str) -> Any:
-    """The method with small settings, prepared."""
-    return method(name, **SETTINGS.get(name, {})).prepare(tiny.backbone())
-
-
-def chosen(kept: Kept, head: int) -> set[int]:
-    """Positions kept, for methods that leave keys at their places."""
-    return set(kept.places[head].tolist())
-
-
-def compressed(name: str, budget: float, **settings: Any) -> list[Kept]:
-    """What the method keeps of the context."""
-    made = dataclasses.replace(ready(name), **settings)
-    return list(made.compress(trace(), int(trace().full_bytes * budget)))
 
 
 def test_trace_holds_what_the_cache_of_the_model_holds() -> None:
@@ -356,21 +321,6 @@ def test_question_bank_scores_by_questions_asked_after_the_context() -> None:
     )
 
 
-def test_ours_is_the_rotating_cache_of_its_derived_budgets() -> None:
-    """The bytes of the layers are those that the cache allocates; streaming holds as few."""
-    backbone, ids = tiny.backbone(), [1, *tiny.ids(249)]
-    long = read_exactly(backbone, ids)
-    for name in ("ours_latents", "ours_question_bank"):
-        for keep in (0.5, 0.25):
-            memory = ready(name).memory(long, budget_of(long, keep))
-            assert 0.5 * keep < memory.nbytes / long.full_bytes <= keep
-            assert sum(t.nbytes for t in memory.held[0].layer.tensors().values()) == memory.held[0].nbytes  # type: ignore[attr-defined]
-        streaming = dataclasses.replace(ready(name), streaming=True).read(backbone, ids, 0.5)
-        parts = streaming.nbytes_by_part()
-        assert streaming.nbytes - parts["sliding"] - parts["pending"] <= 0.5 * long.full_bytes
-        assert streaming.tokens_seen == 250
-
-
 def test_wrong_shapes_types_and_models_name_both_sides() -> None:
     """What was given and what the layer or the method wants."""
     layer = trace().layers[0]
@@ -424,89 +374,6 @@ def test_attention_that_is_shared_by_one_layer_is_window_and_sinks() -> None:
     assert [each.nbytes for each in kept] == [each.nbytes for each in plain]
     assert all(each.leader is None and not each.leads for each in kept)
     assert [chosen(each, 0) for each in kept] == [set(sinks_and_last(trace().layers[0], 4, 45).tolist())] * 2
-
-
-def tiny_ranker() -> Ranker:
-    """Random networks for the tiny model."""
-    torch.manual_seed(5)
-    layers = {layer.spec.index: LayerRanker(2, 2 * 16 + 7).eval() for layer in trace().layers}
-    for layer in layers.values():
-        layer.requires_grad_(False)
-    return Ranker(layers, base_identity(tiny.backbone().identity), {})
-
-
-def test_the_learned_ranker_keeps_what_its_network_scores_highest() -> None:
-    """Scores of the networks for the context's features, as they are."""
-    known = tiny_ranker()
-    layers = known.layers
-    ready = method("ranker", known=known).prepare(tiny.backbone())
-    for layer in trace().layers:
-        given = context_features(layer.spec, layer.keys, layer.values)
-        with torch.no_grad():
-            torch.testing.assert_close(ready.score(layer), layers[layer.spec.index](given))
-
-
-@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
-def test_our_ring_takes_its_share_of_the_bytes(share: float) -> None:
-    """Of the pairs that the budget holds; the rest is for hitters or latents."""
-    spec = trace().layers[0].spec
-    made = method("ours_latents", raw_share=share)
-    pair = 2 * spec.num_kv_heads * spec.head_dim * 4
-    config = made.config(spec, 10_000, 2_000 * pair + 48)
-    assert config.ring == int(2_000 * share)
-
-
-def tiny_codes(kind: str) -> LearnedWeights:
-    """A learned compressor of the tiny model as it begins, but for directions of its own."""
-    torch.manual_seed(6)
-    layer_type = LEARNED_TYPES[kind].layer_type
-    layers = {}
-    for layer in trace().layers:
-        layers[layer.spec.index] = layer_type(2, layer.spec.head_dim, 12)
-        layers[layer.spec.index].start(torch.randn(2, 60, 16), torch.randn(2, 60, 16))  # type: ignore[operator]
-    return LearnedWeights(kind, layers, base_identity(tiny.backbone().identity), {})
-
-
-AT_ONCE = [
-    "ours_latents",
-    "ours_weighted",
-    "ours_projection",
-    "ours_autoencoder",
-    "ours_question_bank",
-    "ours_ranker",
-]
-
-
-@pytest.mark.parametrize("name", AT_ONCE)
-@pytest.mark.parametrize("keep", [0.7, 0.4, 0.2])
-def test_our_cache_filled_at_once_is_the_one_read_step_by_step(
-    name: str, keep: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same bytes, the same pairs at the same places, the same latents; heavy hitters in any slot."""
-    backbone = tiny.backbone()
-    given = read_exactly(backbone, [1, *tiny.ids(601)])
-    maker = method(name)
-    if name == "ours_ranker":
-        maker = dataclasses.replace(maker, known=tiny_ranker())
-    if maker.compressor in LEARNED_TYPES:
-        maker = dataclasses.replace(maker, learned=tiny_codes(maker.compressor))
-    maker = maker.prepare(backbone)
-    fast = maker.memory(given, int(given.full_bytes * keep))
-    monkeypatch.setattr(ours, "can_fill", lambda layer: False)
-    slow = maker.memory(given, int(given.full_bytes * keep))
-    for quick, plain in zip(fast.held, slow.held, strict=True):
-        assert quick.nbytes == plain.nbytes and plain.layer.blocks > 3
-        assert quick.layer.counters() == plain.layer.counters()
-        ways = [layer.layer.visible() for layer in (quick, plain)]
-        orders = [places.argsort(dim=1) for _, _, places, _ in ways]
-        for at in (0, 1):
-            found, wanted = (
-                way[at].gather(1, order[..., None].expand_as(way[at]))
-                for way, order in zip(ways, orders, strict=True)
-            )
-            torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
-        assert ways[0][3] == ways[1][3]
-        torch.testing.assert_close(ways[0][2].sort(dim=1).values, ways[1][2].sort(dim=1).values)
 
 
 def test_scores_are_worked_out_once_for_all_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
