@@ -195,6 +195,29 @@ def test_expiry_drops_whole_segments_past_retention(tmp_path: Path) -> None:
     again.close()
 
 
+def test_what_has_left_is_not_held_in_the_order_of_its_stream(tmp_path: Path) -> None:
+    """Expired, updated and deleted articles alike: the order grows with what lives, not with what ever came."""
+    shard = make.open_shard(tmp_path, seal_rows=512, min_seal_rows=512, retention_days=1.0, merge_segments=0)
+    start, offset, live = make.article("x").published_ms, 0, 100
+    for day in range(12):
+        names = [f"a{day}-{n}" for n in range(live)]
+        stream = "brief" if day == 0 else "wire"
+        for version in (0, 1):
+            made = [
+                make.upsert(name, offset + n, version, num_chunks=1, stream=stream, hours=24.0 * day)
+                for n, name in enumerate(names)
+            ]
+            make.put(shard, *made)
+            offset += len(made)
+        shard.seal()
+        shard.expire(start + day * DAY_MS + 2)
+    state = shard._core.state
+    assert sum(len(order.items) for order in state.streams.values()) <= 2 * len(state.catalog) + 1_100
+    assert set(state.streams) == {"wire"}, "a stream of which nothing lives is forgotten"
+    assert [a.id for a in shard.recent("wire", 2)] == [f"a11-{n}" for n in (99, 98)]
+    shard.close()
+
+
 def test_maintain_does_nothing_when_nothing_is_due(tmp_path: Path) -> None:
     """No checkpoint is written for its own sake."""
     shard = make.open_shard(tmp_path)
