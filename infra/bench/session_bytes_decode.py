@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from models.cache.eviction import begun
 from models.cache.full_layer import RotatingLayer
 from models.cache.rotating import RotatingCompressiveCache
 from models.hf import HfBackbone
@@ -116,8 +117,12 @@ def answer_ms(
     return found
 
 
-def eviction_ms(backbone: HfBackbone, cache: RotatingCompressiveCache, times: int) -> float:
-    """Median milliseconds for one eviction in all full-attention layers, ring refilled in between untimed."""
+def eviction_ms(backbone: HfBackbone, cache: RotatingCompressiveCache, times: int, *, ahead: bool) -> float:
+    """Median milliseconds for one eviction in all full-attention layers, ring refilled in between untimed.
+
+    With `ahead` as decoding does it: the block's factors were begun after the eviction before and are known (a
+    block's tokens were decoded meanwhile; here that is waited for untimed), and beginning the next block's counts.
+    """
     fork = cache.fork()
     layers = [layer for layer in fork.stored if isinstance(layer, RotatingLayer)]
     for layer in layers:
@@ -132,7 +137,12 @@ def eviction_ms(backbone: HfBackbone, cache: RotatingCompressiveCache, times: in
         with torch.no_grad():
             for layer in layers:
                 layer._evict()
+                if ahead:
+                    layer._leaving = begun(layer)
         found.append(now(backbone) - began)
+        for layer in layers:
+            if layer._leaving is not None:
+                layer._leaving.vectors.wait()
         for layer in layers:  # the places that were emptied count as refilled
             layer.seen += layer.config.evict_block
     return 1000 * statistics.median(found[3:])

@@ -68,7 +68,8 @@ def page(result: dict[str, Any]) -> str:
             "",
             f"With the session's own steps: {result['session']['decode_ms']} ms a token without an eviction "
             f"({result['session'].get('captured_ms', 'not')} captured), an "
-            f"eviction in all full-attention layers {result['eviction_ms']} ms for {result['evict_block']} tokens.",
+            f"eviction in all full-attention layers {result['eviction_ms']} ms for {result['evict_block']} tokens "
+            f"(its factors begun a block ahead; {result['eviction_unforeseen_ms']} ms where they are not).",
         ]
     lines += ["", *(f"* `{name}`: {value}" for name, value in result["ratios"].items())]
     return "\n".join(lines) + "\n"

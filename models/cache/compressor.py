@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from abc import ABC, abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -72,10 +74,11 @@ def eigenvectors(gram: Tensor) -> Tensor:
     """Eigenvectors `[..., n, n]` of symmetric matrices, the least eigenvalue's first, in double precision.
 
     On a GPU the library takes the matrices of a batch one after another (2 ms each for n = 128 on an H200), so
-    there they are solved by the host's processors side by side.
+    there they are solved by the host's processors side by side. One thread solves a matrix, wherever and whenever
+    it is solved, so that the bits do not depend on it.
     """
     wide = gram.double()
-    if not wide.is_cuda or wide.ndim < 3:
+    if wide.ndim < 3 or (not wide.is_cuda and torch.get_num_threads() == 1):
         found: Tensor = torch.linalg.eigh(wide).eigenvectors
         return found
     found = side_by_side(wide.flatten(0, -3).cpu(), _solvers())
@@ -86,43 +89,67 @@ def side_by_side(matrices: Tensor, pool: ThreadPoolExecutor) -> Tensor:
     """Eigenvectors of `matrices [B, n, n]` on the CPU, the batch dealt out to the pool's threads."""
     size = 1 + len(matrices) // 64
     pieces = [matrices[at : at + size] for at in range(0, len(matrices), size)]
-    parts = pool.map(lambda piece: torch.linalg.eigh(piece).eigenvectors, pieces)
+    parts = pool.map(lambda piece: torch.linalg.eigh(piece).eigenvectors, pieces, timeout=SOLVING_LIMIT_S)
     return torch.cat(list(parts))
 
 
 class ComingEigenvectors:
     """Eigenvectors that the host's processors find while the device goes on with other work.
 
-    Nothing waits before `result` is called, neither here nor on the device.
+    Nothing waits before `result` is called, neither here nor on the device; nor does the device then, nor is it
+    waited for beyond the work that was queued when this was made. Takes `B n²` doubles of the host's memory.
     """
 
     def __init__(self, gram: Tensor) -> None:
         """`gram [B, n, n]`, symmetric, in double precision."""
         self._device = gram.device
+        with torch.inference_mode(False):  # the threads write results in its place
+            self._host = torch.empty(gram.shape, dtype=gram.dtype, pin_memory=gram.is_cuda)
+        self._host.copy_(gram, non_blocking=gram.is_cuda)
+        self._copied: torch.cuda.Event | None = None
         if gram.is_cuda:
-            self._host = torch.empty(gram.shape, dtype=gram.dtype, pin_memory=True)
-            self._host.copy_(gram, non_blocking=True)
-            self._copied: torch.cuda.Event | None = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            self._copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._copied.record(torch.cuda.current_stream(gram.device))
-        else:
-            self._host, self._copied = gram, None
         pool = _solvers()
-        self._parts: list[Future[Tensor]] = [pool.submit(self._solve, at) for at in range(len(gram))]
+        self._parts: list[Future[None]] = [pool.submit(self._solve, at) for at in range(len(gram))]
 
-    def _solve(self, at: int) -> Tensor:
+    def _solve(self, at: int) -> None:
         if self._copied is not None:
-            self._copied.synchronize()
-        found: Tensor = torch.linalg.eigh(self._host[at]).eigenvectors
-        return found
+            self._copied.synchronize()  # as long as the device's queue; `wait` has a limit
+        self._host[at].copy_(torch.linalg.eigh(self._host[at]).eigenvectors)
+
+    def wait(self) -> None:
+        """Until all are found. Raises TimeoutError after `SOLVING_LIMIT_S`, and what solving raised."""
+        until = time.monotonic() + SOLVING_LIMIT_S
+        for part in self._parts:
+            part.result(timeout=max(0.0, until - time.monotonic()))
 
     def result(self) -> Tensor:
-        """Eigenvectors `[B, n, n]` on the device, the least eigenvalue's first."""
-        return torch.stack([part.result(timeout=SOLVING_LIMIT_S) for part in self._parts]).to(self._device)
+        """Eigenvectors `[B, n, n]` on the device, the least eigenvalue's first; raises as `wait`."""
+        self.wait()
+        return self._host.to(self._device, non_blocking=True)
+
+    def cancel(self) -> None:
+        """Solve no more of them than have been begun; nobody will ask for the result."""
+        for part in self._parts:
+            part.cancel()
 
 
 @lru_cache(maxsize=1)
 def _solvers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(MOST_SOLVERS, os.cpu_count() or 1), thread_name_prefix="eigenvectors")
+    """Threads that solve a matrix each, alone.
+
+    Left to itself, the library shares each small matrix out among all processors, from every one of these threads:
+    that takes twice the processors' time, and the slowest of a busy host's.
+    """
+    count, before = min(MOST_SOLVERS, os.cpu_count() or 1), torch.get_num_threads()
+    pool = ThreadPoolExecutor(
+        count, thread_name_prefix="eigenvectors", initializer=torch.set_num_threads, initargs=(1,)
+    )
+    begun = threading.Barrier(count)
+    list(pool.map(lambda _: begun.wait(SOLVING_LIMIT_S), range(count)))
+    torch.set_num_threads(before)  # threads that others start take the number that was set last
+    return pool
 
 
 def project(block: Tensor, gram: Tensor, rank: int) -> Factors:
@@ -136,7 +163,8 @@ def project(block: Tensor, gram: Tensor, rank: int) -> Factors:
 
 def onto(block: Tensor, vectors: Tensor, rank: int) -> Factors:
     """`block [H, n, d]` projected onto the last `rank` of `vectors [H, n, n]`."""
-    rows = vectors[..., -rank:].flip(-1).to(block.dtype)
+    # contiguous: products of other layouts may be rounded otherwise
+    rows = vectors[..., -rank:].flip(-1).to(block.dtype).contiguous()
     return Factors(rows, rows.transpose(-1, -2) @ block)
 
 

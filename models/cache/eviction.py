@@ -1,7 +1,10 @@
-"""Blocks that leave the ring together, in one step of many tokens, as latents: one factoring for all of them.
+"""Blocks that leave the ring as latents: together, in one step of many tokens, and begun before they leave.
 
 Blocks that newer ones of the same step push out of the latents before anything reads them are not factored. Which
-blocks leave is known before the step is read, so their eigenvectors can be looked for meanwhile (`foreseen`).
+blocks leave is known before the step is read, so their eigenvectors can be looked for meanwhile (`foreseen`). While
+tokens are read one by one, the oldest block of the ring leaves next and does not change before (`begun`).
+What is looked for ahead is no part of the cache: `2 H n²` doubles of the host's memory a layer and block, and
+their pairs in float32 where several blocks leave together.
 """
 
 from __future__ import annotations
@@ -32,6 +35,30 @@ class Leaving:
     keys: Tensor
     values: Tensor
     vectors: ComingEigenvectors
+
+
+@dataclass(frozen=True, slots=True)
+class NextBlock:
+    """The block of number `begin`, which leaves by itself."""
+
+    begin: int
+    vectors: ComingEigenvectors
+
+
+def begun(layer: RotatingLayer) -> Leaving | NextBlock | None:
+    """Begin to factor what leaves next, however far off; nothing that the layer holds changes, and nothing waits.
+
+    None where that depends on what is yet to be read (heavy hitters, weights of queries), is little work (learned
+    codes), or is not in the ring as a whole yet.
+    """
+    count = layer.places.step(layer.blocks)
+    if not layer.factored_alone or layer._in_ring < count * layer.config.evict_block:
+        return None
+    if count > 1:
+        return foreseen(layer, count)
+    keys, values, offsets = layer.oldest()
+    gram = gram_of(layer.framed(keys, offsets), values)
+    return NextBlock(layer.blocks, ComingEigenvectors(gram))
 
 
 def foreseen(layer: RotatingLayer, count: int) -> Leaving:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models.cache.compressor import Compressor, lost_of
 from models.cache.config import CacheConfig
-from models.cache.eviction import Leaving, foreseen, let_go
+from models.cache.eviction import Leaving, NextBlock, begun, foreseen, let_go
 from models.cache.heavy import HeavyStore
 from models.cache.latents import LatentRing
 from models.cache.layers import StoredLayer
@@ -76,7 +76,7 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
         window = WINDOW_QUERIES if needs_queries else 0
         self.queries = torch.zeros(spec.num_heads, window, dim, device=device)
         self.stats = torch.zeros(len(_STATS), dtype=torch.float64, device=device)
-        self._leaving: Leaving | None = None
+        self._leaving: Leaving | NextBlock | None = None
 
     def reset(self) -> None:
         """See StoredLayer.reset."""
@@ -102,7 +102,7 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
     def set_counters(self, counters: dict[str, int]) -> None:
         """See StoredLayer.set_counters."""
         self.seen, self.blocks = counters["seen"], counters["blocks"]
-        self._leaving = None  # what is held is another's
+        self.forget_foreseen()  # what is held is another's
 
     # -- reading ----------------------------------------------------------------------------------------------
 
@@ -194,20 +194,33 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
     # -- writing ----------------------------------------------------------------------------------------------
 
     def make_room(self, num_tokens: int) -> None:
-        """See StoredLayer.make_room; whole blocks leave until the new pairs fit."""
+        """See StoredLayer.make_room; whole blocks leave until the new pairs fit.
+
+        Who reads token by token has the block that leaves next factored meanwhile.
+        """
         blocks = self._due(num_tokens)
         if self._together(blocks):
             known = self._leaving
-            if known is None or (known.begin, known.count) != (self.blocks, blocks):
+            if not isinstance(known, Leaving) or (known.begin, known.count) != (self.blocks, blocks):
                 known = foreseen(self, blocks)
             self._note(*let_go(self, known))
         else:
             for _ in range(blocks):
                 self._evict()
-        self._leaving = None
+        if blocks:
+            self.forget_foreseen()
+        if num_tokens == 1 and self._leaving is None:
+            self._leaving = begun(self)
+
+    def forget_foreseen(self) -> None:
+        """Give up what was begun of coming evictions; they are then factored when they fall due."""
+        if self._leaving is not None:
+            self._leaving.vectors.cancel()
+            self._leaving = None
 
     def foresee(self, num_tokens: int) -> None:
         """Begin to factor what the next step of `num_tokens` will push out; nothing that is held changes."""
+        self.forget_foreseen()
         blocks = self._due(num_tokens)
         self._leaving = foreseen(self, blocks) if self._together(blocks) else None
 
@@ -221,8 +234,12 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
         return left
 
     def _together(self, blocks: int) -> bool:
-        config = self.config
-        return blocks > 1 and config.compressor == "svd" and config.has_latents and not self.heavy
+        return blocks > 1 and self.factored_alone
+
+    @property
+    def factored_alone(self) -> bool:
+        """Whether the factors of a block follow from its pairs alone, whatever is read before it leaves."""
+        return self.config.compressor == "svd" and self.config.has_latents and not self.heavy
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """See StoredLayer.append."""
@@ -235,7 +252,7 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
     def erase(self, first: int, end: int) -> dict[str, int]:
         """See StoredLayer.erase; heavy hitters are counted once a KV head."""
         config = self.config
-        self._leaving = None
+        self.forget_foreseen()
         pinned = (max(first, 0), min(end, config.sinks, self.seen))
         self.sinks.erase(*pinned)
         begin = config.sinks + self.blocks * config.evict_block
@@ -261,18 +278,31 @@ class RotatingLayer(StoredLayer):  # type: ignore[no-untyped-call]
         if window:
             self.queries.copy_(torch.cat((self.queries, queries.float()), dim=1)[:, -window:])
 
+    def oldest(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The block that leaves next: pairs `[H, n, d]` in float32, places inside the block `[H, n]`."""
+        n = self.config.evict_block
+        keys, values = (pair.float() for pair in self.ring.read(self.blocks * n, n))
+        return keys, values, torch.arange(n, device=self.spec.device).expand(keys.shape[0], -1)
+
+    def framed(self, keys: Tensor, offsets: Tensor) -> Tensor:
+        """Keys of a block as its factors describe them (`key_frame`)."""
+        if self.config.key_frame == "before_rotary":
+            return keys
+        self.spec.rotary.reserve(self.config.evict_block)
+        return self.spec.rotary.turn(keys, offsets)
+
     def _evict(self) -> None:
-        config = self.config
-        first = self.blocks * config.evict_block
-        keys, values = (pair.float() for pair in self.ring.read(first, config.evict_block))
-        offsets = torch.arange(config.evict_block, device=self.spec.device).expand(keys.shape[0], -1)
+        keys, values, offsets = self.oldest()
         if self.heavy:
-            keys, values, offsets = self._pick_heavy(first, keys, values)
+            keys, values, offsets = self._pick_heavy(self.blocks * self.config.evict_block, keys, values)
         if self.latents and self.compressor:
-            if config.key_frame == "within_block":
-                self.spec.rotary.reserve(config.evict_block)
-                keys = self.spec.rotary.turn(keys, offsets)
-            key, value = self.compressor.compress(keys, values)
+            keys = self.framed(keys, offsets)
+            known, self._leaving = self._leaving, None
+            if isinstance(known, NextBlock) and known.begin == self.blocks:
+                assert isinstance(self.compressor, SvdCompressor)
+                key, value = self.compressor.compress_by(keys, values, known.vectors.result())
+            else:
+                key, value = self.compressor.compress(keys, values)
             self.latents.write(self.blocks, (key.rows, key.basis), (value.rows, value.basis), offsets)
             self._note(lost_of(keys, key), lost_of(values, value))
         self.blocks += 1

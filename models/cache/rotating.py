@@ -152,6 +152,12 @@ class RotatingCompressiveCache(Cache):
             if isinstance(layer, RotatingLayer):
                 layer.foresee(self.config.read_block)
 
+    def forget_foreseen(self) -> None:
+        """Give up what was begun of coming evictions, and the memory outside of the cache that it takes."""
+        for layer in self.stored:
+            if isinstance(layer, RotatingLayer):
+                layer.forget_foreseen()
+
     def view(self, room: int) -> CacheView:
         """What an answer may read now, with room for `room` further tokens (the pending ones among them)."""
         return CacheView([layer.frozen(room) for layer in self.stored])

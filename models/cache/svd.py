@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.cache.compressor import Compressor, Factors, onto, project
+from models.cache.compressor import Compressor, Factors, eigenvectors, onto
 
 
 class SvdCompressor(Compressor):
@@ -16,15 +16,14 @@ class SvdCompressor(Compressor):
 
     def compress(self, keys: Tensor, values: Tensor) -> tuple[Factors, Factors]:
         """See Compressor.compress."""
-        both = torch.cat((keys, values))
-        gram = both @ both.transpose(-1, -2)
-        heads = keys.shape[0]
+        return self.compress_by(keys, values, eigenvectors(gram_of(keys, values)))
+
+    def compress_by(self, keys: Tensor, values: Tensor, vectors: Tensor) -> tuple[Factors, Factors]:
+        """As `compress`, bit for bit, by the eigenvectors `[2 H, n, n]` of `gram_of`, found before."""
         if self.key_rank != self.value_rank:
-            return (
-                project(keys, gram[:heads], self.key_rank),
-                project(values, gram[heads:], self.value_rank),
-            )
-        factors = project(both, gram, self.key_rank)
+            return from_eigenvectors(keys, values, vectors, (self.key_rank, self.value_rank))
+        heads = keys.shape[0]
+        factors = onto(torch.cat((keys, values)), vectors, self.key_rank)
         return (
             Factors(factors.rows[:heads], factors.basis[:heads]),
             Factors(factors.rows[heads:], factors.basis[heads:]),

@@ -2,7 +2,8 @@
 
 A step is the captured one where the backbone has it. Between two evictions nothing of a cache changes but the
 newest pairs of the ring, so steps run without looking at the cache; before the first full ring the new pairs are
-stored, the oldest block leaves, and what is then held is laid out anew. Tokens are those of reading one by one.
+stored, the oldest block leaves, and what is then held is laid out anew. The block that leaves next is begun then
+(models/cache/eviction.py): the host factors it while the device decodes. Tokens are those of reading one by one.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ class SessionDecoding:
         self.close()
 
     def close(self) -> None:
-        """Give the step back; the caches stay as they are."""
+        """Give the step back and what was begun of the next evictions up; the caches stay as they are."""
+        for cache in self._caches:
+            cache.forget_foreseen()
         if self._lent:
             self._backbone.steps.give_back(self._key, self.step)
             self._lent = False

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from models.cache import compressor
 from models.cache.compressor import ComingEigenvectors, eigenvectors, side_by_side, truncation_error
 from models.cache.latents import LatentRing
 from models.cache.svd import SvdCompressor, from_eigenvectors, gram_of
@@ -136,3 +138,36 @@ def test_blocks_written_together_are_blocks_written_in_turn() -> None:
             in_turn.write(first + at, (rows_k, basis_k), (rows_v, basis_v), offsets.expand(2, -1))
     for name, tensor in together.tensors().items():
         assert torch.equal(tensor, in_turn.tensors()[name]), name
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_matrix_is_solved_alike_wherever_it_is_solved(threads: int) -> None:
+    """Ahead or at once, whatever number of threads the caller has: the same bits, and that number stays."""
+    before = torch.get_num_threads()
+    given = torch.randn(4, 128, 160)
+    keys, values = given[:2], given[2:]
+    try:
+        torch.set_num_threads(threads)
+        coming = ComingEigenvectors(gram_of(keys, values))
+        assert torch.equal(coming.result(), eigenvectors(gram_of(keys, values)))
+        with torch.inference_mode():
+            assert torch.equal(ComingEigenvectors(gram_of(keys, values)).result(), coming.result())
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_coming_eigenvectors_are_waited_for_within_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TimeoutError where nobody solves them; what was not begun when they were given up is never solved."""
+    pool = ThreadPoolExecutor(1)
+    monkeypatch.setattr(compressor, "_solvers", lambda: pool)
+    monkeypatch.setattr(compressor, "SOLVING_LIMIT_S", 0.05)
+    held = threading.Event()
+    pool.submit(held.wait, 30)
+    coming = ComingEigenvectors(gram_of(*_block()))
+    with pytest.raises(TimeoutError):
+        coming.result()
+    coming.cancel()
+    held.set()
+    pool.shutdown()
+    assert all(part.cancelled() for part in coming._parts)
