@@ -34,7 +34,9 @@ MAY_WAIT = {
     "actors/store_search.py: task.result": "of tasks that `asyncio.wait` has told are done",
     "pipeline/session/resident.py: folder.acquire": "takes a lease at once",
     "infra/demo/start.py: started.result": "of a broker's start, which has a limit of its own",
-    "models/cache/eviction.py: leaving.vectors.result": "eigenvectors on threads of this process: sums that end",
+    "models/cache/eviction.py: leaving.vectors.result": "at most SOLVING_LIMIT_S, of itself",
+    "models/cache/full_layer.py: known.vectors.result": "the same",
+    "models/cache/compressor.py: self.wait": "the same",
 }
 MAY_GROW = {
     "actors/session_service.py: asyncio.Queue": "as many events as an answer has tokens",
