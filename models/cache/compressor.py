@@ -152,6 +152,9 @@ def _solvers() -> ThreadPoolExecutor:
     return pool
 
 
+os.register_at_fork(after_in_child=_solvers.cache_clear)  # a forked child has none of the threads
+
+
 def project(block: Tensor, gram: Tensor, rank: int) -> Factors:
     """`block [H, n, d]` projected onto the `rank` leading eigenvectors of `gram [H, n, n]`.
 
