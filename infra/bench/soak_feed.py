@@ -19,7 +19,7 @@ from pipeline.article import isoformat
 from pipeline.kafka import KafkaConfig
 
 AHEAD = 20_000
-"""Records that may have been published and not been read."""
+"""Records that may have been published and not been read, unless a run says another number."""
 ROUND = 20_000
 _LOOK = 250
 """Records between two looks at how far reading has come."""
@@ -46,9 +46,9 @@ def fresh(articles: int, producer: int = 0, producers: int = 1) -> Iterator[Reco
 
 
 class Feed:
-    """Publishes in processes of their own, about `AHEAD` records ahead of what was read, until told to end."""
+    """Publishes in processes of their own, about `ahead` records ahead of what was read, until told to end."""
 
-    def __init__(self, kafka: KafkaConfig, articles: int, producers: int = 1) -> None:
+    def __init__(self, kafka: KafkaConfig, articles: int, producers: int = 1, ahead: int = AHEAD) -> None:
         context = multiprocessing.get_context("spawn")
         self._published: Any = context.Value("q", 0)
         self._read: Any = context.Value("q", 0)
@@ -62,6 +62,7 @@ class Feed:
                     articles,
                     number,
                     producers,
+                    ahead,
                     self._published,
                     self._read,
                     self._over,
@@ -114,19 +115,22 @@ def _run(
     articles: int,
     producer: int,
     producers: int,
+    ahead: int,
     published: Any,
     read: Any,
     over: Any,
     failures: Any,
 ) -> None:
     try:
-        publish(kafka, _paced(fresh(articles, producer, producers), published, read, over))
+        publish(kafka, _paced(fresh(articles, producer, producers), published, read, over, ahead))
     except BaseException as error:
         failures.put(f"{type(error).__name__}: {error}")
         raise
 
 
-def _paced(records: Iterable[Record], published: Any, read: Any, over: Any) -> Iterator[Record]:
+def _paced(
+    records: Iterable[Record], published: Any, read: Any, over: Any, ahead: int = AHEAD
+) -> Iterator[Record]:
     """The records, as long as they are not too far ahead; each is counted when it is given out."""
     given = 0
     try:
@@ -134,7 +138,7 @@ def _paced(records: Iterable[Record], published: Any, read: Any, over: Any) -> I
             if given == _LOOK:
                 _count(published, given)
                 given = 0
-                while published.value - read.value > AHEAD and not over.wait(0.05):
+                while published.value - read.value > ahead and not over.wait(0.05):
                     pass
                 if over.is_set():
                     return

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import orjson
@@ -12,6 +14,7 @@ import pytest
 
 from infra.bench import soak, soak_feed
 from pipeline.article import isoformat
+from pipeline.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -30,12 +33,60 @@ def test_processes_are_named_by_what_they_are(command: list[str], role: str | No
 
 
 def test_a_rise_is_told_over_what_follows_warm_up() -> None:
-    """Growth in the first quarter is none; steady growth after it is."""
+    """Growth in the first quarter is none, nor is growth within the seconds that a run calls warm-up; steady growth
+    after it is."""
     settled = [(float(t), 100.0 + min(t, 20) * 10) for t in range(100)]
     rising = [(float(t), 100.0 + t) for t in range(100)]
 
-    assert soak.rise(settled)[1] == pytest.approx(0.0, abs=1e-9)
-    assert soak.rise(rising)[1] == pytest.approx(74 / 162, rel=0.01)
+    assert soak.rise(soak.warm(settled, 0.0)) == pytest.approx(0.0, abs=1e-9)
+    assert soak.rise(soak.warm(settled, 10.0)) > 0.01
+    assert soak.rise(soak.warm(rising, 0.0)) == pytest.approx(74 / 162, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("grown", "flat"),
+    [
+        (lambda t: 0.05 * t, True),
+        (lambda t: 0.12 * t, False),  # by more than a tenth
+        (lambda t: max(0.0, t - 0.5) * 0.14, False),  # by less than a tenth, all of it of late
+        (lambda t: min(t, 0.4) * 0.45, False),
+        (lambda t: min(t, 0.4) * 0.2, True),  # filled, and stayed so
+    ],
+)
+def test_flat_is_a_small_rise_that_has_ended(grown: Callable[[float], float], flat: bool) -> None:
+    """A line that rises by a tenth, or by a twentieth in the latter half, is not flat."""
+    samples = [(float(t), 1e8 * (1.0 + grown(t / 1_000))) for t in range(1_000)]
+    assert soak.judged(samples)["flat"] is flat
+
+
+def test_quarters_are_medians_of_equal_times() -> None:
+    """Samples that come more densely at first do not shift them."""
+    samples = [(t / 10, 1e6) for t in range(100)] + [(10.0 + t, 2e6 + 1e6 * (t // 10)) for t in range(1, 31)]
+    assert soak.quarters(samples) == "1 / 2 / 3 / 4"
+
+
+def test_memory_of_its_own_is_told_from_pages_of_files() -> None:
+    """A mapped file that was read counts as pages of files, what was written to as one's own."""
+    before = soak.Memory.of(os.getpid())
+    held = bytearray(os.urandom(1 << 20) * 48)
+    after = soak.Memory.of(os.getpid())
+    assert after.anonymous - before.anonymous > 40 << 20 and len(held) == 48 << 20
+    assert after.files - before.files < 8 << 20
+
+
+def test_a_process_that_only_maps_more_files_is_flat() -> None:
+    """The row tells both apart; one that ended during warm-up has none."""
+    samples = [(float(t), soak.Memory(10_000_000, t * 100_000, 5_000_000)) for t in range(100)]
+    row = soak.memory_row("Ingester 7", samples, 20.0)
+    assert row is not None and row["flat"] and row["rise"] == 0.0 and row["resident_rise"] > 0.1
+    assert row["anonymous_mb"] == "10 / 10 / 10 / 10" and row["shared_mb"] == "5 / 5 / 5 / 5"
+    assert soak.memory_row("Ingester 8", samples[:15], 0.0) is None
+
+
+def test_a_warm_up_longer_than_the_run_is_refused() -> None:
+    """Both are named."""
+    with pytest.raises(UsageError, match="warm_s is 60 and seconds 60"):
+        soak.run(seconds=60, warm_s=60)
 
 
 def test_articles_are_published_as_of_now_out_of_several_wires(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +117,6 @@ def test_producers_share_the_rounds_among_them(monkeypatch: pytest.MonkeyPatch) 
 
 def test_publishing_waits_for_reading_and_ends_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than the allowed number is ahead of what was read; all that was given out is counted."""
-    monkeypatch.setattr(soak_feed, "AHEAD", 100)
     monkeypatch.setattr(soak_feed, "_LOOK", 10)
     context = multiprocessing.get_context("spawn")
     published, read, over = context.Value("q", 0), context.Value("q", 0), context.Event()
@@ -74,7 +124,7 @@ def test_publishing_waits_for_reading_and_ends_when_told(monkeypatch: pytest.Mon
     given: list[int] = []
 
     def take() -> None:
-        given.append(sum(1 for _ in soak_feed._paced([record] * 500, published, read, over)))
+        given.append(sum(1 for _ in soak_feed._paced([record] * 500, published, read, over, 100)))
 
     thread = threading.Thread(target=take)
     thread.start()
