@@ -8,8 +8,10 @@ most 33 MiB; `--carry` deals the pieces of packed parts to folders build/ingest-
 be carried on its own. `infra/bench/host_session.py` unpacks and uses them there, with the standard library alone.
 `java`: a runtime and Kafka's jars. `ray`: Ray without what no run needs, and its requirements. `store`: the wheels
 of the store and of the broker's client, with faiss (TREE: an unpacked faiss-gpu to take instead of faiss-cpu).
-`minilm`: the embedder in half precision, for CUDA. `peer`: LanceDB, the outside peer of `dysra bench search`. With
-java, ray and store everything runs that does not embed; `dysra bench search-gpu` needs `store` and `ray`.
+`minilm`: the embedder in half precision, for CUDA. `serve`: Ray Serve (as it lies here, in Python), its web server,
+and what distils the `static` embedder from MiniLM. `peer`: LanceDB, the outside peer of `dysra bench search`. With
+java, ray and store everything runs that does not embed; `dysra bench faults` needs minilm and serve too, and `dysra
+bench search-gpu` `store` and `ray` alone.
 
 The versions are those of constraints.txt. With --host-packages FILE (names, one a line) a requirement that is
 neither carried nor there is an error.
@@ -35,6 +37,9 @@ WHEELS = {
     "ray": ("ray", "jsonschema", "jsonschema-specifications", "referencing", "rpds-py"),
     "store": ("kafka-python", "crc32c", "faiss-cpu", "orjson", "structlog", "tantivy", "zstandard", "pydantic",
               "pydantic-core", "typing-inspection", "annotated-types"),
+    # An old reflection, whose generated code takes any protobuf that the host may have; Serve imports it, no more.
+    "serve": ("fastapi", "starlette", "uvicorn", "opentelemetry-api", "grpcio-reflection==1.62.3", "model2vec",
+              "skeletoken"),
     "peer": ("lancedb", "lance-namespace", "lance-namespace-urllib3-client", "deprecation"),
 }  # fmt: skip
 _PLATFORMS = (
@@ -252,8 +257,20 @@ def _faiss(tree: Path, given: argparse.Namespace) -> None:
             shutil.copytree(folder, tree / "site" / folder.name)
 
 
+def _serve(tree: Path, given: argparse.Namespace) -> None:
+    from importlib.util import find_spec
+
+    found = find_spec("ray.serve")
+    if found is None or found.origin is None:
+        raise SystemExit("host_pack: ray.serve is not installed here; run make setup")
+    shutil.copytree(
+        Path(found.origin).parent, tree / "site/ray/serve", ignore=shutil.ignore_patterns("__pycache__")
+    )
+
+
 EXTRAS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
     "java": _java,
+    "serve": _serve,
     "store": _faiss,
     "minilm": lambda tree, given: half_minilm(tree / "site"),
 }

@@ -141,12 +141,19 @@ def environment(target: Path, commit: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def session(command: list[str], env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own, ended with all that it started."""
+def session(
+    command: list[str], env: dict[str, str], log: Path, nice: int = 0
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a session of its own, ended with all that it started; `nice`: how much others go first."""
+    if nice:
+        command = ["nice", "-n", str(nice), *command]
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
+    if nice:  # where the kernel shares by session, a process' own niceness counts among its session's alone
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{process.pid}/autogroup").write_text(str(nice))
     try:
         yield process
     finally:
@@ -160,7 +167,9 @@ def session(command: list[str], env: dict[str, str], log: Path) -> Iterator[subp
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def run_stage(stage: Stage, env: dict[str, str], folder: Path, limit_s: float) -> dict[str, Any]:
+def run_stage(
+    stage: Stage, env: dict[str, str], folder: Path, limit_s: float, nice: int = 0
+) -> dict[str, Any]:
     """What it printed last as JSON, its exit code and seconds; `result` is None where it did not end well."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
@@ -171,7 +180,7 @@ def run_stage(stage: Stage, env: dict[str, str], folder: Path, limit_s: float) -
     if words[0] == "python":
         command = [sys.executable, "-m", *words[1:], "--out", str(folder)]
     started = time.monotonic()
-    with session(command, env, log) as process:
+    with session(command, env, log, nice) as process:
         try:
             code: int | str = process.wait(timeout=limit_s)
         except subprocess.TimeoutExpired:
@@ -221,7 +230,7 @@ def run(given: argparse.Namespace) -> int:
             failed += 1
             continue
         folder = given.target / "results" / label
-        report = run_stage(stage, env, folder, min(stage.limit_s, left))
+        report = run_stage(stage, env, folder, min(stage.limit_s, left), given.nice)
         (folder / "report.json").write_text(json.dumps(report))
         tell(given.target, given.out)
         ratios = (report["result"] or {}).get("ratios")
@@ -247,6 +256,9 @@ def main() -> None:
     running.add_argument("--out", type=Path, required=True)
     running.add_argument("--seconds", type=float, default=520.0)
     running.add_argument("--commit", default="", help="what results name; the host has no git history")
+    running.add_argument(
+        "--nice", type=int, default=0, help="niceness of what is run: jobs beside it go first"
+    )
     for verb in (unpacking, running):
         verb.add_argument("--target", type=Path, default=Path("/tmp/host"))  # noqa: S108 - a machine of one's own
     given = parser.parse_args()

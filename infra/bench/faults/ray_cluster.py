@@ -17,6 +17,7 @@ import psutil
 
 from pipeline.errors import DependencyUnreachable
 
+_ROOT = str(Path(__file__).resolve().parents[3])
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 _START_S = 120.0
 
@@ -36,7 +37,8 @@ class RayCluster:
             "RAY_raylet_start_wait_time_s": "110",  # 30 by default: too little beside much else
             # Actors spread over both nodes, so that the loss of the second one hits some of them.
             "RAY_scheduler_spread_threshold": "0.0",
-            "PYTHONPATH": str(Path(__file__).resolve().parents[3]),
+            # What was unpacked on a host without network is found by this variable alone.
+            "PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH")))),
         }
         self._node: psutil.Process | None = None
         try:
@@ -76,7 +78,8 @@ class RayCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _ray_start(self, *arguments: str) -> None:
-        command = [str(Path(sys.executable).parent / "ray"), "start", *arguments, "--num-cpus", "8"]
+        # As a module: where Ray was unpacked and not installed there is no program of its name.
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--num-cpus", "8"]
         command += ["--object-store-memory", str(_OBJECT_STORE_BYTES), "--include-dashboard", "false"]
         if "--head" not in arguments:
             command = command[:-2]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import platform
 import signal
 import sys
 import tempfile
@@ -18,9 +17,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from infra.bench.faults.cluster_run import ClusterRun
-from infra.bench.faults.kinds import KINDS, Kind
+from infra.bench.faults.kinds import Kind
+from infra.bench.faults.merged import result
 from infra.bench.faults.plan import FaultsConfig, faults
-from infra.bench.faults.report import FaultResult, append_line, figures, read_lines, rows
+from infra.bench.faults.report import FaultResult, append_line, figures, read_lines
 from infra.bench.faults.tiny_model import save_tiny_model
 from infra.bench.faults.tmpfs import small_disk
 from infra.bench.faults.world_run import WorldRun
@@ -65,7 +65,7 @@ def run(config: FaultsConfig, say: Callable[[str], None] = print) -> dict[str, A
         results = read_lines(kept)
         injectors, can_fill = _injectors(config, work, stack, say)
         _inject_all(config, injectors, results, kept, say, can_fill=can_fill)
-    return _result(config, results)
+    return result(results, config.seed)
 
 
 def _injectors(
@@ -111,7 +111,7 @@ def _inject_all(
     *,
     can_fill: bool,
 ) -> None:
-    done = {result.number for result in results}
+    done = {one.number for one in results}
     if done:
         say(f"going on after {len(done)} faults of {kept}")
     at_commit, began, shown = commit(), time.monotonic(), 0.0
@@ -123,16 +123,14 @@ def _inject_all(
             break
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _end)  # again: connecting to Ray puts its own handler there
-        result = injectors[kind.place].inject(number, kind)
-        result = dataclasses.replace(
-            result, at=datetime.now(UTC).isoformat(timespec="seconds"), commit=at_commit
+        found = injectors[kind.place].inject(number, kind)
+        found = dataclasses.replace(
+            found, at=datetime.now(UTC).isoformat(timespec="seconds"), commit=at_commit
         )
-        append_line(kept, result)
-        results.append(result)
-        if not result.held:
-            say(
-                f"  NOT HELD: fault {number}, {kind.name} ({result.note}): {'; '.join(result.problems)[:600]}"
-            )
+        append_line(kept, found)
+        results.append(found)
+        if not found.held:
+            say(f"  NOT HELD: fault {number}, {kind.name} ({found.note}): {'; '.join(found.problems)[:600]}")
         if time.monotonic() - shown >= _PROGRESS_S:
             shown = time.monotonic()
             say(_progress(results, config.faults, time.monotonic() - began))
@@ -140,26 +138,10 @@ def _inject_all(
 
 def _progress(results: list[FaultResult], wanted: int, seconds: float) -> str:
     now = figures(results)
-    places = Counter(result.place for result in results)
+    places = Counter(one.place for one in results)
     spread = ", ".join(f"{count} {place}" for place, count in sorted(places.items()))
     return (
         f"  {now['faults']:,} of {wanted:,} faults ({spread}) in {seconds:.0f} s: {now['lost']} lost, "
         f"{now['doubled']} doubled, {now['wrong_version']} wrong versions, {now['sessions_differing']} sessions "
         f"differing; recovery p50 {now['recovery_p50_s']} s, p99 {now['recovery_p99_s']} s"
     )
-
-
-def _result(config: FaultsConfig, results: list[FaultResult]) -> dict[str, Any]:
-    about = {kind.name: kind.about for kind in KINDS.values()}
-    ratios = figures(results)
-    return {
-        "bench": "faults",
-        "device": "cpu",
-        "machine": f"{platform.machine()}, {multiprocessing.cpu_count()} cores",
-        "commit": ", ".join(sorted({result.commit for result in results})) or commit(),
-        "seed": config.seed,
-        **ratios,
-        "rows": rows(results, about),
-        "ratios": ratios,
-        "not_held": [dataclasses.asdict(result) for result in results if not result.held][:50],
-    }

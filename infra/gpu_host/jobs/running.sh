@@ -1,8 +1,9 @@
 #!/bin/bash
 # running.sh: the running system without network: ingest against the bare loop over many cores, the soak, published → searchable with MiniLM
-# and searches on a GPU. STAGES (ingest soak freshness, in this order), SIZE (host: 32 cores; small: a try on two).
-# Parts ingest-*: host-java, host-ray, host-store and host-minilm as infra/bench/host_pack.py --carry dealt them. 550 s for all; ingest wants the
-# cores to itself. What a stage found is in $OUT (host.json, host.md, host.log) as soon as it ends; started again it does what is left.
+# and searches on a GPU; soak-long, ten minutes beside other jobs; search-gpu, 10 million vectors on a GPU that nobody else uses. STAGES (of
+# ingest soak freshness soak-long search-gpu, in the order given), SIZE (host: 32 cores; small: a try on two).
+# Parts ingest-*: host-java, host-ray, host-store and host-minilm as infra/bench/host_pack.py --carry dealt them. 550 s for the first three, 700 for
+# soak-long, 180 for search-gpu; ingest wants the cores to itself. What a stage found is in $OUT (host.json, host.md, host.log) as soon as it ends; started again it does what is left.
 set -u
 ROOT=${LEASE_ROOT:-/tmp}
 cd "$ROOT/tree" || exit 2
@@ -19,12 +20,18 @@ if [ "${SIZE:-host}" = small ]; then
   soak='bench soak --articles 2000 --set partitions=4 --set ingesters=2 --set shards=2 --set near_duplicate_shards=2 --set producers=2
     --set retained_s=12 --set window_s=3 --set seconds=30'
   freshness='bench freshness --set embedder=none --set seconds=5 --set rates=20 --set searches=5'
+  soak_long='bench soak --articles 100000 --set partitions=4 --set ingesters=2 --set shards=2 --set near_duplicate_shards=2 --set producers=2
+    --set retained_s=6 --set window_s=2 --set seconds=60 --set warm_s=15 --set ahead=20000'
+  search_gpu='python infra.bench.search_gpu --rows 20000 --device cpu:0 --shard-chunks 2000 --runs 3 --stages speed'
 else
   ingest='bench ingest --articles 400000 --set partitions=48 --set ingesters=12 --set shards=12 --set near_duplicate_shards=4
     --set producers=28 --set loops=12 --set inflight=8192 --set commit_ms=1000 --set repeats=3 --set shapes=16x16x4 --set seconds=185'
   soak='bench soak --articles 720000 --set partitions=20 --set ingesters=10 --set shards=8 --set near_duplicate_shards=3 --set producers=12
     --set retained_s=12 --set window_s=3 --set seconds=135'
   freshness='bench freshness --set embedder=minilm --set seconds=30 --set rates=50,200 --set searches=20 --set device=cuda:0'
+  soak_long='bench soak --articles 20000000 --set partitions=24 --set ingesters=8 --set shards=6 --set near_duplicate_shards=2 --set producers=10
+    --set retained_s=12 --set window_s=3 --set seconds=620 --set warm_s=140 --set ahead=60000'
+  search_gpu='python infra.bench.search_gpu --rows 10000000 --device cuda:0 --shard-chunks 50000 --stages speed,proof,live'
 fi
 # shards search on the GPU and claim none: Ray would hide it from them
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
@@ -32,17 +39,20 @@ failed=0
 read -r -a stages <<< "${STAGES:-ingest soak freshness}"
 for stage in "${stages[@]}"; do
   [ -f "$WORK/$stage.done" ] && continue
+  niceness=0
   case $stage in
     ingest) command=$ingest limit=230 ;;
     soak) command=$soak limit=200 ;;
     freshness) command=$freshness limit=220 ;;
-    *) echo "running.sh: given stage $stage; allowed: ingest soak freshness" >&2; exit 2 ;;
+    soak-long) command=$soak_long limit=700 niceness=10 ;;  # jobs beside it go first
+    search-gpu) command=$search_gpu limit=180 ;;
+    *) echo "running.sh: given stage $stage; allowed: ingest soak freshness soak-long search-gpu" >&2; exit 2 ;;
   esac
   left=$((SECONDS_LIMIT - SECONDS))
   [ "$limit" -gt "$left" ] && limit=$left
   if [ "$limit" -lt 45 ]; then echo "running.sh: $stage left out, $left s are left"; failed=1; continue; fi
   echo "==> $stage, at most $limit s (load $(cut -d' ' -f1-2 /proc/loadavg), $(nproc --all) cores)"
-  python3 infra/bench/host_session.py run "$(echo $command)" --target "$here" --out "$OUT" --seconds "$limit" --commit "${COMMIT:-}" \
+  python3 infra/bench/host_session.py run "$(echo $command)" --target "$here" --out "$OUT" --seconds "$limit" --nice $niceness --commit "${COMMIT:-}" \
     && touch "$WORK/$stage.done" || failed=1
 done
 exit $failed

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -116,6 +118,23 @@ def test_a_stage_that_hangs_is_ended_and_told(tmp_path: Path) -> None:
     assert (report["exit"], report["result"]) == ("ended after 3 s", None)
     assert time.monotonic() - started < 60
     assert _ended(state), "what it started lives on"
+
+
+def test_a_stage_can_be_told_to_let_others_go_first(tmp_path: Path) -> None:
+    """What it runs has the niceness that was given."""
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", "import os; print(os.nice(0))"]
+    with host_session.session(command, {"PATH": "/usr/bin:/bin"}, log, nice=7) as process:
+        assert process.wait(timeout=60) == 0
+    assert log.read_text().strip() == str(min(19, os.nice(0) + 7))
+
+
+def test_serve_travels_as_it_lies_here(tmp_path: Path) -> None:
+    """Ray's wheel is carried without it; the part has its modules and no compiled ones."""
+    host_pack._serve(tmp_path, argparse.Namespace())
+    folder = tmp_path / "site" / "ray" / "serve"
+    assert (folder / "__init__.py").exists() and (folder / "_private" / "controller.py").exists()
+    assert not list(folder.rglob("__pycache__"))
 
 
 def _ended(state: Path, limit_s: float = 10.0) -> bool:
