@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from models.digests import read_sealed, sealed
+from models.formats import FORMAT, KEY, first_line
 
 FILE_NAME = "landmark_mixer.safetensors"
 _KIND = "dysra landmark mixer 1"
@@ -104,26 +106,23 @@ class LandmarkMixer(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE_NAME
         tensors = {name: t.detach().bfloat16().contiguous().cpu() for name, t in self.state_dict().items()}
-        save_file(tensors, str(path), metadata={"kind": _KIND, "config": json.dumps(asdict(self.config))})
+        metadata = {"kind": _KIND, KEY: str(FORMAT), "config": json.dumps(asdict(self.config))}
+        save_file(tensors, str(path), metadata=sealed(tensors, metadata))
         return path
 
     @classmethod
     def load(cls, folder: Path) -> LandmarkMixer:
-        """Read what `save` wrote; ValueError where it is missing, damaged or of another kind."""
+        """Read what `save` wrote; ValueError where it is missing, damaged, of another kind or a later version."""
         path = folder / FILE_NAME
         if not path.is_file():
             raise ValueError(f"{path} does not exist; train a landmark mixer and name its folder")
+        metadata, tensors = read_sealed(path, _KIND)
         try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file: {error}") from None
-        if metadata.get("kind") != _KIND:
-            raise ValueError(f"{path} is of kind {metadata.get('kind')!r}; wanted {_KIND!r}")
-        told = json.loads(metadata["config"])
-        mixer = cls(MixerConfig(**(told | {"layers": tuple(told["layers"])})))
-        mixer.load_state_dict(tensors)
+            told = json.loads(metadata["config"])
+            mixer = cls(MixerConfig(**(told | {"layers": tuple(told["layers"])})))
+            mixer.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path} is damaged ({first_line(error)}); copy it again") from None
         return mixer.requires_grad_(False).eval()
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from models.digests import put_beside
 from models.reader_training import LORA_TARGETS
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -95,7 +96,7 @@ class LowRank:
         config = json.loads((folder / ADAPTER_CONFIG).read_text())
         scale = float(config["lora_alpha"]) / int(config["r"])
         kept = whole = 0.0
-        for name, a, b in self._each():
+        for name, a, b in self.each():
             found = [state.get(f"{_PREFIX}{name}.lora_{side}.weight") for side in "AB"]
             if found[0] is None or found[1] is None or found[0].shape[1] != a.shape[1]:
                 raise ValueError(f"{folder} has no adapter of {name} [{b.shape[0]}, {a.shape[1]}]")
@@ -114,13 +115,13 @@ class LowRank:
         return kept / max(whole, 1e-30)
 
     def save(self, folder: Path, base: str = "") -> None:
-        """Write the adapter as peft reads it, in bf16; the configuration last."""
+        """Write the adapter as peft reads it, in bf16; the configuration, then its digests, last."""
         from peft import LoraConfig
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
         state = {}
-        for name, a, b in self._each():
+        for name, a, b in self.each():
             for side, tensor in (("A", a), ("B", b)):
                 # without the copy a stack's views would be one shared tensor
                 state[f"{_PREFIX}{name}.lora_{side}.weight"] = (
@@ -138,8 +139,10 @@ class LowRank:
             inference_mode=True,
         )
         config.save_pretrained(str(folder))
+        put_beside(folder, (ADAPTER, ADAPTER_CONFIG))
 
-    def _each(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def each(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Name, A [r, i] and B [o, r] of every layer: views, to be read, or filled before `merge`."""
         for stack, a, b in zip(self._stacks, self._a, self._b, strict=True):
             for at, (name, _) in enumerate(stack):
                 yield name, a[at], b[at]

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.digests import put_beside
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -268,3 +270,4 @@ def save_adapter(model: nn.Module, folder: Path) -> None:
     path = folder / "adapter_model.safetensors"
     tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
+    put_beside(folder, (path.name, "adapter_config.json"))

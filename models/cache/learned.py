@@ -18,7 +18,6 @@ from typing import ClassVar
 
 import torch
 import xxhash
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -26,7 +25,8 @@ from models.cache.compressor import Compressor, Factors, SharedBases
 from models.cache.config import CacheConfig
 from models.cache.ranker import base_identity
 from models.cache.spec import LayerSpec
-from models.formats import FORMAT, KEY, check_format, first_line
+from models.digests import read_sealed, sealed
+from models.formats import FORMAT, KEY, first_line
 from models.shipped import COMPRESSORS
 
 
@@ -71,7 +71,7 @@ class LearnedWeights:
         }
         metadata = {"kind": self.kind, "weights_of": self.weights_of, "about": json.dumps(self.about)}
         metadata[KEY] = str(FORMAT)
-        save_file(tensors, str(path), metadata=metadata)
+        save_file(tensors, str(path), metadata=sealed(tensors, metadata))
         return path
 
     @classmethod
@@ -83,15 +83,8 @@ class LearnedWeights:
                 f"{path} does not exist; train it (python -m infra.training.compressors --help) or use another "
                 "cache.compressor"
             )
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file: {error}") from None
-        if metadata.get("kind") != kind:
-            raise ValueError(f"{path} is of kind {metadata.get('kind')!r}; wanted {kind!r}")
-        check_format(metadata, path)
+        metadata, stored = read_sealed(path, kind)
+        tensors = {name: tensor.float() for name, tensor in stored.items()}
         layers: dict[int, LayerCodes] = {}
         try:
             for index in sorted({int(name.partition(".")[0].removeprefix("layer")) for name in tensors}):

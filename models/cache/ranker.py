@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, gelu, normalize
 
 from models.cache.spec import LayerSpec
-from models.formats import FORMAT, KEY, check_format, first_line
+from models.digests import read_sealed, sealed
+from models.formats import FORMAT, KEY, first_line
 from models.shipped import RANKER
 
 NUM_PLACE_FEATURES = 3
@@ -149,7 +149,7 @@ class Ranker:
             "weights_of": self.weights_of,
             "about": json.dumps(self.about, sort_keys=True),
         }
-        save_file(tensors, str(path), metadata=metadata)
+        save_file(tensors, str(path), metadata=sealed(tensors, metadata))
         return path
 
     @classmethod
@@ -158,15 +158,7 @@ class Ranker:
         path = folder if folder.is_file() else folder / FILE_NAME
         if not path.is_file():
             raise ValueError(f"{path} does not exist; train a ranker: python -m infra.training.ranker --help")
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file: {error}") from None
-        if metadata.get("kind") != _KIND:
-            raise ValueError(f"{path} is of kind {metadata.get('kind')!r}; wanted {_KIND!r}")
-        check_format(metadata, path)
+        metadata, tensors = read_sealed(path, _KIND)
         layers: dict[int, LayerRanker] = {}
         try:
             for index in sorted({int(name.partition(".")[0].removeprefix("layer")) for name in tensors}):

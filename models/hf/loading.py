@@ -14,6 +14,7 @@ import xxhash
 from tokenizers import Tokenizer
 
 from models.cache.spec import LayerSpec
+from models.digests import check_beside
 from models.hf import attention, cut, gemma_gguf
 from models.hf.adapter import adapter_folder
 from models.hf.config import HfConfig
@@ -42,6 +43,12 @@ def load(config: HfConfig) -> Loaded:
         torch.set_num_threads(config.threads)
     attention.register()
     source, name = _source(config.model)
+    if isinstance(source, Path):
+        try:
+            check_beside(source)
+        except ValueError as error:
+            again = f"; remove {source}: it is made again" if config.model == gemma_gguf.NAME else ""
+            raise ValueError(f"backbone.model {config.model!r}: {error}{again}") from None
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model: Any
     try:
@@ -129,6 +136,7 @@ def _with_adapter(model: Any, folder: Path) -> tuple[Any, str]:
             )
     from peft import PeftModel
 
+    check_beside(folder)
     try:
         merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     except (ValueError, KeyError, RuntimeError) as error:

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from models.digests import FILES, check_files, digests_of
 from models.formats import FORMAT, KEY, NewerFormat, check_format, first_line
 from models.retriever.config import RetrieverConfig
 from models.retriever.network import PolicyNetwork
@@ -32,7 +33,9 @@ def save_policy(network: PolicyNetwork, folder: Path, about: Mapping[str, Any], 
     save_file(state, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
     os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
     (folder / CARD).write_text(card or _card(network, about), encoding="utf-8")
-    body = {KEY: FORMAT, "network": asdict(network.config), "about": dict(about)}
+    body = {
+        KEY: FORMAT, "network": asdict(network.config), FILES: digests_of(folder, [WEIGHTS]), "about": dict(about),
+    }  # fmt: skip
     (folder / f"{CONFIG}.part").write_text(json.dumps(body, indent=2, default=str) + "\n", encoding="utf-8")
     os.replace(folder / f"{CONFIG}.part", folder / CONFIG)
     return folder
@@ -48,6 +51,7 @@ def load_policy(folder: Path, device: torch.device | str = "cpu") -> tuple[Polic
     try:
         body = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         check_format(body, folder / CONFIG)
+        check_files(folder, body.get(FILES))
         fields = dict(body["network"])
         fields["feature_names"] = tuple(fields.get("feature_names", ()))
         network = PolicyNetwork(RetrieverConfig(**fields))

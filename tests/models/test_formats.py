@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from models import landmark_mixer
 from models.cache import learned, ranker
 from models.cache.learned_autoencoder import AutoencoderLayer
 from models.formats import KEY, NewerFormat, check_format
 from models.hf import landmark_head
+from models.landmark_mixer import LandmarkMixer, MixerConfig
 from models.retriever import pair_reader, storage, trust, trust_files
 from models.retriever.network import PolicyNetwork
 from models.subq import checkpoint
@@ -56,6 +58,13 @@ KINDS: dict[str, tuple[Any, Callable[[Path], object], Callable[[Path], object]]]
         landmark_head,
         lambda folder: landmark_head.new_head(tiny.backbone(), landmark=8).save(folder),
         landmark_head.LandmarkHead.load,
+    ),
+    "landmark mixer": (
+        landmark_mixer,
+        lambda folder: LandmarkMixer(MixerConfig(width=8, layers=(0, 1), inner=8, heads=2, depth=1)).save(
+            folder
+        ),
+        LandmarkMixer.load,
     ),
 }
 

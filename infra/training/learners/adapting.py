@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from models.digests import check_beside, put_beside
 from models.hf import cut
 from models.hf.cut import CutTokenizer, Encoded
 from models.reader_training import ReaderTrainConfig, learning_rate, save_adapter
@@ -96,6 +97,7 @@ def write_adapted(model: Any, tokenizer: Any, method: str, folder: Path) -> None
     state = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
     model.save_pretrained(str(folder), state_dict=state)
     tokenizer.save(str(folder / "tokenizer.json"))
+    put_beside(folder, (path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".json")))
 
 
 def go_on(model: nn.Module, adapter: Path) -> None:
@@ -106,6 +108,7 @@ def go_on(model: nn.Module, adapter: Path) -> None:
     path = adapter / "adapter_model.safetensors"
     if not path.is_file():
         raise ValueError(f"begin_with: given {adapter}; allowed: a folder with adapter_model.safetensors")
+    check_beside(adapter)
     weights = {name: tensor.float() for name, tensor in load_file(path).items()}
     try:
         result: Any = set_peft_model_state_dict(model, weights)
