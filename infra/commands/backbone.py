@@ -60,7 +60,8 @@ def train_backbone(
     checkpointing: Annotated[
         bool,
         typer.Option(
-            "--checkpointing", help="reader, subq, landmark: layers are computed again for the gradient"
+            "--checkpointing",
+            help="layers are computed again for the gradient (not by a frozen landmark head)",
         ),
     ] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="subq: sizes that a CPU trains for a try")] = False,
@@ -190,15 +191,12 @@ def _spec(
             **peak, seed=seed,
         )  # fmt: skip
     if kind == "latents":
-        if checkpointing:
-            raise UsageError(
-                "--checkpointing: given with --kind latents; allowed with subq, reader, landmark"
-            )
         from infra.training.learners.latents import LatentsSpec
 
         return LatentsSpec(
-            data=data, backbone=backbone, steps=steps, accumulate=accumulate, **peak, seed=seed
-        )
+            data=data, backbone=backbone, steps=steps, accumulate=accumulate, checkpointing=checkpointing,
+            **peak, seed=seed,
+        )  # fmt: skip
     raise UsageError(f"--kind: given {kind!r}; allowed: subq, reader, landmark, latents")
 
 

@@ -55,6 +55,12 @@ def co_train(
     embedder: Annotated[
         str, typer.Option(help="for a file of questions: minilm, static or a folder")
     ] = "minilm",
+    accumulate: Annotated[
+        int, typer.Option(help="parts of an update of the reader, all workers together")
+    ] = 1,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="the reader's layers are computed again for the gradient")
+    ] = False,
     workers: Annotated[int, typer.Option(help="workers of the reader's training; 0: this process")] = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="one GPU a worker")] = False,
     judge: Annotated[int, typer.Option(help="test questions that the reader answers after a round")] = 0,
@@ -80,13 +86,14 @@ def co_train(
     material = _material(data, out, train, test, embedder, seed)
     joint = JointSpec(
         data=material, backbone=backbone, policy=policy, method=method, steps=reader_steps, lr=lr,
-        questions=questions, arms=arms, labels=labels, losses=loss_weights(losses), seed=seed,
+        questions=questions, arms=arms, labels=labels, losses=loss_weights(losses),
+        accumulate=accumulate, checkpointing=checkpointing, seed=seed,
     )  # fmt: skip
     job = CoTrainConfig(
         data=material, out=out, mode=mode, backbone=backbone, method=method, policy=policy, rounds=rounds,
         reader_steps=reader_steps, reader_lr=lr, algorithm=algorithm, policy_steps=policy_steps,
         policy_minutes=policy_minutes, questions=questions, reward=RewardConfig(gamma=gamma), judge=judge,
-        joint=joint if mode == "joint" else None, seed=seed,
+        accumulate=accumulate, checkpointing=checkpointing, joint=joint if mode == "joint" else None, seed=seed,
     )  # fmt: skip
     with track(settings.tracking, "co-train", state, about(job)) as parent:
 

@@ -64,6 +64,14 @@ class CoTrainConfig:
         default=0.0,
         metadata={"help": "minutes of a reader's round, or of a joint run, at most (0: no limit)"},
     )
+    accumulate: int = field(
+        default=1,
+        metadata={"help": "parts of an update of the reader, over all workers: a multiple of their number"},
+    )
+    checkpointing: bool = field(
+        default=False,
+        metadata={"help": "the reader's layers are computed again for the gradient: less memory, more time"},
+    )
     tokens_per_batch: int = field(default=8192, metadata={"help": "tokens of a reader's part"})
     algorithm: str = field(
         default="plain_ppo", metadata={"help": "of a retriever's round: plain_ppo, reinforce, ppo"}
@@ -93,7 +101,7 @@ class CoTrainConfig:
             raise ValueError(f"mode: given {self.mode!r}; allowed: {', '.join(MODES)}")
         if self.algorithm not in ("plain_ppo", "reinforce", "ppo"):
             raise ValueError(f"algorithm: given {self.algorithm!r}; allowed: plain_ppo, reinforce, ppo")
-        for name in ("rounds", "reader_steps", "policy_steps", "questions", "budget"):
+        for name in ("rounds", "reader_steps", "policy_steps", "questions", "budget", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 1 or more")
         if self.reader_minutes < 0:
@@ -179,13 +187,16 @@ def _reader_round(
     write_triples(triples, folder / "triples", made_from)
     spec = ReaderSpec(
         data=folder / "triples", backbone=backbone, method=config.method, steps=config.reader_steps,
-        lr=config.reader_lr, tokens_per_batch=config.tokens_per_batch, begin_with=adapter, seed=config.seed,
+        lr=config.reader_lr, tokens_per_batch=config.tokens_per_batch, begin_with=adapter,
+        accumulate=config.accumulate, checkpointing=config.checkpointing, seed=config.seed,
     )  # fmt: skip
     name = f"round-{number:02d}-reader"
     with child(name, {"steps": config.reader_steps, "method": config.method}) as tracker:
         job = BackboneJob(
             kind="reader", out=folder / "reader", spec=spec,
-            loop=LoopConfig(steps=config.reader_steps, limit_s=60 * config.reader_minutes),
+            loop=LoopConfig(
+                steps=config.reader_steps, accumulate=config.accumulate, limit_s=60 * config.reader_minutes
+            ),
             **_tracked(tracker),
         )  # fmt: skip
         return run_job(absolute(job))
@@ -226,7 +237,7 @@ def _joint(config: CoTrainConfig, run_job: RunJob, child: Child) -> dict[str, An
     spec = config.joint or JointSpec(
         data=config.data, backbone=config.backbone, policy=config.policy, method=config.method,
         steps=config.reader_steps, lr=config.reader_lr, questions=config.questions, budget=config.budget,
-        seed=config.seed,
+        accumulate=config.accumulate, checkpointing=config.checkpointing, seed=config.seed,
     )  # fmt: skip
     with child("joint", {"steps": spec.steps, "method": spec.method}) as tracker:
         loop = LoopConfig(steps=spec.steps, accumulate=spec.accumulate, limit_s=60 * config.reader_minutes)

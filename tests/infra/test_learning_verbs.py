@@ -75,6 +75,7 @@ def test_curves_are_tracked_and_a_finished_run_is_not_trained_again(app: typer.T
         (("co-train", "--data", "{tmp}/absent"), "folder of material"),
         (("co-train", "--data", "{tmp}", "--mode", "both"), "alternating, joint"),
         (("co-train", "--data", "{tmp}", "--arms", "1"), "2 or more"),
+        (("co-train", "--data", "{tmp}", "--accumulate", "0"), "1 or more"),
         (("prepare",), "files of texts"),
         (("prepare", "--texts", "{tmp}/absent.jsonl"), "absent.jsonl"),
         (("prepare", "--texts", "{tmp}/x.jsonl", "--vocabulary", "9"), "257"),
@@ -89,10 +90,6 @@ def test_curves_are_tracked_and_a_finished_run_is_not_trained_again(app: typer.T
         (
             ("train-backbone", "--data", "{tmp}", "--kind", "landmark", "--checkpointing"),
             "allowed with lora and mixer",
-        ),
-        (
-            ("train-backbone", "--data", "{tmp}", "--kind", "latents", "--checkpointing"),
-            "allowed with subq, reader, landmark",
         ),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else None,

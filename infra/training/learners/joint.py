@@ -29,6 +29,7 @@ from infra.training.learners.adapting import (
 from infra.training.learners.reader import STOP
 from models.data_parallel import Group
 from models.hf.adapter import adapter_folder
+from models.hf.computed_again import compute_layers_again
 from models.hf.config import HfConfig
 from models.hf.loading import Loaded, load, pick_device
 from models.reader_training import ReadingRows, add_lora, collate
@@ -73,6 +74,12 @@ class JointSpec:
         default=LossWeights(), metadata={"help": "answers, tokens, frobenius and operations are used here"}
     )
     rank: int = field(default=32, metadata={"help": "rank of the adapter"})
+    checkpointing: bool = field(
+        default=False,
+        metadata={
+            "help": "layers are computed again for the gradient: a fraction of the memory, a third more time"
+        },
+    )
     width: int = field(default=96, metadata={"help": "width of a new policy"})
     seed: int = field(default=0, metadata={"help": "of everything"})
 
@@ -115,6 +122,8 @@ class JointLearner:
             model.requires_grad_(True)
         # no dropout on either side: what is chosen and what is learned from are one policy
         self.model, self.network = model.eval(), network.to(self.device).eval()
+        if spec.checkpointing:
+            compute_layers_again(model)
         reader = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         chooser = list(network.named_parameters())
         self._names = [*(f"reader.{n}" for n, _ in reader), *(f"policy.{n}" for n, _ in chooser)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from infra.training.learners.landmark_spec import LandmarkSpec
+from models.hf.computed_again import compute_layers_again
 from models.hf.loading import Loaded
 from models.landmark_mixer import LandmarkMixer, MixerConfig, spread_layers
 from models.reader_training import add_lora
@@ -43,11 +44,7 @@ class LandmarkEncoder:
             model = add_lora(model, spec.rank, 2 * spec.rank, 0.0)
         self.model = model.eval()
         if spec.checkpointing and spec.method == "lora":
-            loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            for (
-                each
-            ) in decoder.layers:  # only such layers look at it; what is inside them stays without dropout
-                each.training = True
+            compute_layers_again(loaded.model)
         self.mixer: LandmarkMixer | None = None
         self.width = width
         if spec.method == "mixer":

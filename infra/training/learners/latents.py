@@ -30,6 +30,7 @@ from infra.training.reader_latents_data import Group, load_groups
 from models.cache.ranker import Ranker, find_ranker
 from models.data_parallel import Group as Workers
 from models.hf.adapter import adapter_folder
+from models.hf.computed_again import compute_layers_again
 from models.hf.config import HfConfig
 from models.hf.loading import Loaded, layer_specs, load, pick_device
 from models.reader_latents import FORMS, Squeeze, held_answer_loss, latent_answer_loss, read_context
@@ -58,6 +59,12 @@ class LatentsSpec:
     accumulate: int = field(default=4, metadata={"help": "contexts of an update"})
     lr: float = field(default=2e-4, metadata={"help": "peak learning rate"})
     rank: int = field(default=16, metadata={"help": "rank of a new adapter; one begun with keeps its own"})
+    checkpointing: bool = field(
+        default=False,
+        metadata={
+            "help": "layers are computed again for the gradient: a fraction of the memory, a third more time"
+        },
+    )
     judged: int = field(default=120, metadata={"help": "test contexts that are judged, at most"})
     seed: int = field(default=0, metadata={"help": "of everything"})
 
@@ -111,6 +118,8 @@ class LatentsLearner:
         self.model = add_lora(model, rank, alpha, 0.0).eval()
         if begin is not None:
             go_on(self.model, begin)
+        if spec.checkpointing:
+            compute_layers_again(self.model)
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self._names = [name for name, _ in named]
         self.parameters: Sequence[nn.Parameter] = [parameter for _, parameter in named]

@@ -11,17 +11,28 @@ import torch
 from torch import Tensor
 
 from infra.training.backbone_job import BackboneJob, build
+from infra.training.learners.joint import JointSpec
 from infra.training.learners.landmark import LandmarkSpec
+from infra.training.learners.latents import LatentsSpec
 from infra.training.learners.subq import SubqLearner
+from infra.training.reader_latents_data import groups, save
 from infra.training.subq import SubqTrainConfig
-from tests.infra.training.learning_case import reader, triples
+from tests.infra.training.learning_case import material, reader, triples
 from tests.infra.training.subq_case import MODEL, STREAM, small_data
+from tests.infra.training.test_landmark import world
 
 Found = tuple[float, list[Tensor | None], int]
 
 
-def gradients(learner: Any, part: Any) -> Found:
-    """The loss of a part, every parameter's gradient, and the bytes that the forward pass kept for it."""
+def moved(learner: Any) -> Any:
+    """The learner with weights of its own: an adapter's second half begins as nothing."""
+    for at, parameter in enumerate(learner.parameters):
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(at))
+    return learner
+
+
+def gradients(learner: Any, part: Any = None) -> Found:
+    """The loss of a part (else the first), each parameter's gradient, and the bytes that forward kept for it."""
     kept: dict[int, int] = {}
     own = {parameter.untyped_storage().data_ptr() for parameter in learner.parameters}
 
@@ -31,6 +42,7 @@ def gradients(learner: Any, part: Any) -> Found:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    part = next(learner.parts([0])) if part is None else part
     for parameter in learner.parameters:
         parameter.grad = None
     torch.manual_seed(0)
@@ -83,10 +95,37 @@ def test_landmark_layers_computed_again_give_the_same_gradient(tmp_path: Path, m
             data=triples(tmp_path / "triples", count=40), backbone=reader(tmp_path), method=method, dim=16,
             questions=12, inner=64, rank=4, dev_every=0, checkpointing=again,
         )  # fmt: skip
-        learner: Any = build(BackboneJob(kind="landmark", out=tmp_path, spec=spec), "cpu")
-        for at, parameter in enumerate(learner.parameters):  # an adapter's second half begins as nothing
-            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(at))
-        found.append(gradients(learner, next(learner.parts([0]))))
+        found.append(gradients(moved(build(BackboneJob(kind="landmark", out=tmp_path, spec=spec), "cpu"))))
+    same(*found)
+
+
+@pytest.mark.parametrize("form", ["full", "latents"])
+def test_reading_a_compressed_cache_computed_again_gives_the_same_gradient(tmp_path: Path, form: str) -> None:
+    """The memory's layers take the same pairs again; what questions read of a context keeps its gradient."""
+    passages, questions = world(24)
+    for split, most in (("train", 4), ("test", 1)):
+        save(list(groups(passages, questions, split, most, 5)), tmp_path / f"{split}.json.xz")
+    found = []
+    for again in (False, True):
+        spec = LatentsSpec(
+            data=tmp_path, backbone=reader(tmp_path), forms=(form,), keeps=(0.4,), full_share=0.0,
+            passages=(4,), rank=4, checkpointing=again,
+        )  # fmt: skip
+        found.append(gradients(moved(build(BackboneJob(kind="latents", out=tmp_path, spec=spec), "cpu"))))
+    same(*found)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_joint_training_computed_again_gives_the_same_gradient(tmp_path: Path, method: str) -> None:
+    """Of the reader, adapted or tuned as a whole, and of the chooser; arms are drawn from the part's number."""
+    data, found = material(tmp_path / "material"), []
+    for again in (False, True):
+        spec = JointSpec(
+            data=data, backbone=reader(tmp_path), method=method, questions=8, rank=4, width=32,
+            checkpointing=again,
+        )  # fmt: skip
+        learner: Any = build(BackboneJob(kind="joint", out=tmp_path, spec=spec), "cpu")
+        found.append(gradients(moved(learner) if method == "lora" else learner))
     same(*found)
 
 
