@@ -26,10 +26,7 @@ def markdown(result: dict[str, Any]) -> str:
         "question and answer are read, mean over layers; drop = points (lm: nats) lost against the full cache on",
         "the same cases.",
         *page(result.get("together", [])),
-        *page(
-            result.get("peers", []),
-            "The cases that kvpress' own presses judged too (no answers written, so no F1)",
-        ),
+        *page(result.get("peers", []), "The cases that kvpress' own presses judged too"),
     ]
     groups = sorted({(line["reader"], line["task"], line["data"]) for line in result["rows"]})
     for reader, task, data in groups:

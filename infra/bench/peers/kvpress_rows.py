@@ -5,8 +5,8 @@
 `--model` is the folder that infra/training/reader_parts.py made, `--cases` what infra/bench/cache_methods_pack.py
 wrote (needle*.jsonl, qa_*.jsonl), `--site` a folder with kvpress and the transformers that it wants. Contexts are
 taken from all files in turn, so that a run cut short has some of all; OUT/kvpress.jsonl has rows for
-`cache_methods report`, and a second call goes on. Presses judge by nats and needles: no answer is written, so rows
-have no F1, and no attention error.
+`cache_methods report`, and a second call goes on. Questions are answered greedily through kvpress' cache, as ours
+are (24 tokens, to the end of the line), so rows have nats, needles and F1; they have no attention error.
 """
 
 from __future__ import annotations
@@ -19,16 +19,27 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from infra.bench.peers.kvpress_peer import FULL, METHODS, WORKER
 from infra.console import say
 from infra.evaluation.cache_cases import Case
-from infra.evaluation.cache_tasks import CacheCell, grouped, read_cases
+from infra.evaluation.cache_tasks import ANSWER_TOKENS, CacheCell, grouped, read_cases
+from models.hf.loading import _TURN_ENDS
+from pipeline.session.prompts import STOP_TEXTS, parse_answer
+from pipeline.tasks.scores import answer_f1, exact_match
 
 KEEPS = (0.5, 0.3, 0.1, 0.05)
 ENDING_S = 8.0  # for the context that a worker is at when its time is over
-Coded = tuple[Callable[[str], list[int]], Callable[[list[int]], str], int]
+
+
+class Coder(NamedTuple):
+    """A model's tokenizer: `begin` is the first token of a text, `stop` are those that end an answer."""
+
+    encode: Callable[[str], list[int]]
+    decode: Callable[[list[int]], str]
+    begin: int
+    stop: list[int]
 
 
 def in_turn(counts: Sequence[int]) -> list[tuple[int, int]]:
@@ -39,8 +50,8 @@ def in_turn(counts: Sequence[int]) -> list[tuple[int, int]]:
     return [(file, place) for _, file, place in found]
 
 
-def coder(folder: Path) -> Coded:
-    """Text to ids, ids to text and the first token of the model in `folder`, its vocabulary cut or whole."""
+def coder(folder: Path) -> Coder:
+    """The tokenizer of the model in `folder`, its vocabulary cut or whole."""
     from tokenizers import Tokenizer
 
     from models.hf.cut import cut_tokenizer, is_cut
@@ -51,24 +62,31 @@ def coder(folder: Path) -> Coded:
     begin = known.token_to_id("<bos>")
     if begin is None:
         raise ValueError(f"the tokenizer in {folder} has no <bos>; give a folder of Gemma 3")
-    return (lambda text: list(known.encode(text, add_special_tokens=False).ids)), known.decode, begin
+    size = int(json.loads((folder / "config.json").read_text())["vocab_size"])
+    stop = [token for token in range(size) if any(end in known.decode([token]) for end in STOP_TEXTS)]
+    stop += [token for end in _TURN_ENDS if (token := known.token_to_id(end)) is not None]
+    return Coder(
+        lambda text: list(known.encode(text, add_special_tokens=False).ids), known.decode, begin, stop
+    )
 
 
-def contexts(files: Sequence[Path], coded: Coded) -> list[dict[str, Any]]:
+def contexts(files: Sequence[Path], coded: Coder) -> list[dict[str, Any]]:
     """What the worker reads, a context of each file in turn."""
-    encode, _, begin = coded
+    encode = coded.encode
     by_file = [
         list(grouped(read_cases(CacheCell(task=_task(file), method="full", data=file, keep=1.0))).items())
         for file in files
     ]
 
     def one(case: Case) -> dict[str, Any]:
-        return {"id": case.case_id, "asked": encode(case.asked), "gold": encode(f" {case.answers[0]}")}
+        gold = encode(f" {case.answers[0]}")
+        return {"id": case.case_id, "asked": encode(case.asked), "gold": gold, "answers": list(case.answers)}
 
     return [
         {
             "name": files[file].name,
-            "ids": [begin, *encode(by_file[file][place][0])],
+            "ids": [coded.begin, *encode(by_file[file][place][0])],
+            "answer": ANSWER_TOKENS if _task(files[file]) == "qa" else 0,
             "cases": [one(case) for case in by_file[file][place][1]],
         }
         for file, place in in_turn([len(found) for found in by_file])
@@ -80,11 +98,11 @@ def _task(file: Path) -> str:
 
 
 def rows_of(
-    told: Iterable[dict[str, Any]], given: Sequence[dict[str, Any]], coded: Coded
+    told: Iterable[dict[str, Any]], given: Sequence[dict[str, Any]], coded: Coder
 ) -> list[dict[str, Any]]:
     """The worker's lines as rows of the cache table; `given` are the contexts that it read."""
-    decode = coded[1]
-    golds = {(each["name"], case["id"]): case["gold"] for each in given for case in each["cases"]}
+    decode = coded.decode
+    cases = {(each["name"], case["id"]): case for each in given for case in each["cases"]}
     lines = list(told)
     whole = {
         (line["context"], line["case"]): line["kept_bytes"] * line["tokens"] // line["kept"] for line in lines
@@ -92,8 +110,8 @@ def rows_of(
     found = []
     for line in lines:
         at = line["context"], line["case"]
-        shown = [i for i, token in enumerate(golds[at]) if any(c.isdigit() for c in decode([token]))]
-        shown = shown or list(range(len(golds[at])))
+        shown = [i for i, token in enumerate(cases[at]["gold"]) if any(c.isdigit() for c in decode([token]))]
+        shown = shown or list(range(len(line["right"])))
         found.append(
             {
                 "reader": "base",
@@ -109,9 +127,15 @@ def rows_of(
                 "digits": sum(line["right"][i] for i in shown) / len(shown),
                 "answer_tokens": len(line["right"]),
                 "attention_error": None,
+                **({} if "said" not in line else _answered(decode(line["said"]), cases[at]["answers"])),
             }
         )
     return found
+
+
+def _answered(text: str, answers: Sequence[str]) -> dict[str, Any]:
+    said = parse_answer(text).text
+    return {"f1": answer_f1(said, answers), "em": exact_match(said, answers), "said": said}
 
 
 def read_lines(paths: Iterable[Path]) -> list[dict[str, Any]]:
@@ -146,6 +170,7 @@ def run(given: argparse.Namespace) -> int:
         source = given.out / f"cases_{at}.json"
         share = {
             "model": str(given.model.resolve()), "device": given.device, "threads": 1, "methods": given.methods,
+            "stop": coded.stop,
             "keeps": given.keeps, "seconds": given.seconds - (time.monotonic() - began) - ENDING_S,
             "contexts": missing[at :: given.workers],
         }  # fmt: skip

@@ -2,13 +2,15 @@
 
     python kvpress_worker.py CASES.json OUT.jsonl
 
-CASES: {model, device, threads, seconds, methods, keeps, contexts: [{name, ids, cases: [{id, asked, gold}]}]}.
+CASES: {model, device, threads, seconds, methods, keeps, stop: [ids that end an answer], contexts: [{name, ids,
+answer: tokens an answer has at most, 0 for none, cases: [{id, asked, gold}]}]}.
 OUT: a line a case, method and keep, appended context by context until `seconds` have passed: {context, tokens,
 case, method, keep, exact, nats, right: [bool a token], kept: tokens left in a full layer, kept_bytes: of all full
-layers, sliding_bytes}. Hooks are on full-attention layers only: on this model kvpress would compress the sliding
-ones too. A press changes the cache alone, after its layer has attended, so a context is read once and every press
-is handed the same layer in turn. Positions go on after the context, and masks of the question are made here, since
-transformers' own assume as many keys as positions.
+layers, sliding_bytes, and where answers are wanted said: [ids], greedy}. Hooks are on full-attention layers only:
+on this model kvpress would compress the sliding ones too. A press changes the cache alone, after its layer has
+attended, so a context is read once and every press is handed the same layer in turn. What keeps equally many
+tokens is asked all questions in one batch. Positions go on after the context, and masks of the question are made
+here, since transformers' own assume as many keys as positions.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from kvpress import (
     TOVAPress,
 )
 from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 PRESSES: dict[str, Any] = {
     "kvpress_snapkv": SnapKVPress,
@@ -86,42 +89,136 @@ def copied(cache: Any, left: dict[int, Any]) -> Any:
     return found
 
 
-def masks(model: Any, cache: Any, seen: int, steps: int) -> dict[str, torch.Tensor]:
-    """Where the `steps` tokens after `seen` may look, by kind of layer, `[1, 1, steps, keys]`."""
-    kinds = model.config.layer_types
-    at = torch.arange(seen, seen + steps)[:, None]
-    held = {kind: cache.layers[kinds.index(kind)].keys.shape[2] for kind in set(kinds)}
-    own = torch.arange(seen, seen + steps) <= at
-    full = torch.cat((torch.ones(steps, held["full_attention"], dtype=torch.bool), own), dim=1)
-    places = torch.arange(seen - held["sliding_attention"], seen + steps)
-    sliding = (places <= at) & (places > at - model.config.sliding_window)
-    return {"full_attention": full[None, None], "sliding_attention": sliding[None, None]}
+class Rows:
+    """Caches and questions read side by side, a row each; prompts end in one column, what is read follows."""
+
+    def __init__(self, model: Any, caches: list[Any], prompts: list[list[int]], seen: int) -> None:
+        self.model, self.seen, self.width = model, seen, max(map(len, prompts))
+        device = model.device
+        self.pads = torch.tensor([self.width - len(each) for each in prompts], device=device)
+        self.prompts = torch.tensor(
+            [[0] * (self.width - len(each)) + each for each in prompts], device=device
+        )
+        # without a window of their own: padding must not push real tokens out of it, masks do what it does
+        self.layers = []
+        for parts in zip(*(cache.layers for cache in caches), strict=True):
+            keys, values = (
+                torch.cat([part.keys for part in parts]),
+                torch.cat([part.values for part in parts]),
+            )
+            self.layers.append(filled(keys, values))
+        self.held = {
+            kind: self.layers[model.config.layer_types.index(kind)].keys.shape[2]
+            for kind in set(model.config.layer_types)
+        }
+
+    def masks(self, tail: int, steps: int) -> dict[str, torch.Tensor]:
+        """Where the last `steps` of `tail` tokens after the context may look, `[rows, 1, steps, keys]` by kind."""
+        column = torch.arange(tail, device=self.pads.device)
+        own = (column >= self.pads[:, None])[:, None] & (column <= column[-steps:, None])
+        places = self.seen + column - self.pads[:, None]
+        found = {}
+        for kind, held in self.held.items():
+            before = torch.ones(len(self.pads), steps, held, dtype=torch.bool, device=self.pads.device)
+            after = own
+            if kind == "sliding_attention":
+                least = places[:, -steps:, None] - self.model.config.sliding_window
+                old = torch.arange(self.seen - held, self.seen, device=self.pads.device)
+                before, after = old > least, own & (places[:, None] > least)
+            found[kind] = torch.cat((before, after), dim=2)[:, None]
+        return found
+
+    def read(
+        self, layers: list[Any], ids: torch.Tensor, tail: int, keep: int
+    ) -> tuple[torch.Tensor, list[Any]]:
+        """Logits of the last `keep` of `ids`, read behind `tail` tokens, and the layers that hold them too."""
+        layers = [copy.copy(layer) for layer in layers]
+        cache = DynamicCache()
+        cache.layers = layers
+        at = torch.arange(tail, tail + ids.shape[1], device=ids.device)
+        logits = self.model(
+            input_ids=ids,
+            past_key_values=cache,
+            position_ids=(self.seen + at - self.pads[:, None]).clamp(min=0),
+            cache_position=self.seen + at,
+            attention_mask=self.masks(tail + ids.shape[1], ids.shape[1]),
+            logits_to_keep=keep,
+        ).logits
+        return logits.float(), layers
+
+
+def filled(keys: torch.Tensor, values: torch.Tensor) -> Any:
+    """A layer of a cache without a window that holds these pairs."""
+    layer = DynamicLayer()
+    layer.update(keys, values)
+    return layer
 
 
 @torch.no_grad()
-def ask(model: Any, cache: Any, seen: int, case: dict[str, Any]) -> dict[str, Any]:
-    """Teacher-forced choices and nats of one gold answer; the cache is not changed."""
-    tokens, device = [*case["asked"], *case["gold"][:-1]], model.device
-    at = torch.arange(seen, seen + len(tokens), device=device)
-    logits = (
-        model(
-            input_ids=torch.tensor([tokens], device=device),
-            past_key_values=copied(cache, {}),
-            position_ids=at[None],
-            cache_position=at,
-            attention_mask={
-                kind: mask.to(device) for kind, mask in masks(model, cache, seen, len(tokens)).items()
-            },
-            logits_to_keep=len(case["gold"]),
-        )
-        .logits[0]
-        .float()
-        .cpu()
+def ask(
+    model: Any, caches: list[Any], seen: int, cases: list[dict[str, Any]], answer: int, stop: set[int]
+) -> list[list[dict[str, Any]]]:
+    """Teacher-forced choices and nats of the gold answers, and greedy answers of at most `answer` tokens.
+
+    A list a cache with a dict a case; `caches` hold equally many tokens and are not changed.
+    """
+    rows = [(cache, case) for cache in caches for case in cases]
+    batch = Rows(model, [cache for cache, _ in rows], [case["asked"] for _, case in rows], seen)
+    first, layers = batch.read(batch.layers, batch.prompts, 0, 1)
+    length = max(len(case["gold"]) for case in cases)
+    golds = torch.tensor(
+        [case["gold"] + [0] * (length - len(case["gold"])) for _, case in rows], device=first.device
     )
-    gold = torch.tensor(case["gold"])
-    right = (logits.argmax(-1) == gold).tolist()
-    nats = -float(logits.log_softmax(-1).gather(1, gold[:, None]).sum())
-    return {"case": case["id"], "exact": float(all(right)), "nats": nats, "right": right}
+    logits = first
+    if length > 1:
+        logits = torch.cat((first, batch.read(layers, golds[:, :-1], batch.width, length - 1)[0]), dim=1)
+    right = (logits.argmax(-1) == golds).tolist()
+    nats = -logits.log_softmax(-1).gather(2, golds[..., None])[..., 0]
+    found = []
+    for at, (_, case) in enumerate(rows):
+        count = len(case["gold"])
+        hits = right[at][:count]
+        found.append(
+            {
+                "case": case["id"],
+                "exact": float(all(hits)),
+                "nats": float(nats[at, :count].sum()),
+                "right": hits,
+            }
+        )
+    if answer:
+        for each, said in zip(found, greedy(batch, layers, first[:, 0], answer, stop), strict=True):
+            each["said"] = said
+    return [found[at : at + len(cases)] for at in range(0, len(found), len(cases))]
+
+
+def greedy(
+    batch: Rows, layers: list[Any], logits: torch.Tensor, most: int, stop: set[int]
+) -> list[list[int]]:
+    """The likeliest tokens of every row after its prompt, up to a token of `stop`."""
+    said: list[list[int]] = [[] for _ in range(len(logits))]
+    still = set(range(len(said)))
+    for step in range(most):
+        chosen = logits.argmax(-1)
+        for row, token in enumerate(chosen.tolist()):
+            if row in still and token in stop:
+                still.discard(row)
+            elif row in still:
+                said[row].append(token)
+        if not still or step + 1 == most:
+            break
+        logits, layers = batch.read(layers, chosen[:, None], batch.width + step, 1)
+        logits = logits[:, 0]
+    return said
+
+
+def ends(model: Any) -> set[int]:
+    """The ids that the model's own configuration ends a text with."""
+    found: set[int] = set()
+    for owner in (model.config, model.generation_config):
+        given = getattr(owner, "eos_token_id", None)
+        found |= set(given) if isinstance(given, list | tuple) else {given}
+    return found - {None}
 
 
 def held_bytes(model: Any, cache: Any, kind: str) -> int:
@@ -142,6 +239,7 @@ def main(source: Path, target: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32)
     model.eval().to(given["device"])
     first = model.config.layer_types.index("full_attention")
+    stop = ends(model) | set(given.get("stop", ()))
     presses = {
         (method, keep): PRESSES[method](compression_ratio=1 - keep)
         for method in given["methods"]
@@ -157,21 +255,31 @@ def main(source: Path, target: Path) -> None:
             model.model(input_ids=ids, past_key_values=cache)
         if FULL in given["methods"]:
             left[FULL, 1.0] = {}
+        alike: dict[int, dict[Cell, Any]] = {}
+        for cell, pairs in left.items():
+            held = copied(cache, pairs)
+            alike.setdefault(held.layers[first].keys.shape[2], {})[cell] = held
         with target.open("a") as out:
-            for (method, keep), pairs in left.items():
-                held = copied(cache, pairs)
-                about = {
-                    "context": context["name"],
-                    "tokens": len(context["ids"]),
-                    "method": method,
-                    "keep": keep,
-                    "kept": held.layers[first].keys.shape[2],
-                    "kept_bytes": held_bytes(model, held, "full_attention"),
-                    "sliding_bytes": held_bytes(model, held, "sliding_attention"),
-                }
-                for case in context["cases"]:
-                    answer = ask(model, held, ids.shape[1], case)
-                    out.write(json.dumps(about | answer) + "\n")
+            for kept, caches in alike.items():
+                told = ask(
+                    model,
+                    list(caches.values()),
+                    ids.shape[1],
+                    context["cases"],
+                    context.get("answer", 0),
+                    stop,
+                )
+                for ((method, keep), held), answers in zip(caches.items(), told, strict=True):
+                    about = {
+                        "context": context["name"],
+                        "tokens": len(context["ids"]),
+                        "method": method,
+                        "keep": keep,
+                        "kept": kept,
+                        "kept_bytes": held_bytes(model, held, "full_attention"),
+                        "sliding_bytes": held_bytes(model, held, "sliding_attention"),
+                    }
+                    out.writelines(json.dumps(about | answer) + "\n" for answer in answers)
 
 
 if __name__ == "__main__":

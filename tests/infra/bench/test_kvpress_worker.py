@@ -1,0 +1,103 @@
+"""The worker that runs kvpress: rows of unequal questions in one batch say what our backbone says one by one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from infra.bench.peers import kvpress_rows
+from infra.evaluation.cache_cases import Case
+from infra.evaluation.cache_tasks import judge_case
+from models.compared import method
+from models.compared.trace import read_exactly
+from tests.models import tiny
+
+TEXT = "the old mill turns in spring and 42 sacks of grain go down the river "
+
+
+def _worker(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The worker's module; its presses are not here, and none is asked for."""
+    names = (
+        "ExpectedAttentionPress", "KeyDiffPress", "KnormPress", "SnapKVPress", "StreamingLLMPress", "TOVAPress",
+    )  # fmt: skip
+    peer = ModuleType("kvpress")
+    peer.__dict__.update(dict.fromkeys(names, SimpleNamespace))
+    monkeypatch.setitem(sys.modules, "kvpress", peer)
+    spec = importlib.util.spec_from_file_location("kvpress_worker_of_a_test", kvpress_rows.WORKER)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_questions_of_unequal_length_in_one_batch_are_answered_as_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exact, nats, EM, F1 and the words themselves, with the full cache, past the window; needles have no F1."""
+    tiny.save(tmp_path / "tiny", seed=1)
+    backbone = tiny.backbone(seed=1)
+    asked = [
+        ("what turns", "mill"),
+        ("who goes down the long river", "42 sacks"),
+        ("a", "b c d e f g h i j k"),
+    ]
+    cases = [{"context": TEXT * 2, "question": q, "answers": [a, "grain"]} for q, a in asked]
+    (tmp_path / "cases").mkdir()
+    for name in ("needle4k.jsonl", "qa_set.jsonl"):
+        (tmp_path / "cases" / name).write_text("".join(json.dumps(each) + "\n" for each in cases))
+    coded = kvpress_rows.coder(tmp_path / "tiny")
+    given = kvpress_rows.contexts(sorted((tmp_path / "cases").glob("*.jsonl")), coded)
+    assert [len(each["cases"]) for each in given] == [3, 3]
+    source, target = tmp_path / "cases.json", tmp_path / "rows.jsonl"
+    source.write_text(
+        json.dumps(
+            {"model": str(tmp_path / "tiny"), "device": "cpu", "threads": 1, "seconds": 60,
+             "methods": [kvpress_rows.FULL], "keeps": [0.5], "stop": coded.stop, "contexts": given}
+        )
+    )  # fmt: skip
+    _worker(monkeypatch).main(source, target)
+    rows = kvpress_rows.rows_of(kvpress_rows.read_lines([target]), given, coded)
+    assert len(rows) == 6 and all("f1" not in row for row in rows if row["task"] == "needle")
+
+    trace = read_exactly(backbone, given[0]["ids"])
+    full = method("full").memory(trace, trace.full_bytes)
+    for row in (row for row in rows if row["task"] == "qa"):
+        case = next(each for context in given for each in context["cases"] if each["id"] == row["case"])
+        one = Case(row["case"], "", coded.decode(case["asked"]), tuple(case["answers"]))
+        expected = judge_case(backbone, full, one, generate=True)
+        assert row["nats"] == pytest.approx(expected.nats, abs=1e-3) and row["exact"] == expected.exact
+        assert (row["said"], row["f1"], row["em"]) == (expected.said, expected.f1, expected.em)
+    assert any(row.get("said") for row in rows)
+
+
+def test_an_answer_stops_at_the_tokens_that_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row by itself: what comes before the first of them, and no more tokens than allowed."""
+    worker = _worker(monkeypatch)
+    model = tiny.backbone(seed=1).model
+    cache = worker.DynamicCache(config=model.config)
+    model.model(input_ids=worker.torch.tensor([tiny.ids(40)]), past_key_values=cache)
+    cases = [{"id": str(n), "asked": tiny.ids(3 + n, seed=n), "gold": [5]} for n in range(6)]
+    free = [each["said"] for each in worker.ask(model, [cache], 40, cases, 6, set())[0]]
+    assert {len(each) for each in free} == {6}
+    stop = free[0][2]
+    ended = [each["said"] for each in worker.ask(model, [cache], 40, cases, 6, {stop})[0]]
+    assert ended == [each[: each.index(stop)] if stop in each else each for each in free]
+    assert len(ended[0]) < 6 and worker.ends(model) == {0}
+    assert all("said" not in each for each in worker.ask(model, [cache], 40, cases, 0, set())[0])
+
+
+def test_an_answer_ends_at_the_end_of_a_line(tmp_path: Path) -> None:
+    """Every token that holds one stops it, wherever it stands in the vocabulary."""
+    file = tiny.save(tmp_path / "tiny") / "tokenizer.json"
+    assert kvpress_rows.coder(tmp_path / "tiny").stop == []
+    told = json.loads(file.read_text())
+    vocabulary = told["model"]["vocab"]
+    vocabulary["\n"] = wanted = vocabulary.pop("9")
+    file.write_text(json.dumps(told))
+    assert kvpress_rows.coder(tmp_path / "tiny").stop == [wanted]
