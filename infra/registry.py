@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.tracking import TrackingConfig, default_uri
+from models.formats import FORMAT, KEY
 from pipeline.errors import DependencyUnreachable, UsageError
 
 MODEL = "retriever"
@@ -146,6 +147,7 @@ class Registry:
             os.replace(part / "policy", folder)
             shutil.rmtree(part, ignore_errors=True)
         body = {
+            KEY: FORMAT,
             "version": version,
             "folder": str(folder.absolute()),
             "stop_bias": self._bias(version),

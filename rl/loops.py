@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.formats import FORMAT, KEY, check_format, first_line
 from models.retriever.network import PolicyNetwork, entropy, log_probabilities
 from models.retriever.table import TableBatch
 from rl.episodes import Readings
@@ -112,6 +114,7 @@ class PolicyLoop:
     def save(self, path: Path) -> None:
         """Write a checkpoint, whole or not at all."""
         body = {
+            KEY: FORMAT,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "anchor": None if self.anchor is None else self.anchor.state_dict(),
@@ -124,8 +127,12 @@ class PolicyLoop:
         os.replace(part, path)
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint of the same configuration."""
-        body: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        """Go on from a checkpoint of the same configuration; ValueError where it is damaged or a later one."""
+        try:
+            body: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{path} cannot be read ({first_line(error)}); begin again without it") from None
+        check_format(body, path)
         self.network.load_state_dict(body["network"])
         self.optimizer.load_state_dict(body["optimizer"])
         if self.anchor is not None and body["anchor"] is not None:

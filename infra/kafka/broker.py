@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.kafka.jars import HERE, KAFKA_VERSION, ensure_jars, java, locked
+from models.formats import FORMAT, KEY, NewerFormat, check_format
 from pipeline.errors import DependencyUnreachable, DysraError, UsageError
 from pipeline.kafka import KafkaConfig, reachable
 
@@ -106,12 +107,19 @@ def start(
 
 
 def find(directory: Path) -> Broker | None:
-    """The broker of `directory` if its process is alive and is ours; says nothing of its readiness."""
+    """The broker of `directory` if its process is alive and is ours; says nothing of its readiness.
+
+    UsageError where a later version of DySRA has started it: its process is not this one's to judge or end.
+    """
     directory = directory.expanduser().absolute()
     try:
         state = json.loads((directory / "broker.json").read_text(encoding="utf-8"))
+        check_format(state, directory / "broker.json")
+        state.pop(KEY, None)
         broker = Broker(**{**state, "started": False})
-    except (OSError, ValueError, TypeError):
+    except NewerFormat as error:
+        raise UsageError(f"{error}; or give another --dir") from None
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
     return broker if _is_ours(broker.pid, directory) else None
 
@@ -281,7 +289,7 @@ def _is_ours(pid: int, directory: Path) -> bool:
 
 def _write_state(directory: Path, broker: Broker) -> None:
     temporary = directory / "broker.json.new"
-    temporary.write_text(json.dumps(asdict(broker)), encoding="utf-8")
+    temporary.write_text(json.dumps({KEY: FORMAT, **asdict(broker)}), encoding="utf-8")
     os.replace(temporary, directory / "broker.json")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from models.formats import NewerFormat, check_format
 from models.retriever.table import ALL_FEATURES, FEATURES
 from models.retriever.trust_files import Trust, trust_beside
 from pipeline.candidate_features import PairColumns, Unit, candidate_table, preselect
@@ -57,6 +58,7 @@ class PolicyChooser:
         self._pair: PairColumns | None = None
         self._most = 64
         self._told_of: Path | None = None
+        self._told_newer = ""
         self._trust_of: Path | None = None
         self._trust = Trust()
         self._verify: Verify | None = None
@@ -165,11 +167,17 @@ class PolicyChooser:
             return self._source
         try:
             told = json.loads(self._source.read_text(encoding="utf-8"))
+            check_format(told, self._source)
             folder, self._next_bias = Path(told["folder"]), float(told.get("stop_bias", 0.0))
             self._next_reading = str(told.get("reading", TOGETHER))
             return folder
         except FileNotFoundError:
             return None
+        except NewerFormat as error:
+            if self._told_newer != (told := str(error)):
+                self._told_newer = told
+                get_logger().warning("pointer_of_a_later_version", reason=told)
+            return self._folder
         except (OSError, ValueError, KeyError, TypeError):
             return self._folder
 

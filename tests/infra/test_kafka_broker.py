@@ -15,6 +15,7 @@ import pytest
 from infra.kafka import Broker, find, start, stop
 from infra.kafka import broker as broker_module
 from infra.kafka.jars import KAFKA_VERSION, ensure_jars, java, locked
+from models.formats import KEY
 from pipeline.errors import DependencyUnreachable, UsageError
 from pipeline.kafka import KafkaConfig, reachable
 from tests.broker import TopicFactory
@@ -143,6 +144,16 @@ def test_process_of_someone_else_is_never_ours(tmp_path: Path) -> None:
 
     assert find(tmp_path) is None
     assert stop(tmp_path) is None
+
+
+def test_a_state_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    """Its broker is not taken for none, and not ended; a file that states no version is read (above)."""
+    (tmp_path / "broker.json").write_text(json.dumps({KEY: 2, "process": 1}))
+    for call in (lambda: find(tmp_path), lambda: stop(tmp_path), lambda: start(tmp_path, 0)):
+        with pytest.raises(UsageError, match=r"broker\.json has format 2; this DySRA reads up to 1.*--dir"):
+            call()
+    (tmp_path / "broker.json").write_text("[]")
+    assert find(tmp_path) is None
 
 
 def test_absent_java_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

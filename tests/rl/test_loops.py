@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.formats import NewerFormat
 from models.retriever import PolicyNetwork, select
 from rl.episodes import Readings
 from rl.health import AlarmConfig, CollapseAlarm, Health, value_fit
@@ -67,6 +68,22 @@ def test_a_restored_loop_goes_on_exactly(tmp_path: Path, algorithm: str) -> None
     assert [second.step() for _ in range(2)] == on
     for name, tensor in first.network.state_dict().items():
         torch.testing.assert_close(second.network.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_a_later_or_damaged_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name; one that states no form is of the first."""
+    trained, path = loop("reinforce"), tmp_path / "loop.pt"
+    monkeypatch.setattr("rl.loops.FORMAT", 2)
+    trained.save(path)
+    with pytest.raises(NewerFormat, match=r"loop\.pt has format 2; this DySRA reads up to 1"):
+        trained.restore(path)
+    monkeypatch.setattr("rl.loops.KEY", "nothing")
+    trained.save(path)
+    monkeypatch.undo()
+    trained.restore(path)
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(ValueError, match=r"loop\.pt cannot be read"):
+        trained.restore(path)
 
 
 def test_an_iteration_is_read_in_one_call() -> None:

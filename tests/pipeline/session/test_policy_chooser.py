@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.formats import KEY
 from models.retriever import PolicyNetwork, RetrieverConfig, load_policy, save_policy
 from models.retriever.pair_reader import BESIDE, save_pair_reader
 from models.retriever.table import ALL_FEATURES
@@ -79,10 +80,15 @@ def test_a_promotion_is_followed_and_a_broken_pointer_is_not(tmp_path: Path) -> 
         now[0] += pause
         chooser.choose("q?", CANDIDATES, 60)
         assert chooser.serving == folder
-    pointer.write_text('{"folder": ')
+    for broken in ('{"folder": ', json.dumps({KEY: 2, "folder": str(tmp_path / "v1")})):
+        pointer.write_text(broken)  # half of it, and one of a later version
+        now[0] += 6.0
+        chooser.choose("q?", CANDIDATES, 60)
+        assert chooser.serving == tmp_path / "v2"
+    pointer.write_text(json.dumps({KEY: 1, "folder": str(tmp_path / "v1")}))
     now[0] += 6.0
     chooser.choose("q?", CANDIDATES, 60)
-    assert chooser.serving == tmp_path / "v2"
+    assert chooser.serving == tmp_path / "v1"
 
 
 def test_a_promotion_tells_how_the_policy_is_read(tmp_path: Path) -> None:
