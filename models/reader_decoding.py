@@ -18,6 +18,10 @@ class GreedyAnswer:
     margin: float
 
 
+def _best(logits: Tensor) -> Tensor:
+    return logits.argmax(-1)
+
+
 @torch.inference_mode()
 def greedy_answers(
     model: nn.Module,
@@ -30,8 +34,9 @@ def greedy_answers(
     tokens_per_batch: int = 65536,
     device: str = "cpu",
     on_batch: Callable[[int], None] | None = None,
+    pick: Callable[[Tensor], Tensor] = _best,
 ) -> list[GreedyAnswer]:
-    """The greedy continuation of every prompt, in the order given.
+    """The greedy continuation of every prompt, in the order given; `pick` chooses a token of logits [B, V].
 
     With `may_give_up` False the giving-up token is barred as the first one. Prompts of like length share a batch,
     left-padded; padding is masked and positions count from each prompt's own start.
@@ -57,6 +62,7 @@ def greedy_answers(
                 may_give_up,
                 max_new_tokens,
                 device,
+                pick,
             ),
             strict=True,
         ):
@@ -75,6 +81,7 @@ def _one_batch(
     may_give_up: bool,
     max_new_tokens: int,
     device: str,
+    pick: Callable[[Tensor], Tensor],
 ) -> list[GreedyAnswer]:
     from transformers import DynamicCache
 
@@ -110,7 +117,7 @@ def _one_batch(
             margins = (own - logits.amax(-1)).tolist()
             if may_give_up:
                 logits[:, give_up_id] = own
-        chosen = logits.argmax(-1)
+        chosen = pick(logits)
         written.append(torch.where(done, torch.full_like(chosen, stop_id), chosen))
         done |= chosen == stop_id
         if step % 4 == 3 and bool(done.all()):
