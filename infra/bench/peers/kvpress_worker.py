@@ -8,9 +8,9 @@ OUT: a line a case, method and keep, appended context by context until `seconds`
 case, method, keep, exact, nats, right: [bool a token], kept: tokens left in a full layer, kept_bytes: of all full
 layers, sliding_bytes, and where answers are wanted said: [ids], greedy}. Hooks are on full-attention layers only:
 on this model kvpress would compress the sliding ones too. A press changes the cache alone, after its layer has
-attended, so a context is read once and every press is handed the same layer in turn. What keeps equally many
-tokens is asked all questions in one batch. Positions go on after the context, and masks of the question are made
-here, since transformers' own assume as many keys as positions.
+attended, so a context is read once and every press is handed the same layer in turn. All presses are asked all
+questions in one batch, the full cache in one of its own. Positions go on after the context, and masks of the
+question are made here, since transformers' own assume as many keys as positions.
 """
 
 from __future__ import annotations
@@ -100,17 +100,16 @@ class Rows:
             [[0] * (self.width - len(each)) + each for each in prompts], device=device
         )
         # without a window of their own: padding must not push real tokens out of it, masks do what it does
-        self.layers = []
-        for parts in zip(*(cache.layers for cache in caches), strict=True):
-            keys, values = (
-                torch.cat([part.keys for part in parts]),
-                torch.cat([part.values for part in parts]),
+        self.layers, self.held = [], {}
+        for kind, *parts in zip(model.config.layer_types, *(cache.layers for cache in caches), strict=True):
+            counts = [part.keys.shape[2] for part in parts]
+            self.held[kind] = torch.tensor(counts, device=device)
+            self.layers.append(
+                filled(
+                    torch.cat([padded(part.keys, max(counts)) for part in parts]),
+                    torch.cat([padded(part.values, max(counts)) for part in parts]),
+                )
             )
-            self.layers.append(filled(keys, values))
-        self.held = {
-            kind: self.layers[model.config.layer_types.index(kind)].keys.shape[2]
-            for kind in set(model.config.layer_types)
-        }
 
     def masks(self, tail: int, steps: int) -> dict[str, torch.Tensor]:
         """Where the last `steps` of `tail` tokens after the context may look, `[rows, 1, steps, keys]` by kind."""
@@ -119,12 +118,13 @@ class Rows:
         places = self.seen + column - self.pads[:, None]
         found = {}
         for kind, held in self.held.items():
-            before = torch.ones(len(self.pads), steps, held, dtype=torch.bool, device=self.pads.device)
+            most = int(held.max())
+            column = torch.arange(most, device=held.device)
+            before = (column >= most - held[:, None])[:, None].expand(-1, steps, -1)
             after = own
             if kind == "sliding_attention":
                 least = places[:, -steps:, None] - self.model.config.sliding_window
-                old = torch.arange(self.seen - held, self.seen, device=self.pads.device)
-                before, after = old > least, own & (places[:, None] > least)
+                before, after = before & (self.seen - most + column > least), own & (places[:, None] > least)
             found[kind] = torch.cat((before, after), dim=2)[:, None]
         return found
 
@@ -147,6 +147,11 @@ class Rows:
         return logits.float(), layers
 
 
+def padded(pairs: torch.Tensor, length: int) -> torch.Tensor:
+    """`[1, heads, tokens, width]` filled up with zeros in front to `length` tokens."""
+    return torch.nn.functional.pad(pairs, (0, 0, length - pairs.shape[2], 0))
+
+
 def filled(keys: torch.Tensor, values: torch.Tensor) -> Any:
     """A layer of a cache without a window that holds these pairs."""
     layer = DynamicLayer()
@@ -160,7 +165,7 @@ def ask(
 ) -> list[list[dict[str, Any]]]:
     """Teacher-forced choices and nats of the gold answers, and greedy answers of at most `answer` tokens.
 
-    A list a cache with a dict a case; `caches` hold equally many tokens and are not changed.
+    A list a cache with a dict a case; `caches` are not changed.
     """
     rows = [(cache, case) for cache in caches for case in cases]
     batch = Rows(model, [cache for cache, _ in rows], [case["asked"] for _, case in rows], seen)
@@ -255,12 +260,11 @@ def main(source: Path, target: Path) -> None:
             model.model(input_ids=ids, past_key_values=cache)
         if FULL in given["methods"]:
             left[FULL, 1.0] = {}
-        alike: dict[int, dict[Cell, Any]] = {}
+        groups: dict[bool, dict[Cell, Any]] = {}
         for cell, pairs in left.items():
-            held = copied(cache, pairs)
-            alike.setdefault(held.layers[first].keys.shape[2], {})[cell] = held
+            groups.setdefault(cell[0] == FULL, {})[cell] = copied(cache, pairs)
         with target.open("a") as out:
-            for kept, caches in alike.items():
+            for caches in groups.values():
                 told = ask(
                     model,
                     list(caches.values()),
@@ -275,7 +279,7 @@ def main(source: Path, target: Path) -> None:
                         "tokens": len(context["ids"]),
                         "method": method,
                         "keep": keep,
-                        "kept": kept,
+                        "kept": held.layers[first].keys.shape[2],
                         "kept_bytes": held_bytes(model, held, "full_attention"),
                         "sliding_bytes": held_bytes(model, held, "sliding_attention"),
                     }

@@ -3,6 +3,8 @@
 # adapted (the adapted reader, whole grid), codes (learned compressors and weighted SVD, base reader), kvpress (its presses, outside peer).
 # Wants the parts cache-rows (cases, rows of the embedding that they need, weights of ranker and compressors), kvpress, reader-*, weights (reader-lora) and reader.sh's folder $ROOT/reader.
 # One job of all: STAGES="codes kvpress adapted", SECONDS 430; each stage ends by its share: CODES_S (110), KVPRESS_S (100), adapted what is left.
+# Side by side, a job a stage with a NAME of its own: CODES_S and KVPRESS_S may then be the whole of SECONDS. WORKERS (8), KVPRESS_WORKERS (6: a
+# worker takes 8 GB at most). A stage that is given again goes on with the same number of workers (a grid's rows are kept by worker).
 set -u
 ROOT=${LEASE_ROOT:-/tmp}
 cd "$ROOT/tree" || exit 2
@@ -16,10 +18,12 @@ model=$ROOT/reader-cache
 [ -d "$carried/weights" ] && cp -r --update=none "$carried/weights/." models/weights/
 for _ in $(seq 60); do [ -f "$ROOT/reader/ready.json" ] && break; sleep 1; done
 [ -f "$ROOT/reader/ready.json" ] || { echo "cache_methods.sh: $ROOT/reader is not ready; run reader.sh first and look at its log" >&2; exit 2; }
-if [ ! -f "$model/ready.json" ]; then
+(  # made once, also where several of these jobs start side by side
+  flock 9
+  [ -f "$model/ready.json" ] && exit
   rm -rf "$model"
-  python3 -m infra.training.reader_parts adopt --other "$ROOT/reader" --supplement "$carried/rows.npz" --to "$model" || exit 2
-fi
+  python3 -m infra.training.reader_parts adopt --other "$ROOT/reader" --supplement "$carried/rows.npz" --to "$model"
+) 9> "$model.lock" || exit 2
 grid() {  # grid NAME SECONDS [OPTION ...]: rows under $OUT/NAME, which come home as they are written
   local name=$1 seconds=$2
   shift 2
@@ -37,7 +41,7 @@ for stage in ${STAGES:-codes kvpress adapted}; do
       [ -d "$ROOT/kvpress/kvpress" ] || python3 -c "import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter='data')" "$ROOT/parts/kvpress/part-00" "$ROOT/kvpress" || { rc=2; continue; }
       [ -d "$WORK/cases" ] || python3 -c "from pathlib import Path; from infra.bench.cache_methods_pack import unpack; unpack(Path('$carried'), Path('$WORK/cases'))"
       python3 -m infra.bench.peers.kvpress_rows --model "$model" --cases "$WORK/cases" --site "$ROOT/kvpress" --out "$OUT/kvpress" \
-        --seconds "$(least "${KVPRESS_S:-100}" "$(left)")" --workers 4 --device "${DEVICE:-cuda}" || rc=$? ;;
+        --seconds "$(least "${KVPRESS_S:-100}" "$(left)")" --workers "${KVPRESS_WORKERS:-6}" --device "${DEVICE:-cuda}" || rc=$? ;;
     *) echo "cache_methods.sh: given $stage; allowed: adapted codes kvpress" >&2; exit 2 ;;
   esac
 done

@@ -101,3 +101,30 @@ def test_an_answer_ends_at_the_end_of_a_line(tmp_path: Path) -> None:
     vocabulary["\n"] = wanted = vocabulary.pop("9")
     file.write_text(json.dumps(told))
     assert kvpress_rows.coder(tmp_path / "tiny").stop == [wanted]
+
+
+def test_caches_of_unequal_length_in_one_batch_answer_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fills a shorter cache up is not looked at, by no question and in no step of an answer."""
+    worker = _worker(monkeypatch)
+    model = tiny.backbone(seed=1).model
+    whole = worker.DynamicCache(config=model.config)
+    model.model(input_ids=worker.torch.tensor([tiny.ids(40)]), past_key_values=whole)
+    full = [at for at, kind in enumerate(model.config.layer_types) if kind == "full_attention"]
+
+    def newest(count: int) -> Any:
+        left = {
+            at: (whole.layers[at].keys[:, :, -count:], whole.layers[at].values[:, :, -count:]) for at in full
+        }
+        return worker.copied(whole, left)
+
+    caches = [newest(count) for count in (40, 5, 17)]
+    cases = [
+        {"id": str(n), "asked": tiny.ids(2 + 3 * n, seed=n), "gold": tiny.ids(1 + n, seed=9)}
+        for n in range(3)
+    ]
+    together = worker.ask(model, caches, 40, cases, 5, set())
+    assert len({each[0]["nats"] for each in together}) == 3
+    for cache, found in zip(caches, together, strict=True):
+        for case, one in zip(cases, found, strict=True):
+            (alone,) = worker.ask(model, [cache], 40, [case], 5, set())[0]
+            assert one.pop("nats") == pytest.approx(alone.pop("nats"), abs=1e-3) and one == alone
