@@ -139,7 +139,7 @@ def test_merged_gradients_are_the_adapters_own() -> None:
     answer_loss(model, batch)[0].backward()
     low.gather()
     name = "model.layers.1.mlp.down_proj"
-    a, b = next((a, b) for found, a, b in low._each() if found == name)
+    a, b = next((a, b) for found, a, b in low.each() if found == name)
     at = next(i for i, stack in enumerate(low._stacks) if name in [n for n, _ in stack])
     place = [n for n, _ in low._stacks[at]].index(name)
     linear = model.model.layers[1].mlp.down_proj
