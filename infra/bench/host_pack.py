@@ -39,7 +39,7 @@ WHEELS = {
               "pydantic-core", "typing-inspection", "annotated-types"),
     # An old reflection, whose generated code takes any protobuf that the host may have; Serve imports it, no more.
     "serve": ("fastapi", "starlette", "uvicorn", "opentelemetry-api", "grpcio-reflection==1.62.3", "model2vec",
-              "skeletoken"),
+              "skeletoken", "mmh3", "PyStemmer"),
     "peer": ("lancedb", "lance-namespace", "lance-namespace-urllib3-client", "deprecation"),
 }  # fmt: skip
 _PLATFORMS = (
