@@ -6,12 +6,17 @@
 set -u
 ROOT=${LEASE_ROOT:-/tmp}
 cd "$ROOT/tree" || exit 2
-here=$ROOT/host-faults
-if [ "${INSTALLED:-0}" = 0 ] && [ ! -f "$here/unpacked" ]; then  # a folder of its own: running.sh may unpack beside
-  for part in java store ray minilm serve; do
-    python3 infra/bench/host_session.py unpack "$ROOT"/parts/ingest-*/host-$part --target "$here" || exit 2
-  done
-  touch "$here/unpacked"
+here=$ROOT/host
+mkdir -p "$here"
+if [ "${INSTALLED:-0}" = 0 ]; then
+  (  # one at a time: running.sh uses the same folder
+    flock -w 120 9
+    for part in java store ray minilm serve; do
+      [ -f "$here/.unpacked-$part" ] && continue
+      python3 infra/bench/host_session.py unpack "$ROOT"/parts/ingest-*/host-$part --target "$here" || exit 2
+      touch "$here/.unpacked-$part"
+    done
+  ) 9> "$here/.lock" || exit 2
 fi
 harnesses=${HARNESSES:-6} each=${FAULTS:-160} clusters=${CLUSTERS:-6} cluster_each=${CLUSTER_FAULTS:-7} seed=${SEED:-40}
 if [ "${INSTALLED:-0}" = 0 ]; then

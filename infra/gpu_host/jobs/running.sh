@@ -2,18 +2,21 @@
 # running.sh: the running system without network: ingest against the bare loop over many cores, the soak, published → searchable with MiniLM
 # and searches on a GPU; soak-long, ten minutes beside other jobs; search-gpu, 10 million vectors on a GPU that nobody else uses. STAGES (of
 # ingest soak freshness soak-long search-gpu, in the order given), SIZE (host: 32 cores; small: a try on two).
-# Parts ingest-*: host-java, host-ray, host-store and host-minilm as infra/bench/host_pack.py --carry dealt them. 550 s for the first three, 700 for
-# soak-long, 180 for search-gpu; ingest wants the cores to itself. What a stage found is in $OUT (host.json, host.md, host.log) as soon as it ends; started again it does what is left.
+# Parts ingest-*: host-java, host-ray, host-store and host-minilm as infra/bench/host_pack.py --carry dealt them. Seconds: ingest 190 (REPEATS=2: 145), soak
+# 140, freshness 150, soak-long 660, search-gpu 100. Ingest wants the cores to itself. What a stage found is in $OUT (host.json, host.md, host.log) as soon as it ends; started again it does what is left.
 set -u
 ROOT=${LEASE_ROOT:-/tmp}
 cd "$ROOT/tree" || exit 2
 here=$ROOT/host
-if [ ! -f "$here/unpacked" ]; then
+mkdir -p "$here"
+(  # one at a time: other jobs use the same folder
+  flock -w 120 9
   for part in java store ray minilm; do  # minilm is for freshness alone
-    python3 infra/bench/host_session.py unpack "$ROOT"/parts/ingest-*/host-$part --target "$here" || [ $part = minilm ] || exit 2
+    [ -f "$here/.unpacked-$part" ] && continue
+    if python3 infra/bench/host_session.py unpack "$ROOT"/parts/ingest-*/host-$part --target "$here"; then touch "$here/.unpacked-$part"
+    elif [ $part != minilm ]; then exit 2; fi
   done
-  touch "$here/unpacked"
-fi
+) 9> "$here/.lock" || exit 2
 if [ "${SIZE:-host}" = small ]; then
   ingest='bench ingest --articles 1500 --set partitions=4 --set ingesters=1 --set shards=2 --set producers=2 --set loops=2 --set repeats=1
     --set shapes=2x1x2'
@@ -24,8 +27,8 @@ if [ "${SIZE:-host}" = small ]; then
     --set retained_s=6 --set window_s=2 --set seconds=60 --set warm_s=15 --set ahead=20000'
   search_gpu='python infra.bench.search_gpu --rows 20000 --device cpu:0 --shard-chunks 2000 --runs 3 --stages speed'
 else
-  ingest='bench ingest --articles 400000 --set partitions=48 --set ingesters=12 --set shards=12 --set near_duplicate_shards=4
-    --set producers=28 --set loops=12 --set inflight=8192 --set commit_ms=1000 --set repeats=3 --set shapes=16x16x4 --set seconds=185'
+  ingest="bench ingest --articles 400000 --set partitions=48 --set ingesters=16 --set shards=16 --set near_duplicate_shards=4
+    --set producers=28 --set inflight=8192 --set commit_ms=1000 --set repeats=${REPEATS:-3} --set seconds=200"
   soak='bench soak --articles 720000 --set partitions=20 --set ingesters=10 --set shards=8 --set near_duplicate_shards=3 --set producers=12
     --set retained_s=12 --set window_s=3 --set seconds=135'
   freshness='bench freshness --set embedder=minilm --set seconds=30 --set rates=50,200 --set searches=20 --set device=cuda:0'
