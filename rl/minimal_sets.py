@@ -29,6 +29,20 @@ class MinimalSets:
         """Share of rows with a set."""
         return float(self.wanted.any(1).mean()) if len(self.wanted) else 0.0
 
+    def told(self, tables: TableBatch) -> dict[str, float]:
+        """Of the rows with a set: their share, candidates and tokens of a set, share that holds a labelled one."""
+        rows = np.flatnonzero(self.wanted.any(1))
+        if not len(rows):
+            return {"found": 0.0}
+        sets = self.wanted[rows]
+        return {
+            "found": round(self.found, 4),
+            "candidates": round(float(sets.sum(1).mean()), 3),
+            "tokens": round(float((tables.tokens[rows] * sets).sum(1).mean()), 2),
+            "labelled": round(float(((tables.labels[rows] > 0) & sets).any(1).mean()), 4),
+            "rounds": float(self.rounds),
+        }
+
     def or_labels(self, tables: TableBatch) -> npt.NDArray[np.bool_]:
         """The sets, and by relevance labels what to choose for rows without one. [N, K]"""
         best = tables.labels.max(1, keepdims=True)
@@ -45,10 +59,12 @@ def mine(
     enough: float = 0.8,
     give_up_margin: float = 1.5,
     keep_gold: bool = False,
+    in_turn: bool = False,
 ) -> MinimalSets:
     """Shrink each row's start while its quality stays at `enough` or more.
 
     With `keep_gold` a set must also hold the labelled candidates that it began with one of: luck does not count.
+    `in_turn`: members are tried once, in the order of the start, as Context-Picker does, not the longest first.
     """
     if len(starts) != len(tables):
         raise ValueError(f"starts: given {len(starts)}; allowed: one a row, {len(tables)}")
@@ -60,6 +76,10 @@ def mine(
             fine and bool((tables.labels[row, list(picks)] > 0).any())
             for row, (fine, picks) in enumerate(zip(good, current, strict=True))
         ]
+    if in_turn:
+        order = [list(dict.fromkeys(start)) for start in starts]
+        rounds = _in_turn(tables, readings, current, order, good, enough, give_up_margin, keep_gold)
+        return MinimalSets(_wanted(tables, current, good), rounds)
     active = [row for row, fine in enumerate(good) if fine and len(current[row]) > 1]
     rounds = 0
     while active:
@@ -80,8 +100,35 @@ def mine(
         for row, (_, rest) in best.items():
             current[row] = rest
         active = [row for row in best if len(current[row]) > 1]
+    return MinimalSets(_wanted(tables, current, good), rounds)
+
+
+def _in_turn(
+    tables: TableBatch, readings: Readings, current: list[tuple[int, ...]], order: list[list[int]],
+    good: list[bool], enough: float, give_up_margin: float, keep_gold: bool,
+) -> int:  # fmt: skip
+    """Leave each member out for good where the reader still answers, one of every row a round; the rounds."""
+    rounds = 0
+    for place in range(max(map(len, order), default=0)):
+        asked: list[Request] = []
+        for row, members in enumerate(order):
+            if good[row] and place < len(members) and len(current[row]) > 1:
+                rest = tuple(other for other in current[row] if other != members[place])
+                if not keep_gold or (tables.labels[row, list(rest)] > 0).any():
+                    asked.append((row, rest))
+        if asked:
+            rounds += 1
+        for (row, rest), outcome in zip(asked, readings.read(asked), strict=True):
+            if outcome.quality(give_up_margin) >= enough:
+                current[row] = rest
+    return rounds
+
+
+def _wanted(
+    tables: TableBatch, current: Sequence[tuple[int, ...]], good: Sequence[bool]
+) -> npt.NDArray[np.bool_]:
     wanted = np.zeros(tables.present.shape, bool)
     for row, fine in enumerate(good):
         if fine:
             wanted[row, list(current[row])] = True
-    return MinimalSets(wanted, rounds)
+    return wanted

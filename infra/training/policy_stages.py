@@ -33,6 +33,8 @@ from rl.reward import RewardConfig
 
 LEARNING = ("reinforce", "plain_ppo")
 READINGS = ("together", "apart")
+MINED = ("minimal", "picker")
+"""Supervised by minimal sufficient sets: mined as ours are, or as Context-Picker's (arXiv 2512.14465)."""
 MULTI_HOP = ("hotpot", "musique")
 """Sets with few training questions, of two hops and more, that a job may weigh up."""
 MADE_TO_ANSWER = math.inf
@@ -181,9 +183,11 @@ def train_one(
             network, _ = load_policy(taught, device)
     else:
         wanted, known = None, tables
-        if job.algorithm == "minimal":
-            sets = mine(tables, Readings(here), starts(material, rows), keep_gold=True)
-            wanted, record["sets_found"] = sets.or_labels(tables), sets.found
+        if job.algorithm in MINED:
+            theirs = job.algorithm == "picker"
+            sets = mine(tables, Readings(here), starts(material, rows), keep_gold=not theirs, in_turn=theirs)
+            wanted = sets.or_labels(tables)
+            record |= {"sets_found": sets.found, "sets": sets.told(tables)}
             known = replace(tables, needs_all=tables.needs_all | (sets.wanted.sum(1) > 1))
         records = warm = train_supervised(
             network, known,

@@ -79,3 +79,28 @@ def test_minimal_sets_are_what_the_reader_needs() -> None:
     expected[4] = False
     assert (found.wanted == expected).all()
     assert found.found == pytest.approx(11 / 12)
+
+
+def test_sets_mined_in_turn_try_each_member_once_in_the_starts_order() -> None:
+    """As Context-Picker does: what stands first goes first. Sets are told by size, tokens and labels."""
+    readings = Readings(KnowingReader(TABLES))
+    gold = TABLES.labels.argmax(1)
+    starts = [[int(gold[row]), *(at for at in range(3) if at != gold[row])][:2] for row in range(12)]
+    starts[4] = [at for at in range(3) if at != gold[4]][:2]
+    found = mine(TABLES, readings, starts, in_turn=True)
+    held = np.array([int(gold[row]) in start for row, start in enumerate(starts)])
+    assert (found.wanted == ((TABLES.labels == GOLD) & held[:, None])).all()
+    assert found.rounds <= 2
+    told = found.told(TABLES)
+    assert (told["candidates"], told["labelled"]) == (1.0, 1.0)
+    assert told["tokens"] == pytest.approx(TABLES.tokens[held, gold[held]].mean(), abs=0.01)
+
+    class Easy:
+        """Answers from any two candidates: which one goes hangs on the order alone."""
+
+        def read(self, requests: list[tuple[int, tuple[int, ...]]]) -> list[Outcome]:
+            return [Outcome(float(len(picks) > 1), 0.1, -1.0) for _, picks in requests]
+
+    start = [[2, 0, 1]]
+    one = TABLES.take(np.array([0]))
+    assert np.flatnonzero(mine(one, Readings(Easy()), start, in_turn=True).wanted[0]).tolist() == [0, 1]
