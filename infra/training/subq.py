@@ -20,6 +20,7 @@ from torch import Tensor
 from infra.training.subq_data import SubqData, batches
 from infra.training.subq_measures import measured, questions_of
 from infra.training.subq_optim import build_optimizers, learning_rate
+from models.formats import FORMAT, KEY, check_format
 from models.subq import SubqConfig, SubqModel
 from models.subq.chunks import ChunkCodes
 from models.subq.losses import (
@@ -62,8 +63,12 @@ class SubqTrainConfig:
         default=0.0,
         metadata={
             "help": "share of the run in which the choice is taught first (MSA, arXiv 2603.23516): until then the "
-            "loss on tokens counts a tenth, afterwards the contrastive term does (0: both whole throughout)"
+            "loss on tokens counts a tenth, afterwards the contrastive term counts `routing_after` (0: both whole "
+            "throughout)"
         },
+    )
+    routing_after: float = field(
+        default=0.1, metadata={"help": "weight of the contrastive term after the first stage"}
     )
     forced_until: float = field(
         default=0.4, metadata={"help": "share of the run over which forcing fades to nothing"}
@@ -90,7 +95,7 @@ class SubqTrainConfig:
                 f"lr, warmup, clip, save_every: given {self.lr}, {self.warmup}, {self.clip}, {self.save_every}; "
                 "allowed: above 0"
             )
-        for name in ("decay_from", "forced_until", "cross", "routing_first"):
+        for name in ("decay_from", "forced_until", "cross", "routing_first", "routing_after"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 0 to 1")
         first, last = self.contrastive_until
@@ -282,8 +287,11 @@ class SubqTrainer:
         losses = self.config.losses
         values = asdict(losses) | {"contrastive": losses.contrastive * fade}
         if self.config.routing_first:
-            less = ("language", "answers") if progress < self.config.routing_first else ("contrastive",)
-            values |= {name: 0.1 * values[name] for name in less}
+            if progress < self.config.routing_first:
+                less = dict.fromkeys(("language", "answers"), 0.1)
+            else:
+                less = {"contrastive": self.config.routing_after}
+            values |= {name: share * values[name] for name, share in less.items()}
         return LossWeights(**values)
 
     def _batches(self) -> Iterator[NeedleBatch]:
@@ -292,6 +300,7 @@ class SubqTrainer:
     def save(self) -> None:
         """Write the state under another name, then put it in place: a kill leaves the old one or the new one."""
         state = {
+            KEY: FORMAT,
             "made_from": json.dumps(self._made_from, sort_keys=True),
             "step": self.step,
             "seconds": self.seconds,
@@ -308,6 +317,7 @@ class SubqTrainer:
 
     def _load(self) -> None:
         state = torch.load(self.state_dir / STATE, map_location=self.device, weights_only=True)
+        check_format(state, self.state_dir / STATE)
         if state["made_from"] != json.dumps(self._made_from, sort_keys=True):
             raise ValueError(
                 f"{self.state_dir} holds the state of another run; give another folder, or remove it"

@@ -33,6 +33,7 @@ from infra.training.subq_needles import STREAM_CELLS, language_loss, length_of
 from infra.training.subq_recipe import recipe_data, recipe_stream
 from models.subq.baselines import CHOICES, choice
 from models.subq.config import SubqConfig
+from models.subq.mixers.fla_pinned import pin
 from pipeline.prepare.needle_stream import NeedleBatch, NeedleStreamConfig
 
 FIELDS = ("ids", "at", "targets", "is_answer", "questions", "anonymous")
@@ -129,6 +130,8 @@ def judged(trainer: SubqTrainer, data: SubqData, given: argparse.Namespace) -> d
 
 def one(given: argparse.Namespace) -> None:
     """Train and judge one choice."""
+    if given.pinned and pin(given.pinned):
+        print("fla: one configuration a kernel", flush=True)  # noqa: T201
     if given.device.startswith("cuda"):
         torch.set_float32_matmul_precision("high")
     train, test = SubqData.load(given.data, "train"), SubqData.load(given.data, "test")
@@ -159,6 +162,7 @@ def everything(given: argparse.Namespace) -> None:
         "-m", "infra.training.subq_choices", "--data", given.data, "--work", given.work, "--out", given.out,
         "--device", given.device, "--steps", given.steps, "--seed", given.seed, "--lengths", given.lengths,
         "--keys", given.keys, "--makers", given.makers, *(["--tiny"] if given.tiny else []),
+        *(["--pinned", given.pinned] if given.pinned else []),
     ]  # fmt: skip
     base = [str(part) for part in shared]
     # batches come first and stay one of the processes until all are made
@@ -218,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--choices", default=",".join(CHOICES), help="which, in this order")
     parser.add_argument("--lengths", default="32k,256k,1M")
     parser.add_argument("--keys", type=int, default=64, help="in one text")
+    parser.add_argument("--pinned", type=Path, help="fla's kernels in one configuration each, written there")
     parser.add_argument("--choice", default="", choices=("", *CHOICES), help="only this, in this process")
     parser.add_argument("--make", action="store_true", help="only the batches, in this process")
     return parser

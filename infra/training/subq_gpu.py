@@ -65,6 +65,8 @@ def recipe(vocabulary: int, given: argparse.Namespace) -> Recipe:
         compiled=on_gpu and not given.eager,
         workers=given.workers if on_gpu else 0,
         seed=given.seed,
+        routing_first=given.routing_first,
+        routing_after=given.routing_after,
     )
     if tiny:
         model, stream, train = tiny_form(model, stream, train)
@@ -195,6 +197,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--forced-until", type=float, default=0.25, help="share of the run in which gold chunks are forced in"
     )
+    parser.add_argument(
+        "--routing-first", type=float, default=0.0, help="share of the run that first teaches what to read"
+    )
+    parser.add_argument(
+        "--routing-after", type=float, default=0.1, help="weight of the contrastive term after that stage"
+    )
     parser.add_argument("--scale-max", type=float, default=60.0, help="largest factor of cosines")
     parser.add_argument(
         "--short-steps", type=int, default=1_500, help="batches of 4,096 tokens a sequence, first"
@@ -218,6 +226,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _name(given: argparse.Namespace) -> str:
     options = ("-neighbours" if given.neighbours else "") + ("-fade" if given.fade else "")
+    if given.routing_first:
+        options += "-routing" + ("" if given.routing_after == 0.1 else f"{given.routing_after:g}")
     options += "-around" if given.lookahead or given.lookbehind else ""
     return f"{given.method}{options}-{given.seed}"
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from infra.training import subq_choices
+from infra.training import subq_choices, subq_choices_page
 from infra.training.subq import SubqTrainConfig, SubqTrainer
 from infra.training.subq_choices import _parser as parser
 from infra.training.subq_choices import main, settings
@@ -50,9 +50,43 @@ def test_a_first_stage_teaches_what_to_read(tmp_path: Path) -> None:
 
     assert weights(0.25, 0.2) == pytest.approx((0.1, 0.1, 1.0))
     assert weights(0.25, 0.25) == pytest.approx((1.0, 1.0, 0.1))
+    alone = SubqTrainConfig(routing_first=0.25, routing_after=1.0, bank=8)
+    after = SubqTrainer(MODEL, small_data(), STREAM, alone, tmp_path / "alone")._weights(0.5)
+    assert (after.language, after.answers, after.contrastive) == (1.0, 1.0, 1.0)
     assert weights(0.0, 0.0) == weights(0.0, 0.9) == (1.0, 1.0, 1.0)
     with pytest.raises(ValueError, match=r"routing_first: given 1\.5; allowed: 0 to 1"):
         SubqTrainConfig(routing_first=1.5)
+    with pytest.raises(ValueError, match=r"routing_after: given -1\.0; allowed: 0 to 1"):
+        SubqTrainConfig(routing_after=-1.0)
+
+
+def test_choices_of_another_job_come_onto_the_kept_page(tmp_path: Path) -> None:
+    """A choice that was missing is added, one made again takes the old one's place; other batches are refused."""
+
+    def summary(names: str, nats: float, steps: int = 600) -> dict[str, object]:
+        runs = [
+            {"choice": name, "seed": 0, "steps": steps, "tokens": 9, "parameters": 7, "train_seconds": 1.0,
+             "peak_bytes": 0, "language": {"with_retrieval": nats, "without": nats},
+             "rows": [{"length": 4, "n": 2, "exact": 50.0, "recall": 100.0}]}
+            for name in names.split()
+        ]  # fmt: skip
+        return {
+            "device": "H",
+            "jobs": 7,
+            "runs": runs,
+            "ratios": {f"loss_{name}": nats for name in names.split()},
+        }
+
+    kept, new = tmp_path / "kept.json", tmp_path / "new.json"
+    kept.write_text(json.dumps(summary("subq subq-lean", 5.0)))
+    new.write_text(json.dumps(summary("subq-linear subq-lean", 4.0)))
+    subq_choices_page.main([str(kept), str(new), "--out", str(tmp_path / "page")])
+    whole = json.loads((tmp_path / "page.json").read_text())
+    assert [run["choice"] for run in whole["runs"]] == ["subq", "subq-lean", "subq-linear"]
+    assert whole["ratios"] == {"loss_subq": 5.0, "loss_subq-lean": 4.0, "loss_subq-linear": 4.0}
+    assert (tmp_path / "page.md").read_text().count("| 4.0 | 4.0 |") == 2
+    with pytest.raises(ValueError, match="subq: given seed, steps, tokens and lengths"):
+        subq_choices_page.merged([summary("subq-lean", 5.0), summary("subq", 5.0, steps=500)])
 
 
 def test_choices_are_trained_on_the_same_batches_and_judged(

@@ -28,3 +28,23 @@ def test_a_length_is_compared_and_kept_before_the_next(
     monkeypatch.setattr(subq_gla, "gated_linear", wrong)
     with pytest.raises(SystemExit, match=r"errors above 0.01 at \[40\] tokens"):
         subq_gla.main(["--out", str(tmp_path), "--lengths", "40", "--device", "cpu"])
+
+
+def test_what_training_has_is_compared_in_its_dtype(tmp_path: Path) -> None:
+    """bfloat16, no first state; without fla nothing is pinned, and the record says so."""
+    told = [
+        "--out",
+        str(tmp_path),
+        "--lengths",
+        "70",
+        "--device",
+        "cpu",
+        "--dtype",
+        "bfloat16",
+        "--heads",
+        "1",
+    ]
+    subq_gla.main([*told, "--pinned", str(tmp_path / "configs")])
+    record = json.loads((tmp_path / "chunk-gla.json").read_text())
+    assert (record["dtype"], record["pinned"], record["most"]) == ("bfloat16", False, 0.02)
+    assert set(record["rows"][0]["errors"]) == set(subq_gla.NAMES) - {"first state"}

@@ -91,6 +91,10 @@ def test_another_search_asks_the_same_trials_and_a_call_goes_on(tmp_path: Path) 
     common = ["--data", str(data), "--work", str(work), "--out", str(out), *TINY, "--seed", "1"]
     around = ["--lookahead", "8", "--lookbehind", "4"]
     main(["train", *common, *around, "--minutes", "10", "--steps", "2"])
+    taught = ["--routing-first", "0.5", "--routing-after", "0.5"]
+    main(["train", *common, *around, *taught, "--minutes", "10", "--steps", "2"])
+    made = json.loads((out / "train-subq-routing0.5-around-1.json").read_text())["made_from"]["train"]
+    assert (made["routing_first"], made["routing_after"]) == (0.5, 0.5)
     judge = ["needles", *common, *around, "--lengths", "4k", "--trials", "2", "--keys", "0",
              "--cells", "known-5,known-5-alone", "--also", "k3,log0.5", "--also-from", "4k"]  # fmt: skip
     main([*judge, "--call-seconds", "0"])
