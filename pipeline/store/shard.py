@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -167,18 +166,10 @@ class Shard:
         with self._core.view:
             state = self._core.state
             order = state.streams.get(stream)
-            items = [] if order is None else order.ordered()
-            at = len(items) if before_ms is None else bisect_left(items, (before_ms, ""))
-            last = ""
-            while at > 0 and len(articles) < limit:
-                at -= 1
-                published_ms, article_id = items[at]
-                entry = state.catalog.get(article_id)
-                if article_id == last or entry is None:
-                    continue
-                if entry.stream != stream or entry.published_ms != published_ms:
-                    continue
-                last = article_id
+            for _, article_id in () if order is None else order.newest(before_ms):
+                if len(articles) >= limit:
+                    break
+                entry = state.catalog[article_id]
                 row = entry.segment.article_row(entry.row)
                 if entry.linked:
                     canonical = state.catalog.get(cast(str, row.canonical_id))

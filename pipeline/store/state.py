@@ -7,7 +7,7 @@ of the log applies the same decisions.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,12 +29,12 @@ from pipeline.store.records import (
     TopicPartition,
     Upsert,
 )
+from pipeline.store.stream_order import StreamOrder
 
 if TYPE_CHECKING:
     from pipeline.store.segment import Segment
 
 Kind = Literal["live", "linked", "deleted", "unknown"]
-_LEAST_STALE = 1_024
 
 
 class Entry:
@@ -54,31 +54,6 @@ class Entry:
 
 
 @dataclass(slots=True)
-class StreamOrder:
-    """The articles of one stream by publication time, sorted when read: most arrive in order."""
-
-    items: list[tuple[int, str]] = field(default_factory=list)
-    is_sorted: bool = True
-
-    def add(self, published_ms: int, article_id: str) -> None:
-        """Note an article; one that is noted again or no longer lives is skipped by the reader."""
-        item = (published_ms, article_id)
-        self.is_sorted = self.is_sorted and (not self.items or self.items[-1] <= item)
-        self.items.append(item)
-
-    def ordered(self) -> list[tuple[int, str]]:
-        """Oldest first, each article once."""
-        if not self.is_sorted:
-            self.items = sorted(set(self.items))
-            self.is_sorted = True
-        return self.items
-
-    def keep(self, lives: Callable[[int, str], bool]) -> None:
-        """Forget what `lives` (publication time in ms, id) does not name, and what was noted twice."""
-        self.items = [item for item in dict.fromkeys(self.ordered()) if lives(*item)]
-
-
-@dataclass(slots=True)
 class ShardState:
     """The mutable state of a shard beside its segments; the shard's locks guard it."""
 
@@ -93,8 +68,6 @@ class ShardState:
     recent_changes: deque[Change] = field(default_factory=deque)
     streams: dict[str, StreamOrder] = field(default_factory=dict)
     num_linked: int = 0
-    num_stale: int = 0
-    """Articles removed since the streams' orders were last freed of them."""
 
     def plan(
         self, records: Sequence[StoreRecord], through: Through, epoch: int, dim: int
@@ -175,24 +148,11 @@ class ShardState:
         if entry is not None:
             entry.segment.kill(entry.row)
             self.num_linked -= entry.linked
-            self.num_stale += 1
-            if self.num_stale > max(_LEAST_STALE, len(self.catalog)):
-                self._free_orders()
+            order = self.streams[entry.stream]
+            order.discard(entry.published_ms, article_id)
+            if not order:
+                del self.streams[entry.stream]
         return entry
-
-    def _free_orders(self) -> None:
-        """Forget removed articles in the streams' orders. Done once as many are gone as live, so that orders take
-        memory by what lives and not by what ever came, at a constant cost an article."""
-        for stream, order in list(self.streams.items()):
-
-            def lives(published_ms: int, article_id: str, stream: str = stream) -> bool:
-                entry = self.catalog.get(article_id)
-                return entry is not None and entry.stream == stream and entry.published_ms == published_ms
-
-            order.keep(lives)
-            if not order.items:
-                del self.streams[stream]
-        self.num_stale = 0
 
     def note_change(
         self, article_id: str, kind: Literal["updated", "deleted"], version_ms: int | None
