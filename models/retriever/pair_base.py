@@ -1,0 +1,177 @@
+"""What every pair reader does: scores of (question, given, candidate) rows in batches of like length, and features.
+
+Scores are logits against "none of these", which stands at 0. What differs (`PairReader` over MiniLM,
+`DecoderPairReader` over a decoder) is how text becomes tokens, how rows become a batch, and what is trained.
+
+`K` candidates, `N` rows, `T` tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from models.retriever.table import Floats
+
+QUESTION_TOKENS, GIVEN_TOKENS, TEXT_TOKENS = 48, 64, 96
+NEXT_CANDIDATES = 24
+"""So many best candidates are read again beside the very best one."""
+_SCALE = 8.0
+
+TokenIds = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """One pair as token ids without special ones: a question, what was read already, a candidate."""
+
+    question: TokenIds
+    text: TokenIds
+    given: TokenIds = ()
+
+
+def nothing() -> None:
+    """Does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What an optimizer moves: parameters with the factor of their learning rate.
+
+    `gather` is called after a step's backward passes, `merge` after the optimizer's step.
+    """
+
+    groups: Sequence[tuple[list[nn.Parameter], float]]
+    gather: Callable[[], None] = nothing
+    merge: Callable[[], None] = nothing
+
+
+class PairScorer(ABC):
+    """Scores of candidates for questions; `model` gives a score a row from what `collate` makes."""
+
+    model: nn.Module
+    device: str
+    autocast = True
+    """Whether a GPU computes in bf16 by autocast; without it in the dtype of the weights."""
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
+        """The token ids of each text, without special tokens."""
+
+    @abstractmethod
+    def collate(self, rows: Sequence[PairRow]) -> tuple[Tensor, ...]:
+        """What the model takes for these rows, on the device."""
+
+    @abstractmethod
+    def batches(self, rows: Sequence[PairRow]) -> list[list[int]]:
+        """The places of all rows, those of like length together."""
+
+    @abstractmethod
+    def tuning(self) -> Tuning:
+        """What is trained of the model."""
+
+    def learn(self, rows: Sequence[PairRow]) -> Tensor:
+        """Scores with their gradient, in order. [N]"""
+        return self._forward(rows)
+
+    @torch.inference_mode()
+    def scores(self, rows: Sequence[PairRow]) -> Floats:
+        """A score for every row, in order; above 0: likelier than "none of them". [N]"""
+        out = np.zeros(len(rows), np.float32)
+        for chosen in self.batches(rows):
+            out[chosen] = self._forward([rows[at] for at in chosen]).cpu().numpy()
+        return out
+
+    def features(self, question: str, texts: Sequence[str]) -> Floats:
+        """What `table.PAIR_FEATURES` names, of each candidate of a question. [K, 6]"""
+        return self.features_of([(question, texts)])[0]
+
+    def features_of(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[Floats]:
+        """The same for many questions at once: two passes over all their candidates."""
+        distinct = list(dict.fromkeys(text for question, texts in asked for text in (question, *texts)))
+        ids = dict(zip(distinct, self.tokenize(distinct), strict=True))
+        tokens = [(ids[question], [ids[text] for text in texts]) for question, texts in asked]
+        flat = self.scores([PairRow(q, text) for q, texts in tokens for text in texts])
+        ends = np.cumsum([len(texts) for _, texts in tokens])
+        firsts = np.split(flat, ends[:-1]) if len(tokens) else []
+        again: list[PairRow] = []
+        places: list[npt.NDArray[np.int64]] = []
+        for (question_ids, texts), first in zip(tokens, firsts, strict=True):
+            order = np.argsort(-first, kind="stable")
+            places.append(order[1:NEXT_CANDIDATES])
+            if len(order):
+                best = texts[int(order[0])]
+                again += [PairRow(question_ids, texts[int(at)], best) for at in places[-1]]
+        flat = self.scores(again)
+        found, start = [], 0
+        for first, place in zip(firsts, places, strict=True):
+            second = np.full(len(first), np.nan, np.float32)
+            second[place] = flat[start : start + len(place)]
+            start += len(place)
+            found.append(pair_columns(first, second))
+        return found
+
+    def _forward(self, rows: Sequence[PairRow]) -> Tensor:
+        on_gpu = self.device.startswith("cuda")
+        half = on_gpu and self.autocast
+        with torch.autocast("cuda" if on_gpu else "cpu", torch.bfloat16, enabled=half):
+            found: Tensor = self.model(*self.collate(rows))
+        return found
+
+
+def pair_columns(first: Floats, second: Floats) -> Floats:
+    """The pair features from scores of the first pass and of the second (NaN where not asked). [K, 6]"""
+    if not len(first):
+        return np.zeros((0, 6), np.float32)
+    places = np.empty(len(first), np.int64)
+    places[np.argsort(-first, kind="stable")] = np.arange(len(first))
+    asked = ~np.isnan(second)
+    shares, none_more = _shares(np.where(asked, second, -np.inf))
+    after = np.where(asked, np.clip(np.nan_to_num(second) / _SCALE, -1, 2), -1.0)
+    columns = [
+        np.clip(first / _SCALE, -2, 2),
+        _shares(first)[0],
+        1 / (1 + places),
+        after,
+        shares,
+        np.full(len(first), none_more),
+    ]
+    return np.stack(columns, 1).astype(np.float32)
+
+
+def _shares(scores: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], float]:
+    """Probabilities of the scores beside a 0 for "none of them", and that one's own."""
+    top = max(0.0, float(scores.max(initial=0.0)))
+    weights, none = np.exp(scores - top), float(np.exp(-top))
+    whole = float(weights.sum()) + none
+    return weights / whole, none / whole
+
+
+def in_eight_bits(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices in 8 bits, a scale for each row (`<name>:scale`); vectors as they are, in float32."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        plain = tensor.detach().cpu().float()
+        if plain.ndim == 2 and plain.shape[0] > 1:
+            scale = plain.abs().amax(1, keepdim=True).clamp_min(1e-9) / 127.0
+            found[name] = (plain / scale).round().to(torch.int8).contiguous()
+            found[f"{name}:scale"] = scale.contiguous()
+        else:
+            found[name] = plain.contiguous()
+    return found
+
+
+def from_eight_bits(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `in_eight_bits` made, in float32."""
+    return {
+        name: tensor.float() * packed[f"{name}:scale"] if f"{name}:scale" in packed else tensor.float()
+        for name, tensor in packed.items()
+        if not name.endswith(":scale")
+    }
