@@ -1,0 +1,119 @@
+"""infra/gpu_host/jobs/issue_four.sh: every stage within its time, what is whole passed over, verdicts kept."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "infra" / "gpu_host" / "jobs" / "issue_four.sh"
+PYTHON = """#!/bin/bash
+echo "$*" >> "$ROOT/told"
+case "$*" in
+  *gpu_session*)
+    mkdir -p "$OUT/kernels"
+    echo "{\\"results\\": $(cat "$ROOT/found")}" > "$OUT/kernels/bench.json" ;;
+  "-c import json"*) exec "$REAL" "$@" ;;
+  *pytest*test_landmark_topk*) echo "FAILED tests/a.py::test_b"; echo "1 failed, 2 passed"; exit 1 ;;
+  *pytest*) echo "PASSED tests/a.py::test_$RANDOM"; echo "1 passed" ;;
+  *session_bytes*) sleep "${SLEEP:-0}" ;;
+esac
+"""
+
+
+class Host:
+    """A lease's folder whose python3 writes down what it was asked."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("tree", "out", "work", "bin", "reader", "parts/subq-a", "parts/subq-b", "parts/subq-c"):
+            (root / name).mkdir(parents=True)
+        for part in "abc":
+            (root / f"parts/subq-{part}/file-{part}").write_text(part)
+        (root / "reader" / "ready.json").write_text("{}")
+        (root / "found").write_text('{"sparse": 1, "decode": 1, "landmarks": 1}')
+        python = root / "bin" / "python3"
+        python.write_text(PYTHON)
+        python.chmod(0o755)
+
+    def run(self, stages: str, seconds: int = 900, **settings: str) -> subprocess.CompletedProcess[str]:
+        told = {
+            **os.environ, "PATH": f"{self.root}/bin:{os.environ['PATH']}", "LEASE_ROOT": str(self.root),
+            "OUT": f"{self.root}/out", "WORK": f"{self.root}/work", "SECONDS_LIMIT": str(seconds), "STAGES": stages,
+            "REAL": sys.executable, **settings,
+        }  # fmt: skip
+        return subprocess.run(
+            ["bash", str(SCRIPT)], env=told, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    def told(self) -> list[str]:
+        return (self.root / "told").read_text().splitlines()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_every_stage_runs_once_and_a_failed_test_is_a_verdict(host: Host) -> None:
+    """The job ends with what the tests said; given again it has nothing left to do; one log names every result."""
+    first = host.run("kernels agreement session tests minutes")
+    assert first.returncode == 1, first.stdout + first.stderr
+    told = host.told()
+    assert [
+        sum(word in line for line in told) for word in ("gpu_session bench", "decode_agreement --model")
+    ] == [1, 2]
+    assert any("--tokens 16777216 --read-block 16384 --seconds 200" in line for line in told)
+    assert any("train" in line and "--minutes 5" in line for line in told)
+    assert any("needles" in line and "--lengths 1M --cells known-5 --trials 100" in line for line in told)
+    assert {path.name for path in (host.root / "subq-data").iterdir()} == {"file-a", "file-b", "file-c"}
+    log = (host.root / "out" / "gpu_tests.log").read_text()
+    assert "landmarks: rc=1: 1 failed, 2 passed" in log and "FAILED tests/a.py::test_b" in log
+    assert log.count("\nPASSED") == 6
+    assert host.run("kernels agreement session tests minutes").returncode == 0
+    assert host.told() == told
+
+
+def test_benchmarks_that_were_cut_off_are_not_done(host: Host) -> None:
+    """Two of three are kept and made again."""
+    (host.root / "found").write_text('{"sparse": 1, "decode": 1}')
+    assert host.run("kernels").returncode == 4
+    assert not (host.root / "out" / "kernels.done").exists()
+    (host.root / "found").write_text('{"sparse": 1, "decode": 1, "landmarks": 1}')
+    assert host.run("kernels").returncode == 0
+    assert (host.root / "out" / "kernels.done").exists()
+
+
+def test_a_stage_that_hangs_is_ended_and_the_next_one_goes_on(host: Host) -> None:
+    """Within its own limit; and what has too few seconds left is named."""
+    ended = host.run("session kernels", SLEEP="60", SESSION_S="3", LEAST_S="2")
+    assert ended.returncode == 124 and "session: rc=124" in ended.stdout and "kernels: rc=0" in ended.stdout
+    late = host.run("session", seconds=20)
+    assert late.returncode == 5 and "too few to begin" in late.stdout
+
+
+def test_an_unknown_stage_is_refused_by_name(host: Host) -> None:
+    ended = host.run("kernel")
+    assert (
+        ended.returncode == 2
+        and "given kernel; allowed: kernels agreement session tests minutes" in ended.stderr
+    )
+
+
+def test_every_file_with_a_gpu_test_is_in_a_group() -> None:
+    """So that the log is of all of them."""
+    root = SCRIPT.parents[3]
+    marked = {
+        str(path.relative_to(root))
+        for path in (root / "tests").rglob("test_*.py")
+        if "pytest.mark.gpu" in path.read_text(encoding="utf-8") and path != Path(__file__)
+    }
+    by_fixture = {
+        str(path.relative_to(root))
+        for path in (root / "tests/models/kernels").glob("test_latent_decode_of*.py")
+    }
+    told = SCRIPT.read_text(encoding="utf-8")
+    assert [name for name in sorted(marked | by_fixture) if name not in told] == []
