@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import lzma
+import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -57,8 +60,6 @@ def host(texts: Path) -> Path:
         )
         passages.append({"id": f"b{at}", "title": f"Barn {at}", "text": text})
     write_rows(path, passages)
-    import lzma
-
     (texts / "tokenizer.json").write_bytes(lzma.decompress((texts / "tokenizer.json.xz").read_bytes()))
     return texts
 
@@ -241,3 +242,18 @@ def test_settings_nobody_can_mean_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=f"{next(iter(bad))}: given"):
             config(**bad)
+
+
+def test_the_job_is_done_once_and_names_what_it_waits_for(tmp_path: Path) -> None:
+    """Nothing is made again where `ready` stands; without what it wants it ends with 2 and says where to look."""
+    script = Path(__file__).resolve().parents[3] / "infra" / "gpu_host" / "jobs" / "made_questions.sh"
+    (tmp_path / "tree").mkdir()
+    environment = {
+        **os.environ, "LEASE_ROOT": str(tmp_path), "OUT": str(tmp_path / "out"), "SECONDS_LIMIT": "9", "WAIT": "1",
+    }  # fmt: skip
+    done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "carried/joined is not there after 1 s" in done.stderr
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "ready").touch()
+    assert subprocess.run(["bash", str(script)], env=environment, timeout=60).returncode == 0
