@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -98,3 +99,25 @@ def test_reinforce_learns_to_stop_before_the_costly_candidate() -> None:
         loss.backward()
         optimizer.step()
     assert logits.softmax(-1)[1] > 0.9
+
+
+@pytest.mark.parametrize(("discount", "trace"), [(0.9, 0.8), (1.0, 0.95)])
+def test_rllibs_advantages_are_these(discount: float, trace: float) -> None:
+    """What `ppo` learns from is exact too: RLlib's, over episodes with a step more, as its connector makes them."""
+    from ray.rllib.utils.postprocessing.value_predictions import compute_value_targets
+
+    rewards, values, bootstrap, ends, truncated = _episodes(40)
+    after = torch.where(ends, bootstrap, values.roll(-1))
+    longer: list[tuple[float, float, float, float]] = []  # value, reward, terminated, truncated
+    for step in range(40):
+        end = bool(ends[step])
+        cut = end and bool(truncated[step])
+        longer.append((float(values[step]), float(rewards[step]), float(end and not cut), float(cut)))
+        if end:
+            longer.append((float(bootstrap[step]), 0.0, 1.0, 0.0))
+    columns = [np.array(column, np.float64) for column in zip(*longer, strict=True)]
+    targets = compute_value_targets(*columns, gamma=discount, lambda_=trace)
+    own = np.cumsum(1 + np.concatenate([[0], ends[:-1].numpy().astype(int)])) - 1
+    given = advantages(rewards, values, after, ends, truncated, discount, trace)
+    np.testing.assert_allclose((targets - columns[0])[own], given.numpy(), rtol=1e-4, atol=1e-5)
+    assert truncated.any() and (ends & ~truncated).any()
