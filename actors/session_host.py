@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ def _build(settings: ServeSettings, library: Library, backbone: HfBackbone, mode
             config=config,
             backbone=backbone,
             library=library,
-            chooser=chooser_of(config, embed),
+            chooser=chooser_of(config, embed, settings.backbone.model),
             runner=model.lane(QUESTION),
             adapted=adapter_folder(settings.backbone) is not None,
         ),
@@ -89,18 +90,25 @@ def _build(settings: ServeSettings, library: Library, backbone: HfBackbone, mode
     )
 
 
-def chooser_of(config: SessionConfig, embed: Any) -> Chooser:
-    """Who chooses the sentences: the policy of `session.policy`, with its promotions, else hybrid ranking."""
+def chooser_of(config: SessionConfig, embed: Any, model: str | None = None) -> Chooser:
+    """Who chooses the sentences: the policy of `session.policy`, with its promotions, else hybrid ranking.
+
+    `model` (`backbone.model`): over whose weights a pair reader works that was trained on the reader's decoder.
+    """
     hybrid = HybridChooser(embed, config.dense_sentences)
     if config.policy in (None, "", "none"):
         return hybrid
+    from models.retriever.decoder_base import folder_of
     from models.retriever.storage import shipped_policy
     from pipeline.session.policy_chooser import PolicyChooser
 
     folder = (
         shipped_policy() if config.policy == "shipped" else Path(str(config.policy)).expanduser().absolute()
     )
-    return hybrid if folder is None else PolicyChooser(folder, embed, hybrid, pair_reader=config.pair_reader)
+    if folder is None:
+        return hybrid
+    base = None if model is None else partial(folder_of, model)
+    return PolicyChooser(folder, embed, hybrid, pair_reader=config.pair_reader, pair_base=base)
 
 
 def configure_service(

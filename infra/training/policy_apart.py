@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from infra.training.policy_pairs import FOLDS, Say, fold_rows
+from infra.training.policy_pairs import FOLDS, PairBase, Say, fold_rows
 from infra.training.policy_readers import TextReader
-from models.retriever.pair_reader import PairReader, PairRow, load_pair_reader, save_pair_reader
+from models.retriever.pair_reader import PairRow, PairScorer, save_pair_reader
 from models.retriever.pair_training import PairTexts, PairTrainConfig, train_pairs
 from models.retriever.table import ALL_FEATURES, FEATURES, GOLD, Floats
 from models.retriever.trust import KINDS, Combination, SingleReadings, claim, fit
@@ -103,17 +103,20 @@ def prompt_tokens(material: Material, count: Any, begin: int = 1) -> npt.NDArray
 
 
 def train_verifier(
-    material: Material, spoken: SpokenTable, fold: str, pairs: Path, out: Path, config: PairTrainConfig,
-    device: str, say: Say,
+    material: Material, spoken: SpokenTable, fold: str, pairs: Path, base: PairBase, out: Path,
+    config: PairTrainConfig, device: str, say: Say,
 ) -> None:  # fmt: skip
-    """Train one verifier on from its fold's pair reader, score its rows' answers: OUT/<fold>/verified.npz."""
+    """Train one verifier on from its fold's pair reader in `pairs`, of the kind `base`; score its rows' answers.
+
+    Leaves OUT/<fold>/verified.npz.
+    """
     folder = out / fold
     if (folder / "verified.npz").exists():
         return
     began = time.monotonic()
     tables = material.tables
     singles = spoken.singles(len(material), tables.num_candidates)
-    reader, _ = load_pair_reader(pairs / fold, device)
+    reader = base.load(pairs / fold, device, learns=True)
     claims = claims_of(material, spoken, singles.read)
     right = singles.read & (np.nan_to_num(singles.f1) >= RIGHT)
     judged = replace(
@@ -152,7 +155,7 @@ def claims_of(material: Material, spoken: SpokenTable, read: Bools) -> list[list
 
 
 def verified_scores(
-    reader: PairReader, texts: PairTexts, singles: SingleReadings, rows: npt.NDArray[np.int64]
+    reader: PairScorer, texts: PairTexts, singles: SingleReadings, rows: npt.NDArray[np.int64]
 ) -> Floats:
     """The verifier's logits of some rows, NaN where nothing was read. [R, K]"""
     out = np.full((len(rows), singles.groups.shape[1]), np.nan, np.float32)

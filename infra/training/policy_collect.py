@@ -16,23 +16,29 @@ MOST_FILES = 12
 
 
 def collect(state: Path, out: Path) -> dict[str, int]:
-    """Pack what is judged (with `scores.npz`), policies but routers, pair reader, verifier; bytes of each file."""
+    """Pack what is judged (with `scores.npz`), policies but routers, pair readers, verifier; bytes of each file."""
     out.mkdir(parents=True, exist_ok=True)
     sizes: dict[str, int] = {}
     groups = {
         "results": [
             *state.glob("evaluation.json"),
             *state.glob("scores.npz"),
+            *state.glob("ranks.json"),
             *sorted(state.glob("policies/*/record.json")),
             *(path for path in sorted(state.glob("policies/*/policy/*")) if "router" not in path.parts[-3]),
-            *sorted(state.glob("pairs/*/config.json")),
+            *sorted(state.glob("pairs*/*/config.json")),
             *sorted(state.glob("trust/*.json")),
             *sorted(state.glob("trust/*/config.json")),
         ],
         "pair": [path for path in sorted(state.glob("pairs/whole/*")) if path.suffix != ".npz"],
+        "pair_decoder": [
+            path for path in sorted(state.glob("pairs_decoder/whole/*")) if path.suffix != ".npz"
+        ],
         "verifier": [path for path in sorted(state.glob("trust/whole/*")) if path.suffix != ".npz"],
     }
     for name, paths in groups.items():
+        if not paths:
+            continue
         held = io.BytesIO()
         with tarfile.open(fileobj=held, mode="w:gz", compresslevel=6) as tar:
             for path in paths:

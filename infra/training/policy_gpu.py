@@ -5,9 +5,10 @@
     python3 -m infra.training.policy_gpu --out state --stage collect --collect "$OUT"
 
 `carried` is what `infra.training.policy_carry --join` put together, `reader` what `reader_parts unpack` made.
-Nothing before `readings` needs the reader. Everything is kept under --out as it is made: a stage that is done is
-passed over, one that was ended goes on. Processes share the GPU (`--workers` of them): the small networks are bound
-by launches. What each stage's processes do is in `policy_work`.
+Nothing before `readings` needs the reader, but a pair reader over its decoder does (`--pair-base`). Everything is
+kept under --out as it is made: a stage that is done is passed over, one that was ended goes on. Processes share the
+GPU (`--workers` of them): the small networks are bound by launches. What each stage's processes do is in
+`policy_work`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import torch
 from infra.training import policy_points as points
 from infra.training.policy_apart import CHUNK
 from infra.training.policy_collect import collect
-from infra.training.policy_pairs import FOLDS
-from infra.training.policy_work import WORK, jobs_of, say
+from infra.training.policy_pairs import BOTH, DECODER, FOLDS, MINILM, PLACES, kinds_of
+from infra.training.policy_work import WORK, jobs_of, say, trainings
 
 SHARES = {
     "material": 110, "pairs": 150, "teach": 80, "readings": 150, "trust": 100, "reward": 200, "choose": 60,
@@ -36,6 +37,8 @@ SHARES = {
 STAGES = tuple(SHARES)
 TOGETHER = {"reward": 290, "choose": 45, "read": 130, "report": 25}
 """The same for policies that are read together only (`--together`): no single readings, trust or routers."""
+PAIRS_WITH_DECODER = 280
+"""The share of the stage pairs where a decoder's pair readers are among them."""
 NEEDED = ("material", "pairs", "teach", "readings", "trust")
 """Stages without whose end the next cannot begin; after others the run goes on and its exit code tells."""
 LEAST_LEFT_S = 30.0
@@ -79,6 +82,8 @@ def main() -> None:
 def _share(given: argparse.Namespace, stages: list[str], until: float) -> float:
     """The first stage's part of the seconds that are left."""
     shares = SHARES | (TOGETHER if given.together else {})
+    if DECODER in kinds_of(given.pair_base):
+        shares["pairs"] = PAIRS_WITH_DECODER
     return (until - time.monotonic()) * shares[stages[0]] / sum(shares.get(name, 0) for name in stages)
 
 
@@ -110,7 +115,7 @@ def is_done(given: argparse.Namespace, stage: str) -> bool:
         return bool(shards) and all(path.exists() for path in shards)
     left = {
         "material": [manifest],
-        "pairs": [out / "pairs" / fold / "scores.npz" for fold in FOLDS],
+        "pairs": [out / PLACES[kind] / fold / "scores.npz" for kind, fold in trainings(given)],
     }.get(stage)
     return left is not None and all(path.exists() for path in left)
 
@@ -148,7 +153,14 @@ def _given() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--prices", type=float, nargs="*", default=[], help="gammas tried beside 0.0005")
     parser.add_argument("--worlds", type=int, default=-1, help="newswire worlds, at most (-1: all)")
-    parser.add_argument("--pair-epochs", type=float, default=4.0)
+    parser.add_argument(
+        "--pair-base", choices=(MINILM, DECODER, BOTH), default=MINILM,
+        help="what the pair reader is trained over; of both, policies see the decoder's scores",
+    )  # fmt: skip
+    parser.add_argument("--pair-epochs", type=float, default=4.0, help="passes of MiniLM's")
+    parser.add_argument("--decoder-epochs", type=float, default=3.0, help="passes of the decoder's")
+    parser.add_argument("--decoder-candidates", type=int, default=24, help="candidates of a question in one")
+    parser.add_argument("--decoder-lr", type=float, default=3e-4)
     parser.add_argument("--verify-epochs", type=float, default=2.0)
     parser.add_argument("--warm-steps", type=int, default=1500)
     parser.add_argument("--iterations", type=int, default=1_000_000, help="of learning by reward, at most")
@@ -169,6 +181,7 @@ def run_stage(given: argparse.Namespace, stage: str, seconds: float) -> bool:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(given.carried / "site"), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
+        "PYTORCH_CUDA_ALLOC_CONF": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),
         "TOKENIZERS_PARALLELISM": "true" if stage in ("material", "pairs", "trust") else "false",
     }
     tail = ["--stage", stage, "--seconds", f"{seconds:.0f}"]
@@ -195,7 +208,12 @@ def processes(given: argparse.Namespace, stage: str) -> int:
     """How many processes a stage has."""
     if stage in ("teach", "reward"):
         return len(jobs_of(given, stage))
-    fixed = {"material": 1, "report": 1, "pairs": len(FOLDS), "trust": len(FOLDS) + len(given.seeds)}
+    fixed = {
+        "material": 1,
+        "report": 1,
+        "pairs": len(trainings(given)),
+        "trust": len(FOLDS) + len(given.seeds),
+    }
     return int(fixed.get(stage, given.workers))
 
 

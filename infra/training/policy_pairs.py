@@ -1,4 +1,6 @@
-"""The pair reader trained beside the policy's material, and its scores put among the features.
+"""The pair readers trained beside the policy's material, and the scores of one put among the features.
+
+Two kinds (`--pair-base`): over MiniLM, in OUT/pairs, and over the reader's own decoder, in OUT/pairs_decoder.
 
 Scores of training questions come from a reader that was not trained on them (two folds, by the title of the first
 gold candidate); those of dev and test questions from the one trained on all training questions, in the 8 bits in
@@ -9,26 +11,56 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from models.retriever.pair_reader import (
-    PairReader,
-    from_minilm,
-    load_pair_reader,
-    save_pair_reader,
-)
+from models.retriever.pair_reader import CONFIG, PairScorer, from_minilm, load_pair_reader, save_pair_reader
 from models.retriever.pair_training import PairTexts, PairTrainConfig, train_pairs
 from models.retriever.table import FEATURES, GOLD
 from pipeline.tasks.material import Material
 
 FOLDS = ("fold0", "fold1", "whole")
+MINILM, DECODER, BOTH = "minilm", "decoder", "both"
+PLACES = {MINILM: "pairs", DECODER: "pairs_decoder"}
+"""Where each kind lies under OUT."""
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PairBase:
+    """A kind of pair reader, and the folder of the weights that it begins with."""
+
+    kind: str
+    folder: Path
+
+    def new(self, device: str) -> PairScorer:
+        """An untrained reader; the decoder's begins with the plain base: the adapter knows training questions."""
+        if self.kind == MINILM:
+            return from_minilm(self.folder, device)
+        from models.retriever.decoder_pair import from_decoder
+
+        return from_decoder(self.folder, device)
+
+    def load(self, folder: Path, device: str, *, learns: bool = False) -> PairScorer:
+        """A saved reader of this kind."""
+        return load_pair_reader(folder, device, self.folder, learns=learns)[0]
+
+
+def kinds_of(pair_base: str) -> tuple[str, ...]:
+    """The kinds that are trained, the one whose scores policies see first."""
+    return (DECODER, MINILM) if pair_base == BOTH else (pair_base,)
+
+
+def pairs_seen(home: Path) -> Path:
+    """Where the pair readers of a run lie whose scores its policies see."""
+    both = [home / PLACES[kind] for kind in kinds_of(BOTH)]
+    return next((folder for folder in both if (folder / "whole" / CONFIG).exists()), both[-1])
 
 
 def fold_of(material: Material, row: int) -> int:
@@ -50,42 +82,62 @@ def fold_rows(material: Material, fold: str) -> tuple[npt.NDArray[np.int64], npt
 
 
 def train_fold(
-    material: Material, minilm: Path, fold: str, out: Path, config: PairTrainConfig, device: str, say: Say
+    material: Material, base: PairBase, fold: str, out: Path, config: PairTrainConfig, device: str, say: Say
 ) -> None:
-    """Train one reader, save it (8 bits), score its rows with what was saved: OUT/<fold>/scores.npz."""
+    """Train one reader, save it (8 bits), score its rows with what was saved: OUT/<fold>/scores.npz.
+
+    One that is trained and saved already only scores.
+    """
     folder = out / fold
     if (folder / "scores.npz").exists():
         return
     began = time.monotonic()
-    reader = from_minilm(minilm, device)
     rows, scored = fold_rows(material, fold)
-    texts = texts_of(reader, material)
-    records = train_pairs(
-        reader, material.tables, texts, rows, config,
-        on_step=lambda step: say(f"pair reader {fold} {json.dumps({k: round(v, 5) for k, v in step.items()})}")
-        if int(step["step"]) % 100 == 0 else None,
-    )  # fmt: skip
-    last = records[-5:]
-    about = {
-        "trained_on": f"{len(rows):,} training questions of NQ-open, SQuAD 2 and HotpotQA",
-        "steps": int(records[-1]["step"]) + 1,
-        "loss": round(float(np.mean([each["loss"] for each in last])), 4),
-        "right": round(float(np.mean([each["right"] for each in last])), 4),
-        "fold": fold,
-        **asdict(config),
-    }
-    save_pair_reader(reader, folder, about)
-    saved, _ = load_pair_reader(folder, device)
-    columns = pair_features(saved, material, scored)
+    if not (folder / CONFIG).exists():
+        _train(material, base, fold, rows, folder, config, device, say)
+    trained_s = time.monotonic() - began
+    columns = pair_features(base.load(folder, device), material, scored)
     part = folder / "scores.part.npz"
     np.savez(part, rows=scored, columns=columns)
     part.rename(folder / "scores.npz")
     say(
-        f"pair reader {fold}: {about['steps']} steps, {time.monotonic() - began:.0f} s, right {about['right']}"
+        f"pair reader {base.kind} {fold}: trained in {trained_s:.0f} s, {len(scored):,} questions scored in "
+        f"{time.monotonic() - began - trained_s:.0f} s"
     )
 
 
-def texts_of(reader: PairReader, material: Material) -> PairTexts:
+def _train(
+    material: Material, base: PairBase, fold: str, rows: npt.NDArray[np.int64], folder: Path,
+    config: PairTrainConfig, device: str, say: Say,
+) -> None:  # fmt: skip
+    began = time.monotonic()
+    reader = base.new(device)
+    texts = texts_of(reader, material)
+    say(f"pair reader {base.kind} {fold}: begins after {time.monotonic() - began:.0f} s")
+
+    def tell(step: dict[str, float]) -> None:
+        if int(step["step"]) % 40 == 0:
+            figures = {name: round(value, 5) for name, value in step.items()}
+            say(f"pair reader {base.kind} {fold} {time.monotonic() - began:.0f} s {json.dumps(figures)}")
+
+    records = train_pairs(reader, material.tables, texts, rows, config, on_step=tell)
+    last = records[-5:]
+    about = {
+        "trained_on": f"{len(rows):,} training questions of NQ-open, SQuAD 2 and HotpotQA",
+        "steps": int(records[-1]["step"]) + 1,
+        "steps_planned": math.ceil(config.epochs * len(rows) / config.questions),
+        "loss": round(float(np.mean([each["loss"] for each in last])), 4),
+        "right": round(float(np.mean([each["right"] for each in last])), 4),
+        "fold": fold,
+        "seconds": round(time.monotonic() - began, 1),
+        **asdict(config),
+    }
+    save_pair_reader(reader, folder, about)
+    told = {name: about[name] for name in ("steps", "steps_planned", "loss", "right", "seconds")}
+    say(f"pair reader {base.kind} {fold}: {json.dumps(told)}")
+
+
+def texts_of(reader: PairScorer, material: Material) -> PairTexts:
     """The token ids of all questions and candidates."""
     return PairTexts.of(
         reader,
@@ -95,7 +147,7 @@ def texts_of(reader: PairReader, material: Material) -> PairTexts:
 
 
 def pair_features(
-    reader: PairReader, material: Material, rows: npt.NDArray[np.int64], batch: int = 512
+    reader: PairScorer, material: Material, rows: npt.NDArray[np.int64], batch: int = 512
 ) -> npt.NDArray[np.float32]:
     """The pair features of some rows, padded as their tables. [N, K, 6]"""
     width = material.tables.num_candidates
@@ -115,19 +167,26 @@ def with_scores(material: Material, folder: Path) -> Material:
     width = len(FEATURES)
     columns = np.zeros((*material.tables.present.shape, width + 6), np.float32)
     columns[..., :width] = material.tables.features[..., :width]
+    columns[..., width:] = scores_in(material, folder)
+    return Material(material.questions, replace(material.tables, features=columns))
+
+
+def scores_in(material: Material, folder: Path) -> npt.NDArray[np.float32]:
+    """The pair features that the folds left; FileNotFoundError where one did not. [N, K, 6]"""
+    columns = np.zeros((*material.tables.present.shape, 6), np.float32)
     known = np.zeros(len(material), bool)
     for fold in FOLDS:
         path = folder / fold / "scores.npz"
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: run the stage pairs to its end first")
         with np.load(path) as packed:
-            columns[packed["rows"], :, width:] = packed["columns"]
+            columns[packed["rows"]] = packed["columns"]
             known[packed["rows"]] = True
     if not known.all():
         raise ValueError(
             f"{folder}: {int((~known).sum())} questions have no score; it is of another material"
         )
-    return Material(material.questions, replace(material.tables, features=columns))
+    return columns
 
 
 def _texts(sentences: Sequence[tuple[str, str, str]]) -> list[str]:

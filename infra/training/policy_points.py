@@ -8,7 +8,7 @@ readings. Imports nothing that a GPU host lacks.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,16 +102,20 @@ def kind_of(name: str) -> str:
     return name.rsplit("-", 1)[0] if is_policy(name) else name
 
 
-def names_to_judge(material: Material, policies: Path, together: bool = False) -> list[str]:
+def names_to_judge(
+    material: Material, policies: Path, together: bool = False, orders: Iterable[str] = ()
+) -> list[str]:
     """Simple methods in both readings, the oracle, the pair reader where it has looked, every policy that is there.
 
     Supervised policies are judged in both readings; those learned by reward in the one that they were paid for.
-    `together`: nothing that is read apart.
+    `together`: nothing that is read apart. `orders`: pair readers' own, read together; apart, `pair` is the order
+    of the one whose scores are among the features.
     """
     ranked = [*RANKED_BY]
-    if material.tables.num_features == len(ALL_FEATURES):
-        ranked.append("pair")
-    made = ["random", "oracle", *ranked, *(f"{name}{APART}" for name in ranked if not together)]
+    looked = material.tables.num_features == len(ALL_FEATURES)
+    apart = [*ranked, *(["pair"] if looked else [])]
+    ranked += list(orders) or (["pair"] if looked else [])
+    made = ["random", "oracle", *ranked, *(f"{name}{APART}" for name in apart if not together)]
     for folder in sorted(policies.glob("*/carried")):
         name = folder.parent.name
         made.append(name)
@@ -131,9 +135,13 @@ def network_of(name: str, policies: Path, device: str) -> PolicyNetwork | None:
 
 def choices_of(
     name: str, material: Material, policies: Path, *, device: str, budgets: Sequence[int] = BUDGETS,
-    biases: Sequence[float] = BIASES, most: int = 0,
+    biases: Sequence[float] = BIASES, most: int = 0, orders: Mapping[str, Floats] | None = None,
 ) -> list[Point]:  # fmt: skip
-    """All points of a method that reads together: a simple one, `pair`, `oracle`, or a policy's folder."""
+    """All points of a method that reads together: a simple one, `pair`, `oracle`, or a policy's folder.
+
+    `orders`: scores [N, K] of further simple methods by name; `pair` without one is the features' pair reader.
+    """
+    ranked = orders or {}
     network = network_of(name, policies, device)
     routed = name.startswith("router")
     found = []
@@ -147,7 +155,9 @@ def choices_of(
                     for bias in biases
                 ]
                 continue
-            if name == "pair":
+            if name in ranked:
+                chosen = fill(part.tables, ranked[name][rows], budget)
+            elif name == "pair":
                 chosen = fill(part.tables, part.tables.features[..., ALL_FEATURES.index("pair")], budget)
             else:
                 method = "router" if routed else name

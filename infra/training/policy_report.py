@@ -14,6 +14,7 @@ from typing import Any
 
 from infra.training import policy_halves as otherwise
 from infra.training.policy_evaluation import SHOWN_BIAS, Curves
+from infra.training.policy_pairs import pairs_seen
 from infra.training.policy_points import APART_BUDGETS, BUDGETS, is_policy
 from infra.training.policy_tables import (
     KINDS,
@@ -29,6 +30,7 @@ from infra.training.policy_tables import (
 )
 from models.retriever.pair_reader import SHIPPED_PAIR_READER, load_pair_reader, save_pair_reader
 from models.retriever.storage import CARD, SHIPPED, load_policy, save_policy
+from models.retriever.table import FEATURES
 
 BARS = {"nq": 1 / 3, "squad": 1 / 3, "hotpot": 1 / 4}
 SIMPLE_APART = ("bm25_apart", "dense_apart", "hybrid_apart", "pair_plain_apart", "pair_paired_apart")
@@ -248,6 +250,11 @@ def ship(home: Path, name: str, stop_bias: float, budget: int) -> None:
     The pair reader leaves its words to MiniLM's wheel (11 MB instead of 22).
     """
     network, about = load_policy(home / "policies" / name / "policy")
+    if (seen := pairs_seen(home)).name != "pairs" and network.config.num_features > len(FEATURES):
+        raise SystemExit(
+            f"{name} knows the features of {seen}, too slow for a default without a GPU; make a folder of it by "
+            "python -m infra.training.policy_ship --pair-reader"
+        )
     reader, told = load_pair_reader(home / "pairs" / "whole")
     about |= {"stop_bias": stop_bias, "budget": budget, "data": "nq_open, squad2, hotpotqa"}
     save_policy(network, SHIPPED, about, _card_of(SHIPPED))

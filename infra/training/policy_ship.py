@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from infra.training.policy_pairs import pairs_seen
 from models.retriever.pair_reader import BESIDE, load_pair_reader, save_pair_reader
 from models.retriever.storage import load_policy, save_policy
 from models.retriever.trust import KINDS, Combination
@@ -43,7 +44,7 @@ def ship(
             told |= {"trust": trust, "enough": enough}
         save_policy(network, out, told)
         if pair_reader:
-            _copied(home / "pairs" / "whole", out / BESIDE, small)
+            _copied(pairs_seen(home) / "whole", out / BESIDE, small)
         if trust:
             combination = Combination.load(home / "trust" / f"{trust}.json")
             with tempfile.TemporaryDirectory() as held:

@@ -30,7 +30,18 @@ from infra.training.policy_apart import (
     read_singles,
     train_verifier,
 )
-from infra.training.policy_pairs import FOLDS, train_fold, with_scores
+from infra.training.policy_pairs import (
+    BOTH,
+    DECODER,
+    FOLDS,
+    MINILM,
+    PLACES,
+    PairBase,
+    kinds_of,
+    train_fold,
+    with_scores,
+)
+from infra.training.policy_ranks import pair_orders, table_of, write_ranks
 from infra.training.policy_readers import open_readers, readings_of
 from infra.training.policy_stages import (
     PolicyJob,
@@ -48,6 +59,8 @@ from rl.apart import ApartReader
 from rl.episodes import Outcome, OutcomeReader, Readings
 
 Given = argparse.Namespace
+PAIR_SECONDS = {MINILM: 70.0, DECODER: 140.0}
+"""Seconds that the trainings of all folds of a kind should take on one H200, side by side."""
 
 
 def jobs_of(given: Given, stage: str) -> list[PolicyJob]:
@@ -80,18 +93,51 @@ def _material(given: Given, until: float) -> None:
 
 
 def _pairs(given: Given, until: float) -> None:
-    """Train one fold's pair reader."""
-    config = PairTrainConfig(epochs=given.pair_epochs, limit_s=0.6 * given.seconds)
+    """Train one fold's pair reader of one kind; whoever ends last tells how early each order finds what tells."""
+    kind, fold = trainings(given)[given.worker]
+    config = pair_config(given, kind)
     material = Material.load(given.out / "material")
-    train_fold(
-        material,
-        given.carried / "minilm",
-        FOLDS[given.worker],
-        given.out / "pairs",
-        config,
-        given.device,
-        say,
-    )
+    say(f"pair reader {kind} {fold}: {config.epochs:g} passes, at most {config.limit_s:.0f} s")
+    train_fold(material, base_of(given, kind), fold, given.out / PLACES[kind], config, given.device, say)
+    if all((given.out / PLACES[kind] / fold / "scores.npz").exists() for kind, fold in trainings(given)):
+        found = write_ranks(material, given.out)
+        for split in ("dev", "test"):
+            say(f"ranks\n{table_of(found, split)}")
+
+
+def trainings(given: Given) -> list[tuple[str, str]]:
+    """(kind, fold) of each pair reader of a run, the longest first."""
+    return [(kind, fold) for kind in kinds_of(given.pair_base) for fold in reversed(FOLDS)]
+
+
+def pair_config(given: Given, kind: str) -> PairTrainConfig:
+    """How a kind of pair reader is trained: by steps; only a run of 2.5 times the time that is expected is cut.
+
+    The stage ends its processes at twice its share, so scoring must begin before that.
+    """
+    limit = min(2.5 * PAIR_SECONDS[kind], 1.5 * given.seconds)
+    if kind == MINILM:
+        return PairTrainConfig(epochs=given.pair_epochs, limit_s=limit)
+    return PairTrainConfig(
+        epochs=given.decoder_epochs, questions=16, candidates=given.decoder_candidates, lr=given.decoder_lr,
+        together=8, limit_s=limit,
+    )  # fmt: skip
+
+
+def base_of(given: Given, kind: str) -> PairBase:
+    """What a kind of pair reader begins with: MiniLM as it is carried, the reader's plain base."""
+    if kind == MINILM:
+        return PairBase(kind, given.carried / "minilm")
+    from infra.training.reader_gpu import unpack_weights
+
+    folder = given.reader or given.carried
+    unpack_weights(folder)
+    return PairBase(kind, folder)
+
+
+def seen_kind(given: Given) -> str:
+    """The kind of pair reader whose scores policies see."""
+    return kinds_of(given.pair_base)[0]
 
 
 def _readings(given: Given, until: float) -> None:
@@ -126,7 +172,19 @@ def _trust(given: Given, until: float) -> None:
         epochs=given.verify_epochs, given=0.0, weak_weight=1.0, lr=6e-5, limit_s=0.6 * given.seconds
     )
     fold = FOLDS[given.worker]
-    train_verifier(material, spoken, fold, given.out / "pairs", folder, config, given.device, say)
+    # MiniLM's where there are both: a verifier of the decoder would read every answer at ten times the cost
+    kind = MINILM if MINILM in kinds_of(given.pair_base) else DECODER
+    train_verifier(
+        material,
+        spoken,
+        fold,
+        given.out / PLACES[kind],
+        base_of(given, kind),
+        folder,
+        config,
+        given.device,
+        say,
+    )
     if fold != FOLDS[-1]:
         return
     while not all((folder / name / "verified.npz").exists() for name in FOLDS):
@@ -170,7 +228,13 @@ def _choose(given: Given, until: float) -> None:
     folder.mkdir(exist_ok=True)
     if given.shipped is not None:
         put_shipped(given.shipped, policies, np.load(given.out / "material" / "projection.npy"))
-    for name in points.names_to_judge(material, policies, given.together)[given.worker :: given.workers]:
+    orders = pair_orders(material, given.out)
+    names = points.names_to_judge(material, policies, given.together, orders)
+    # the policy in service knows MiniLM's scores: beside both it is judged with those
+    served = material
+    if given.pair_base == BOTH and given.shipped is not None:
+        served = with_scores(material, given.out / PLACES[MINILM])
+    for name in names[given.worker :: given.workers]:
         if points.kind_of(name).endswith(points.APART) and apart is not None:
             judged = points.judged_apart(
                 name, material, apart, policies, device=given.device, budgets=given.apart_budgets,
@@ -179,8 +243,9 @@ def _choose(given: Given, until: float) -> None:
             points.save_judged(judged, folder / f"{name}.judged.npz")
         else:
             found = points.choices_of(
-                name, material, policies, device=given.device, budgets=given.budgets, biases=given.biases
-            )
+                name, served if name.startswith("shipped") else material, policies, device=given.device,
+                budgets=given.budgets, biases=given.biases, orders=orders,
+            )  # fmt: skip
             points.save_points(found, folder / f"{name}.points.json")
         if time.monotonic() > until:
             say(f"worker {given.worker}: out of time at {name}")
@@ -263,6 +328,8 @@ def _report(given: Given, until: float) -> None:
     found["ways"] = otherwise.ways(curves, halves)
     otherwise.save_scores(curves, halves, given.out / "scores.npz")
     found["questions"] = json.loads((given.out / "material" / "manifest.json").read_text())["told"]
+    found["pair_base"] = given.pair_base
+    found["ranks"] = write_ranks(material, given.out)
     found["adapter"] = str(given.adapter or "reader-lora")
     found["rewarded_by"] = "fold readers" if given.fold_readers is not None else "the same reader"
     if given.fold_readers is not None and (given.fold_readers / "equal.json").exists():
@@ -287,7 +354,8 @@ WORK: dict[str, Callable[[Given, float], None]] = {
 def open_material(given: Given) -> Material:
     """The material with the pair reader's features, where it has looked."""
     material = Material.load(given.out / "material")
-    return with_scores(material, given.out / "pairs") if (given.out / "pairs").exists() else material
+    pairs = given.out / PLACES[seen_kind(given)]
+    return with_scores(material, pairs) if pairs.exists() else material
 
 
 def open_apart(given: Given, material: Material) -> points.ApartTable | None:

@@ -34,6 +34,8 @@ class PolicyChooser:
 
     `folder` is a fixed policy's folder, or the pointer file. A policy that knows a pair reader's features brings it
     (`pair-reader` in its folder) or takes the shipped one; without `pair_reader` such a policy does not serve.
+    `pair_base` finds the folder of the weights that a pair reader over a decoder was trained on (default: the
+    project's own reader's), when one is first loaded.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class PolicyChooser:
         otherwise: Chooser,
         *,
         pair_reader: bool = True,
+        pair_base: Callable[[], Path] | None = None,
         poll_s: float = POLL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -54,7 +57,7 @@ class PolicyChooser:
         self._looked = float("-inf")
         self._folder: Path | None = None
         self._network: Any = None
-        self._may_pair = pair_reader
+        self._may_pair, self._pair_base = pair_reader, pair_base
         self._pair: PairColumns | None = None
         self._most = 64
         self._told_of: Path | None = None
@@ -137,8 +140,8 @@ class PolicyChooser:
                 try:
                     self._trust = trust_beside(folder or Path(), num_features)
                     if self._trust.verifier is not None:
-                        self._verify = _verify_by(self._trust.verifier)
-                except (OSError, ValueError) as error:
+                        self._verify = _verify_by(self._trust.verifier, self._pair_base)
+                except (OSError, RuntimeError, ValueError) as error:
                     self._trust = Trust()
                     get_logger().warning("trust_not_loaded", folder=str(folder), reason=str(error))
             return self._trust, self._verify
@@ -189,7 +192,9 @@ class PolicyChooser:
             return
         try:
             network, about = load_policy(folder)
-            pair = _lazy_pair(folder, network.config.num_features) if self._may_pair else None
+            pair = None
+            if self._may_pair:
+                pair = _lazy_pair(folder, network.config.num_features, self._pair_base)
         except (OSError, ValueError) as error:
             get_logger().warning("policy_not_loaded", folder=str(folder), reason=str(error))
             return
@@ -213,7 +218,7 @@ class PolicyChooser:
         get_logger().info("policy_serves", folder=str(folder))
 
 
-def _lazy_pair(folder: Path, num_features: int) -> PairColumns | None:
+def _lazy_pair(folder: Path, num_features: int, base: Callable[[], Path] | None = None) -> PairColumns | None:
     """The pair features of a policy, its pair reader loaded when a question first needs it; None where none are.
 
     That it is there is checked at once: ValueError. LookupError from then on where it turns out to be broken.
@@ -230,8 +235,8 @@ def _lazy_pair(folder: Path, num_features: int) -> PairColumns | None:
         with lock:
             if not loaded:
                 try:
-                    loaded.append(load_pair_reader(found)[0])
-                except ValueError as error:
+                    loaded.append(load_pair_reader(found, base=base() if base else None)[0])
+                except (OSError, RuntimeError, ValueError) as error:
                     loaded.append(None)
                     get_logger().warning("pair_reader_not_loaded", folder=str(found), reason=str(error))
         if loaded[0] is None:
@@ -241,11 +246,11 @@ def _lazy_pair(folder: Path, num_features: int) -> PairColumns | None:
     return columns
 
 
-def _verify_by(folder: Path) -> Verify:
+def _verify_by(folder: Path, base: Callable[[], Path] | None = None) -> Verify:
     """A verifier's logits of claims; ValueError where it cannot be read."""
     from models.retriever.pair_reader import PairRow, load_pair_reader
 
-    reader = load_pair_reader(folder)[0]
+    reader = load_pair_reader(folder, base=base() if base else None)[0]
     lock = threading.Lock()
 
     def verify(question: str, claims: Sequence[str]) -> Any:

@@ -2,6 +2,8 @@
 # policy.sh: stages of policy_gpu. STAGES, WORKERS (10); READER=1 where a stage reads (parts reader-* unpacked by reader.sh).
 # First call: STAGES="material pairs teach" (200 s alone; 350 s where other trainings share the GPU: its pair readers stop by the clock, and 121
 # of 416 steps cost their order 2.5 to 3.9 points on 2026-11-30); second: STAGES="readings trust reward judge" READER=1 (SECONDS 700).
+# A pair reader over the reader's decoder beside MiniLM's: OPTIONS="--pair-base both" READER=1 in every call; the first then takes 400 to 450 s
+# alone (material 60, pairs 250 to 300, teach 60): give SECONDS 560. ranks.json comes home with it.
 # FOLDS=1: training and dev questions are read by the readers of policy_folds.sh, waited for. OPTIONS: more of policy_gpu's.
 set -u
 ROOT=${LEASE_ROOT:-/tmp}
@@ -13,6 +15,7 @@ if [ ! -f "$ROOT/carried/joined" ]; then
 fi
 options=()
 if [ -n "${READER:-}" ]; then
+  for _ in $(seq "${READER_WAIT:-120}"); do [ -f "$ROOT/reader/ready.json" ] && break; sleep 1; done
   [ -f "$ROOT/reader/ready.json" ] || { echo "policy.sh: $ROOT/reader is not ready; run reader.sh first and look at its log" >&2; exit 2; }
   options=(--reader "$ROOT/reader")
 fi

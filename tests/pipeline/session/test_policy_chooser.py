@@ -19,6 +19,7 @@ from pipeline.candidate_features import FEATURES, preselect
 from pipeline.session.chooser import HybridChooser
 from pipeline.session.policy_chooser import PolicyChooser, _unit
 from pipeline.session.sentences import Candidate
+from tests.models.retriever import decoder_case
 from tests.models.retriever.pair_case import NAMES, THINGS, reader
 
 DIM = 8
@@ -120,7 +121,7 @@ def test_no_pair_reader_looks_where_the_policy_cannot_choose(
     save_pair_reader(reader(3), folder / BESIDE, {})
     loads: list[Path] = []
 
-    def load(path: Path) -> object:
+    def load(path: Path, base: Path | None = None) -> object:
         loads.append(path)
         raise ValueError("broken")
 
@@ -163,3 +164,31 @@ def test_a_policy_with_a_pair_reader_reads_what_that_one_prefers(tmp_path: Path)
     without = PolicyChooser(folder, embed, HybridChooser(), pair_reader=False)
     assert without.choose("what ann key", told, 15) == HybridChooser().choose("what ann key", told, 15)
     assert without.serving is None
+
+
+def test_a_pair_reader_over_the_decoder_works_over_the_reader_s_own_weights(tmp_path: Path) -> None:
+    """The base is asked for when a question first needs it; over another one hybrid ranking chooses."""
+    folder = policy(tmp_path / "p", ALL_FEATURES.index("pair"), names=ALL_FEATURES)
+    base = decoder_case.base(tmp_path / "base")
+    judge = decoder_case.reader(base)
+    torch.nn.init.normal_(judge.model.head.weight, std=0.5)
+    judge.tuning()
+    save_pair_reader(judge, folder / BESIDE, {})
+    told = [replace(c, text=f"{NAMES[at % 4]} has {THINGS[at // 4]}") for at, c in enumerate(CANDIDATES)]
+    asked: list[Path] = []
+
+    def found(path: Path) -> Path:
+        asked.append(path)
+        return path
+
+    chooser = PolicyChooser(folder, embed, HybridChooser(), pair_base=lambda: found(base))
+    assert not asked
+    chosen = chooser.choose("what ann key", told, 15)
+    assert asked == [base]
+    units = [told[at] for at in preselect("what ann key", [_unit(c) for c in told], 10)]
+    scores = judge.features("what ann key", [f"{c.title}: {c.text}" for c in units])[:, 0]
+    assert chosen == [units[int(scores.argmax())]]
+
+    other = decoder_case.base(tmp_path / "other", seed=1)
+    elsewhere = PolicyChooser(folder, embed, HybridChooser(), pair_base=lambda: found(other))
+    assert elsewhere.choose("what ann key", told, 15) == HybridChooser().choose("what ann key", told, 15)
