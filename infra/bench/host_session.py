@@ -262,6 +262,8 @@ def main() -> None:
     for verb in (unpacking, running):
         verb.add_argument("--target", type=Path, default=Path("/tmp/host"))  # noqa: S108 - a machine of one's own
     given = parser.parse_args()
+    # A job that is stopped ends what it runs, which is in a session of its own.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if given.verb == "unpack":
         parts: dict[str, list[Path]] = {}
         for part in given.parts:

@@ -120,6 +120,28 @@ def test_a_stage_that_hangs_is_ended_and_told(tmp_path: Path) -> None:
     assert _ended(state), "what it started lives on"
 
 
+def test_a_stopped_job_leaves_nothing_running(tmp_path: Path) -> None:
+    """SIGTERM ends the stage, though it runs in a session of its own."""
+    (tmp_path / "infra" / "bench").mkdir(parents=True)
+    script = tmp_path / "infra" / "bench" / "host_session.py"
+    script.write_text(SCRIPT.read_text())
+    told = tmp_path / "pid"
+    (tmp_path / "infra" / "cli.py").write_text(
+        f"import os, time\nopen({str(told)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
+    )
+    command = [sys.executable, str(script), "run", "bench x", "--target", str(tmp_path / "host")]
+    job = subprocess.Popen([*command, "--out", str(tmp_path / "out")])
+    try:
+        until = time.monotonic() + 60
+        while not (told.exists() and told.read_text()) and time.monotonic() < until:
+            time.sleep(0.05)
+        job.terminate()
+        assert job.wait(timeout=60) == 128 + 15
+    finally:
+        job.kill()
+    assert _ended(Path(f"/proc/{told.read_text()}/stat"))
+
+
 def test_a_stage_can_be_told_to_let_others_go_first(tmp_path: Path) -> None:
     """What it runs has the niceness that was given."""
     log = tmp_path / "log"
