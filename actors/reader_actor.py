@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from actors.remote import NAMESPACE, end_actor, find_actor, log_in_actor, named_actor
+from models.formats import FORMAT, check_format, format_of
 from models.hf import HfBackbone, HfConfig
 from models.hf.adapter import adapter_folder
 from pipeline.tasks.material import Material
@@ -107,6 +108,7 @@ class BatchingReader:
             rows=np.array([row for row, _ in keys], np.int32),
             masks=np.array([sum(1 << pick for pick in picks) for _, picks in keys], np.uint64),
             found=np.array([self._known[key] for key in keys], np.float32),
+            dysra_format=np.array(FORMAT),
         )
         os.replace(part, self._memory)
 
@@ -177,6 +179,7 @@ def _load(memory: Path | None) -> dict[Key, Found]:
     if memory is None or not memory.exists():
         return {}
     with np.load(memory) as packed:
+        check_format(format_of(packed), memory)
         masks, found = packed["masks"], packed["found"]
         return {
             (int(row), tuple(at for at in range(64) if int(mask) >> at & 1)): (float(f), float(n), float(m))

@@ -23,6 +23,11 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
+def format_of(arrays: Mapping[str, object]) -> dict[str, object]:
+    """What an npz file states in KEY, for `check_format`; nothing where it states nothing."""
+    return {KEY: int(str(arrays[KEY]))} if KEY in arrays else {}
+
+
 def check_format(body: object, path: Path, newest: int = FORMAT) -> int:
     """The form that a file's content states in KEY, 1 where it states none (as it was before this was kept);
     NewerFormat for a later one, ValueError for what is no number. What is no mapping is its reader's to refuse."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from models.formats import FORMAT, check_format, format_of
 from models.retriever.table import Floats
 from models.retriever.trust import UNREAD, SingleReadings, most_trusted
 from pipeline.errors import BadData
@@ -60,12 +61,14 @@ class SpokenTable:
             ).reshape(-1, len(_NUMBERS)),
             texts=np.array("\n".join(self._known[key].text.replace("\n", " ") for key in keys)),
             material=np.array(self.material),
+            dysra_format=np.array(FORMAT),
         )
         os.replace(part, path)
 
     def load(self, path: Path) -> int:
         """Add a table written by `save`; BadData where it is of another material. Returns its readings."""
         with np.load(path) as packed:
+            check_format(format_of(packed), path)
             told = str(packed["material"])
             if self.material and told and told != self.material:
                 raise BadData(f"{path}: readings of material {told}, this is {self.material}")

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from models.formats import FORMAT, check_format, format_of
 from pipeline.errors import BadData
 from pipeline.tasks.material import Material
 
@@ -124,12 +125,14 @@ class Readings:
             loss=np.array([outcome.loss for outcome in found], np.float16),
             margin=np.array([outcome.margin for outcome in found], np.float16),
             material=np.array(self.material),
+            dysra_format=np.array(FORMAT),
         )
         os.replace(part, path)
 
     def load(self, path: Path) -> int:
         """Add a table written by `save`; raises BadData where it is of another material. Returns its readings."""
         with np.load(path) as packed:
+            check_format(format_of(packed), path)
             told = str(packed["material"])
             if self.material and told and told != self.material:
                 raise BadData(f"{path}: readings of material {told}, this is {self.material}")

@@ -19,6 +19,7 @@ FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "shelve", "joblib", "marsh
 MAY_NAME_PICKLE = {
     # for the name of the error that torch.load(weights_only=True) raises for a pickle that it refuses
     "infra/training/backbone_loop.py",
+    "rl/loops.py",
 }
 RLLIB = {
     # RLlib's own checkpoint, written and read by one training run in its own folder; what ships is safetensors

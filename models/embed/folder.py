@@ -25,6 +25,16 @@ def folder_tokenizer(folder: Path) -> FastTextTokenizer:
     return FastTextTokenizer.from_file(folder / "tokenizer.json", max(limit - 2, 1))
 
 
+def refuse_pickled(folder: Path) -> None:
+    """ValueError where a part of the model has its weights in PyTorch's pickled form alone."""
+    for path in sorted(folder.rglob("*.bin")):
+        if not any(path.parent.glob("*.safetensors")):
+            raise ValueError(
+                f"{path} is pickled, and nothing is unpickled here; save the model anew with safetensors "
+                "(SentenceTransformer.save_pretrained writes them)"
+            )
+
+
 class FolderEmbedder:
     """A sentence-transformers folder; its modules (pooling, norm, projections) run as the model has them."""
 
@@ -40,7 +50,10 @@ class FolderEmbedder:
         device = "cuda" if cuda and config.device != "cpu" else "cpu"
         if device == "cpu":
             torch.set_num_threads(cpu_threads(config.threads))
-        self._model = SentenceTransformer(str(folder), device=device, local_files_only=True)
+        refuse_pickled(folder)
+        self._model = SentenceTransformer(
+            str(folder), device=device, local_files_only=True, model_kwargs={"use_safetensors": True}
+        )
         self.batch_texts = config.batch_texts * (_CUDA_BATCH_FACTOR if device == "cuda" else 1)
         self._tokens = folder_tokenizer(folder)
         self.max_tokens = self._tokens.max_tokens

@@ -19,6 +19,7 @@ from typing import Any, Literal, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from models.formats import FORMAT, KEY, check_format
 from models.retriever.table import TableBatch
 from pipeline.errors import BadData, UsageError
 from pipeline.session.prompts import PromptForm, Sentence, reader_prompt
@@ -101,7 +102,7 @@ class Material:
             for question in self.questions:
                 row = {name: getattr(question, name) for name in ChoiceQuestion.__slots__}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        made = {"questions": len(self), **made_from}
+        made = {KEY: FORMAT, "questions": len(self), **made_from}
         (folder / "manifest.json").write_text(json.dumps(made, indent=2, default=str), encoding="utf-8")
 
     @classmethod
@@ -115,6 +116,8 @@ class Material:
                 f"{folder} is no folder of material (arrays.npz, questions.jsonl); "
                 "make one: python -m infra.training.policy_data --help"
             )
+        if (folder / "manifest.json").is_file():
+            check_format(json.loads((folder / "manifest.json").read_text(encoding="utf-8")), folder)
         with np.load(folder / "arrays.npz") as packed:
             arrays = {name: packed[name] for name in packed.files}
         if "vectors8" in arrays:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.formats import KEY, NewerFormat
 from models.retriever import GOLD
 from pipeline.errors import BadData
 from rl.episodes import Outcome, Readings, mask_of, picks_of
@@ -50,6 +51,14 @@ def test_a_table_comes_back_from_disk_and_refuses_another_material(tmp_path: Pat
         same.read([(5, (0,))])
     with pytest.raises(BadData, match="material one, this is two"):
         Readings(None, "two").load(tmp_path / "readings.npz")
+    with np.load(tmp_path / "readings.npz") as packed:
+        arrays = dict(packed)
+    assert int(arrays.pop(KEY)) == 1
+    np.savez(tmp_path / "readings.npz", **arrays)  # as earlier versions wrote it
+    assert Readings(None, "one").load(tmp_path / "readings.npz") == 2
+    np.savez(tmp_path / "readings.npz", **arrays, **{KEY: np.array(2)})
+    with pytest.raises(NewerFormat, match=r"readings\.npz has format 2; this DySRA reads up to 1"):
+        Readings(None, "one").load(tmp_path / "readings.npz")
 
 
 def test_singles_are_found_by_candidate() -> None:

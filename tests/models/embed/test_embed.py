@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from models.embed import EmbedderConfig, load_embedder, load_tokenizer, warm_up
 from models.embed.artifacts import made_once, weights_hash
 from models.embed.embedder import unit
+from models.embed.folder import FolderEmbedder, refuse_pickled
 from tests.models.embed.tiny import TINY_DIM, make_tiny_embedder
 
 TEXTS = ["Rain fell on the harbour.", "", "The council voted.", "☃ 漢字 unrelated", "a" * 5_000]
@@ -91,6 +92,17 @@ def test_folder_without_weights_is_refused(tmp_path: Path) -> None:
     """A folder that holds no model says so."""
     with pytest.raises(ValueError, match="no model weights"):
         weights_hash(tmp_path)
+
+
+def test_a_folder_of_pickled_weights_is_refused_before_they_are_read(tmp_path: Path) -> None:
+    """By the file's name, also where it is a part (a Dense layer) of a model that is else in safetensors."""
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    refuse_pickled(tmp_path)  # the library takes the safetensors
+    (tmp_path / "2_Dense").mkdir()
+    (tmp_path / "2_Dense" / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"2_Dense/pytorch_model\.bin is pickled.*safetensors"):
+        FolderEmbedder(tmp_path, EmbedderConfig(model=str(tmp_path), device="cpu"))
 
 
 def test_warm_up_says_what_will_be_made(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.formats import KEY, NewerFormat
 from models.retriever import GOLD, HOLDS, TableBatch
 from pipeline.candidate_features import FEATURES, Unit, candidate_table, preselect
 from pipeline.errors import BadData, UsageError
@@ -94,6 +96,22 @@ def test_a_folder_gives_back_what_was_saved(tmp_path: Path, int8: bool) -> None:
     for name, array in made.tables.arrays().items():
         tolerance = 0.01 if int8 and name in ("vectors", "features") else 0.0
         np.testing.assert_allclose(getattr(back.tables, name), array, atol=tolerance, err_msg=name)
+
+
+def test_material_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    """By name; a manifest that states no form, and none at all, are of the first."""
+    made = material(tables(2))
+    made.save(tmp_path, {})
+    path = tmp_path / "manifest.json"
+    body = json.loads(path.read_text())
+    assert body.pop(KEY) == 1
+    path.write_text(json.dumps(body | {KEY: 2}))
+    with pytest.raises(NewerFormat, match="has format 2; this DySRA reads up to 1"):
+        Material.load(tmp_path)
+    path.write_text(json.dumps(body))
+    Material.load(tmp_path)
+    path.unlink()
+    Material.load(tmp_path)
 
 
 def test_materials_of_other_widths_are_joined() -> None:
