@@ -1,0 +1,173 @@
+"""What a token's price buys, and what a warm start from minimal sets: policies of one run, alike but for that.
+
+    python3 -m infra.training.policy_prices --run state --carried carried --reader reader --out prices --seconds 400
+    python -m infra.training.policy_prices_page --found prices/prices.json --bench infra/bench/results/NAME
+
+`--run` is the folder of `policy_gpu` after its stages material, pairs and teach. REINFORCE goes on from the run's
+supervised policy of its seed for as many iterations at each gamma (terminal form) and each beta (stepwise form).
+Beside them supervised policies from minimal sets: ours, and mined as Context-Picker does (arXiv 2512.14465). All
+are judged on test questions by their own STOP, where nothing is chosen on any question. A policy that is judged is
+not trained again. Imports nothing that a GPU host lacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from infra.evaluation.policy_judge import judge
+from infra.training import policy_points as points
+from infra.training.policy_pairs import pairs_seen, with_scores
+from infra.training.policy_readers import open_readers, readings_of
+from infra.training.policy_stages import MADE_TO_ANSWER, PolicyJob, load_readings, train_one
+from infra.training.side_by_side import read_json, run_side_by_side, tell, write_whole
+from pipeline.tasks.material import Material
+from rl.episodes import OutcomeReader, Readings
+
+PRICES = (0.0, 0.0002, 0.0005, 0.001, 0.002, 0.004)
+JUDGE_SHARE = 0.2
+"""Share of a job's seconds that is left for judging it."""
+FOUND = "prices.json"
+
+
+def jobs(gammas: Sequence[float], betas: Sequence[float], seeds: Sequence[int]) -> list[PolicyJob]:
+    """The policies that are trained or, `supervised`, only judged; what is long comes first."""
+    found = []
+    for seed in seeds:
+        for kind, algorithm in (("minimal", "minimal"), ("picker", "picker"), ("supervised", "supervised")):
+            found.append(PolicyJob(kind=kind, algorithm=algorithm, seed=seed))
+        for form, prices in (("stepwise", betas), ("terminal", gammas)):
+            for price in prices:
+                name = f"{'beta' if form == 'stepwise' else 'gamma'}{price:g}"
+                found.append(
+                    PolicyJob(kind=name, algorithm="reinforce", seed=seed, form=form, price=price)  # type: ignore[arg-type]
+                )
+    return found
+
+
+def run_one(given: argparse.Namespace, job: PolicyJob, until: float) -> dict[str, Any]:
+    """Train a policy (what is trained is left) and judge it; its row, kept in OUT/rows."""
+    material = Material.load(given.run / "material")
+    if (pairs := pairs_seen(given.run)).exists():
+        material = with_scores(material, pairs)
+    policies = given.out / "policies"
+    make = open_readers(given, material)
+    readings = Readings(OutcomeReader(make(job.form == "stepwise")), readings_of(given, material))
+    if job.form == "terminal":  # readings for judging do not tell the loss that the stepwise form is paid by
+        load_readings([given.run / "judged"], readings)
+    record = read_json(policies / job.name / "record.json")
+    if record is None or record.get("iterations", given.iterations) < given.iterations:
+        left = max(5.0, (until - time.monotonic()) * (1 - JUDGE_SHARE))
+        record = train_one(
+            material, material.rows("train", answerable=True), readings, job, out=policies, seconds=left,
+            device=given.device, say=tell, projection=np.load(given.run / "material" / "projection.npy"),
+            width=given.width, layers=given.layers, warm_steps=given.warm_steps, iterations=given.iterations,
+        )  # fmt: skip
+    told = {
+        key: value for key, value in record.items() if key not in ("curve", "multi_hop", "reading", "sets")
+    }
+    row = told | {"sets_mined": record.get("sets")}
+    row |= {"sets": judged(job.name, material, readings, policies, given)}
+    write_whole(given.out / "rows" / f"{job.name}.json", json.dumps(row, default=str))
+    return row
+
+
+def judged(
+    name: str, material: Material, readings: Readings, policies: Path, given: argparse.Namespace
+) -> dict[str, dict[str, dict[str, float]]]:
+    """{set: {budget: figures}} on test questions by the policy's own STOP."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    chosen = points.choices_of(
+        name, material, policies, device=given.device, budgets=given.budgets, biases=(0.0,)
+    )
+    for point in chosen:
+        if point.split == "test":
+            rows = points.rows_of(material, "test", point.dataset)
+            figures, _ = judge(material.take(rows), rows, point.chosen, readings, MADE_TO_ANSWER)
+            found.setdefault(point.dataset, {})[str(point.budget)] = figures
+    return found
+
+
+def assemble(out: Path) -> dict[str, Any]:
+    """All rows that there are, in one file that is there whole or as it was before."""
+    rows = [row for path in sorted((out / "rows").glob("*.json")) if (row := read_json(path)) is not None]
+    write_whole(out / FOUND, json.dumps({"rows": rows}))
+    return {"rows": rows}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """See the module's text."""
+    given = _given(arguments)
+    given.out.mkdir(parents=True, exist_ok=True)
+    todo = jobs(given.gammas, given.betas, given.seeds)
+    if given.job:
+        job = next(each for each in todo if each.name == given.job)
+        run_one(given, job, time.monotonic() + given.seconds)
+        return
+    for seed in given.seeds:
+        begun = given.run / "policies" / f"supervised-{seed}"
+        if not (begun / "record.json").is_file():
+            raise SystemExit(
+                f"{begun} is not there; end the stage teach of policy_gpu with seed {seed} first"
+            )
+        if not (given.out / "policies" / begun.name).is_dir():
+            shutil.copytree(begun, given.out / "policies" / begun.name)
+    left = [job for job in todo if not (given.out / "rows" / f"{job.name}.json").is_file()]
+    turns = -(-len(left) // given.workers) or 1
+    own = ["-m", "infra.training.policy_prices", *_again(given), "--seconds", f"{given.seconds / turns:.0f}"]
+    run_side_by_side(
+        {job.name: [*own, "--job", job.name] for job in left}, given.out / "logs", given.seconds + 15,
+        at_once=given.workers, on_end=lambda codes: assemble(given.out),
+    )  # fmt: skip
+    found = assemble(given.out)
+    tell(f"{len(found['rows'])} of {len(todo)} policies judged")
+    if len(found["rows"]) < len(todo):
+        raise SystemExit(1)
+
+
+def _again(given: argparse.Namespace) -> list[str]:
+    """The options of a worker."""
+    told: list[str] = []
+    for name, value in vars(given).items():
+        if name in ("job", "seconds") or value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        told += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return told
+
+
+def _given(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True, help="folder of a run of policy_gpu")
+    parser.add_argument("--carried", type=Path, default=Path("carried"))
+    parser.add_argument("--reader", type=Path, help="folder of the reader (default: --carried)")
+    parser.add_argument("--adapter", type=Path, help="the reader's adapter (default: the shipped one)")
+    parser.add_argument("--fold-readers", type=Path, help="as the run's")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--gammas", type=float, nargs="*", default=list(PRICES))
+    parser.add_argument("--betas", type=float, nargs="*", default=list(PRICES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--iterations", type=int, default=60, help="of learning by reward, the same for all")
+    parser.add_argument("--warm-steps", type=int, default=1500)
+    parser.add_argument("--budgets", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=15, help="processes that share the device")
+    parser.add_argument("--seconds", type=float, default=400.0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--job", default="", help="(its own) which policy this process trains")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
