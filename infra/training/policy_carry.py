@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--part-mib", type=float, default=49.0)
     parser.add_argument("--reader", action="store_true", help="carry the reader too (else: reader_parts)")
     parser.add_argument("--news", type=int, default=400, help="questions of RealTimeQA (0: none)")
+    parser.add_argument("--news-dev", type=int, default=150, help="others of them to choose on (0: none)")
     parser.add_argument("--common", type=int, default=40_000, help="ASCII tokens kept beside those in use")
     given = parser.parse_args()
     if given.join:
@@ -58,12 +59,15 @@ def main() -> None:
     whole.mkdir(parents=True, exist_ok=True)
     pack_texts(given.data, whole)
     pack_minilm(whole / "minilm")
-    news = whole / "pools" / "rtqa.json.xz"
-    if given.news and not news.exists():
+    news, others = (whole / "pools" / f"{name}.json.xz" for name in ("rtqa", "rtqa_dev"))
+    if given.news and not (news.exists() and (others.exists() or not given.news_dev)):
         from infra.training.policy_pools import pack_news
 
         news.parent.mkdir(exist_ok=True)
-        pack_news(given.data, given.news).save(news)
+        test, dev = pack_news(given.data, given.news, given.news_dev)
+        test.save(news)
+        if given.news_dev:
+            dev.save(others)
     pack_tokenizer(whole)
     if given.reader:
         pack_reader(given.data, whole, given.common)

@@ -67,8 +67,12 @@ class Pooled:
         )
 
 
-def pack_news(data: Path, most: int = 400, seed: int = 0) -> Pooled:
-    """RealTimeQA: `most` of its answerable questions, over news published up to the day that they were asked."""
+def pack_news(data: Path, most: int = 400, dev: int = 0, seed: int = 0) -> tuple[Pooled, Pooled]:
+    """RealTimeQA: `most` test questions, over news published up to the day that they were asked; and `dev` others.
+
+    Nothing is trained on any of them: reader and policy meet its kind of news in test alone. The others, split
+    "dev", are drawn by the same hash behind the test ones, which stay the same whatever their number.
+    """
     from infra.evaluation.qa_sources import open_source
 
     source = open_source(data / "qa" / "realtimeqa.jsonl.zst")
@@ -77,8 +81,11 @@ def pack_news(data: Path, most: int = 400, seed: int = 0) -> Pooled:
         key=lambda q: hashlib.blake2b(f"{seed}:{q.question_id}".encode(), digest_size=8).digest(),
     )
     chosen = order[:most]
-    found = [source.pool(question, REACH) for question in chosen]
-    return _pooled(chosen, found)
+    others = [replace(question, split="dev") for question in order[most : most + dev]]
+    return (
+        _pooled(chosen, [source.pool(question, REACH) for question in chosen]),
+        _pooled(others, [source.pool(question, REACH) for question in others]),
+    )
 
 
 def newswire_pool(
