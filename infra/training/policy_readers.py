@@ -6,7 +6,8 @@
 Cross-fitted (`--fold-readers`, a folder of `reader_folds`): a training or dev question is read by the reader that
 was trained without its fold, so neither rewards nor dev questions know an answer by heart; test questions are read
 by the shipped one, which knows none of them. As a program: all three read the same test questions, to tell how
-equal they are. Imports nothing that a GPU host lacks.
+equal they are, and the telling sentence among none to nine others (`--slopes`), to tell how alike they bear text.
+Imports nothing that a GPU host lacks.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 
 from infra.evaluation.policy_judge import choose
 from infra.training.policy_voice import open_voice
+from models.retriever.table import FEATURES, GOLD
 from pipeline.tasks.material import Material
 from pipeline.tasks.reading import MaterialReader, Spoken, Voice
 from rl.episodes import Request, fingerprint
@@ -31,9 +33,11 @@ FOLDS = ("fold0", "fold1")
 """Folders of the fold readers' adapters; fold0 is the reader that does not know fold 0."""
 FOLDS_FILE = "folds.json"
 SHIPPED = "shipped"
-OWN_WORLDS = ("newswire",)
+OWN_WORLDS = ("newswire", "rtqa")
 """Sets that no fold reader was trained on the questions of: any of the two may read them."""
 JUDGED_MOST = 250
+SIZES = (1, 2, 4, 7, 10)
+"""Numbers of sentences that readers are compared over."""
 
 
 class TextReader(Protocol):
@@ -149,6 +153,39 @@ def equals(
     return found
 
 
+def slopes(
+    material: Material, readers: dict[str, TextReader], most: int = JUDGED_MOST, sizes: Sequence[int] = SIZES
+) -> dict[str, Any]:
+    """F1 (percent, made to answer) over the number of sentences read: {set: {number: {reader: F1}}}.
+
+    Test questions whose telling sentence is a candidate (one, not several hops); it is read among the best others
+    by hybrid ranking, so what falls with the number is what distraction costs each reader.
+    """
+    tables = material.tables
+    fused = tables.features[:, :, FEATURES.index("fused")]
+    found: dict[str, Any] = {}
+    for dataset in sorted({q.dataset for q in material.questions if q.split == "test"}):
+        rows = [
+            int(row)
+            for row in material.rows("test", dataset, answerable=True)
+            if (tables.labels[row] == GOLD).any() and not tables.needs_all[row]
+        ][:most]
+        for size in sizes if rows else ():
+            asked = []
+            for row in rows:
+                order = np.argsort(-np.where(tables.present[row], fused[row], -1.0), kind="stable").tolist()
+                order = order[: int(tables.present[row].sum())]
+                first = next(at for at in order if tables.labels[row, at] == GOLD)
+                others = [at for at in order if tables.labels[row, at] == 0][: size - 1]
+                asked.append((row, (first, *others)))
+            told = {
+                name: round(100 * float(np.mean([f1 for f1, _, _ in reader.outcomes(asked)])), 2)
+                for name, reader in readers.items()
+            }
+            found.setdefault(dataset, {})[str(size)] = {"n": len(rows)} | told
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(
@@ -156,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     for name in ("material", "reader", "fold-readers", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--slopes", type=Path, help="also write F1 over the number of sentences here")
     parser.add_argument("--most", type=int, default=JUDGED_MOST, help="test questions of a set")
     parser.add_argument("--device", default="cuda")
     given = parser.parse_args(arguments)
@@ -169,6 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = equals(material, readers, given.most)
     given.out.write_text(json.dumps(found))
     print(f"{time.monotonic() - began:.0f} s: {json.dumps(found)}", flush=True)  # noqa: T201
+    if given.slopes:
+        given.slopes.write_text(json.dumps(slopes(material, readers, given.most)))
+        print(f"{time.monotonic() - began:.0f} s: {given.slopes.read_text()}", flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

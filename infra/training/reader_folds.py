@@ -2,13 +2,14 @@
 
     python -m infra.training.reader_folds pack --data $DYSRA_DATA --reader build/reader-whole \\
         --out build/fold-readers                                                                 # here
-    python3 -m infra.training.reader_folds make --carried carried --extra fold-readers --out rows   # on the host
+    python3 -m infra.training.reader_folds make --carried carried --extra fold-readers --material M --out rows
     python3 -m infra.training.reader_folds train --reader /tmp/reader --rows rows --work WORK --out folds
 
 Questions that share a gold title, or the very words, are of one fold (`folds_of`), whatever their set. Reader k is
-trained on the contexts of the shipped reader (`pipeline/prepare/triples.py`) of the other fold's questions; no text
-under a title of its own fold, or of a test question, is in them, as with test questions before. Its newswire worlds
-are none of the policy's. Beside the policy's parts there travel TimeQA, the vocabulary, the shipped policy (5 MiB).
+trained on the contexts of the shipped reader (`pipeline/prepare/triples.py`) of the other fold's questions, and on
+long ones of what policies choose from (`reader_among`); no text under a title of its own fold, or of a test
+question, is in them, as with test questions before. Its newswire worlds are none of the policy's. Beside the
+policy's parts there travel TimeQA, the vocabulary, the shipped policy (5 MiB).
 """
 
 from __future__ import annotations
@@ -33,15 +34,16 @@ import numpy as np
 
 from infra.training.policy_carry import CORPUS, SETS
 from infra.training.policy_readers import FOLDS, FOLDS_FILE
+from infra.training.reader_among import Offered, cloze_among, contexts, offered
 from infra.training.reader_rows import Coder, Rows
 from models.hf.cut import VOCABULARY
 from models.retriever.storage import SHIPPED
 from pipeline.prepare.cloze import cloze_triples
-from pipeline.prepare.near_misses import Misleading
+from pipeline.prepare.near_misses import AnswerPool, Misleading
 from pipeline.prepare.newswire import NewswireConfig, newswire_triples
 from pipeline.prepare.pools import TextIndex, words_of
 from pipeline.prepare.triples import Triple, TripleConfig, TripleMaker
-from pipeline.tasks.contexts import WordWeights, candidates, rank_sentences
+from pipeline.tasks.contexts import WordWeights, candidates, gold_texts, rank_sentences
 from pipeline.tasks.qa import (
     Question,
     SourceText,
@@ -56,9 +58,9 @@ from pipeline.tasks.qa import (
 EXTRA = ("timeqa.jsonl.zst", "timeqa_docs.jsonl.zst")
 POOL, REACH = 24, 600
 LONGEST = 1024
-CLOZE = 12_000
+CLOZE = 24_000
 WORLDS = tuple(
-    NewswireConfig(seed=1011 + at, num_articles=400 * (1 + at % 6), split="train") for at in range(10)
+    NewswireConfig(seed=1011 + at, num_articles=400 * (1 + at % 6), split="train") for at in range(20)
 )
 """The policy's are of seeds 1001 to 1007 and 2001."""
 
@@ -72,6 +74,8 @@ class _Shared:
     closed: tuple[frozenset[str], ...]
     questions: list[Question]
     folds: dict[str, int]
+    offers: dict[str, Offered]
+    answers: tuple[AnswerPool, ...]
     index: TextIndex
     weights: WordWeights
     coder: Coder
@@ -139,6 +143,16 @@ def gather(carried: Path, extra: Path, limit: int = 0) -> None:
         }
         for fold in range(len(FOLDS))
     )  # fmt: skip
+    # an answer is exchanged for one that the reader's own questions have
+    shared.answers = tuple(
+        AnswerPool(
+            answer
+            for question in shared.questions
+            if shared.folds[question.question_id] != fold
+            for answer in question.answers
+        )
+        for fold in range(len(FOLDS))
+    )
     if limit:
         wanted = {gold for question in wiki for gold in question.gold_ids}
         shared.passages = {
@@ -152,20 +166,32 @@ def triples_of(fold: int, question: Question) -> list[Triple]:
     """The training contexts of a question for the reader that does not know `fold`; none for one of that fold."""
     if _Shared.folds[question.question_id] == fold:
         return []
-    paged = question.dataset == "timeqa"
-    pool = _page_pool(question) if paged else _wiki_pool(fold, question)
+    asked, pool = _asked(fold, question)
     maker = TripleMaker(_Shared.texts, _Shared.weights, lambda _: pool, _Shared.coder.count, TripleConfig())
-    asked = question
-    if not paged:
-        # a gold passage of another title than the question's own may stand under a closed one
-        open_ids = tuple(at for at in question.gold_ids if at not in _Shared.passages or _open(fold, at))
-        asked = replace(question, gold_ids=open_ids)
     return list(maker.training(asked))
+
+
+def among_of(fold: int, question: Question) -> list[Misleading]:
+    """The long contexts of a question for the reader that does not know `fold`; none for one of that fold."""
+    if _Shared.folds[question.question_id] == fold:
+        return []
+    asked, pool = _asked(fold, question)
+    closed = _Shared.closed[fold]
+
+    def is_open(title: str) -> bool:
+        return title_key(title) not in closed
+
+    found = contexts(
+        asked, gold_texts(asked, _Shared.texts), pool, _Shared.offers.get(question.question_id), is_open,
+        _Shared.weights, _Shared.coder.count, _Shared.answers[fold],
+    )  # fmt: skip
+    # a file may name support under a title that it does not call gold
+    return [each for each in found if all(is_open(title) for title, _, _ in each.triple.sentences)]
 
 
 def make(
     carried: Path, extra: Path, out: Path, *, processes: int = 12, limit: int = 0, cloze: int = CLOZE,
-    worlds: Sequence[NewswireConfig] = WORLDS,
+    worlds: Sequence[NewswireConfig] = WORLDS, material: Path | None = None,
 ) -> None:  # fmt: skip
     """Write the rows of both readers as `reader_fast` reads them, and folds.json: the fold of every question."""
     if (out / FOLDS_FILE).exists():
@@ -178,6 +204,7 @@ def make(
     shutil.copy(extra / VOCABULARY, out / "coder" / VOCABULARY)
     shared.coder = Coder(out / "coder", LONGEST)
     gather(carried, extra, limit)
+    shared.offers = {} if material is None else offered(material)
     names = list(shared.passages)
     counts = [sum(fold == at for fold in shared.folds.values()) for at in range(len(FOLDS))]
     _say(f"{len(names):,} passages, {len(shared.questions):,} questions, folds of {counts}", began)
@@ -194,7 +221,7 @@ def make(
             asked = pool.map_async(_rows, jobs, chunksize=16)
             free = [at for at in names if _open(fold, at)]
             free = random.Random(fold).sample(free, min(cloze, len(free)))
-            blanked = pool.map(_cloze, free, chunksize=256)
+            blanked = pool.map(_cloze, [(fold, at) for at in free], chunksize=64)
             rows = Rows.merge([*asked.get(), *blanked, *news.get()])
             if known := sorted({a[1] for a in rows.about if shared.folds.get(a[1]) == fold}):
                 raise ValueError(f"{name}: {len(known)} questions of its own fold, the first {known[0]}")
@@ -205,6 +232,8 @@ def make(
             _say(
                 f"{name}: {len(rows.about):,} rows, {tokens:,} tokens, {rows.dropped} left out; {sets}", began
             )
+            kinds = Counter(f"{a[2]}/{a[3].split(':')[0]}" for a in rows.about)
+            _say(f"{name}: {dict(kinds.most_common())}", began)
     (out / FOLDS_FILE).write_text(json.dumps(shared.folds))
 
 
@@ -252,6 +281,21 @@ def train(given: argparse.Namespace) -> int:
     return sum(not (given.out / name / "adapter_config.json").exists() for name in FOLDS)
 
 
+def _asked(fold: int, question: Question) -> tuple[Question, list[SourceText]]:
+    """A question with its open golds, and the texts that compete with them; the last asked for is kept."""
+    key = (fold, question.question_id)
+    if key not in _LAST:
+        paged = question.dataset == "timeqa"
+        pool = _page_pool(question) if paged else _wiki_pool(fold, question)
+        if not paged:
+            # a gold passage of another title than the question's own may stand under a closed one
+            open_ids = tuple(at for at in question.gold_ids if at not in _Shared.passages or _open(fold, at))
+            question = replace(question, gold_ids=open_ids)
+        _LAST.clear()
+        _LAST[key] = question, pool
+    return _LAST[key]
+
+
 def _open(fold: int, text_id: str) -> bool:
     return title_key(_Shared.passages[text_id].title) not in _Shared.closed[fold]
 
@@ -286,17 +330,28 @@ def _bag(name: str) -> list[str]:
 
 def _rows(job: tuple[int, int]) -> Rows:
     fold, at = job
-    found = triples_of(fold, _Shared.questions[at])
+    asked = _Shared.questions[at]
+    found = [*map(Misleading, triples_of(fold, asked)), *among_of(fold, asked)]
+    return Rows.of(_Shared.coder, found, "training")
+
+
+def _cloze(job: tuple[int, str]) -> Rows:
+    """A blanked sentence read with its own passage, or, two times in three, among sentences of others."""
+    fold, name = job
+    found = list(cloze_triples([_Shared.passages[name]], 0))
+    if found and random.Random(f"cloze:{name}").random() < 2 / 3:
+        near = _Shared.index.top(found[0].question, POOL // 2, lambda text: _open(fold, text.text_id), REACH)
+        among = cloze_among(found[0], near, _Shared.weights)
+        found = [] if among is None else [among]
     return Rows.of(_Shared.coder, map(Misleading, found), "training")
-
-
-def _cloze(name: str) -> Rows:
-    return Rows.of(_Shared.coder, map(Misleading, cloze_triples([_Shared.passages[name]], 0)), "training")
 
 
 def _world(world: NewswireConfig) -> Rows:
     found = newswire_triples(world, _Shared.coder.count)
     return Rows.of(_Shared.coder, map(Misleading, found), "training")
+
+
+_LAST: dict[tuple[int, str], tuple[Question, list[SourceText]]] = {}
 
 
 def _say(what: str, began: float) -> None:
@@ -314,12 +369,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     packs.add_argument("--reader", type=Path, required=True, help="build/reader-whole of reader_parts")
     makes.add_argument("--carried", type=Path, required=True)
     makes.add_argument("--extra", type=Path, required=True, help="what `pack` wrote")
+    makes.add_argument("--material", type=Path, help="policy's: its candidates are what long contexts have")
     makes.add_argument("--processes", type=int, default=12)
     makes.add_argument("--limit", type=int, default=0, help="questions of a set, for a try (0: all)")
     for name in ("reader", "rows", "work"):
         trains.add_argument(f"--{name}", type=Path, required=True)
     trains.add_argument("--runs", type=Path, default=Path(__file__).parent / "runs/reader_folds.json")
-    trains.add_argument("--seconds", type=float, default=150)
+    trains.add_argument("--seconds", type=float, default=260)
     trains.add_argument("--grace", type=float, default=60, help="seconds for loading and compiling")
     trains.add_argument("--device", default="cuda")
     for each in (packs, makes, trains):
@@ -332,7 +388,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cloze, worlds = (40, WORLDS[:1]) if given.limit else (CLOZE, WORLDS)
         make(
             given.carried, given.extra, given.out, processes=given.processes, limit=given.limit, cloze=cloze,
-            worlds=worlds,
+            worlds=worlds, material=given.material,
         )  # fmt: skip
         return 0
     return 3 if train(given) else 0

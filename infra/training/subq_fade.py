@@ -2,7 +2,7 @@
 
     python3 -m infra.training.subq_fade --data DATA --work WORK --out OUT --checkpoint models/weights/subq
 
-Each arm goes on from the same weights with the same batches for `--train-seconds`: in `fade` the weight of the
+Each arm goes on from the same weights with the same batches for `--steps` updates: in `fade` the weight of the
 contrastive term falls to nothing over the first 40% and stays there, `kept` keeps it (what further training does
 by itself). Needles in known wording are asked before and after. Optimizers and the bank of negatives begin anew, so
 the rate rises again to a third of the recipe's; nothing is forced in, so the choice lives by what the losses teach
@@ -41,6 +41,10 @@ LEAST_S = 20.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Needles before; then each arm, trained and asked. 0 where all was done, 1 where the time was up."""
     given = _parser().parse_args(arguments)
+    if given.steps < 1 and given.train_seconds <= 0:
+        raise SystemExit(
+            f"--steps, --train-seconds: given {given.steps}, {given.train_seconds:g}; allowed: one above 0"
+        )
     until = time.monotonic() + given.seconds
     given.out.mkdir(parents=True, exist_ok=True)
     given.work.mkdir(parents=True, exist_ok=True)
@@ -162,11 +166,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="in this order")
     parser.add_argument("--seed", type=int, default=0, help="of batches and trials")
     parser.add_argument("--seconds", type=float, default=400.0, help="of everything")
-    parser.add_argument("--train-seconds", type=float, default=100.0, help="of an arm, compiling included")
+    parser.add_argument(
+        "--train-seconds", type=float, default=0.0, help="of an arm, compiling included (0: by --steps)"
+    )
     parser.add_argument("--lr", type=float, default=5e-4, help="largest learning rate")
     parser.add_argument("--warmup", type=int, default=80, help="steps until it is reached")
     parser.add_argument("--tiny", action="store_true", help="batches and rate for a model of a try")
-    parser.add_argument("--steps", type=int, default=0, help="updates, at most (0: by the time)")
+    # not by the time: the first arm compiles for a minute, and its schedule would be half over at its second step
+    parser.add_argument("--steps", type=int, default=1_200, help="updates of an arm (0: by --train-seconds)")
     parser.add_argument("--lengths", default="16k,64k,256k,1M")
     parser.add_argument("--cells", default=CELLS)
     parser.add_argument("--trials", type=int, default=100, help="a cell")

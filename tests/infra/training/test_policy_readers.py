@@ -15,7 +15,15 @@ import pytest
 import torch
 
 from infra.training.policy_pack import main_directions, turn
-from infra.training.policy_readers import FOLDS, FoldedReader, equals, open_readers, reader_names, readings_of
+from infra.training.policy_readers import (
+    FOLDS,
+    FoldedReader,
+    equals,
+    open_readers,
+    reader_names,
+    readings_of,
+    slopes,
+)
 from infra.training.policy_report import page
 from infra.training.policy_stages import put_shipped, reward_jobs, train_one
 from infra.training.policy_voice import open_voice
@@ -24,6 +32,7 @@ from models.reader_lowrank import LowRank
 from models.retriever import Choosing, PolicyNetwork, load_policy
 from models.retriever.network import as_tensors
 from models.retriever.storage import save_policy
+from models.retriever.table import GOLD
 from pipeline.tasks.material import Material
 from pipeline.tasks.reading import MaterialReader
 from rl.episodes import Readings, fingerprint
@@ -137,6 +146,25 @@ def test_readers_are_compared_on_the_same_test_questions() -> None:
         told == {"n": 3, "shipped": 50.0, "fold0": 25.0} for each in found.values() for told in each.values()
     )
     assert {tuple(each) for each in found.values()} == {("oracle", "hybrid")}
+
+
+def test_readers_are_compared_over_the_number_of_sentences() -> None:
+    """The telling one and so many others, the same questions at each number; sets without one tell nothing."""
+    made = with_dev()
+    asked: list[tuple[int, tuple[int, ...]]] = []
+
+    class Counted(Named):
+        def outcomes(self, requests: Sequence[Any]) -> list[tuple[float, float, float]]:
+            asked.extend(requests)
+            return [(1.0 / len(picks), 0.0, 0.0) for _, picks in requests]
+
+    found = slopes(made, {"shipped": Counted(0.0)}, sizes=(1, 2))
+    assert found
+    for told in found.values():
+        assert told["1"]["shipped"] == 100.0 and 50.0 <= told["2"]["shipped"] <= 100.0
+    for row, picks in asked:
+        labels = made.tables.labels[row, list(picks)]
+        assert labels[0] == GOLD and (labels[1:] == 0).all() and made.questions[row].split == "test"
 
 
 def test_the_shipped_policy_chooses_over_turned_vectors_as_over_the_embedders_own(tmp_path: Path) -> None:

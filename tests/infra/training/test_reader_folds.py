@@ -58,23 +58,26 @@ def test_no_question_and_no_title_of_a_fold_is_in_the_rows_of_its_reader(texts: 
     shared = reader_folds._Shared
     known = json.loads((out / "folds.json").read_text())
     assert set(known.values()) == {0, 1}
-    read = 0
+    read = long = 0
     for fold in range(len(FOLDS)):
         own = [each for each in shared.questions if known[each.question_id] == fold]
         closed = {key for each in own for key in keys_of(each) if key.startswith("title:")}
         for each in shared.questions:
-            found = reader_folds.triples_of(fold, each)
+            among = [one.triple for one in reader_folds.among_of(fold, each)]
+            found = [*reader_folds.triples_of(fold, each), *among]
             read += len(found)
+            long += sum(len(triple.sentences) > 2 for triple in among)
             assert not found or known[each.question_id] != fold
             titles = {f"title:{title_key(title)}" for triple in found for title, _, _ in triple.sentences}
             assert not titles & closed
             assert not {title.removeprefix("title:") for title in titles} & shared.closed[fold]
-    assert read > 50
+    assert read > 50 and long > 20
     tests = {each.question_id for each in shared.questions if each.split == "test"}
     assert not tests
     for name in FOLDS:
         names = json.loads((out / name / "names.json").read_text())
         assert {each.split("/")[0] for each in names["training"]} >= {"nq", "newswire"}
+        assert any("/among:" in each for each in names["training"])
         assert len(np.load(out / name / "training.npz")["lengths"]) > 20
 
 

@@ -12,23 +12,11 @@ import torch
 
 from infra.training import subq_fade
 from infra.training.subq_data import SubqData
-from infra.training.subq_pack import write_tokens
 from models.subq import SubqModel
 from models.subq.checkpoint import load_checkpoint, save_checkpoint
 from models.subq.tokenizer import SubqTokenizer
 from tests.infra.training.subq_case import MODEL, small_data
-
-
-def packed(folder: Path) -> Path:
-    """Token files as `subq_pack` writes them."""
-    folder.mkdir(parents=True)
-    data = small_data()
-    for part in ("train", "test"):
-        write_tokens(data.tokens, folder, part)
-    data.tokenizer.save(folder / "tokenizer.json")
-    half = len(data.names) // 2
-    (folder / "names.json").write_text(json.dumps({"train": data.names[:half], "test": data.names[half:]}))
-    return folder
+from tests.infra.training.token_files import packed
 
 
 def checkpoint(folder: Path, tokenizer: SubqTokenizer) -> Path:
@@ -124,6 +112,13 @@ def test_an_arm_cut_by_the_time_goes_on(
     curve = json.loads((tmp_path / "out" / "fade-4.json").read_text())["arms"]["fade"]["curve"]
     whole = json.loads((folder / "out" / "fade-4.json").read_text())["arms"]["fade"]["curve"]
     assert [row["loss"] for row in curve] == pytest.approx([row["loss"] for row in whole], rel=1e-4)
+
+
+def test_an_arm_without_an_end_is_refused(done: tuple[Path, list[str]]) -> None:
+    """Neither updates nor seconds would end it."""
+    _, told = done
+    with pytest.raises(SystemExit, match="--steps, --train-seconds: given 0, 0; allowed: one above 0"):
+        subq_fade.main([*told, "--steps", "0", "--train-seconds", "0"])
 
 
 def test_data_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
