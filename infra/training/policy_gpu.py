@@ -26,12 +26,14 @@ import torch
 from infra.training import policy_points as points
 from infra.training.policy_apart import CHUNK
 from infra.training.policy_collect import collect
+from infra.training.policy_made import MADE, STEPS
 from infra.training.policy_pairs import BOTH, DECODER, FOLDS, MINILM, PLACES, kinds_of
 from infra.training.policy_work import WORK, jobs_of, say, trainings
+from models.retriever.pair_reader import CONFIG
 
 SHARES = {
-    "material": 110, "pairs": 150, "teach": 80, "readings": 150, "trust": 100, "reward": 200, "choose": 60,
-    "read": 130, "report": 40,
+    "material": 110, "made": 110, "pairs": 150, "teach": 80, "readings": 150, "trust": 100, "reward": 200,
+    "choose": 60, "read": 130, "report": 40,
 }  # fmt: skip
 """Seconds that each stage of a whole run may take where `--seconds` is their sum; else in proportion."""
 STAGES = tuple(SHARES)
@@ -39,7 +41,7 @@ TOGETHER = {"reward": 290, "choose": 45, "read": 130, "report": 25}
 """The same for policies that are read together only (`--together`): no single readings, trust or routers."""
 PAIRS_WITH_DECODER = 280
 """The share of the stage pairs where a decoder's pair readers are among them."""
-NEEDED = ("material", "pairs", "teach", "readings", "trust")
+NEEDED = ("material", "made", "pairs", "teach", "readings", "trust")
 """Stages without whose end the next cannot begin; after others the run goes on and its exit code tells."""
 LEAST_LEFT_S = 30.0
 """Seconds of the whole run that must be left for a needed stage that its share cut short to go on once."""
@@ -55,6 +57,7 @@ def main() -> None:
     stages = list(dict.fromkeys(stage for name in given.stage for stage in _meant(name)))
     if given.together:
         stages = [stage for stage in stages if stage not in ("readings", "trust")]
+    stages = _with_made(stages, given.made is not None)
     began = time.monotonic()
     failed: list[str] = []
     for at, stage in enumerate(stages):
@@ -96,6 +99,13 @@ def _timed(given: argparse.Namespace, stage: str, share: float) -> tuple[bool, b
     return good, not good and took >= share
 
 
+def _with_made(stages: list[str], made: bool) -> list[str]:
+    """The stages with `made` before `pairs` where made questions are given, and without it where they are not."""
+    rest = [stage for stage in stages if stage != "made"]
+    at = rest.index("pairs") if "pairs" in rest else len(rest) if "made" in stages else -1
+    return [*rest[:at], "made", *rest[at:]] if made and at >= 0 else rest
+
+
 def _meant(name: str) -> tuple[str, ...]:
     meant = {"all": STAGES, "judge": ("choose", "read", "report"), "readings": ("readings", "trust")}
     return meant.get(name, (name,))
@@ -115,6 +125,7 @@ def is_done(given: argparse.Namespace, stage: str) -> bool:
         return bool(shards) and all(path.exists() for path in shards)
     left = {
         "material": [manifest],
+        "made": [out / PLACES[kind] / MADE / CONFIG for kind in kinds_of(given.pair_base)],
         "pairs": [out / PLACES[kind] / fold / "scores.npz" for kind, fold in trainings(given)],
     }.get(stage)
     return left is not None and all(path.exists() for path in left)
@@ -161,6 +172,14 @@ def _given() -> argparse.Namespace:
     parser.add_argument("--decoder-epochs", type=float, default=3.0, help="passes of the decoder's")
     parser.add_argument("--decoder-candidates", type=int, default=24, help="candidates of a question in one")
     parser.add_argument("--decoder-lr", type=float, default=3e-4)
+    parser.add_argument(
+        "--made", type=Path, help="folder of made_questions: pair readers learn these first, then each fold"
+    )
+    parser.add_argument("--made-steps", type=int, default=STEPS, help="of that, at most (0: one whole pass)")
+    parser.add_argument(
+        "--unmade", action="store_true",
+        help="beside --made also a pair reader of each kind that does without, for ranks.json",
+    )  # fmt: skip
     parser.add_argument("--verify-epochs", type=float, default=2.0)
     parser.add_argument("--warm-steps", type=int, default=1500)
     parser.add_argument("--iterations", type=int, default=1_000_000, help="of learning by reward, at most")
@@ -182,7 +201,7 @@ def run_stage(given: argparse.Namespace, stage: str, seconds: float) -> bool:
         "PYTHONPATH": os.pathsep.join([str(given.carried / "site"), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
         "PYTORCH_CUDA_ALLOC_CONF": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),
-        "TOKENIZERS_PARALLELISM": "true" if stage in ("material", "pairs", "trust") else "false",
+        "TOKENIZERS_PARALLELISM": "true" if stage in ("material", "made", "pairs", "trust") else "false",
     }
     tail = ["--stage", stage, "--seconds", f"{seconds:.0f}"]
     gpus = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
@@ -210,6 +229,7 @@ def processes(given: argparse.Namespace, stage: str) -> int:
         return len(jobs_of(given, stage))
     fixed = {
         "material": 1,
+        "made": len(kinds_of(given.pair_base)),
         "report": 1,
         "pairs": len(trainings(given)),
         "trust": len(FOLDS) + len(given.seeds),

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from infra.training.policy_made import MADE, UNMADE, begun
 from models.retriever.pair_reader import CONFIG, PairScorer, from_minilm, load_pair_reader, save_pair_reader
 from models.retriever.pair_training import PairTexts, PairTrainConfig, train_pairs
 from models.retriever.table import FEATURES, GOLD
@@ -74,7 +75,7 @@ def fold_of(material: Material, row: int) -> int:
 def fold_rows(material: Material, fold: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The rows that a reader is trained on, and those that it scores."""
     train = material.rows("train", answerable=True)
-    if fold == "whole":
+    if fold in ("whole", MADE, UNMADE):
         return train, np.setdiff1d(np.arange(len(material)), material.rows("train"))
     at = np.array([fold_of(material, int(row)) for row in material.rows("train")], np.int64)
     other = material.rows("train")[at != int(fold[-1])]
@@ -82,11 +83,12 @@ def fold_rows(material: Material, fold: str) -> tuple[npt.NDArray[np.int64], npt
 
 
 def train_fold(
-    material: Material, base: PairBase, fold: str, out: Path, config: PairTrainConfig, device: str, say: Say
-) -> None:
+    material: Material, base: PairBase, fold: str, out: Path, config: PairTrainConfig, device: str, say: Say,
+    after_made: bool = False,
+) -> None:  # fmt: skip
     """Train one reader, save it (8 bits), score its rows with what was saved: OUT/<fold>/scores.npz.
 
-    One that is trained and saved already only scores.
+    One that is trained and saved already only scores. `after_made`: it goes on from OUT/made.
     """
     folder = out / fold
     if (folder / "scores.npz").exists():
@@ -94,7 +96,8 @@ def train_fold(
     began = time.monotonic()
     rows, scored = fold_rows(material, fold)
     if not (folder / CONFIG).exists():
-        _train(material, base, fold, rows, folder, config, device, say)
+        start = begun(base, out, device) if after_made else base.new(device)
+        _train(material, start, base.kind, fold, rows, folder, config, say, after_made)
     trained_s = time.monotonic() - began
     columns = pair_features(base.load(folder, device), material, scored)
     part = folder / "scores.part.npz"
@@ -107,18 +110,17 @@ def train_fold(
 
 
 def _train(
-    material: Material, base: PairBase, fold: str, rows: npt.NDArray[np.int64], folder: Path,
-    config: PairTrainConfig, device: str, say: Say,
+    material: Material, reader: PairScorer, kind: str, fold: str, rows: npt.NDArray[np.int64], folder: Path,
+    config: PairTrainConfig, say: Say, after_made: bool,
 ) -> None:  # fmt: skip
     began = time.monotonic()
-    reader = base.new(device)
     texts = texts_of(reader, material)
-    say(f"pair reader {base.kind} {fold}: begins after {time.monotonic() - began:.0f} s")
+    say(f"pair reader {kind} {fold}: begins after {time.monotonic() - began:.0f} s")
 
     def tell(step: dict[str, float]) -> None:
         if int(step["step"]) % 40 == 0:
             figures = {name: round(value, 5) for name, value in step.items()}
-            say(f"pair reader {base.kind} {fold} {time.monotonic() - began:.0f} s {json.dumps(figures)}")
+            say(f"pair reader {kind} {fold} {time.monotonic() - began:.0f} s {json.dumps(figures)}")
 
     records = train_pairs(reader, material.tables, texts, rows, config, on_step=tell)
     last = records[-5:]
@@ -129,12 +131,13 @@ def _train(
         "loss": round(float(np.mean([each["loss"] for each in last])), 4),
         "right": round(float(np.mean([each["right"] for each in last])), 4),
         "fold": fold,
+        "after_made": after_made,
         "seconds": round(time.monotonic() - began, 1),
         **asdict(config),
     }
     save_pair_reader(reader, folder, about)
     told = {name: about[name] for name in ("steps", "steps_planned", "loss", "right", "seconds")}
-    say(f"pair reader {base.kind} {fold}: {json.dumps(told)}")
+    say(f"pair reader {kind} {fold}: {json.dumps(told)}")
 
 
 def texts_of(reader: PairScorer, material: Material) -> PairTexts:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from infra.training.policy_made import MADE, UNMADE
 from infra.training.policy_pairs import DECODER, FOLDS, MINILM, PLACES, scores_in
 from models.retriever.table import ALL_FEATURES, FEATURES, GOLD
 from pipeline.tasks.material import Material
@@ -34,6 +35,21 @@ def pair_orders(material: Material, out: Path) -> dict[str, npt.NDArray[np.float
     for kind, place in PLACES.items():
         if all((out / place / fold / "scores.npz").exists() for fold in FOLDS):
             found[NAMES[kind]] = scores_in(material, out / place)[..., at]
+    return found
+
+
+def beside_orders(material: Material, out: Path) -> dict[str, npt.NDArray[np.float32]]:
+    """The orders of readers of the made questions alone, and of none of them, where these scored dev and test."""
+    at = ALL_FEATURES.index("pair") - len(FEATURES)
+    found = {}
+    for kind, place in PLACES.items():
+        for name in (MADE, UNMADE):
+            path = out / place / name / "scores.npz"
+            if path.exists():
+                scores = np.zeros(material.tables.present.shape, np.float32)
+                with np.load(path) as packed:
+                    scores[packed["rows"]] = packed["columns"][..., at]
+                found[f"{NAMES[kind]}_{name}"] = scores
     return found
 
 
@@ -66,7 +82,7 @@ def ranks_of(material: Material, orders: Orders) -> dict[str, Any]:
 
 def write_ranks(material: Material, out: Path) -> dict[str, Any]:
     """Write OUT/ranks.json, whole or not at all; what it says."""
-    found = ranks_of(material, pair_orders(material, out))
+    found = ranks_of(material, pair_orders(material, out) | beside_orders(material, out))
     part = out / f"{RANKS}.part"
     part.write_text(json.dumps(found, indent=1))
     part.replace(out / RANKS)

@@ -30,6 +30,7 @@ from infra.training.policy_apart import (
     read_singles,
     train_verifier,
 )
+from infra.training.policy_made import UNMADE, after_made, made_config, score_made, train_on_made
 from infra.training.policy_pairs import (
     BOTH,
     DECODER,
@@ -92,13 +93,27 @@ def _material(given: Given, until: float) -> None:
     made.save(folder, {"stage": "material", "told": told})
 
 
+def _made(given: Given, until: float) -> None:
+    """One kind's pair reader learns the made questions."""
+    kind = kinds_of(given.pair_base)[given.worker]
+    config = made_config(pair_config(given, kind), 1.5 * given.seconds)
+    base, out = base_of(given, kind), given.out / PLACES[kind]
+    train_on_made(given.made, base, out, config, given.made_steps, given.device, say)
+    if given.unmade:
+        score_made(Material.load(given.out / "material"), base, out, given.device)
+
+
 def _pairs(given: Given, until: float) -> None:
     """Train one fold's pair reader of one kind; whoever ends last tells how early each order finds what tells."""
     kind, fold = trainings(given)[given.worker]
     config = pair_config(given, kind)
     material = Material.load(given.out / "material")
     say(f"pair reader {kind} {fold}: {config.epochs:g} passes, at most {config.limit_s:.0f} s")
-    train_fold(material, base_of(given, kind), fold, given.out / PLACES[kind], config, given.device, say)
+    made = given.made is not None and fold != UNMADE
+    train_fold(
+        material, base_of(given, kind), fold, given.out / PLACES[kind], after_made(config) if made else config,
+        given.device, say, made,
+    )  # fmt: skip
     if all((given.out / PLACES[kind] / fold / "scores.npz").exists() for kind, fold in trainings(given)):
         found = write_ranks(material, given.out)
         for split in ("dev", "test"):
@@ -107,7 +122,8 @@ def _pairs(given: Given, until: float) -> None:
 
 def trainings(given: Given) -> list[tuple[str, str]]:
     """(kind, fold) of each pair reader of a run, the longest first."""
-    return [(kind, fold) for kind in kinds_of(given.pair_base) for fold in reversed(FOLDS)]
+    beside = (UNMADE,) if given.made is not None and given.unmade else ()
+    return [(kind, fold) for kind in kinds_of(given.pair_base) for fold in (*beside, *reversed(FOLDS))]
 
 
 def pair_config(given: Given, kind: str) -> PairTrainConfig:
@@ -346,7 +362,7 @@ def _report(given: Given, until: float) -> None:
 
 
 WORK: dict[str, Callable[[Given, float], None]] = {
-    "material": _material, "pairs": _pairs, "readings": _readings, "trust": _trust, "teach": _teach,
+    "material": _material, "made": _made, "pairs": _pairs, "readings": _readings, "trust": _trust, "teach": _teach,
     "reward": _reward, "choose": _choose, "read": _read, "report": _report,
 }  # fmt: skip
 

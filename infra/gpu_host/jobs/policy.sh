@@ -4,6 +4,8 @@
 # of 416 steps cost their order 2.5 to 3.9 points on 2026-11-30); second: STAGES="readings trust reward judge" READER=1 (SECONDS 700).
 # A pair reader over the reader's decoder beside MiniLM's: OPTIONS="--pair-base both" READER=1 in every call; the first then takes 400 to 450 s
 # alone (material 60, pairs 250 to 300, teach 60): give SECONDS 560. ranks.json comes home with it.
+# MADE=1: pair readers learn the questions of made_questions.sh first, waited for (MADE_WAIT, 300 s) while material is made; without them it goes on.
+# MADE=2: also a pair reader that does without, for ranks.json. Give 120 s more. Only the call with the stage pairs needs it.
 # FOLDS=1: training and dev questions are read by the readers of policy_folds.sh, waited for. OPTIONS: more of policy_gpu's.
 set -u
 ROOT=${LEASE_ROOT:-/tmp}
@@ -27,8 +29,22 @@ fi
 read -r -a stages <<< "$STAGES"
 read -r -a more <<< "${OPTIONS:-}"
 export PYTHONPATH="$ROOT/carried/site:$ROOT/reader/site"
-python3 -m infra.training.policy_gpu --stage "${stages[@]}" --carried "$ROOT/carried" "${options[@]}" "${more[@]}" --out "$ROOT/work/policy" \
-  --seconds $((SECONDS_LIMIT - SECONDS - 20)) --workers "${WORKERS:-10}"
+policy() {  # policy STAGE ...
+  python3 -m infra.training.policy_gpu --stage "$@" --carried "$ROOT/carried" "${options[@]}" "${more[@]}" --out "$ROOT/work/policy" \
+    --seconds $((SECONDS_LIMIT - SECONDS - 20)) --workers "${WORKERS:-10}"
+}
+if [ -n "${MADE:-}" ]; then
+  # material needs no made questions: it is made while these are
+  [ "${stages[0]}" != material ] || policy material || exit $?
+  for _ in $(seq "${MADE_WAIT:-300}"); do [ -f "$ROOT/made/ready" ] && break; sleep 1; done
+  if [ -f "$ROOT/made/ready" ]; then
+    options+=(--made "$ROOT/made")
+    [ "$MADE" != 2 ] || options+=(--unmade)
+  else
+    echo "policy.sh: $ROOT/made is not ready after ${MADE_WAIT:-300} s: pair readers do without; look at the log of made_questions.sh" >&2
+  fi
+fi
+policy "${stages[@]}"
 rc=$?
 python3 -m infra.training.policy_gpu --out "$ROOT/work/policy" --stage collect --collect "$OUT"
 exit $rc
