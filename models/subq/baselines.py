@@ -57,12 +57,13 @@ def _widened(config: SubqConfig, like: SubqConfig) -> SubqConfig:
 
 def count(config: SubqConfig) -> int:
     """Parameters of a model of this shape."""
+    import torch
+
     from models.subq.model import SubqModel
 
-    # built with one id, the rest of the embedding is added: it is the only part that depends on the vocabulary
-    return (
-        SubqModel(replace(config, vocabulary=1)).num_parameters()[0] + (config.vocabulary - 1) * config.width
-    )
+    # shapes alone: weights would be drawn only to be counted
+    with torch.device("meta"):
+        return SubqModel(config).num_parameters()[0]
 
 
 CHOICES = (

@@ -104,9 +104,11 @@ def test_bytes_are_fixed_when_the_cache_is_made(method: dict[str, Any]) -> None:
     cache = tiny.backbone().new_cache(tiny.budgets(**method))
     before = (cache.nbytes, {name: tensor.data_ptr() for name, tensor in cache.tensors().items()})
     for seed in range(5):
-        tiny.backbone().read(tiny.ids(200, seed), cache)
+        tiny.backbone().read(tiny.ids(72, seed), cache)
         assert (cache.nbytes, {n: t.data_ptr() for n, t in cache.tensors().items()}) == before
-    assert cache.tokens_seen == 1000
+    # every ring has gone round: the largest raw one holds 64 tokens, the longest of latents 5 blocks of 8
+    assert cache.tokens_seen == 360
+    assert min(layer["evicted_blocks"] for layer in cache.stats().values()) > 30
     assert cache.nbytes == sum(cache.nbytes_by_part().values())
 
 
@@ -135,15 +137,15 @@ def test_a_restored_session_reaches_the_bytes_of_an_undisturbed_one(at: int, met
 
 
 def test_position_in_the_stream_never_enters() -> None:
-    """A periodic stream gives bit-equal logits after 5,000 and after 102,000 tokens (trained length: 64)."""
+    """A periodic stream gives bit-equal logits after 5,000 and after 27,000 tokens (trained length: 64)."""
     backbone = tiny.backbone(num_hidden_layers=2, layer_types=("sliding_attention", "full_attention"))
     period = tiny.ids(500)
     budgets = tiny.budgets(ring=600, evict_block=50, rank=8, read_block=500)
     cache = backbone.new_cache(budgets)
     backbone.read(period * 10, cache)
     early = backbone.logits(tiny.ids(20, 1), cache)
-    backbone.read(period * 194, cache)
-    assert cache.tokens_seen == 102_000
+    backbone.read(period * 44, cache)
+    assert cache.tokens_seen == 27_000
     assert torch.equal(early, backbone.logits(tiny.ids(20, 1), cache))
 
 
