@@ -42,7 +42,7 @@ def test_both_are_trained_and_policies_know_the_decoder_s(
     at = ALL_FEATURES.index("pair")
     assert not np.allclose(by_kind[MINILM][..., at], by_kind[DECODER][..., at])
     told = [json.loads((out / PLACES[kind] / fold / "config.json").read_text()) for kind, fold in trainings(
-        argparse.Namespace(pair_base=BOTH)
+        argparse.Namespace(pair_base=BOTH, made=None)
     )]  # fmt: skip
     assert [each["kind"] for each in told] == ["decoder"] * 3 + ["bert"] * 3
     assert all(each["about"]["steps"] == each["about"]["steps_planned"] for each in told)
@@ -80,7 +80,8 @@ def test_both_are_trained_and_policies_know_the_decoder_s(
 def test_trainings_go_by_steps_and_are_cut_only_at_two_and_a_half_times_their_time() -> None:
     """The limit leaves room to score before the stage ends its processes, at twice its share."""
     given = argparse.Namespace(
-        pair_base=BOTH, pair_epochs=4.0, decoder_epochs=3.0, decoder_candidates=24, decoder_lr=3e-4, seconds=1e4
+        pair_base=BOTH, made=None, pair_epochs=4.0, decoder_epochs=3.0, decoder_candidates=24, decoder_lr=3e-4,
+        seconds=1e4,
     )  # fmt: skip
     assert kinds_of(BOTH)[0] == DECODER
     assert len(trainings(given)) == 2 * len(FOLDS)
