@@ -17,8 +17,8 @@ case "$*" in
     mkdir -p "$OUT/kernels"
     echo "{\\"results\\": $(cat "$ROOT/found")}" > "$OUT/kernels/bench.json" ;;
   "-c import json"*) exec "$REAL" "$@" ;;
-  *pytest*test_landmark_topk*) echo "FAILED tests/a.py::test_b"; echo "1 failed, 2 passed"; exit 1 ;;
-  *pytest*) echo "PASSED tests/a.py::test_$RANDOM"; echo "1 passed" ;;
+  *"-m pytest"*test_landmark_topk*) echo "FAILED tests/a.py::test_b"; echo "1 failed, 2 passed"; exit 1 ;;
+  *"-m pytest"*) echo "PASSED tests/a.py::test_$RANDOM"; echo "1 passed" ;;
   *session_bytes*) sleep "${SLEEP:-0}" ;;
 esac
 """
