@@ -16,7 +16,7 @@ from infra.training.subq_choices import _parser as parser
 from infra.training.subq_choices import main, settings
 from models.subq.baselines import CHOICES, count
 from tests.infra.training.subq_case import MODEL, STREAM, small_data
-from tests.infra.training.test_subq_gpu import _data
+from tests.infra.training.token_files import packed
 
 BASE = ["--data", "d", "--work", "w", "--out", "o"]
 
@@ -94,7 +94,7 @@ def test_choices_are_trained_on_the_same_batches_and_judged(
 ) -> None:
     """Batches are made once; a choice leaves its loss and its keys; the summary holds what is there so far."""
     torch.set_num_threads(1)
-    data = _data(tmp_path / "data")
+    data = packed(tmp_path / "data")
     common = ["--data", str(data), "--work", str(tmp_path / "w"), "--out", str(tmp_path / "o"), "--device", "cpu",
               "--tiny", "--steps", "2", "--makers", "0", "--lengths", "16k,32k", "--keys", "8"]  # fmt: skip
     main([*common, "--make"])

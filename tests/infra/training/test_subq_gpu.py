@@ -11,28 +11,17 @@ import torch
 from infra.training.subq_data import SubqData
 from infra.training.subq_gpu import main
 from infra.training.subq_needles import length_of, searched
-from infra.training.subq_pack import owner_words, pieces, write_tokens
+from infra.training.subq_pack import owner_words, pieces
 from models.subq.checkpoint import load_checkpoint
 from tests.infra.training.subq_case import small_data
+from tests.infra.training.token_files import packed
 
 TINY = ["--device", "cpu", "--tiny"]
 
 
-def _data(folder: Path) -> Path:
-    """Token files as `subq_pack` writes them."""
-    folder.mkdir(parents=True)
-    data = small_data()
-    for part in ("train", "test"):
-        write_tokens(data.tokens, folder, part)
-    data.tokenizer.save(folder / "tokenizer.json")
-    half = len(data.names) // 2
-    (folder / "names.json").write_text(json.dumps({"train": data.names[:half], "test": data.names[half:]}))
-    return folder
-
-
 def test_training_in_two_calls_leaves_a_model_that_the_table_is_made_of(tmp_path: Path) -> None:
     """A call that ends early is made again; the last writes the model, which `needles` then judges."""
-    data, work, out = _data(tmp_path / "data"), tmp_path / "work", tmp_path / "out"
+    data, work, out = packed(tmp_path / "data"), tmp_path / "work", tmp_path / "out"
     common = ["--data", str(data), "--work", str(work), "--out", str(out), *TINY]
     train = ["train", *common, "--minutes", "10", "--steps", "4", "--seed", "3"]
     main([*train, "--call-seconds", "0"])
@@ -69,7 +58,7 @@ def test_checks_hold_on_this_device(tmp_path: Path) -> None:
 
 def test_packed_text_is_read_back(tmp_path: Path) -> None:
     """Token files give the ids that were written, names of training and test differ, missing files are named."""
-    folder = _data(tmp_path / "data")
+    folder = packed(tmp_path / "data")
     assert SubqData.load(folder, "train").tokens.tolist() == small_data().tokens.tolist()
     words = owner_words(["alder birch cedar dogwood elder furze gorse hazel " * 30], seed=0)
     assert not set(words["train"]) & set(words["test"]) and len(words["train"]) == 7
@@ -87,7 +76,7 @@ def test_lengths_are_read_as_people_write_them() -> None:
 
 def test_another_search_asks_the_same_trials_and_a_call_goes_on(tmp_path: Path) -> None:
     """Rows of `--also` say how they were searched, among distractors; what is there is not made again."""
-    data, work, out = _data(tmp_path / "data"), tmp_path / "work", tmp_path / "out"
+    data, work, out = packed(tmp_path / "data"), tmp_path / "work", tmp_path / "out"
     common = ["--data", str(data), "--work", str(work), "--out", str(out), *TINY, "--seed", "1"]
     around = ["--lookahead", "8", "--lookbehind", "4"]
     main(["train", *common, *around, "--minutes", "10", "--steps", "2"])
@@ -119,7 +108,7 @@ def test_another_search_asks_the_same_trials_and_a_call_goes_on(tmp_path: Path) 
 def test_a_stream_is_searched_by_other_indexes_too(tmp_path: Path) -> None:
     """A tree that opens every node reads what a flat search reads, from the same keys in the same text; one that
     opens a single node is another search."""
-    data, work, out = _data(tmp_path / "data"), tmp_path / "work", tmp_path / "out"
+    data, work, out = packed(tmp_path / "data"), tmp_path / "work", tmp_path / "out"
     common = ["--data", str(data), "--work", str(work), "--out", str(out), *TINY, "--seed", "1"]
     main(["train", *common, "--minutes", "10", "--steps", "2"])
     main(["needles", *common, "--lengths", "32k", "--trials", "2", "--keys", "32", "--cells", "known-5",

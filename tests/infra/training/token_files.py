@@ -9,12 +9,18 @@ from infra.training.subq_pack import write_tokens
 from tests.infra.training.subq_case import small_data
 
 
-def token_files(folder: Path) -> Path:
-    """The folder that the subq learner reads."""
+def packed(folder: Path) -> Path:
+    """A new folder that the subq learner reads: both parts hold the same text, under other names."""
+    folder.mkdir(parents=True)
     data = small_data()
-    out = folder / "data"
-    out.mkdir()
-    data.tokenizer.save(out / "tokenizer.json")
-    (out / "names.json").write_text(json.dumps({"train": data.names, "test": data.names}))
-    write_tokens(data.tokens, out, "train")
-    return out
+    for part in ("train", "test"):
+        write_tokens(data.tokens, folder, part)
+    data.tokenizer.save(folder / "tokenizer.json")
+    half = len(data.names) // 2
+    (folder / "names.json").write_text(json.dumps({"train": data.names[:half], "test": data.names[half:]}))
+    return folder
+
+
+def token_files(folder: Path) -> Path:
+    """The same, inside a folder that is there."""
+    return packed(folder / "data")
