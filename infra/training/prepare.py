@@ -14,6 +14,7 @@ import hashlib
 import lzma
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -118,7 +119,7 @@ def prepare(config: PrepareConfig, workers: int = 0, on_shard: OnShard | None = 
         if config.subq:
             manifest["subq"] = _write_subq(config)
     kept = {name: value for name, value in manifest.items() if name != "made_now"}
-    (config.out / MANIFEST).write_bytes(orjson.dumps(kept, option=orjson.OPT_INDENT_2, default=str))
+    _write_json(config.out / MANIFEST, kept)
     return manifest
 
 
@@ -202,8 +203,9 @@ def _write_subq(config: PrepareConfig) -> dict[str, Any]:
 
     folder = config.out / "subq"
     if (folder / MANIFEST).exists():
-        found: dict[str, Any] = orjson.loads((folder / MANIFEST).read_bytes())
-        return found
+        with suppress(orjson.JSONDecodeError):  # a damaged one is made again, as a damaged shard is
+            found: dict[str, Any] = orjson.loads((folder / MANIFEST).read_bytes())
+            return found
     folder.mkdir(parents=True, exist_ok=True)
     ids: dict[str, list[Any]] = {"train": [], "test": []}
     for name in sorted(path.name for path in (config.out / "tokens").glob("tokens-*.parquet")):
@@ -225,8 +227,15 @@ def _write_subq(config: PrepareConfig) -> dict[str, Any]:
     (folder / "names.json").write_bytes(orjson.dumps(words))
     if config.questions:
         about["real"] = _write_real(config, folder)
-    (folder / MANIFEST).write_bytes(orjson.dumps(about, option=orjson.OPT_INDENT_2))
+    _write_json(folder / MANIFEST, about)
     return about
+
+
+def _write_json(path: Path, found: dict[str, Any]) -> None:
+    """Whole or not at all: what comes last says that the rest is there."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2, default=str))
+    partial.rename(path)
 
 
 def _write_real(config: PrepareConfig, folder: Path) -> dict[str, int]:

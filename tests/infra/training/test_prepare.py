@@ -150,11 +150,12 @@ def test_everything_that_is_trained_on_is_there(made: tuple[PrepareConfig, dict[
 def test_run_that_was_ended_makes_only_what_is_missing_and_the_same_bytes(
     made: tuple[PrepareConfig, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """A missing shard and a damaged one are made again; other settings are refused; another folder is the same."""
+    """Missing, damaged and cut files are made again; other settings are refused; another folder is the same."""
     config, _ = made
     before = digests(config.out)
     (config.out / "tokens/tokens-00001.parquet").unlink()
     (config.out / "labels/labels-00000.parquet").write_bytes(b"cut")
+    (config.out / "subq/manifest.json").write_bytes(b'{"train": ')
     assert prepare(config)["made_now"] == 2
     assert digests(config.out) == before
     with pytest.raises(UsageError, match="other settings"):
