@@ -63,13 +63,14 @@ def run_one(given: argparse.Namespace, job: PolicyJob, until: float) -> dict[str
     readings = Readings(OutcomeReader(make(job.form == "stepwise")), readings_of(given, material))
     if job.form == "terminal":  # readings for judging do not tell the loss that the stepwise form is paid by
         load_readings([given.run / "judged"], readings)
-    record = read_json(policies / job.name / "record.json")
+    record: dict[str, Any] | None = read_json(policies / job.name / "record.json")
     if record is None or record.get("iterations", given.iterations) < given.iterations:
         left = max(5.0, (until - time.monotonic()) * (1 - JUDGE_SHARE))
         record = train_one(
             material, material.rows("train", answerable=True), readings, job, out=policies, seconds=left,
             device=given.device, say=tell, projection=np.load(given.run / "material" / "projection.npy"),
-            width=given.width, layers=given.layers, warm_steps=given.warm_steps, iterations=given.iterations,
+            width=given.width, layers=given.layers, warm_steps=given.warm_steps,
+            iterations=given.iterations - iterations_done(policies / job.name),
         )  # fmt: skip
     told = {
         key: value for key, value in record.items() if key not in ("curve", "multi_hop", "reading", "sets")
@@ -78,6 +79,14 @@ def run_one(given: argparse.Namespace, job: PolicyJob, until: float) -> dict[str
     row |= {"sets": judged(job.name, material, readings, policies, given)}
     write_whole(given.out / "rows" / f"{job.name}.json", json.dumps(row, default=str))
     return row
+
+
+def iterations_done(folder: Path) -> int:
+    """Of a loop that was ended in its middle; what is trained goes on from there."""
+    path = folder / "loop.pt"
+    if not path.is_file():
+        return 0
+    return int(torch.load(path, map_location="cpu", weights_only=True)["iteration"])
 
 
 def judged(

@@ -89,6 +89,17 @@ def test_policies_differ_in_nothing_but_the_price_and_are_judged_once(
     assert "| 0.01 |" in text and "| minimal sets, ours |" in text and "iterations: 1." in text
 
 
+def test_a_policy_that_was_ended_in_its_middle_has_as_many_iterations_as_the_others(tmp_path: Path) -> None:
+    """What its loop has done is told by its checkpoint; without one nothing is."""
+    from tests.rl.test_loops import loop
+
+    begun = loop("reinforce")
+    begun.step()
+    begun.save(tmp_path / "loop.pt")
+    assert policy_prices.iterations_done(tmp_path) == 1
+    assert policy_prices.iterations_done(tmp_path / "other") == 0
+
+
 def test_the_price_is_what_is_paid() -> None:
     """Gamma in the terminal form, beta in the stepwise one; every price of both, and three warm starts, a seed."""
     made = {job.name: job for job in policy_prices.jobs((0.0, 0.002), (0.001,), (0, 1))}
