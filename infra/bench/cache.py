@@ -2,7 +2,7 @@
 
     python -m infra.bench.cache speed|attention|likelihood|needle --data FOLDER [--out FILE.json]
 
-`speed`: reading and answering against transformers' own DynamicCache, and the share of time spent evicting.
+`speed`: reading and answering against transformers' own DynamicCache and the floor (infra/bench/cache_speed.py).
 `attention`: error of the attention output of the last 256 queries when the middle of 4,096 tokens is compressed.
 `likelihood`: nats per token of a text's last 256 tokens, everything before them read through the cache.
 `needle`: a number hidden in an essay longer than the ring, asked for afterwards.
@@ -17,7 +17,6 @@ import os
 import platform
 import statistics
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +24,9 @@ from typing import Any
 
 import torch
 import zstandard
-from transformers.cache_utils import DynamicCache
 
+from infra.bench.cache_speed import ratios as ratios_of_speed
+from infra.bench.cache_speed import rows as rows_of_speed
 from infra.bench.measure import environment
 from infra.console import say
 from models.cache import CacheConfig
@@ -65,78 +65,8 @@ def tokens(backbone: HfBackbone, path: Path, count: int, skip: int = 0) -> list[
 
 
 def speed(backbone: HfBackbone, data: Path) -> Iterator[dict[str, Any]]:
-    """Tokens a second, medians of three."""
-    ids = tokens(backbone, data / "news" / "reuters_2009_2012.jsonl.zst", 2048)
-    ways: dict[str, CacheConfig | None] = {"transformers DynamicCache": None}
-    for name in ("drop", "svd", "weighted_svd"):
-        ways[name] = CacheConfig(compressor=name)
-    ways["svd, 256 heavy"] = CacheConfig(heavy=256)
-    seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ways}
-    sizes: dict[str, int] = {}
-    for _ in range(3):  # in turn, so that a busy machine touches all alike
-        for name, config in ways.items():
-            if config is None:
-                seconds[name].append(_plain_speed(backbone, ids))
-            else:
-                cache = backbone.new_cache(config)
-                sizes[name] = cache.nbytes
-                seconds[name].append(_our_speed(backbone, cache, ids))
-    for name, runs in seconds.items():
-        read, evict, decode = (statistics.median(column) for column in zip(*runs, strict=True))
-        yield {
-            "way": name,
-            "prefill_tokens_per_s": round(len(ids) / read, 1),
-            "eviction_ms_a_step": round(evict * 1e3, 2),
-            "eviction_share": round(evict / (read / (len(ids) // 128)), 4),
-            "decode_tokens_per_s": round(32 / decode, 2),
-            "session_bytes": sizes.get(name),
-            "prefill_s_all": [round(run[0], 2) for run in runs],
-        }
-
-
-@torch.no_grad()
-def _plain_speed(backbone: HfBackbone, ids: list[int]) -> tuple[float, float, float]:
-    cache = DynamicCache(config=backbone.model.config)
-    decoder = backbone.model.get_decoder()
-    started = time.perf_counter()
-    for start in range(0, len(ids), 128):
-        decoder(input_ids=torch.tensor([ids[start : start + 128]]), past_key_values=cache)
-    read = time.perf_counter() - started
-    token = ids[-1]
-    started = time.perf_counter()
-    for _ in range(32):
-        logits = backbone.model(torch.tensor([[token]]), past_key_values=cache, logits_to_keep=1).logits
-        token = int(logits[0, -1].argmax())
-    return read, 0.0, time.perf_counter() - started
-
-
-def _our_speed(
-    backbone: HfBackbone, cache: RotatingCompressiveCache, ids: list[int]
-) -> tuple[float, float, float]:
-    spent = [0.0]
-    for layer in cache.stored:
-        if isinstance(layer, RotatingLayer):
-            _time_room(layer, spent)
-    started = time.perf_counter()
-    backbone.read(ids, cache)
-    read = time.perf_counter() - started
-    answer = backbone.generate(ids[-1:], cache, max_new_tokens=33, suppress_first=sorted(backbone.end_ids))
-    next(answer)  # the view and the prompt
-    started = time.perf_counter()
-    made = len(list(answer))
-    evicting = max(int(row["evicted_blocks"]) for row in cache.stats().values())
-    return read, spent[0] / max(1, evicting), (time.perf_counter() - started) / max(1, made) * 32
-
-
-def _time_room(layer: RotatingLayer, spent: list[float]) -> None:
-    plain = layer.make_room
-
-    def timed(num_tokens: int) -> None:
-        started = time.perf_counter()
-        plain(num_tokens)
-        spent[0] += time.perf_counter() - started
-
-    layer.make_room = timed  # type: ignore[method-assign]
+    """See infra.bench.cache_speed, over 2,048 tokens of news."""
+    return rows_of_speed(backbone, tokens(backbone, data / "news" / "reuters_2009_2012.jsonl.zst", 2048))
 
 
 ATTENTION_METHODS: dict[str, dict[str, Any]] = {
@@ -386,7 +316,7 @@ EQUAL = {8: (24, 48), 16: (48, 96), 32: (96, None)}
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """`attention_error_<method>_over_svd_<rank>`: mean over layers, at equal bytes; `eviction_share_of_decode`."""
+    """`attention_error_<method>_over_svd_<rank>`: mean over layers, at equal bytes; those of `speed`."""
     errors = {
         row["method"]: statistics.mean(value for name, value in row.items() if name.startswith("layer_"))
         for row in rows
@@ -403,10 +333,7 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
         for name, method in others.items():
             if base and method in errors:
                 found[f"attention_error_{name}_over_svd_{rank}"] = round(errors[method] / base, 4)
-    shares = [row["eviction_share"] for row in rows if row["part"] == "speed" and row["way"] == "svd"]
-    if shares:
-        found["eviction_share_of_prefill"] = shares[0]
-    return found
+    return found | ratios_of_speed([row for row in rows if row["part"] == "speed"])
 
 
 BENCHES = {"speed": speed, "attention": attention, "likelihood": likelihood, "needle": needle}

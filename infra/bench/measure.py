@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,24 @@ def matmul_rate(dtype: torch.dtype = torch.bfloat16, size: int = 8192) -> float:
     b = torch.randn(size, size, device="cuda", dtype=dtype)
     timing = time_cuda(lambda: a @ b, flush=False)
     return 2 * size**3 / (timing.median_ms / 1e3)
+
+
+def device_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Bytes a second of a large copy, read and written both counted, and operations a second of a product (on a CPU
+    in float32)."""
+    if device.type == "cuda":
+        return copy_bandwidth(), matmul_rate(dtype)
+    source, square = torch.ones(1 << 24), torch.ones(512, 512)
+    target = torch.empty_like(source)
+    copied, done = [], []
+    for _ in range(5):
+        began = time.perf_counter()
+        target.copy_(source)
+        copied.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        square @ square
+        done.append(time.perf_counter() - began)
+    return 2 * source.nbytes / min(copied), 2 * 512**3 / min(done)
 
 
 def floor_ms(num_bytes: float, num_ops: float, bandwidth: float, rate: float) -> float:

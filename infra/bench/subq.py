@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from infra.bench.measure import copy_bandwidth, environment, floor_ms, matmul_rate
+from infra.bench.measure import device_rates, environment, floor_ms
 from models.subq import SubqConfig, SubqModel
 from models.subq.index import FlatIndex, LandmarkIndex, build_index
 
@@ -52,7 +52,7 @@ def run(
     per_token = _read_seconds(config, place)
     rows: list[dict[str, Any]] = []
     landmarks = _clustered(max(tokens) // config.chunk, dim, place)
-    rates, about = _rates(place), environment()
+    rates, about = device_rates(place, torch.float16), environment()
 
     def result() -> dict[str, Any]:
         return {
@@ -203,23 +203,6 @@ def _times_ms(search: Callable[[torch.Tensor], Any], queries: torch.Tensor) -> l
         _wait(queries)
         times.append(round(1e3 * (time.perf_counter() - began), 4))
     return sorted(times[3:])
-
-
-def _rates(device: torch.device) -> tuple[float, float]:
-    """Bytes a second of a large copy, read and written both counted, and operations a second of a product."""
-    if device.type == "cuda":
-        return copy_bandwidth(), matmul_rate(torch.float16)
-    source, square = torch.ones(1 << 24), torch.ones(512, 512)
-    target = torch.empty_like(source)
-    copied, done = [], []
-    for _ in range(5):
-        began = time.perf_counter()
-        target.copy_(source)
-        copied.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        square @ square
-        done.append(time.perf_counter() - began)
-    return 2 * source.nbytes / min(copied), 2 * 512**3 / min(done)
 
 
 def _read_seconds(config: SubqConfig, device: torch.device) -> float:
