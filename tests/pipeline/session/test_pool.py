@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,11 @@ def caught_up(pool: SessionPool, key: SessionKey = KEY) -> dict[str, Any]:
     )
 
 
-def twin_digest(topic: list[Record] = TOPIC) -> str:
+@lru_cache
+def twin_digest() -> str:
     """The digest of a session that read the topic without any disturbance."""
     twin = new_session()
-    twin.read(topic)
+    twin.read(TOPIC)
     return twin.digest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import pytest
 from hypothesis import given, settings
@@ -100,12 +101,18 @@ _RECORDS = [
 ]
 
 
+@lru_cache
+def _undisturbed() -> Session:
+    whole = new_session()
+    whole.read(_RECORDS)
+    return whole
+
+
 @settings(max_examples=12, deadline=None)
 @given(st.sets(st.integers(0, 8), max_size=4))
 def test_restarts_change_no_byte(restarts: set[int]) -> None:
     """Saved and restored anywhere, however often, a session ends with the same snapshot."""
-    whole = new_session()
-    whole.read(_RECORDS)
+    whole = _undisturbed()
     session = new_session()
     for number in range(9):
         if number in restarts:
