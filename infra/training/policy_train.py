@@ -21,6 +21,7 @@ import torch
 from infra.evaluation.policy_judge import choose, judge
 from infra.training.cards import policy_card
 from infra.training.policy_data import PolicyDataConfig, cached_encode, make
+from infra.training.policy_resume import LoopPlace
 from models.hf.config import HfConfig
 from models.retriever.config import RetrieverConfig
 from models.retriever.network import PolicyNetwork
@@ -139,12 +140,19 @@ def train(
         reader = _Reader(config, material)
     figures: dict[str, Any] = {}
     warm, learned = _Kept(on_step), _Kept(on_step)
-    if config.warm_start != "none":
+    place = _place(config, material)
+    begun = place.begun() if place is not None else None
+    if begun is not None:
+        warm.rows, learned.rows = begun["warm"], begun["learned"]
+        tell(f"goes on after {len(learned.rows)} iterations of an unfinished run")
+    elif config.warm_start != "none":
         figures["warm_start"] = _warm(config, network, material, rows, reader, limit_s, warm)
         tell(f"warm start: {figures['warm_start']}")
     if config.algorithm != "supervised":
         left_s = max(10.0, limit_s - (time.monotonic() - began))
-        network, figures["learning"] = _learn(config, network, material, rows, reader, left_s, learned)
+        network, figures["learning"] = _learn(
+            config, network, material, rows, reader, left_s, learned, place, warm.rows
+        )
         tell(f"learning: {figures['learning']}")
     about = {
         "algorithm": config.algorithm, "unit": config.unit, "embedder": config.embedder, "seed": config.seed,
@@ -157,6 +165,8 @@ def train(
     weights = sum(parameter.numel() for parameter in network.parameters())
     card = policy_card({**about, "weights": weights}, warm.rows, learned.rows, config.command)
     save_policy(network, config.out, about, card)
+    if place is not None:
+        place.done()
     figures["judged"] = judge_all(material, network, reader, config.judge, config.seed)
     return {
         "algorithm": config.algorithm,
@@ -303,13 +313,13 @@ def _warm(
 
 def _learn(
     config: PolicyTrainConfig, network: PolicyNetwork, material: Material, rows: Any,
-    reader: _Reader | None, limit_s: float, on_step: OnStep | None,
+    reader: _Reader | None, limit_s: float, learned: _Kept, place: LoopPlace | None, warm: list[dict[str, float]],
 ) -> tuple[PolicyNetwork, dict[str, Any]]:  # fmt: skip
     episode = EpisodeConfig(reward=config.reward)
     iterations = config.steps or 1_000_000
     if config.algorithm == "ppo":
-        return _learn_by_rllib(config, network, material, rows, iterations, limit_s, on_step)
-    assert reader is not None
+        return _learn_by_rllib(config, network, material, rows, iterations, limit_s, learned)
+    assert reader is not None and place is not None
     readings = Readings(_Part(reader.readings, rows))
     loop = PolicyLoop(
         network, material.tables.take(rows), readings,
@@ -318,9 +328,38 @@ def _learn(
             seed=config.seed, anchor_weight=0.02,
         ),
     )  # fmt: skip
-    records, alarm = loop.run(iterations, limit_s=limit_s, on_step=on_step)
+    if learned.rows:
+        place.restore(loop)
+        del learned.rows[loop.iteration :]
+
+    def on_step(record: dict[str, float]) -> None:
+        learned(record)
+        if place.keep(loop, warm, learned.rows):
+            reader.keep()
+
+    left = iterations - loop.iteration
+    _, alarm = loop.run(left, limit_s=limit_s, on_step=on_step) if left > 0 else ([], [])
     reader.keep()
-    return loop.network, _learned(records, alarm) | {"readings": reader.readings.num_read}
+    return loop.network, _learned(learned.rows, alarm) | {"readings": reader.readings.num_read}
+
+
+def _place(config: PolicyTrainConfig, material: Material) -> LoopPlace | None:
+    """Where a plain loop is kept; RLlib keeps checkpoints of its own, labels alone are quickly learned again."""
+    if config.algorithm not in ("reinforce", "plain_ppo"):
+        return None
+    names = (
+        "algorithm",
+        "warm_start",
+        "warm_steps",
+        "width",
+        "layers",
+        "lr",
+        "questions",
+        "seed",
+        "begin_with",
+    )
+    made_from = {name: getattr(config, name) for name in names} | {"reward": asdict(config.reward)}
+    return LoopPlace(config.out / "work", made_from | {"material": fingerprint(material)})
 
 
 def _learn_by_rllib(
