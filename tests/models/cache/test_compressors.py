@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -171,3 +174,27 @@ def test_coming_eigenvectors_are_waited_for_within_a_limit(monkeypatch: pytest.M
     held.set()
     pool.shutdown()
     assert all(part.cancelled() for part in coming._parts)
+
+
+def test_a_forked_child_solves_by_threads_of_its_own() -> None:
+    """The parent's solving threads are not in the child: without a pool of its own it would wait for nobody."""
+    matrices = torch.randn(4, 8, 8, dtype=torch.float64)
+    gram = matrices @ matrices.mT
+    expected = ComingEigenvectors(gram).result()  # the pool is there before the fork
+    seen, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            found = ComingEigenvectors(gram)
+            os.write(tell, b"same" if torch.equal(found.result(), expected) else b"else")
+        finally:
+            os._exit(0)
+    os.close(tell)
+    try:
+        ready, _, _ = select.select([seen], [], [], 60.0)
+        assert ready, "the child waits for threads that it does not have"
+        assert os.read(seen, 16) == b"same"
+    finally:
+        os.close(seen)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
