@@ -32,9 +32,11 @@ from pipeline.tasks.qa import Question, SourceText
 from pipeline.tasks.scores import holds_answer
 
 CONFIG = NearMissConfig(
-    near=5, found=5, silent=1, most_near=9, reach=20, budgets=(32, 48, 64, 96, 128, 192, 256)
+    near=5, found=5, silent=1, most_near=9, reach=20, budgets=(64, 96, 128, 160, 192, 256)
 )
-"""One to ten sentences beside and with what tells; budgets as the policy's rewards and simple methods have them."""
+"""What tells beside one to nine others; budgets from what policies read to what simple methods read best with.
+
+Shorter ones are among the shipped reader's kinds: 57% of those rows have 3 sentences or more, 22% have 6."""
 PASSAGES = 12
 RANKED_BY = {"dense": "dense", "hybrid": "fused"}
 """Orders that the material tells, by the feature that ranks them."""
