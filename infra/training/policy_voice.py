@@ -24,7 +24,7 @@ def open_voice(carried: Path, device: str, adapter: Path | None = None) -> Voice
     """
     from tokenizers import Tokenizer
 
-    from infra.training.reader_gpu import load_base, start_from, unpack_weights
+    from infra.training.reader_gpu import cast_weights, load_base, start_from, unpack_weights
     from models.reader_training import add_lora
 
     unpack_weights(carried)
@@ -40,7 +40,7 @@ def open_voice(carried: Path, device: str, adapter: Path | None = None) -> Voice
         model = add_lora(model, told["r"], told["lora_alpha"], 0.0)
         start_from(model, folder / "adapter_model.safetensors")
         model = model.merge_and_unload()
-    model = model.to(torch.bfloat16 if on_gpu else torch.float32).to(device).eval()
+    model = cast_weights(model, torch.bfloat16 if on_gpu else torch.float32).to(device).eval()
     vocabulary = np.load(carried / "vocabulary.npy")
     packed = carried / "tokenizer.json.xz"
     tokenizer = Tokenizer.from_str(lzma.decompress(packed.read_bytes()).decode())

@@ -138,8 +138,17 @@ def load_base(carried: Path, dtype: torch.dtype) -> nn.Module:
     if unexpected or set(missing) - {"lm_head.weight"}:
         raise RuntimeError(f"weights do not fit the model: missing {missing}, unexpected {unexpected}")
     model.tie_weights()
-    plain: nn.Module = model
-    return plain.to(dtype)
+    return cast_weights(model, dtype)
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model with its weights in `dtype`, in place; buffers stay as they are.
+
+    `model.to(torch.bfloat16)` would round the rotary frequencies too, by up to 0.2%: 0.4 rad at 215 tokens.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def start_from(model: nn.Module, path: Path) -> None:
@@ -262,7 +271,7 @@ def _judge(model: nn.Module, names: dict[str, Any], base: bool, given: argparse.
         prompts = [np.concatenate([prompt[:1].astype(np.int64), example, prompt[1:]]) for prompt in prompts]
     options = {"stop_id": names["stop"], "give_up_id": names["give_up"], "device": given.device}
     if given.device.startswith("cuda"):
-        model = model.to(torch.bfloat16)
+        model = cast_weights(model, torch.bfloat16)
         torch.cuda.empty_cache()
     started = time.monotonic()
     answers = greedy_answers(model, prompts, tokens_per_batch=given.tokens_decoded, **options)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Gemma3ForCausalLM
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from infra.training import reader_gpu
 from models.reader_training import ReadingRows
@@ -152,3 +152,17 @@ def test_long_prompts_are_sampled_evenly() -> None:
     assert [at for at in found if at % 2 == 0] == list(range(0, 20, 2))
     assert len([at for at in found if at % 2]) == 5
     assert reader_gpu.judged_rows(rows, 4, 0) == [0, 1, 2, 3]
+
+
+def test_weights_are_cast_and_rotary_frequencies_are_not() -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    model = Gemma3ForCausalLM(Gemma3TextConfig(**sizes, **heads))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if "inv_freq" in name}
+    reader_gpu.cast_weights(model, torch.bfloat16)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert before
+    for name, buffer in model.named_buffers():
+        if name in before:
+            assert torch.equal(buffer, before[name])
+    assert model(torch.arange(12)[None]).logits.dtype == torch.bfloat16
