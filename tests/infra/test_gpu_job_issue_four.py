@@ -19,7 +19,7 @@ case "$*" in
   "-c import json"*) exec "$REAL" "$@" ;;
   *"-m pytest"*test_landmark_topk*) echo "FAILED tests/a.py::test_b"; echo "1 failed, 2 passed"; exit 1 ;;
   *"-m pytest"*) echo "PASSED tests/a.py::test_$RANDOM"; echo "1 passed" ;;
-  *session_bytes*) sleep "${SLEEP:-0}" ;;
+  *session_bytes*) sleep "${SLEEP:-0}"; exit "${FAIL:-0}" ;;
 esac
 """
 
@@ -33,6 +33,8 @@ class Host:
             (root / name).mkdir(parents=True)
         for part in "abc":
             (root / f"parts/subq-{part}/file-{part}").write_text(part)
+        (root / "parts" / "weights-subq").mkdir()
+        (root / "parts" / "weights-subq" / "config.json").write_text("{}")
         (root / "reader" / "ready.json").write_text("{}")
         (root / "found").write_text('{"sparse": 1, "decode": 1, "landmarks": 1}')
         python = root / "bin" / "python3"
@@ -70,6 +72,7 @@ def test_every_stage_runs_once_and_a_failed_test_is_a_verdict(host: Host) -> Non
     assert any("train" in line and "--minutes 5" in line for line in told)
     assert any("needles" in line and "--lengths 1M --cells known-5 --trials 100" in line for line in told)
     assert {path.name for path in (host.root / "subq-data").iterdir()} == {"file-a", "file-b", "file-c"}
+    assert (host.root / "tree/models/weights/subq/config.json").exists()
     log = (host.root / "out" / "gpu_tests.log").read_text()
     assert "landmarks: rc=1: 1 failed, 2 passed" in log and "FAILED tests/a.py::test_b" in log
     assert log.count("\nPASSED") == 6
@@ -91,6 +94,8 @@ def test_a_stage_that_hangs_is_ended_and_the_next_one_goes_on(host: Host) -> Non
     """Within its own limit; and what has too few seconds left is named."""
     ended = host.run("session kernels", SLEEP="60", SESSION_S="3", LEAST_S="2")
     assert ended.returncode == 124 and "session: rc=124" in ended.stdout and "kernels: rc=0" in ended.stdout
+    assert host.run("session", FAIL="1").returncode == 1  # a traceback is no verdict
+    assert not (host.root / "out" / "session.done").exists()
     late = host.run("session", seconds=20)
     assert late.returncode == 5 and "too few to begin" in late.stdout
 

@@ -3,17 +3,18 @@
 # kernels     sparse attention, decode, landmarks with every peer: all named ratios (bench.json; GPU and host quiet; no parts; 190 s before)
 # agreement   captured against eager decoding, latents unpacked and as factors, both key frames (2 × 60 s; wants reader.sh)
 # session     session-bytes to 16,777,216 tokens, evictions begun a block ahead (GPU and host quiet; 140 s before; wants reader.sh)
-# tests       every test marked gpu, its files side by side: gpu_tests.log (120 s for 264 in one process; fla's and the five-minute run are apart)
+# tests       every test marked gpu, its files side by side: gpu_tests.log (120 s for 264 in one process). The part weights-subq and subq-* add the
+#             shipped weights at 1M tokens, running.sh's $ROOT/host/site (faiss) the vector indexes; fla's and the five-minute run are apart
 # minutes     subq trained for five minutes, then 100 keys of known wording at 1M tokens (370 s; parts subq-a, -b, -c; GPU to itself)
 # What a stage left whole is passed over (NAME.done); a stage that has too few seconds is named and the ones behind it go on.
 # A stage's own limit: KERNELS_S, AGREEMENT_S (a frame), SESSION_S, TESTS_S, MINUTES_S.
 set -u
 ROOT=${LEASE_ROOT:-/tmp}
 cd "$ROOT/tree" || exit 2
-export PYTHONPATH="$ROOT/carried/site:$ROOT/reader/site"
+export PYTHONPATH="$ROOT/carried/site:$ROOT/reader/site:$ROOT/host/site"
 model=${MODEL:-$ROOT/reader} device=${DEVICE:-cuda} began=$(date +%s) rc=0
 left() { echo $((SECONDS_LIMIT - 5 - ($(date +%s) - began))); }
-stage() {  # stage NAME SECONDS COMMAND ...: within its time and the job's; 1 is a verdict too: figures are written, and a bound or a test does not hold
+stage() {  # stage NAME SECONDS COMMAND ...: within its time and the job's
   local name=$1 seconds=$2 had
   shift 2
   [ -f "$OUT/$name.done" ] && return
@@ -24,7 +25,8 @@ stage() {  # stage NAME SECONDS COMMAND ...: within its time and the job's; 1 is
   local ended=$?
   echo "$name: rc=$ended after $((had - $(left))) s: $(tail -n 1 "$OUT/$name.log" | cut -c1-300)"
   [ $ended = 0 ] || rc=$ended
-  [ $ended -le 1 ] && touch "$OUT/$name.done"
+  # 1 is a verdict where figures are written: a bound or a test does not hold; else it is a traceback
+  if [ $ended = 0 ] || { [ $ended = 1 ] && { [ -f "$OUT/$name.json" ] || [ "$name" = tests ]; }; }; then touch "$OUT/$name.done"; fi
 }
 reader() {  # the reader's folder, waited for
   [ -n "${MODEL:-}" ] && return
@@ -47,6 +49,10 @@ session() {  # once more where it was cut off: rows are written as they come, an
 tests() {  # a process a group, each with its log; then one log of all
   local name files most=$1 worst=0 run=() ids=()
   mkdir -p "$OUT/tests"
+  if [ -d "$ROOT/parts/weights-subq" ]; then
+    mkdir -p models/weights/subq && cp "$ROOT"/parts/weights-subq/* models/weights/subq/
+    mkdir -p "$ROOT/subq-data" && cp "$ROOT"/parts/subq-[abc]/* "$ROOT/subq-data/" && export DYSRA_SUBQ_DATA="$ROOT/subq-data"
+  fi
   while read -r name files; do
     [ -n "${GROUPS_ONLY:-}" ] && [[ " $GROUPS_ONLY " != *" $name "* ]] && continue
     # shellcheck disable=SC2086 # files are several words
@@ -73,7 +79,7 @@ GROUPS_OF_FILES
 }
 minutes() {
   mkdir -p "$ROOT/subq-data" && cp "$ROOT"/parts/subq-[abc]/* "$ROOT/subq-data/" || return 2
-  local common=(--data "$ROOT/subq-data" --work "$WORK/subq" --out "$OUT/minutes" --seed "${SEED:-3}" --lookahead 32 --lookbehind 32 --device "$device")
+  local common=(--data "$ROOT/subq-data" --work "$WORK/subq" --out "$OUT/minutes" --seed "${SEED:-3}" --lookahead "${LOOK:-32}" --lookbehind "${LOOK:-32}" --device "$device")
   # shellcheck disable=SC2086 # a try on a CPU adds words
   python3 -m infra.training.subq_gpu train "${common[@]}" --minutes "${MINUTES:-5}" --call-seconds "$1" ${TRY:-} || return
   # shellcheck disable=SC2086
