@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,21 +20,38 @@ TopicFactory = Callable[..., KafkaConfig]
 """`topic(partitions=4, name="news", **kafka_fields)` -> the KafkaConfig of a fresh, created topic."""
 
 
+def _folder(factory: pytest.TempPathFactory) -> Path:
+    """The broker's folder, one for all workers of a run."""
+    base = factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kafka"
+
+
 @pytest.fixture(scope="session")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A broker on a free port, data in a temporary folder; without Java or Maven skipped, in CI failed."""
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Broker:
+    """A broker on a free port, data in a temporary folder; without Java or Maven skipped, in CI failed.
+
+    The worker that asks first starts it, and it serves the others too: each start costs seconds of a processor.
+    """
     missing = [program for program in ("java", "mvn") if shutil.which(program) is None]
     if missing and os.environ.get("CI") != "true":
         pytest.skip(f"the local broker needs {' and '.join(missing)} (Java 17, Maven)")
-    directory: Path = tmp_path_factory.mktemp("kafka")
     try:
-        running = start(directory, 0)
+        return start(_folder(tmp_path_factory), 0)
     except DependencyUnreachable as error:
         pytest.fail(f"the local broker did not start: {error}", pytrace=False)
-    yield running
-    stop(directory)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the broker once all tests are done, also where a worker crashed."""
+    factory: pytest.TempPathFactory | None = getattr(config, "_tmp_path_factory", None)
+    if factory is None or "PYTEST_XDIST_WORKER" in os.environ or factory._basetemp is None:
+        return
+    folder = _folder(factory)
+    if not folder.is_dir():
+        return
+    stop(folder)
     # Tens of megabytes of preallocated indexes: pytest would keep them for three more runs.
-    shutil.rmtree(directory / "data", ignore_errors=True)
+    shutil.rmtree(folder / "data", ignore_errors=True)
 
 
 @pytest.fixture

@@ -18,7 +18,9 @@ from infra.kafka.jars import KAFKA_VERSION, ensure_jars, java, locked
 from models.formats import KEY
 from pipeline.errors import DependencyUnreachable, UsageError
 from pipeline.kafka import KafkaConfig, reachable
+from pipeline.publisher import Publisher, PublishFailed
 from tests.broker import TopicFactory
+from tests.pipeline.test_publisher import article
 from tests.verbs import dysra
 
 
@@ -93,7 +95,10 @@ def test_status_without_a_broker_exits_with_code_3(tmp_path: Path) -> None:
 
 @pytest.mark.broker
 def test_broker_outlives_its_starter_and_keeps_records_over_a_restart(broker: Broker, tmp_path: Path) -> None:
-    """Up, down and up again by the command line: a killed broker is noticed, and topics are still there."""
+    """Up, down and up again by the command line: a killed broker is noticed, and topics are still there.
+
+    What a publisher has no acknowledgement for when it is killed is counted in the publisher's error.
+    """
     from pipeline.kafka import ensure_topic, topic_partitions
 
     up = shell("kafka", "up", "--dir", str(tmp_path), "--port", "0", "--json", timeout_s=120)
@@ -108,10 +113,22 @@ def test_broker_outlives_its_starter_and_keeps_records_over_a_restart(broker: Br
             reachable(KafkaConfig(bootstrap_servers=first["bootstrap_servers"]), timeout_s=1.0)
 
         second = start(tmp_path, 0)
-        assert topic_partitions(KafkaConfig(bootstrap_servers=second.bootstrap_servers), "kept") == [0, 1]
+        config = KafkaConfig(
+            bootstrap_servers=second.bootstrap_servers, topic="kept", partitions=2, request_timeout_s=2.0,
+            connect_timeout_s=2.0,
+        )  # fmt: skip
+        assert topic_partitions(config, "kept") == [0, 1]
+        publisher = Publisher(config)
+        publisher.publish(article(1))
+        publisher.flush()
         os.kill(second.pid, 9)
         broker_module._children[second.pid].wait(10)
         assert find(tmp_path) is None
+        for number in range(2, 5):
+            publisher.publish(article(number))
+        with pytest.raises(PublishFailed, match=r"3 of 4 records .* were not acknowledged"):
+            publisher.flush(10.0)
+        publisher.close(1.0)
     finally:
         stop(tmp_path)
 

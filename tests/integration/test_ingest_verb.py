@@ -46,7 +46,8 @@ def test_missing_topic_and_embedder_are_named(topic: TopicFactory, tmp_path: Pat
     with Publisher(kafka):
         pass
     servers = ("--bootstrap-servers", kafka.bootstrap_servers)
-    exit_code, output = _ingest(*servers, "--topic", "absent")
+    mistyped = kafka.topic.replace("news", "nwes")  # of many topics those of similar name are shown
+    exit_code, output = _ingest(*servers, "--topic", mistyped)
     assert (exit_code, kafka.topic in output) == (2, True), output
     exit_code, output = _ingest(*servers, "--topic", kafka.topic, "--embedder", str(tmp_path / "absent"))
     assert (exit_code, "minilm" in output) == (2, True), output

@@ -1,4 +1,7 @@
-"""The publisher on a real broker: order, acknowledgements, sizes, failures."""
+"""The publisher on a real broker: order, acknowledgements, sizes, failures.
+
+A broker that is lost: tests/infra/test_kafka_broker.py, which kills one of its own.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.kafka import start, stop
 from pipeline.article import Article, Deletion, parse_record
 from pipeline.errors import BadData, DependencyUnreachable
-from pipeline.kafka import KafkaConfig, ensure_topic
-from pipeline.publisher import Publisher, PublishFailed, partition_of
+from pipeline.kafka import KafkaConfig
+from pipeline.publisher import Publisher, partition_of
 from pipeline.source import Record, RecordSource
 from tests.broker import TopicFactory
 
@@ -114,29 +116,6 @@ def test_topic_that_takes_less_than_the_configuration_says_raises(topic: TopicFa
     with pytest.raises(BadData, match=r"max\.message\.bytes"):
         publisher.flush(20.0)
     publisher.close()
-
-
-@pytest.mark.broker
-def test_lost_broker_raises_with_counts(broker: object, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What was not acknowledged when the broker went is counted in the error."""
-    directory = tmp_path_factory.mktemp("lost")
-    running = start(directory, 0)
-    try:
-        config = KafkaConfig(
-            bootstrap_servers=running.bootstrap_servers, request_timeout_s=2.0, connect_timeout_s=2.0
-        )
-        ensure_topic(config)
-        publisher = Publisher(config)
-        publisher.publish(article(1))
-        publisher.flush()
-    finally:
-        stop(directory)
-    for number in range(2, 5):
-        publisher.publish(article(number))
-
-    with pytest.raises(PublishFailed, match=r"3 of 4 records .* were not acknowledged"):
-        publisher.flush(10.0)
-    publisher.close(1.0)
 
 
 def test_unreachable_broker_is_named_with_what_to_do() -> None:
