@@ -127,8 +127,8 @@ def test_the_driver_tells_ranks_with_and_without(
     out = tmp_path / "state"
     run(
         monkeypatch, "--carried", str(texts), "--out", str(out), "--stage", "material", "pairs", "--worlds", "0",
-        "--pair-epochs", "1", "--seconds", "600", "--most", "6", "--made", str(made_folder(tmp_path / "made")),
-        "--unmade", "--pair-base", "both", "--decoder-epochs", "1", "--decoder-candidates", "4",
+        "--pair-epochs", "1", "--seconds", "600", "--most", "3", "--made", str(made_folder(tmp_path / "made", 8)),
+        "--unmade", "--pair-base", "both", "--decoder-epochs", "1", "--decoder-candidates", "2",
     )  # fmt: skip
     ranks = json.loads((out / "ranks.json").read_text())
     beside = {f"{name}{ending}" for name in ("pair", "pair_decoder") for ending in ("", "_made", "_unmade")}
