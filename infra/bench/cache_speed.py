@@ -88,7 +88,7 @@ def ratios(found: Sequence[dict[str, Any]]) -> dict[str, float]:
     by = {row["way"]: row for row in found}
     if OURS not in by:
         return {}
-    ours, out = by[OURS], {}
+    ours, out = by[OURS], dict[str, float]()
     for name, told in (("step", "prefill"), ("decode", "decode")):
         out[f"{told}_over_floor"] = round(ours[f"{name}_ms"] / ours[f"{name}_floor_ms"], 3)
         if PEER in by:

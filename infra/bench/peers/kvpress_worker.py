@@ -100,7 +100,8 @@ class Rows:
             [[0] * (self.width - len(each)) + each for each in prompts], device=device
         )
         # without a window of their own: padding must not push real tokens out of it, masks do what it does
-        self.layers, self.held = [], {}
+        self.layers: list[Any] = []
+        self.held: dict[str, torch.Tensor] = {}
         for kind, *parts in zip(model.config.layer_types, *(cache.layers for cache in caches), strict=True):
             counts = [part.keys.shape[2] for part in parts]
             self.held[kind] = torch.tensor(counts, device=device)
@@ -154,7 +155,7 @@ def padded(pairs: torch.Tensor, length: int) -> torch.Tensor:
 
 def filled(keys: torch.Tensor, values: torch.Tensor) -> Any:
     """A layer of a cache without a window that holds these pairs."""
-    layer = DynamicLayer()
+    layer = DynamicLayer()  # type: ignore[no-untyped-call]
     layer.update(keys, values)
     return layer
 
@@ -219,7 +220,7 @@ def greedy(
 
 def ends(model: Any) -> set[int]:
     """The ids that the model's own configuration ends a text with."""
-    found: set[int] = set()
+    found: set[Any] = set()
     for owner in (model.config, model.generation_config):
         given = getattr(owner, "eos_token_id", None)
         found |= set(given) if isinstance(given, list | tuple) else {given}
