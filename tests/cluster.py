@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -72,22 +73,23 @@ def cluster() -> Iterator[Cluster]:
     try:
         assert started.returncode == 0, started.stdout + started.stderr
         made.env["RAY_ADDRESS"] = made.dashboard
-        _wait_for_agent(made)
+        _wait_for_agent(agent)
         yield made
     finally:
         _end(folder, before)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_for_agent(cluster: Cluster) -> None:
-    """The head answers before the agent that starts jobs does: submit a trifle until one runs."""
+def _wait_for_agent(port: int) -> None:
+    """The head answers before the agent that starts jobs does; once it listens, a submission waits for the rest."""
     deadline = time.monotonic() + 120
     while True:
-        done = cluster.run("ray", "job", "submit", "--", "true", timeout=120)
-        if done.returncode == 0:
-            return
-        assert time.monotonic() < deadline, done.stdout + done.stderr
-        time.sleep(2)
+        try:
+            httpx.get(f"http://127.0.0.1:{port}/api/local_raylet_healthz", timeout=10)
+            return  # whatever it says of the token
+        except httpx.HTTPError as error:
+            assert time.monotonic() < deadline, error
+        time.sleep(0.2)
 
 
 def _free_ports(count: int) -> list[int]:

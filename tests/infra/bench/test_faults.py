@@ -21,6 +21,13 @@ from infra.bench.faults.shard_world import ShardWorld
 from infra.bench.faults.tmpfs import small_disk
 from infra.bench.faults.world_run import WorldRun
 from pipeline.errors import UsageError
+from tests.forked import forkserver
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported_once() -> None:
+    """As `run` has it: some hundred processes are started here, and each would import faiss and pyarrow anew."""
+    forkserver()
 
 
 def test_the_same_seed_gives_the_same_news_and_the_same_plan() -> None:

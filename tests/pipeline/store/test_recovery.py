@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import random
 import time
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from pipeline.store import OffsetGap, SearchRequest, Shard, StoreCorrupt, StoreFailed, StoreTooNew
 from pipeline.store.files import write_json
 from pipeline.store.lexical import LexicalIndex
+from tests.forked import forkserver
 from tests.pipeline.store import kill_writer, make
 
 NAMES = [f"n{n}" for n in range(12)]
@@ -317,8 +317,7 @@ def test_a_failed_sealing_loses_nothing_and_is_made_up_for(
 def test_kill_nine_at_any_moment_loses_no_acknowledged_record(tmp_path: Path, seed: int, kills: int) -> None:
     """A process that appends, seals and compacts is killed again and again; whatever it acknowledged is
     there, nothing is there twice, and the state is that of an undisturbed run over the same records."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.pipeline.store.kill_writer"])
+    context = forkserver()
     moments = random.Random(seed)
     acknowledged = -1
     for attempt in range(kills):
