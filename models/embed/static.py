@@ -102,7 +102,11 @@ def _distilled_path(config: EmbedderConfig) -> Path:
 
 
 def _distill(target: Path) -> None:
-    from model2vec.distill import distill
+    from model2vec.distill import distill_from_model
+    from transformers import AutoModel, AutoTokenizer
 
-    model = distill(str(minilm_folder()), device="cpu", pca_dims=DISTILLED_DIM)
-    model.save_pretrained(target)
+    source = str(minilm_folder())
+    # It loads in the precision of the file; halves (as a GPU host carries them) meet float32 in there and fail.
+    model = AutoModel.from_pretrained(source).float()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    distill_from_model(model, tokenizer, device="cpu", pca_dims=DISTILLED_DIM).save_pretrained(target)
