@@ -32,7 +32,8 @@ from pipeline.publisher import Publisher
 from pipeline.source import RecordSource, SourceConfig
 
 _LIMIT_S = 3_600.0
-_SEARCH_S = 60.0  # whether it is found counts here, not how soon: the store's 2 s are few on a crowded machine
+_SEARCH_S = 60.0
+"""Whether it is found counts here, not how soon: the store's 2 s are few on a crowded machine."""
 _LAST = {
     "id": "the-last", "published": "2026-01-01T00:00:00Z", "source": "Wire", "title": "The lighthouse reopens",
     "text": "After four years of repairs the lighthouse of Quillhaven reopens on Saturday, its keeper said.",
