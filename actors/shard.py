@@ -12,6 +12,7 @@ import ray
 
 from actors.metrics import metric
 from actors.remote import collect_rarely, first_line, log_in_actor
+from actors.spare_memory import SpareMemory
 from pipeline.article import Article
 from pipeline.errors import DysraError
 from pipeline.log import get_logger
@@ -236,10 +237,11 @@ class ShardActor:
         return self._shard
 
     def _maintain(self, interval_s: float) -> None:
-        shard = self._open()
+        shard, spare = self._open(), SpareMemory()
         while not self._closing.wait(interval_s):
             try:
                 shard.maintain(int(time.time() * 1_000))
+                spare.give_back()
                 stats = shard.stats()
                 metric("index_chunks").set(stats["live_chunks"], self._tags)
                 metric("index_tombstones").set(stats["tombstones"], self._tags)

@@ -32,6 +32,9 @@ from pipeline.store.snapshots import restore, shard_folder
 
 _SEALING_S = 600.0
 """How long closing waits for a sealing: an IVF of a million rows takes minutes on two cores."""
+_TURN_S = 4.0
+"""How long maintenance waits for a sealing. Under load one follows upon the other: looks that do not wait may fall
+upon one for minutes, and what retention would drop stays."""
 
 
 class Shard:
@@ -215,11 +218,11 @@ class Shard:
 
     def maintain(self, now_ms: int) -> dict[str, int]:
         """What is due: expiry and compaction; returns chunks expired and segments replaced. Call it every few
-        seconds or minutes; it returns at once when a sealing is under way."""
+        seconds or minutes; it waits its turn after a sealing, and does nothing where that takes above 4 s."""
         core = self._core
         core.mend_lexical()
         core.commit_lexical(force=True)
-        if not core.maintenance.acquire(blocking=False):
+        if not core.maintenance.acquire(timeout=_TURN_S):
             return {"expired_chunks": 0, "compacted_segments": 0}
         try:
             self._check_open()
