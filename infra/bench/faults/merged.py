@@ -2,7 +2,8 @@
 
     python -m infra.bench.faults.merged WORK/1 WORK/2 … --out DIR
 
-WORK/1 is a run's `--work`; what it has of results so far counts. Writes DIR/faults.json and DIR/faults.md.
+WORK/1 is a run's `--work`; what it has of results so far counts. Writes DIR/faults.json, DIR/faults.md and
+DIR/faults.jsonl, every single result of all.
 """
 
 from __future__ import annotations
@@ -39,9 +40,8 @@ def result(results: list[FaultResult], seed: int | list[int]) -> dict[str, Any]:
     }
 
 
-def merged(folders: list[Path], seeds: list[int]) -> dict[str, Any]:
+def merged(parts: dict[Path, list[FaultResult]], seeds: list[int]) -> dict[str, Any]:
     """All results of these runs in one; how many each run has stands beside."""
-    parts = {folder: read_lines(folder / "faults.jsonl") for folder in folders}
     whole = result([one for part in parts.values() for one in part], seeds)
     return {**whole, "runs": {folder.name: len(part) for folder, part in parts.items()}}
 
@@ -69,8 +69,12 @@ def main() -> None:
         parser.error(
             "given no folders or no --out; name the work folders of the runs, and where the table goes"
         )
-    whole = merged(given.folders, [int(seed) for seed in given.seeds.split(",") if seed])
+    parts = {folder: read_lines(folder / "faults.jsonl") for folder in given.folders}
+    whole = merged(parts, [int(seed) for seed in given.seeds.split(",") if seed])
     given.out.mkdir(parents=True, exist_ok=True)
+    # What comes home is this folder: without the single results no table can be made with those of another run.
+    lines = [json.dumps(dataclasses.asdict(one)) + "\n" for part in parts.values() for one in part]
+    (given.out / "faults.jsonl").write_text("".join(lines))
     (given.out / "faults.json").write_text(json.dumps(whole, indent=1))
     (given.out / "faults.md").write_text(page(whole))
     sys.stdout.write(json.dumps({"runs": whole["runs"], **whole["ratios"]}) + "\n")

@@ -123,7 +123,13 @@ def _inject_all(
             break
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _end)  # again: connecting to Ray puts its own handler there
-        found = injectors[kind.place].inject(number, kind)
+        started = time.monotonic()
+        try:
+            found = injectors[kind.place].inject(number, kind)
+        except BaseException:
+            # Ended from outside: which fault stood, and for how long, is told nowhere else.
+            say(f"  ended during fault {number}, {kind.name}, after {time.monotonic() - started:.0f} s of it")
+            raise
         found = dataclasses.replace(
             found, at=datetime.now(UTC).isoformat(timespec="seconds"), commit=at_commit
         )

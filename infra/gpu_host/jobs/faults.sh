@@ -56,7 +56,12 @@ while read -r kinds; do
   start "cluster-$number" $((seed + 100 + number)) "$cluster_each" --kinds "$kinds"
 done < <([ "$clusters" = 0 ] || python3 -m infra.bench.faults.merged --shares "$clusters")
 echo "==> ${#names[@]} runs, $minutes minutes at most (load $(cut -d' ' -f1-2 /proc/loadavg), $(nproc --all) cores)"
-tell() { python3 -m infra.bench.faults.merged "${names[@]}" --seeds "$(IFS=,; echo "${seeds[*]}")" --out "$OUT"; }
+tell() {
+  python3 -m infra.bench.faults.merged "${names[@]}" --seeds "$(IFS=,; echo "${seeds[*]}")" --out "$OUT"
+  for name in "${names[@]}"; do  # why a cluster stands is in there, and a host keeps nothing
+    cat "$name"/cluster-*/ingest.log 2> /dev/null | tail -c 100000 > "$OUT/$(basename "$name")/ingest.log"
+  done
+}
 while [ -n "$(jobs -r)" ]; do
   sleep 10
   [ "$SECONDS" -gt "$SECONDS_LIMIT" ] && { echo "faults.sh: the time is over; runs end as they are"; kill $(jobs -pr); sleep 15; kill -KILL $(jobs -pr); break; }
@@ -64,7 +69,5 @@ while [ -n "$(jobs -r)" ]; do
 done
 wait
 tell
-cp "$WORK"/*/faults.jsonl "$OUT" 2> /dev/null
-for name in "${names[@]}"; do cat "$name/faults.jsonl"; done > "$OUT/faults.jsonl" 2> /dev/null
 wanted=$((harnesses * each + clusters * cluster_each)) done=$(wc -l < "$OUT/faults.jsonl")
 [ "$done" -ge "$wanted" ] || { echo "faults.sh: $done of $wanted faults"; exit 1; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -178,6 +179,17 @@ def test_a_run_that_was_cut_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "faults.jsonl").read_bytes().startswith(first) and "after 2 faults" in said[0]
     assert result["faults"] == 4 and result["lost"] == 0 and result["not_held"] == []
     assert {row["fault"] for row in result["rows"]} <= {"wal-tail", "stale-writer"}
+
+
+def test_a_run_that_is_ended_tells_the_fault_that_was_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault that stands until its run is terminated has no result: its number, kind and time are said."""
+    monkeypatch.setattr(WorldRun, "inject", lambda self, number, kind: sys.exit(143))
+    said: list[str] = []
+    with pytest.raises(SystemExit):
+        run(FaultsConfig(faults=1, kinds=("wal-tail",), work=tmp_path), said.append)
+    assert any("fault 0, wal-tail" in line for line in said)
 
 
 @pytest.mark.slow

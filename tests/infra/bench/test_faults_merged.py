@@ -10,7 +10,7 @@ import pytest
 
 from infra.bench.faults import merged, ray_cluster
 from infra.bench.faults.kinds import KINDS
-from infra.bench.faults.report import FaultResult, append_line
+from infra.bench.faults.report import FaultResult, append_line, read_lines
 
 
 def _one(number: int, kind: str, **fields: int) -> FaultResult:
@@ -50,6 +50,7 @@ def test_runs_side_by_side_make_one_table(
         "wal-flip": (2, 0),
     }
     assert "| wal-flip |" in (out / "faults.md").read_text()
+    assert [one.lost for one in read_lines(out / "faults.jsonl")] == [0, 0, 1, 0]
 
 
 def test_a_table_of_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
