@@ -33,6 +33,7 @@ import psutil
 from infra.bench.local import Local, local, until
 from infra.bench.measure import commit
 from infra.bench.soak_feed import AHEAD, Feed
+from infra.bench.soak_files import LOOK_S, Samples, judged_files
 from pipeline.errors import UsageError
 from pipeline.near_duplicates import NearDuplicateConfig
 
@@ -41,8 +42,6 @@ _INTERVAL_S = 1.0
 _FLAT = 0.1
 _ROLES = ("Ingester", "ShardActor", "EmbedderActor", "NearDuplicate", "Coordinator")
 _PROGRAMS = ("java", "raylet", "gcs_server")
-Samples = list[tuple[float, float]]
-"""Seconds since sampling began, and bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,9 @@ class Sampler:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.memory: dict[str, list[tuple[float, Memory]]] = defaultdict(list)
-        self.disk: list[tuple[float, float]] = []
+        self.disk: Samples = []
+        self.read: Samples = []
+        self._begun = time.monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -80,11 +81,14 @@ class Sampler:
         self._over.set()
         self._thread.join(timeout=30)
 
+    def note(self, read: int) -> None:
+        """How many articles have been read by now."""
+        self.read.append((time.monotonic() - self._begun, read))
+
     def _run(self) -> None:
         own = psutil.Process()
-        begun = time.monotonic()
         while not self._over.wait(_INTERVAL_S):
-            now = time.monotonic() - begun
+            now = time.monotonic() - self._begun
             self.memory["bench and driver"].append((now, Memory.of(own.pid)))
             for process in own.children(recursive=True):
                 with contextlib.suppress(psutil.Error, OSError):
@@ -191,7 +195,7 @@ def soak(
         system.spec(
             kafka,
             store=store,
-            maintain_interval_s=2.0,
+            maintain_interval_s=LOOK_S,
             num_ingesters=ingesters,
             near_duplicate_shards=near_duplicate_shards,
         ),
@@ -207,6 +211,7 @@ def soak(
                 feed.check()
                 read = job.ledger().read if job.progress() else 0
                 feed.note(read)
+                sampler.note(read)
                 if seconds and time.perf_counter() - begun > seconds:
                     feed.stop()
                 return not feed.running and read >= feed.published
@@ -215,16 +220,19 @@ def soak(
         finally:
             sampler.stop()
             feed.stop()
-        time.sleep(6.0)  # two looks at maintenance
+        time.sleep(3 * LOOK_S)
         ledger = job.ledger()
         live = sum(int(row["live_articles"]) for row in job.client.stats())
     lasted = time.perf_counter() - begun
     made = [memory_row(name, samples, warm_s) for name, samples in sampler.memory.items()]
     rows = [row for row in made if row is not None]
     disk = warm(sampler.disk, warm_s)
-    rows.append({"what": "files of the store", "end_mb": round(disk[-1][1] / 1e6, 1), **judged(disk),
-                 "peak_mb": round(max(value for _, value in sampler.disk) / 1e6, 1), "quarters_mb": quarters(disk),
-                 "samples": len(disk)})  # fmt: skip
+    bounds = judged_files(
+        sampler.disk, sampler.read, retained_s=retained_s, window_s=window_s, warm_s=disk[0][0]
+    )
+    rows.append({"what": "files of the store", "end_mb": round(disk[-1][1] / 1e6, 1), "rise": round(rise(disk), 4),
+                 "peak_mb": round(max(value for _, value in sampler.disk) / 1e6, 1), **bounds,
+                 "quarters_mb": quarters(disk), "samples": len(disk)})  # fmt: skip
     rows.append({"what": "articles", "read": ledger.read, "asked": articles, "stored": ledger.stored,
                  "live_at_end": live, "share_kept": round(live / max(1, ledger.stored), 4),
                  "seconds": round(lasted, 1), "articles_per_s": round(ledger.read / lasted, 1)})  # fmt: skip
@@ -296,7 +304,8 @@ def run(
             "processes": len(processes),
             "flat_processes": sum(row["flat"] for row in processes),
             "files_rise": files["rise"],
-            "files_bounded": files["flat"],
+            "files_share_of_allowed": files["share_of_allowed"],
+            "files_bounded": files["bounded"],
             "share_kept_under_retention": rows[-1]["share_kept"],
         },
     }
