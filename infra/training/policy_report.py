@@ -14,8 +14,9 @@ from typing import Any
 
 from infra.training import policy_halves as otherwise
 from infra.training.policy_evaluation import SHOWN_BIAS, Curves
-from infra.training.policy_pairs import pairs_seen
+from infra.training.policy_pairs import BOTH, DECODER, MINILM, pairs_seen
 from infra.training.policy_points import APART_BUDGETS, BUDGETS, is_policy
+from infra.training.policy_ranks import table_of as ranks_table
 from infra.training.policy_tables import (
     KINDS,
     READINGS,
@@ -34,6 +35,14 @@ from models.retriever.table import FEATURES
 
 BARS = {"nq": 1 / 3, "squad": 1 / 3, "hotpot": 1 / 4}
 SIMPLE_APART = ("bm25_apart", "dense_apart", "hybrid_apart", "pair_plain_apart", "pair_paired_apart")
+PAIR_COSTS = {
+    MINILM: "The pair reader costs no token that the reader reads, but two batches of a 22.7M-weight model a "
+    "question.",
+    DECODER: "The pair reader costs no token that the reader reads, but 71 pairs of its own decoder a question.",
+    BOTH: "Policies see the pair reader over the reader's decoder: no token that the reader reads, but 71 "
+    "pairs of\nsome 60 tokens of a decoder of its size a question. The shipped policy sees MiniLM's (`pair`).",
+}
+"""What the pair readers of a run cost beside the tokens that are counted."""
 PRICES = ("plain_ppo_gamma0", "plain_ppo", "plain_ppo_gamma0.002", "plain_ppo_stepwise")
 
 
@@ -54,6 +63,9 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=128, help="that it was chosen at")
     given = parser.parse_args()
     found = json.loads((given.home / "evaluation.json").read_text(encoding="utf-8"))
+    slopes = given.home / "slopes.json"
+    if slopes.is_file():
+        found["slopes"] = json.loads(slopes.read_text(encoding="utf-8"))
     if given.out is not None:
         result = result_of(found, given.device, given.commit)
         given.out.with_suffix(".json").write_text(as_json(result), encoding="utf-8")
@@ -93,7 +105,8 @@ def result_of(found: Mapping[str, Any], device: str, commit: str) -> dict[str, A
     return {
         "bench": "policy", "device": device, "commit": commit, "questions": found["questions"],
         "adapter": found.get("adapter", "reader-lora"), "rewarded_by": found.get("rewarded_by", "the same reader"),
-        "fold_readers": found.get("fold_readers", {}), "ratios": found["summary"],
+        "fold_readers": found.get("fold_readers", {}), "slopes": found.get("slopes", {}),
+        "pair_base": found.get("pair_base", MINILM), "ranks": found.get("ranks", {}), "ratios": found["summary"],
         "ways": ways_of(found), "trust": found.get("trust", {}), "policies": records, "curves": made,
     }  # fmt: skip
 
@@ -137,7 +150,7 @@ def page(found: Mapping[str, Any], device: str, commit: str, preface: str = "") 
         f"with the adapter {found.get('adapter', 'reader-lora')}, made to answer. All methods choose among",
         f"the same 48 sentences of the twelve passages that BM25 and MiniLM find together. Questions: {told}.",
         "Budget and STOP's bias of each seed are chosen on dev questions, the best simple method on test ones.",
-        "The pair reader costs no token that the reader reads, but two batches of a 22.7M-weight model a question.",
+        PAIR_COSTS[found.get("pair_base", MINILM)],
         *rewarded_by(found),
         "",
         *([preface.rstrip(), "", "## Figures", ""] if preface.strip() else []),
@@ -167,6 +180,7 @@ def page(found: Mapping[str, Any], device: str, commit: str, preface: str = "") 
     lines += own_stops(summary)
     lines += curves(found["sets"])
     lines += what_is_read(found["sets"])
+    lines += ranks(found.get("ranks", {}))
     lines += dev_questions(found["sets"])
     lines += trusts(found.get("trust", {}))
     lines += healths(found["records"])
@@ -195,6 +209,34 @@ def rewarded_by(found: Mapping[str, Any]) -> list[str]:
         for context, told in contexts.items():
             cells = " | ".join(str(told[name]) for name in ("n", "shipped", "fold0", "fold1"))
             lines.append(f"| {dataset} | {context} | {cells} |")
+    return lines + slopes_of(found.get("slopes", {}))
+
+
+def ranks(found: Mapping[str, Any]) -> list[str]:
+    """How early each order finds what tells; the decoder's pair reader and MiniLM's among them."""
+    if not found.get("test"):
+        return []
+    return [
+        "",
+        "How early each order finds what tells (% of the questions that have it):",
+        "",
+        ranks_table(found),
+    ]
+
+
+def slopes_of(found: Mapping[str, Any]) -> list[str]:
+    """What each reader makes of more and more text."""
+    if not found:
+        return []
+    counts = list(next(iter(found.values())))
+    lines = [
+        "", "The same where what tells stands among others, by the number of sentences:", "",
+        "| set | reader | " + " | ".join(counts) + " |", "| --- | --- |" + " --- |" * len(counts),
+    ]  # fmt: skip
+    for dataset, told in found.items():
+        for reader in ("shipped", "fold0", "fold1"):
+            cells = " | ".join(f"{told[count][reader]:.1f}" for count in counts)
+            lines.append(f"| {dataset} ({told[counts[0]]['n']}) | {reader} | {cells} |")
     return lines
 
 

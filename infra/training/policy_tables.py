@@ -20,8 +20,8 @@ HEALTH = (
     "explained",
 )
 KINDS = (
-    "pair", "supervised_without_pair", "supervised", "router", "reinforce_without_pair", "reinforce", "plain_ppo",
-    "reinforce_hops", "shipped",
+    "pair", "pair_decoder", "supervised_without_pair", "supervised", "router", "reinforce_without_pair",
+    "reinforce", "plain_ppo", "reinforce_hops", "shipped",
 )  # fmt: skip
 READINGS = ("", "_apart", "_staged")
 SHOWN_TRUST = 0.85
@@ -49,7 +49,9 @@ def what_is_read(sets: Mapping[str, Any]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for dataset, splits in sets.items():
-        for kind in ("bm25", "dense", "hybrid", "supervised", "reinforce", "plain_ppo", "shipped", "oracle"):
+        for kind in (
+            "bm25", "dense", "hybrid", "pair_decoder", "supervised", "reinforce", "plain_ppo", "shipped", "oracle",
+        ):  # fmt: skip
             points = [
                 p for p in splits.get("test", ())
                 if kind_of(p["name"]) == kind and p["budget"] == 256 and p["stop_bias"] == _bias(p["name"])

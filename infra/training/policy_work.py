@@ -348,8 +348,9 @@ def _report(given: Given, until: float) -> None:
     found["ranks"] = write_ranks(material, given.out)
     found["adapter"] = str(given.adapter or "reader-lora")
     found["rewarded_by"] = "fold readers" if given.fold_readers is not None else "the same reader"
-    if given.fold_readers is not None and (given.fold_readers / "equal.json").exists():
-        found["fold_readers"] = json.loads((given.fold_readers / "equal.json").read_text())
+    for figure, name in (("fold_readers", "equal.json"), ("slopes", "slopes.json")):
+        if given.fold_readers is not None and (given.fold_readers / name).exists():
+            found[figure] = json.loads((given.fold_readers / name).read_text())
     found["trust"] = {
         path.stem: json.loads(path.read_text()) for path in sorted((given.out / "trust").glob("*.json"))
     }

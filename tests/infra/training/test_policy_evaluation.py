@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from infra.training.policy_evaluation import at_equal_f1, at_no_more_tokens, key_of, summarise
-from infra.training.policy_report import as_json, page
+from infra.training.policy_report import as_json, page, result_of
 from infra.training.policy_tables import health_of
 
 SIMPLE = ("random", "bm25", "dense", "hybrid")
@@ -73,7 +73,26 @@ def test_the_named_figures_and_the_page_follow_from_these_points() -> None:
         "CPU", "abc",
     )  # fmt: skip
     assert "| nq | plain_ppo | 57.0 |" in text
+    assert "22.7M-weight" in text
+    assert "How early" not in text
     assert "misses 0.33" in text
+
+
+def test_a_page_over_both_pair_readers_tells_their_cost_orders_and_the_readers_slopes() -> None:
+    """The decoder's pairs are named as what they cost; a row a set of the orders, three of the readers."""
+    hit = {"n": 9} | {f"{kind}@{depth}": 50.0 for kind in ("hit", "all") for depth in (1, 2, 4)}
+    found = {
+        "summary": {}, "sets": {}, "records": {}, "questions": {}, "ways": {"nq": {}}, "pair_base": "both",
+        "ranks": {"test": {"nq": {"hybrid": hit, "pair_decoder": hit | {"hit@1": 56.5}}}},
+        "rewarded_by": "fold readers",
+        "slopes": {"nq": {str(n): {"n": 9, "shipped": 76.0 - n, "fold0": 68.0, "fold1": 72.0} for n in (1, 10)}},
+    }  # fmt: skip
+    text = page(found, "CPU", "abc")
+    assert "71 pairs" in text
+    assert "22.7M-weight" not in text
+    assert "| nq (9) | 50.0 / 50.0 / 50.0 | 56.5 / 50.0 / 50.0 |" in text
+    assert "| nq (9) | shipped | 75.0 | 66.0 |" in text
+    assert result_of(found, "CPU", "abc")["slopes"] == found["slopes"]
 
 
 def test_by_its_own_stop_a_policy_stands_at_the_largest_budget_without_any_choice() -> None:
