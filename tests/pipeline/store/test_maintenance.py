@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -216,6 +217,46 @@ def test_what_has_left_is_not_held_in_the_order_of_its_stream(tmp_path: Path) ->
     assert sum(map(len, state.streams.values())) == len(state.catalog)
     assert set(state.streams) == {"wire"}, "a stream of which nothing lives is forgotten"
     assert [a.id for a in shard.recent("wire", 2)] == [f"a11-{n}" for n in (99, 98)]
+    shard.close()
+
+
+def test_no_table_outgrows_what_lives(tmp_path: Path) -> None:
+    """Stored, updated, linked and deleted, day after day: after the tenth day a shard holds what it held after the
+    fourth, in every table, on the disk and in the checkpoint."""
+    shard = make.open_shard(tmp_path, retention_days=2.0, change_log=50, seal_rows=64)
+    core, start, offset, sizes = shard._core, make.article("x").published_ms, 0, []
+    for day in range(10):
+        hours = 24.0 * day
+        made: list[Any] = []
+        for n in range(40):
+            at = {"stream": f"s{day}-{n % 4}", "hours": hours}
+            made.append(make.upsert(f"a{day}-{n}", offset + len(made), num_chunks=1, **at))
+            if n % 4 == 0:
+                made.append(make.upsert(f"a{day}-{n}", offset + len(made), 1, num_chunks=1, **at))
+            if n % 5 == 0:
+                made.append(make.link(f"l{day}-{n}", offset + len(made), f"a{day}-{n}", **at))
+            if n % 10 == 3:
+                made.append(make.delete(f"a{day}-{n}", offset + len(made)))
+        make.put(shard, *made)
+        offset += len(made)
+        shard._join_sealing()
+        shard.maintain(start + (day + 1) * DAY_MS)
+        state, saved = core.state, core.checkpoint
+        sizes.append(
+            {
+                "catalog": len(state.catalog), "streams": len(state.streams), "tombstones": len(state.tombstones),
+                "ordered": sum(map(len, state.streams.values())), "changes": len(state.recent_changes),
+                "linked": state.num_linked, "offsets": len(state.offsets), "epochs": len(state.epochs),
+                "segments": len(core.segments), "rows": sum(s.num_rows for s in core.segments),
+                "waiting": len(core._waiting), "words": core.lexical.num_docs, "repairs": len(core.repairs),
+                "saved": len(saved.segments) + len(saved.dead) + len(saved.tombstones) + len(saved.changes),
+                "folders": sum(1 for _ in (core.folder / "segments").iterdir()),
+                "logs": sum(1 for _ in (core.folder / "wal").iterdir()),
+            }
+        )  # fmt: skip
+    assert sizes[3]["catalog"] > 40 and sizes[3]["tombstones"] > 0 and sizes[3]["changes"] == 50
+    grown = {name: (sizes[3][name], size) for name, size in sizes[-1].items() if size > sizes[3][name]}
+    assert not grown
     shard.close()
 
 
