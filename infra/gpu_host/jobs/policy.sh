@@ -4,6 +4,7 @@
 # of 416 steps cost their order 2.5 to 3.9 points on 2026-11-30); second: STAGES="readings trust reward judge" READER=1 (SECONDS 700).
 # A pair reader over the reader's decoder beside MiniLM's: OPTIONS="--pair-base both" READER=1 in every call; the first then takes 400 to 450 s
 # alone (material 60, pairs 250 to 300, teach 60): give SECONDS 560. ranks.json comes home with it.
+# Beside a soak and faults on the host's cores it took twice that on 2026-11-30 (made 205, pairs 459, teach 55), and the decoder's were cut by the clock.
 # MADE=1: pair readers learn the questions of made_questions.sh first, waited for (MADE_WAIT, 300 s) while material is made; without them it goes on.
 # MADE=2: also a pair reader that does without, for ranks.json. Give 120 s more. Only the call with the stage pairs needs it.
 # FOLDS=1: training and dev questions are read by the readers of policy_folds.sh, waited for. OPTIONS: more of policy_gpu's.
