@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 
-from actors import spare_memory
+from actors import shard, spare_memory
 from actors.spare_memory import SpareMemory
 from infra.bench.soak import Memory
 
@@ -42,3 +44,23 @@ def test_what_lies_free_below_something_in_use_leaves_the_process() -> None:
     after = Memory.of(os.getpid()).anonymous
     libc.free(held[-1])
     assert before - after > 48 << 20
+
+
+def test_a_shard_gives_back_after_each_look_of_maintenance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has expired is freed by then."""
+    done: list[str] = []
+    closing = threading.Event()
+
+    def stats() -> dict[str, int]:
+        closing.set()
+        return {"live_chunks": 0, "tombstones": 0, "index_bytes": 0}
+
+    actor = shard.ShardActor.__new__(shard.ShardActor)
+    actor._failure, actor._closing, actor._tags = None, closing, {"shard": "0"}
+    actor._shard = SimpleNamespace(maintain=lambda now_ms: done.append("looked"), stats=stats)
+    monkeypatch.setattr(shard, "SpareMemory", lambda: SimpleNamespace(give_back=lambda: done.append("given")))
+    monkeypatch.setattr(
+        shard, "metric", lambda name: SimpleNamespace(set=lambda value, tags: done.append(name))
+    )
+    actor._maintain(0.01)
+    assert done == ["looked", "given", "index_chunks", "index_tombstones", "index_bytes"]
