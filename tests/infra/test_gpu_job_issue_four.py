@@ -17,6 +17,12 @@ case "$*" in
     mkdir -p "$OUT/kernels"
     echo "{\\"results\\": $(cat "$ROOT/found")}" > "$OUT/kernels/bench.json" ;;
   "-c import json"*) exec "$REAL" "$@" ;;
+  *"-m pytest"*test_sparse_attention*)
+    [ -z "$CUT" ] && { echo "PASSED tests/a.py::test_sparse"; echo "1 passed"; exit; }
+    echo "tests/a.py::test_e[in place] "; echo "[gw3] [  1%] PASSED tests/a.py::test_e[in place] "; sleep 60 ;;
+  *"-m pytest"*test_retrieve_decode*)
+    [ -z "$CUT" ] && { echo "PASSED tests/a.py::test_retrieve"; echo "1 passed"; exit; }
+    echo "tests/a.py::test_c[two words] FAILED  [ 12%]"; echo "tests/a.py::test_d SKIPPED (no CUDA) [ 15%]"; sleep 60 ;;
   *"-m pytest"*test_landmark_topk*) echo "FAILED tests/a.py::test_b"; echo "1 failed, 2 passed"; exit 1 ;;
   *"-m pytest"*) echo "PASSED tests/a.py::test_$RANDOM"; echo "1 passed" ;;
   *session_bytes*) sleep "${SLEEP:-0}"; exit "${FAIL:-0}" ;;
@@ -78,6 +84,23 @@ def test_every_stage_runs_once_and_a_failed_test_is_a_verdict(host: Host) -> Non
     assert log.count("\nPASSED") == 6
     assert host.run("kernels agreement session tests minutes").returncode == 0
     assert host.told() == told
+
+
+def test_a_log_that_was_cut_off_names_what_it_had_told(host: Host) -> None:
+    """In one process and in several, names with spaces too; sparse attention's tests run in several."""
+    ended = host.run("tests", CUT="1", TESTS_S="14", LEAST_S="2", GROUPS_ONLY="sparse retrieve")
+    assert ended.returncode == 124 and not (host.root / "out" / "tests.done").exists()
+    log = (host.root / "out" / "gpu_tests.log").read_text().splitlines()
+    assert [line for line in log if "::" in line and "rc=" not in line] == [
+        "FAILED tests/a.py::test_c[two words]",
+        "PASSED tests/a.py::test_e[in place]",
+        "SKIPPED tests/a.py::test_d",
+    ]
+    spread = {line.split()[-1]: "-n 8" in line for line in host.told() if "-m pytest" in line}
+    assert spread == {
+        f"tests/models/kernels/test_{name}.py": name == "sparse_attention"
+        for name in ("sparse_attention", "retrieve_decode")
+    }
 
 
 def test_benchmarks_that_were_cut_off_are_not_done(host: Host) -> None:

@@ -3,7 +3,8 @@
 # kernels     sparse attention, decode, landmarks with every peer: all named ratios (bench.json; GPU and host quiet; no parts; 190 s before)
 # agreement   captured against eager decoding, latents unpacked and as factors, both key frames (2 × 60 s; wants reader.sh)
 # session     session-bytes to 16,777,216 tokens, evictions begun a block ahead (GPU and host quiet; 140 s before; wants reader.sh)
-# tests       every test marked gpu, its files side by side: gpu_tests.log (120 s for 264 in one process). The part weights-subq and subq-* add the
+# tests       every test marked gpu, its files side by side, sparse attention's (they compile most) in SPARSE_WORKERS (8) processes: gpu_tests.log
+#             (120 s for 264 in one process on a quiet host; GROUPS_ONLY=sparse: those alone). The part weights-subq and subq-* add the
 #             shipped weights at 1M tokens, running.sh's $ROOT/host/site (faiss) the vector indexes; fla's and the five-minute run are apart
 # minutes     subq trained for five minutes, then 100 keys of known wording at 1M tokens (370 s; parts subq-a, -b, -c; GPU to itself)
 # What a stage left whole is passed over (NAME.done); a stage that has too few seconds is named and the ones behind it go on.
@@ -46,8 +47,13 @@ session() {  # once more where it was cut off: rows are written as they come, an
   python3 -m infra.bench.session_bytes --out "$OUT/session_bytes" --model "$model" --tokens "${SESSION_TOKENS:-16777216}" \
     --read-block "${SESSION_BLOCK:-16384}" --seconds "$1" --device "$device"
 }
+told() {  # told LOG: a line a test; of a log that was cut off what it had told so far
+  if grep -q '^=* *short test summary info' "$1"; then grep -E '^(PASSED|FAILED|ERROR|SKIPPED)' "$1"; return; fi
+  sed -nE -e '/^(PASSED|FAILED|ERROR|SKIPPED) /p' -e 's/^\[gw[0-9]+\] \[ *[0-9]+%\] (PASSED|FAILED|ERROR|SKIPPED) (.*[^ ]) *$/\1 \2/p' \
+    -e 's/^(tests\/.*::.*) (PASSED|FAILED|ERROR|SKIPPED)( .*)?$/\2 \1/p' "$1"
+}
 tests() {  # a process a group, each with its log; then one log of all
-  local name files most=$1 worst=0 run=() ids=()
+  local name files most=$1 worst=0 run=() ids=() spread
   mkdir -p "$OUT/tests"
   if [ -d "$ROOT/parts/weights-subq" ]; then
     mkdir -p models/weights/subq && cp "$ROOT"/parts/weights-subq/* models/weights/subq/
@@ -55,8 +61,10 @@ tests() {  # a process a group, each with its log; then one log of all
   fi
   while read -r name files; do
     [ -n "${GROUPS_ONLY:-}" ] && [[ " $GROUPS_ONLY " != *" $name "* ]] && continue
+    spread=
+    [ "$name" = sparse ] && [ "${SPARSE_WORKERS:-8}" -gt 1 ] && python3 -c 'import xdist' 2> /dev/null && spread="-n ${SPARSE_WORKERS:-8}"
     # shellcheck disable=SC2086 # files are several words
-    timeout -k 5 "$most" python3 -m pytest -o addopts= -m "${MARK:-gpu}" -q -rfEsp -p no:cacheprovider ${WORDS:+-k "$WORDS"} $files > "$OUT/tests/$name.log" 2>&1 &
+    timeout -k 5 "$most" python3 -m pytest -o addopts= -m "${MARK:-gpu}" -v -rfEsp $spread -p no:cacheprovider ${WORDS:+-k "$WORDS"} $files > "$OUT/tests/$name.log" 2>&1 &
     run+=("$!") ids+=("$name")
   done <<'GROUPS_OF_FILES'
 sparse --confcutdir tests/models/kernels tests/models/kernels/test_sparse_attention.py
@@ -73,7 +81,7 @@ GROUPS_OF_FILES
     [ $code -gt $worst ] && worst=$code
     echo "${ids[$at]}: rc=$code: $(tail -n 1 "$OUT/tests/${ids[$at]}.log")"
   done > "$OUT/tests/ended"
-  { cat "$OUT/tests/ended"; echo; grep -hE '^(PASSED|FAILED|ERROR|SKIPPED)' "$OUT"/tests/*.log | sort; } > "$OUT/gpu_tests.log"
+  { cat "$OUT/tests/ended"; echo; for name in "$OUT"/tests/*.log; do told "$name"; done | sort; } > "$OUT/gpu_tests.log"
   cat "$OUT/tests/ended"
   return $worst
 }
@@ -86,7 +94,7 @@ minutes() {
   python3 -m infra.training.subq_gpu needles "${common[@]}" --lengths "${LENGTHS:-1M}" --cells known-5 --trials "${TRIALS:-100}" --keys 0 ${TRY:-}
 }
 export OUT WORK ROOT model device
-export -f kernels agreement session tests minutes
+export -f kernels agreement session told tests minutes
 for name in ${STAGES:-kernels agreement session tests minutes}; do
   case $name in
     kernels) most=${KERNELS_S:-270}; stage kernels "$most" bash -c 'kernels "$1"' _ $((most - 10)) ;;
