@@ -22,7 +22,8 @@ case "$*" in
     echo "tests/a.py::test_e[in place] "; echo "[gw3] [  1%] PASSED tests/a.py::test_e[in place] "; sleep 60 ;;
   *"-m pytest"*test_retrieve_decode*)
     [ -z "$CUT" ] && { echo "PASSED tests/a.py::test_retrieve"; echo "1 passed"; exit; }
-    echo "tests/a.py::test_c[two words] FAILED  [ 12%]"; echo "tests/a.py::test_d SKIPPED (no CUDA) [ 15%]"; sleep 60 ;;
+    echo "tests/a.py::test_c[two words] FAILED  [ 12%]"
+    echo "tests/a.py::test_d SKIPPED (no CUDA) [ 15%]"; sleep 60 ;;
   *"-m pytest"*test_landmark_topk*) echo "FAILED tests/a.py::test_b"; echo "1 failed, 2 passed"; exit 1 ;;
   *"-m pytest"*) echo "PASSED tests/a.py::test_$RANDOM"; echo "1 passed" ;;
   *session_bytes*) sleep "${SLEEP:-0}"; exit "${FAIL:-0}" ;;
