@@ -20,7 +20,7 @@ import torch
 from infra.evaluation.haystack import Haystack, Patches
 from models.subq import SubqModel
 from models.subq.retrieval_attention import Chosen
-from models.subq.router import NEVER, limits, weigh, with_neighbours
+from models.subq.router import NEVER, Routing, limits, weigh, with_neighbours
 from pipeline.prepare.needle_stream import EncodeSpans, needle_ids, question_ids, renamed
 from pipeline.tasks.needle_grammar import Needle, NeedleGrammar
 
@@ -66,6 +66,10 @@ CELLS = (
     Cell(name="real", real=True, distractors=4),
 )  # fmt: skip
 """Keys nobody owns; keys of an owner among four others' of the same kind and words, and alone; real questions."""
+
+
+SHARES = ("exact", "recall", "any", "first")
+"""What a row says of its trials in percent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +154,7 @@ class PasskeyTest:
         self._stream = (wanted, Haystack(self.model, ids), trials)
         return self._stream[1:]
 
-    def _patched(self, cell: Cell, length: int, count: int, rng: random.Random) -> list[dict[str, float]]:
+    def _patched(self, cell: Cell, length: int, count: int, rng: random.Random) -> list[dict[str, Any]]:
         size = self.model.config.chunk
         chunks = length // size
         if chunks > self.hay.num_chunks:
@@ -220,7 +224,7 @@ class PasskeyTest:
     @torch.no_grad()
     def _ask(
         self, hay: Haystack, first: int, chunks: int, trials: Sequence[Trial], patches: Patches | None
-    ) -> list[dict[str, float]]:
+    ) -> list[dict[str, Any]]:
         model, config, size = self.model, self.model.config, self.model.config.chunk
         tail = self.tail
         hidden, _ = model.lower(
@@ -251,23 +255,58 @@ class PasskeyTest:
             read = set(routing.indices[at, asking].tolist())
             gold = set(trial.gold)
             best = int(indices[at, asking, 0]) if scores[at, asking, 0] > NEVER else -1
+            right = told == list(trial.answer)
             found.append(
-                {"exact": float(told == list(trial.answer)), "recall": float(gold <= read),
-                 "any": float(bool(gold & read)), "first": float(best in gold)}
+                {"exact": float(right), "recall": float(gold <= read), "any": float(bool(gold & read)),
+                 "first": float(best in gold)}
+                | ({} if right else {"miss": _miss(trial, told, routing, (at, asking), first, chunks, size)})
             )  # fmt: skip
         return found
 
     def _figures(
-        self, what: str, cell: str, length: int, found: list[dict[str, float]], began: float
+        self, what: str, cell: str, length: int, found: list[dict[str, Any]], began: float
     ) -> dict[str, Any]:
-        mean = {key: round(100 * float(np.mean([each[key] for each in found])), 1) for key in found[0]}
+        mean = {key: round(100 * float(np.mean([each[key] for each in found])), 1) for key in SHARES}
+        misses = [{"trial": at, **each["miss"]} for at, each in enumerate(found) if "miss" in each]
         return {
-            "what": what, "cell": cell, "length": length, "n": len(found), **mean,
+            "what": what, "cell": cell, "length": length, "n": len(found), **mean, "misses": misses,
             "landmark_bytes": length // self.model.config.chunk * self.model.config.landmark_dim * 2,
             "kv_bytes": length // self.model.config.chunk * self.hay.kv_bytes_a_chunk,
             "peak_bytes": torch.cuda.max_memory_allocated() if self.hay.device.type == "cuda" else 0,
             "seconds": round(time.monotonic() - began, 2),
         }  # fmt: skip
+
+
+def _miss(
+    trial: Trial,
+    told: Sequence[int],
+    routing: Routing,
+    asked: tuple[int, int],
+    first: int,
+    chunks: int,
+    size: int,
+) -> dict[str, Any]:
+    """What a wrong answer was made of: where the key lies (share of the text before it), token ids told and
+    wanted, the needles that hold what was told (0: the asked one, 1: the one that shares a word of its owner), and
+    every chunk that was read: its needle (-1: text), whether it holds key digits, its weight."""
+    spans = [(at // size, (at + len(ids) - 1) // size) for at, ids in trial.needles]
+    read = []
+    for chunk, weight in zip(
+        routing.indices[asked].tolist(), routing.weights[asked].float().tolist(), strict=True
+    ):
+        if chunk >= 0:
+            of = next((at for at, (low, high) in enumerate(spans) if low <= chunk <= high), -1)
+            read.append([of, int(chunk in trial.gold), round(weight, 4)])
+    key = tuple(told[:-1])  # its end is the full stop
+    return {
+        "depth": round((trial.gold[0] - first) / chunks, 4), "straddles": trial.gold[0] != trial.gold[1],
+        "told": list(told), "wanted": list(trial.answer),
+        "told_by": [at for at, (_, ids) in enumerate(trial.needles) if _within(key, ids)], "read": read,
+    }  # fmt: skip
+
+
+def _within(part: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    return any(whole[at : at + len(part)] == part for at in range(len(whole) - len(part) + 1))
 
 
 def row_fits(test: PasskeyTest, cell: Cell, length: int) -> bool:

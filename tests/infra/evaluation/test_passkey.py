@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 from infra.evaluation.haystack import Haystack
-from infra.evaluation.passkey import Cell, PasskeyTest, table
+from infra.evaluation.passkey import Cell, PasskeyTest, _miss, table
 from models.subq import SubqModel
+from models.subq.router import Routing
 from tests.infra.training.subq_case import MODEL, FewWordings, small_data
 
 
@@ -76,7 +78,7 @@ def test_patched_trial_asks_as_the_whole_text_would(changes: dict[str, object]) 
     """Chosen chunks and answers of a patched trial are those of one pass over the text that holds it all."""
     model = _model(**changes)
     test = _test(model)
-    rng = __import__("random").Random(3)
+    rng = random.Random(3)
     trial = test._trial(test._needles(Cell(name="x", distractors=1), rng), [5, 40], 0, 100, rng)
     found = test._ask(test.hay, 0, 100, [trial], test.hay.patched([trial.needles]))
     ids = test.hay.ids.copy()
@@ -91,6 +93,33 @@ def test_patched_trial_asks_as_the_whole_text_would(changes: dict[str, object]) 
     assert found[0]["recall"] == float(set(trial.gold) <= read)
     assert found[0]["any"] == float(bool(set(trial.gold) & read))
     assert found[0]["exact"] == float(told == list(trial.answer))
+
+
+def test_a_miss_says_what_was_told_and_what_had_been_read() -> None:
+    """Every wrong trial of a row is there: the key's depth, the chunks read by needle and weight, who holds what
+    was told instead; a right one is not."""
+    test = _test(_model(top_k=128))
+    row = test.row(Cell(name="five", distractors=4), 3_200, 6, 0)
+    assert len(row["misses"]) == round(row["n"] * (1 - row["exact"] / 100)) > 0
+    for miss in row["misses"]:
+        assert (
+            0 <= miss["depth"] < 1
+            and miss["told"] != miss["wanted"]
+            and len(miss["told"]) == len(miss["wanted"])
+        )
+        assert (
+            {0, 1, 2, 3, 4, -1} >= {of for of, _, _ in miss["read"]} >= {0, -1}
+        )  # so many chunks: the key's too
+        assert {of for of, gold, _ in miss["read"] if gold} == {0}
+        assert sum(weight for _, _, weight in miss["read"]) == pytest.approx(1, abs=0.01)
+    rng = random.Random(3)
+    trial = test._trial(test._needles(Cell(name="x", distractors=2), rng), [5, 40, 60], 0, 100, rng)
+    other = trial.needles[2][1]
+    told = [*other[3:6], 0]
+    routing = Routing(torch.tensor([[[trial.gold[0], 9, -1]]]), torch.tensor([[[0.75, 0.25, 0.0]]]))
+    miss = _miss(trial, told, routing, (0, 0), 0, 100, 32)
+    assert (miss["told_by"], miss["depth"]) == ([2], trial.gold[0] / 100)
+    assert miss["read"] == [[0, 1, 0.75], [-1, 0, 0.25]]
 
 
 def test_table_has_a_row_for_every_cell_that_fits() -> None:
