@@ -30,12 +30,14 @@ from infra.training.policy_apart import (
     read_singles,
     train_verifier,
 )
+from infra.training.policy_both import combine_fold
 from infra.training.policy_made import UNMADE, after_made, made_config, score_made, train_on_made
 from infra.training.policy_pairs import (
     BOTH,
     DECODER,
     FOLDS,
     MINILM,
+    PAIRS_BOTH,
     PLACES,
     PairBase,
     kinds_of,
@@ -43,7 +45,8 @@ from infra.training.policy_pairs import (
     with_scores,
 )
 from infra.training.policy_ranks import pair_orders, table_of, write_ranks
-from infra.training.policy_readers import open_readers, readings_of
+from infra.training.policy_readers import open_readers, readings_of, who_reads
+from infra.training.policy_served import as_served
 from infra.training.policy_stages import (
     PolicyJob,
     load_readings,
@@ -120,6 +123,17 @@ def _pairs(given: Given, until: float) -> None:
             say(f"ranks\n{table_of(found, split)}")
 
 
+def _both(given: Given, until: float) -> None:
+    """One fold's features of both pair readers; whoever ends last tells the ranks again."""
+    material = Material.load(given.out / "material")
+    bases = {kind: base_of(given, kind) for kind in (DECODER, MINILM)}
+    combine_fold(material, bases, FOLDS[given.worker], given.out, given.device, say)
+    if all((given.out / PAIRS_BOTH / fold / "scores.npz").exists() for fold in FOLDS):
+        found = write_ranks(material, given.out)
+        for split in ("dev", "test"):
+            say(f"ranks\n{table_of(found, split)}")
+
+
 def trainings(given: Given) -> list[tuple[str, str]]:
     """(kind, fold) of each pair reader of a run, the longest first."""
     beside = (UNMADE,) if given.made is not None and given.unmade else ()
@@ -136,7 +150,7 @@ def pair_config(given: Given, kind: str) -> PairTrainConfig:
         return PairTrainConfig(epochs=given.pair_epochs, limit_s=limit)
     return PairTrainConfig(
         epochs=given.decoder_epochs, questions=16, candidates=given.decoder_candidates, lr=given.decoder_lr,
-        together=8, limit_s=limit,
+        together=8 if given.crowded else 0, limit_s=limit,
     )  # fmt: skip
 
 
@@ -151,9 +165,9 @@ def base_of(given: Given, kind: str) -> PairBase:
     return PairBase(kind, folder)
 
 
-def seen_kind(given: Given) -> str:
-    """The kind of pair reader whose scores policies see."""
-    return kinds_of(given.pair_base)[0]
+def seen_place(given: Given) -> str:
+    """Where under OUT the scores lie that policies see."""
+    return PAIRS_BOTH if given.pair_features == BOTH else PLACES[kinds_of(given.pair_base)[0]]
 
 
 def _readings(given: Given, until: float) -> None:
@@ -246,10 +260,15 @@ def _choose(given: Given, until: float) -> None:
         put_shipped(given.shipped, policies, np.load(given.out / "material" / "projection.npy"))
     orders = pair_orders(material, given.out)
     names = points.names_to_judge(material, policies, given.together, orders)
-    # the policy in service knows MiniLM's scores: beside both it is judged with those
+    # the policy in service is judged with its own pair reader, else with MiniLM's of this run
     served = material
-    if given.pair_base == BOTH and given.shipped is not None:
-        served = with_scores(material, given.out / PLACES[MINILM])
+    if given.shipped is not None and "shipped-0" in names[given.worker :: given.workers]:
+        minilm = given.carried / "minilm"
+        own = as_served(material, given.shipped, given.out, minilm, given.device, say)
+        if own is not None:
+            served = own
+        elif given.pair_base == BOTH:
+            served = with_scores(material, given.out / PLACES[MINILM])
     for name in names[given.worker :: given.workers]:
         if points.kind_of(name).endswith(points.APART) and apart is not None:
             judged = points.judged_apart(
@@ -344,10 +363,12 @@ def _report(given: Given, until: float) -> None:
     found["ways"] = otherwise.ways(curves, halves)
     otherwise.save_scores(curves, halves, given.out / "scores.npz")
     found["questions"] = json.loads((given.out / "material" / "manifest.json").read_text())["told"]
-    found["pair_base"] = given.pair_base
+    found["pair_base"], found["pair_features"] = given.pair_base, given.pair_features
     found["ranks"] = write_ranks(material, given.out)
     found["adapter"] = str(given.adapter or "reader-lora")
     found["rewarded_by"] = "fold readers" if given.fold_readers is not None else "the same reader"
+    if given.fold_readers is not None:
+        found["who_reads"] = who_reads(material, given.fold_readers)
     for figure, name in (("fold_readers", "equal.json"), ("slopes", "slopes.json")):
         if given.fold_readers is not None and (given.fold_readers / name).exists():
             found[figure] = json.loads((given.fold_readers / name).read_text())
@@ -363,15 +384,15 @@ def _report(given: Given, until: float) -> None:
 
 
 WORK: dict[str, Callable[[Given, float], None]] = {
-    "material": _material, "made": _made, "pairs": _pairs, "readings": _readings, "trust": _trust, "teach": _teach,
-    "reward": _reward, "choose": _choose, "read": _read, "report": _report,
+    "material": _material, "made": _made, "pairs": _pairs, "both": _both, "readings": _readings, "trust": _trust,
+    "teach": _teach, "reward": _reward, "choose": _choose, "read": _read, "report": _report,
 }  # fmt: skip
 
 
 def open_material(given: Given) -> Material:
     """The material with the pair reader's features, where it has looked."""
     material = Material.load(given.out / "material")
-    pairs = given.out / PLACES[seen_kind(given)]
+    pairs = given.out / seen_place(given)
     return with_scores(material, pairs) if pairs.exists() else material
 
 
