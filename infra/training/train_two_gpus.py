@@ -3,11 +3,12 @@
     python3 -m infra.training.train_two_gpus --data DATA --out OUT --steps 120
 
 DATA is what `infra.training.subq_pack` wrote. Two runs of the subq recipe (`--accumulate` parts a step, so both do
-the same arithmetic), by Ray Train where Ray can be imported, else by torch.multiprocessing (`--launcher`). Writes
-OUT/two_gpus.json: differences of loss and gradient norm by step, tokens a second, efficiency. It is written anew
-every few seconds from the steps that are done: whatever ends the call, they are there (`ended` names the runs that
-came to their end). A run that ended is kept in --work: a call that was cut off is made again and does the other
-run only (`kept` in the result names what was there, as a host may be busier in one call than in the other).
+the same arithmetic; `--workers 4 --accumulate 4 --between 2`: three, on one, two and four), by Ray Train where Ray
+can be imported, else by torch.multiprocessing (`--launcher`). Writes OUT/two_gpus.json: differences of loss and
+gradient norm by step, tokens a second, efficiency. It is written anew every few seconds from the steps that are
+done: whatever ends the call, they are there (`ended` names the runs that came to their end). A run that ended is
+kept in --work: a call that was cut off is made again and does the others only (`kept` in the result names what was
+there, as a host may be busier in one call than in the other).
 --device cpu tries it with gloo and a tiny model. Imports only torch, numpy, tokenizers, safetensors and, for its
 launcher, Ray.
 """
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     given.out.mkdir(parents=True, exist_ok=True)
     state = State(launcher=given.launcher or "ray")
     with written_every(given.every, lambda: _write(given, state)):
-        for size in (1, given.workers):
+        for size in sizes_of(given):
             _one_run(given, state, size)
     figures = _write(given, state)
     _say(json.dumps({name: value for name, value in figures.items() if name != "curves"}))
@@ -107,9 +108,16 @@ def _write(given: argparse.Namespace, state: State) -> dict[str, Any]:
     figures: dict[str, Any] = {"steps_compared": 0}
     for size, rows in runs.items():
         figures |= alone(rows, size, given.skip)
-    if len(runs) == 2:
-        figures |= compare(runs[1], runs[given.workers], given.workers, given.skip)
+    for size in sizes_of(given)[1:]:
+        if 1 in runs and size in runs:
+            apart = compare(runs[1], runs[size], size, given.skip)
+            figures[f"scaling_efficiency_{size}"] = apart["scaling_efficiency"]
+            if size == given.workers:
+                figures |= apart
+            else:  # the names without a number are those of most workers
+                figures |= {f"{key}_of_{size}": apart[key] for key in apart if "_apart_" in key}
     figures |= {
+        "sizes": sizes_of(given),
         "launcher": state.launcher, "ray_failed": state.ray_failed, "device": _device(given.device),
         "workers": given.workers, "skipped": given.skip, "steps": given.steps, "accumulate": given.accumulate,
         "eager": given.eager, "torch": torch.__version__, "seconds": dict(state.seconds), "kept": list(state.kept),
@@ -149,6 +157,11 @@ def written_every(seconds: float, write: Callable[[], object]) -> Iterator[None]
 
 def _folder(given: argparse.Namespace, size: int) -> Path:
     return Path(given.work) / f"workers-{size}{'-eager' if given.eager else ''}"
+
+
+def sizes_of(given: argparse.Namespace) -> list[int]:
+    """The numbers of workers that are tried, in order: one first, most last."""
+    return sorted({1, *given.between, given.workers})
 
 
 def settings(given: argparse.Namespace) -> dict[str, Any]:
@@ -280,7 +293,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--accumulate", type=int, default=2, help="parts a step; a multiple of the workers")
-    parser.add_argument("--workers", type=int, default=2, help="workers of the second run")
+    parser.add_argument("--workers", type=int, default=2, help="workers of the last run")
+    parser.add_argument(
+        "--between", type=int, nargs="*", default=[], help="workers of runs between, such as 2"
+    )
     parser.add_argument("--skip", type=int, default=20, help="first steps left out of the speeds")
     parser.add_argument(
         "--loaders", type=int, default=8, help="processes a worker that make batches; 0: none"

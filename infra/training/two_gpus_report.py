@@ -22,15 +22,16 @@ TERMS = (
 def page(found: dict[str, Any]) -> str:
     """The figures as tables."""
     workers = found["workers"]
-    sizes = [size for size in (1, workers) if f"tokens_per_s_{size}" in found]
+    tried = found.get("sizes", [1, workers])
+    sizes = [size for size in tried if f"tokens_per_s_{size}" in found]
     lines = [
         f"# {workers} GPUs against one: the same steps ({found['device']})", "",
         f"The subq recipe, {found['steps_compared']} steps of {found['accumulate']} parts on one worker and on "
         f"{workers} (NCCL, {found['launcher']}, {'eager' if found['eager'] else 'compiled'}, torch "
         f"{found['torch']}). Command: the head of `infra/training/train_two_gpus.py`.", "",
     ]  # fmt: skip
-    if len(found.get("ended", [1, workers])) < 2:
-        done = ", ".join(f"{size}: {len(found['curves'].get(str(size), []))}" for size in (1, workers))
+    if len(found.get("ended", tried)) < len(tried):
+        done = ", ".join(f"{size}: {len(found['curves'].get(str(size), []))}" for size in tried)
         lines += [f"**Cut off.** Steps done of {found['steps']}, by workers: {done}.", ""]
     if "scaling_efficiency" in found:
         lines += [
@@ -51,9 +52,17 @@ def page(found: dict[str, Any]) -> str:
     if "scaling_efficiency" in found:
         efficiency = f"{found['scaling_efficiency']:.3f} (tokens a second over {workers} times one's)"
         lines += ["", f"Scaling efficiency {efficiency}."]
-    if found.get("kept") and len(found["kept"]) == 1:
+    for size in tried[1:-1]:
+        if f"scaling_efficiency_{size}" in found:
+            lines.append(
+                f"On {size}: {found[f'scaling_efficiency_{size}']:.3f}; loss apart from one worker's by "
+                f"{found[f'loss_apart_within_10_of_{size}']:.1e} at most within 10 steps, "
+                f"{found[f'loss_apart_most_of_{size}']:.1e} in all."
+            )
+    if found.get("kept") and len(found["kept"]) < len(tried):
+        named = ", ".join(map(str, found["kept"]))
         lines += [
-            "", f"The run of {found['kept'][0]} worker(s) was made in an earlier call than the other: the host may "
+            "", f"The run of {named} worker(s) was made in an earlier call than the other: the host may "
             "have been busier in one of them.",
         ]  # fmt: skip
     if found.get("ray_failed"):

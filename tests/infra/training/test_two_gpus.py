@@ -135,3 +135,18 @@ def test_one_run_alone_makes_a_page_without_comparing(launched: Launched, tmp_pa
     two_gpus_report.main(["--found", str(launched.seen), "--bench", str(tmp_path / "page")])
     text = (tmp_path / "page.md").read_text()
     assert "| | one |\n" in text and "Scaling" not in text and "1: 1, 2: 0" in text
+
+
+def test_runs_between_have_their_own_efficiency(launched: Launched, tmp_path: Path) -> None:
+    """One, two and four workers, each against one; the page has a column for each and says what two bring."""
+    found = call(tmp_path, "--workers", "4", "--accumulate", "4", "--between", "2")
+    assert launched.sizes == [1, 2, 4] == found["sizes"]
+    assert (
+        found["scaling_efficiency"] == found["scaling_efficiency_4"] == found["scaling_efficiency_2"] == 1.0
+    )
+    assert found["loss_apart_most_of_2"] == 0.0
+    two_gpus_report.main(
+        ["--found", str(tmp_path / "out" / "two_gpus.json"), "--bench", str(tmp_path / "page")]
+    )
+    text = (tmp_path / "page.md").read_text()
+    assert "| | one | 2 | 4 |" in text and "On 2: 1.000;" in text and "Cut off" not in text
