@@ -120,11 +120,11 @@ def _largest(holds: Callable[[float, float], bool], top: float) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """What a session host pays for reading: Gemma-3-270M, one H200 (2026-11-29_session_bytes_16m_h200.md)."""
+    """What a session host pays for reading: Gemma-3-270M, one H200 (2026-11-30_session_bytes_16m_h200.md)."""
 
     pass_s: float = 0.0247
-    """One pass over the model, however few tokens: the quickest eager one, bound by the host's core."""
-    token_s: float = 1 / 203_711
+    """One pass over the model, however few tokens: the quickest eager one seen (2026-11-29), bound by a core."""
+    token_s: float = 1 / 217_909
     """One token more, in long passes."""
     tokens: float = 400.0
     """Tokens of an article: a quarter of its bytes."""
