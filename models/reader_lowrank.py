@@ -80,9 +80,9 @@ class LowRank:
     def merge(self) -> None:
         """Write W0 + s·B·A into the model."""
         for stack, base, a, b in zip(self._stacks, self._base, self._a, self._b, strict=True):
-            whole = base.float() + self.scale * torch.bmm(b, a)
-            for at, (_, module) in enumerate(stack):
-                module.weight.copy_(whole[at])
+            whole = (base.float() + self.scale * torch.bmm(b, a)).to(base.dtype)
+            # of one dtype all matrices of a stack are one launch
+            torch._foreach_copy_([module.weight for _, module in stack], list(whole.unbind()))
 
     @torch.no_grad()
     def start_from(self, folder: Path) -> float:

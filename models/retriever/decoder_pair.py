@@ -17,10 +17,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -40,12 +42,17 @@ from models.retriever.pair_base import (
     Tuning,
     from_eight_bits,
     in_eight_bits,
+    put,
 )
 from models.retriever.pair_reader import CARD, CONFIG, DECODER, WEIGHTS
 
 _TIMES = 10.0
 """How much faster the head learns than the decoder."""
+BATCH_WORTH = 4_000
+"""Tokens of padding that one batch more is worth where something is learned: a batch's launches take as long."""
 _HEAD = "head."
+_STEP = 8
+"""Widths of batches are multiples of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +80,7 @@ class DecoderPairModel(nn.Module):
     def __init__(self, decoder: Any) -> None:
         super().__init__()
         self.decoder = decoder
+        _put_norms(decoder)
         width = int(decoder.config.hidden_size)
         self.head = nn.Linear(width, 1)
         chance = torch.Generator().manual_seed(0)
@@ -107,8 +115,6 @@ class DecoderPairReader(PairScorer):
         on_gpu = device.startswith("cuda")
         self.tokens_per_batch = 65_536 if on_gpu else 2_048
         """Tokens of a batch with its padding, where nothing is learned."""
-        self.tokens_learned = 8_192 if on_gpu else 2_048
-        """The same where something is: rows of like length share a batch, all of a gradient's batches are kept."""
         self._trained: LowRank | MasterWeights | None = None
         self._kept: dict[str, Tensor] = {}
 
@@ -119,23 +125,48 @@ class DecoderPairReader(PairScorer):
     def collate(self, rows: Sequence[PairRow]) -> tuple[Tensor, ...]:
         """<bos> (given line) candidate line "Question:" question line: ids [N, T] and each row's last place [N]."""
         whole = [self._ids(row) for row in rows]
-        width = -(-max(map(len, whole)) // 8) * 8
-        ids = np.zeros((len(rows), width), np.int64)
-        for at, own in enumerate(whole):
-            ids[at, : len(own)] = own
-        last = np.array([len(own) - 1 for own in whole], np.int64)
-        return torch.from_numpy(ids).to(self.device), torch.from_numpy(last).to(self.device)
+        lengths = np.fromiter(map(len, whole), np.int64, len(whole))
+        ids = np.zeros((len(rows), _padded(int(lengths.max()))), np.int64)
+        there = np.arange(ids.shape[1]) < lengths[:, None]
+        ids[there] = np.fromiter(chain.from_iterable(whole), np.int64, int(lengths.sum()))
+        return put(ids, self.device), put(lengths - 1, self.device)
 
     def batches(self, rows: Sequence[PairRow]) -> list[list[int]]:
         """The places of all rows by their length, so many tokens at once."""
-        return self._grouped(rows, self.tokens_per_batch)
+        lengths = self._lengths(rows)
+        found: list[list[int]] = []
+        for at in np.argsort(-lengths, kind="stable").tolist():
+            # the first of a batch is its longest
+            if not found or (len(found[-1]) + 1) * lengths[found[-1][0]] > self.tokens_per_batch:
+                found.append([])
+            found[-1].append(at)
+        return found
 
     def learn(self, rows: Sequence[PairRow]) -> Tensor:
         """Scores with their gradient, in order: rows of like length in a batch of their own. [N]"""
-        groups = self._grouped(rows, self.tokens_learned)
+        groups = self.alike(rows)
         scores = torch.cat([self._forward([rows[at] for at in group]) for group in groups])
-        places = torch.tensor([at for group in groups for at in group], device=scores.device)
+        places = put(np.concatenate(groups), scores.device)
         return torch.zeros_like(scores).index_copy(0, places, scores)
+
+    def alike(self, rows: Sequence[PairRow]) -> list[npt.NDArray[np.int64]]:
+        """The places of all rows, cut by length where padding and batches cost least together."""
+        lengths = self._lengths(rows)
+        order = np.argsort(-lengths, kind="stable")
+        widths = -(-lengths[order] // _STEP) * _STEP
+        starts = np.flatnonzero(np.diff(widths, prepend=-1))  # of each width, the widest first
+        ends = np.append(starts[1:], len(rows))
+        # cost[e]: of the first e widths; a batch from width s on is padded to that width
+        cost, cut = np.zeros(len(starts) + 1), np.zeros(len(starts) + 1, np.int64)
+        for end in range(1, len(starts) + 1):
+            whole = cost[:end] + BATCH_WORTH + (ends[end - 1] - starts[:end]) * widths[starts[:end]]
+            cut[end] = int(whole.argmin())
+            cost[end] = whole[cut[end]]
+        found, end = [], len(starts)
+        while end:
+            found.append(order[starts[cut[end]] : ends[end - 1]])
+            end = int(cut[end])
+        return found
 
     def tuning(self) -> Tuning:
         """Adapters (or all of the decoder but its embedding), and the head ten times as fast."""
@@ -200,15 +231,40 @@ class DecoderPairReader(PairScorer):
             self._words.begin, *before, *text, *self._asks, *row.question[:QUESTION_TOKENS], *self._line
         ]  # fmt: skip
 
-    def _grouped(self, rows: Sequence[PairRow], tokens: int) -> list[list[int]]:
-        lengths = [len(self._ids(row)) for row in rows]
-        found: list[list[int]] = []
-        for at in sorted(range(len(rows)), key=lambda at: -lengths[at]):
-            # the first of a batch is its longest
-            if not found or (len(found[-1]) + 1) * lengths[found[-1][0]] > tokens:
-                found.append([])
-            found[-1].append(at)
-        return found
+    def _lengths(self, rows: Sequence[PairRow]) -> npt.NDArray[np.int64]:
+        """The number of tokens that `_ids` gives each row. [N]"""
+        line, rest = len(self._line), 1 + len(self._asks) + 2 * len(self._line)
+        return np.array(
+            [
+                rest
+                + (min(len(row.given), GIVEN_TOKENS) + line if row.given else 0)
+                + min(len(row.text), TEXT_TOKENS)
+                + min(len(row.question), QUESTION_TOKENS)
+                for row in rows
+            ],
+            np.int64,
+        )
+
+
+class _Norm(nn.Module):
+    """A decoder's RMS norm in one kernel where there is one, with its gradient; it takes the weight of another."""
+
+    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = weight, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x / rms(x) · (1 + weight) in float32. [..., W]"""
+        scale = 1.0 + self.weight.float()
+        return functional.rms_norm(x.float(), scale.shape, scale, self.eps).type_as(x)
+
+
+def _put_norms(decoder: Any) -> None:
+    """Give the decoder norms of one kernel: transformers writes each as eight, and their gradients as more."""
+    for module in list(decoder.modules()):
+        for name, child in list(module.named_children()):
+            if type(child).__name__ == "Gemma3RMSNorm":
+                setattr(module, name, _Norm(child.weight, child.eps))
 
 
 class _Layers(nn.Module):
@@ -258,6 +314,10 @@ def load_decoder_pair(
     reader = DecoderPairReader(opened, config, device)
     reader.put(from_eight_bits(load_file(folder / WEIGHTS)), learns=learns)
     return reader
+
+
+def _padded(length: int) -> int:
+    return -(-length // _STEP) * _STEP
 
 
 def _tuned_whole(decoder: Any) -> Iterator[tuple[str, Tensor]]:

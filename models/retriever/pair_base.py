@@ -24,6 +24,8 @@ QUESTION_TOKENS, GIVEN_TOKENS, TEXT_TOKENS = 48, 64, 96
 NEXT_CANDIDATES = 24
 """So many best candidates are read again beside the very best one."""
 _SCALE = 8.0
+SCORE_LIMIT = 2 * _SCALE
+"""Scores beyond it count as it: what the first of the pair features keeps of one."""
 
 TokenIds = tuple[int, ...]
 
@@ -39,6 +41,15 @@ class PairRow:
 
 def nothing() -> None:
     """Does nothing."""
+
+
+def put(array: npt.NDArray[Any], device: str | torch.device) -> Tensor:
+    """The array on the device, without waiting for what the device has still to do."""
+    made = torch.from_numpy(array)
+    if torch.device(device).type != "cuda":
+        return made.to(device)
+    # a copy from pageable memory waits for all that was launched before it
+    return made.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +96,11 @@ class PairScorer(ABC):
     def scores(self, rows: Sequence[PairRow]) -> Floats:
         """A score for every row, in order; above 0: likelier than "none of them". [N]"""
         out = np.zeros(len(rows), np.float32)
-        for chosen in self.batches(rows):
-            out[chosen] = self._forward([rows[at] for at in chosen]).cpu().numpy()
+        groups = self.batches(rows)
+        if groups:
+            # fetched at once: the next batch is made while the device works on this one
+            found = torch.cat([self._forward([rows[at] for at in group]) for group in groups])
+            out[np.concatenate(groups)] = found.cpu().numpy()
         return out
 
     def features(self, question: str, texts: Sequence[str]) -> Floats:
@@ -101,6 +115,21 @@ class PairScorer(ABC):
         flat = self.scores([PairRow(q, text) for q, texts in tokens for text in texts])
         ends = np.cumsum([len(texts) for _, texts in tokens])
         firsts = np.split(flat, ends[:-1]) if len(tokens) else []
+        return self._after(tokens, firsts)
+
+    def features_after(
+        self, asked: Sequence[tuple[str, Sequence[str]]], firsts: Sequence[Floats]
+    ) -> list[Floats]:
+        """The same where the first pass is known already: its scores [K] of each question's candidates."""
+        distinct = list(dict.fromkeys(text for question, texts in asked for text in (question, *texts)))
+        ids = dict(zip(distinct, self.tokenize(distinct), strict=True))
+        return self._after(
+            [(ids[question], [ids[text] for text in texts]) for question, texts in asked], firsts
+        )
+
+    def _after(
+        self, tokens: Sequence[tuple[TokenIds, Sequence[TokenIds]]], firsts: Sequence[Floats]
+    ) -> list[Floats]:
         again: list[PairRow] = []
         places: list[npt.NDArray[np.int64]] = []
         for (question_ids, texts), first in zip(tokens, firsts, strict=True):

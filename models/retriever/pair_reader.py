@@ -38,6 +38,7 @@ from models.retriever.pair_base import (
     from_eight_bits,
     in_eight_bits,
     pair_columns,
+    put,
 )
 from models.retriever.table import FEATURES
 
@@ -53,7 +54,7 @@ BESIDE = "pair-reader"
 WEIGHTS, CONFIG, TOKENIZER, CARD = "pair_reader.safetensors", "config.json", "tokenizer.json", "README.md"
 _WORDS = "bert.embeddings.word_embeddings.weight"
 _BERT = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-BERT, DECODER = "bert", "decoder"
+BERT, DECODER, COMBINED = "bert", "decoder", "combined"
 """Kinds of pair readers, as their configuration names them."""
 
 
@@ -129,8 +130,7 @@ class PairReader(PairScorer):
             ids[at, : len(whole)] = whole
             kinds[at, len(a) : len(whole)] = 1
             mask[at, : len(whole)] = 1
-        made = [torch.from_numpy(array).to(self.device) for array in (ids, kinds, mask)]
-        return made[0], made[1], made[2]
+        return put(ids, self.device), put(kinds, self.device), put(mask, self.device)
 
     def batches(self, rows: Sequence[PairRow]) -> list[list[int]]:
         """The places of all rows by their length, so many at once."""
@@ -153,10 +153,13 @@ def save_pair_reader(
     written: its base brings them.
     """
     if not isinstance(reader, PairReader):
+        from models.retriever.combined_pair import CombinedPairReader, save_combined
         from models.retriever.decoder_pair import DecoderPairReader, save_decoder_pair
 
+        if isinstance(reader, CombinedPairReader):
+            return save_combined(reader, folder, about, own_words=own_words)
         if not isinstance(reader, DecoderPairReader):
-            raise TypeError(f"reader: given {type(reader).__name__}; allowed: PairReader, DecoderPairReader")
+            raise TypeError(f"reader: given {type(reader).__name__}; allowed: a pair reader")
         return save_decoder_pair(reader, folder, about, card)
     folder.mkdir(parents=True, exist_ok=True)
     whole = reader.model.state_dict()
@@ -186,6 +189,12 @@ def load_pair_reader(
     `base`: the folder of a decoder's weights (default: the reader's own, Gemma-3-270M); MiniLM's needs none.
     `learns`: it is trained on, for which a decoder keeps its base's weights beside the tuned ones.
     """
+    if (both := _combined(folder)) is not None:
+        from models.retriever.combined_pair import load_combined
+
+        if learns:
+            raise ValueError(f"pair_reader: {folder} is two readers, trained apart; name one of its folders")
+        return load_combined(folder, both, device, base), dict(both.get("about", {}))
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
@@ -202,7 +211,7 @@ def load_pair_reader(
 
             return load_decoder_pair(folder, body, device, base, learns=learns), dict(body["about"])
         if kind != BERT:
-            raise ValueError(f"kind: given {kind!r}; allowed: {BERT}, {DECODER}")
+            raise ValueError(f"kind: given {kind!r}; allowed: {BERT}, {DECODER}, {COMBINED}")
         model = PairModel(body["model"])
         state = from_eight_bits(load_file(folder / WEIGHTS))
         tokens = folder / TOKENIZER
@@ -218,6 +227,15 @@ def load_pair_reader(
     except Exception as error:  # what the tokenizer's library raises for damage is of no narrower type
         raise ValueError(f"pair_reader: {folder} cannot be read: {first_line(error)}") from None
     return PairReader(model, tokenizer, device), about
+
+
+def _combined(folder: Path) -> dict[str, Any] | None:
+    """The configuration of a folder of two readers; None where it is not one (or cannot be read at all)."""
+    try:
+        body = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return body if isinstance(body, dict) and body.get("kind") == COMBINED else None
 
 
 def _minilm_words() -> tuple[Tensor, Path]:

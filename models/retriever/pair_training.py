@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.retriever.pair_base import PairRow, PairScorer, TokenIds
+from models.retriever.pair_base import PairRow, PairScorer, TokenIds, put
 from models.retriever.table import FEATURES, GOLD, Bools, Floats, Ints, TableBatch
 
 FUSED = FEATURES.index("fused")
@@ -107,8 +107,9 @@ def train_pairs(
     model = reader.model.train()
     tuning = reader.tuning()
     optimizer = torch.optim.AdamW(
-        [{"params": params, "lr": factor} for params, factor in tuning.groups], weight_decay=0.01
-    )
+        [{"params": params, "lr": factor} for params, factor in tuning.groups], weight_decay=0.01,
+        fused=reader.device.startswith("cuda"),
+    )  # fmt: skip
     moved = [param for params, _ in tuning.groups for param in params]
     records: list[dict[str, float]] = []
     order: list[int] = []
@@ -203,7 +204,7 @@ def listwise_loss(scores: Tensor, examples: Sequence[PairExample]) -> tuple[Tens
     width = max(len(example.rows) for example in examples)
     place = np.zeros((len(examples), width), np.int64)
     there = np.zeros((len(examples), width), bool)
-    goal: Floats = np.zeros((len(examples), width + 1), np.float32)
+    goal: Floats = np.zeros((len(examples), width + 3), np.float32)  # the last two: all needed, weight
     start = 0
     for at, example in enumerate(examples):
         size = len(example.rows)
@@ -214,15 +215,15 @@ def listwise_loss(scores: Tensor, examples: Sequence[PairExample]) -> tuple[Tens
             goal[at, :size] = example.right
         else:
             goal[at, width] = 1.0
+        goal[at, -2:] = example.all_needed, example.weight
     device = scores.device
-    table = torch.where(torch.from_numpy(there).to(device), scores[torch.from_numpy(place).to(device)], -1e4)
+    table = torch.where(put(there, device), scores[put(place, device)], -1e4)
     logits = torch.cat([table, table.new_zeros(len(examples), 1)], 1)
     log_probs = logits.log_softmax(1)
-    wanted = torch.from_numpy(goal).to(device)
+    told = put(goal, device)
+    wanted, needs, weight = told[:, :-2], told[:, -2] > 0, told[:, -1]
     together = -torch.logsumexp(torch.where(wanted > 0, log_probs, -1e4), 1)
     each = -(wanted * log_probs).sum(1) / wanted.sum(1)
-    needs = torch.tensor([example.all_needed for example in examples], device=device)
-    weight = torch.tensor([example.weight for example in examples], device=device)
     loss = (torch.where(needs, each, together) * weight).sum() / weight.sum()
     right = wanted.gather(1, logits.argmax(1, keepdim=True)).mean()
     return loss, right

@@ -43,7 +43,7 @@ def test_scores_depend_on_neither_order_nor_batch_and_on_what_was_read(tmp_path:
     alone = [float(judge.scores([row])[0]) for row in rows]
     np.testing.assert_allclose(together, alone, atol=2e-5)
     np.testing.assert_allclose(judge.scores(rows[::-1])[::-1], together, atol=2e-5)
-    judge.tokens_per_batch = judge.tokens_learned = 40
+    judge.tokens_per_batch = 40
     np.testing.assert_allclose(judge.scores(rows), together, atol=2e-5)
     np.testing.assert_allclose(judge.learn(rows).detach().numpy(), together, atol=2e-5)
     assert len(set(np.round(together, 5))) == len(rows)
@@ -191,7 +191,7 @@ def test_what_it_is_not_made_for_is_refused(tmp_path: Path) -> None:
     saved = save_pair_reader(learner, tmp_path / "saved", {})
     body = json.loads((saved / "config.json").read_text())
     for changed, message in (
-        ({"kind": "tree"}, "kind: given 'tree'; allowed: bert, decoder"),
+        ({"kind": "tree"}, "kind: given 'tree'; allowed: bert, decoder, combined"),
         ({"tuned": body["tuned"] | {"rank": 4}}, "cannot be read"),
         ({"tuned": {}, "base": {}}, "cannot be read"),
     ):
@@ -224,3 +224,46 @@ def test_a_row_longer_than_the_window_keeps_the_window(tmp_path: Path) -> None:
         ).last_hidden_state[:, -1]
         wanted = judge.model.head(torch.nn.functional.rms_norm(plain, plain.shape[-1:]))[0, 0]
     assert float(both[0]) == pytest.approx(float(wanted), abs=2e-5)
+
+
+def test_norms_of_one_kernel_are_the_base_s(tmp_path: Path) -> None:
+    """States and the gradient of every weight are those of transformers' own norms."""
+    folder = decoder_case.base(tmp_path / "base")
+    plain = open_base(folder).model.requires_grad_(True)
+    own = decoder_case.reader(folder).model.decoder.requires_grad_(True)
+    assert not any(type(module).__name__ == "Gemma3RMSNorm" for module in own.modules())
+    ids = torch.tensor([[2, 7, 8, 9, 4], [2, 9, 7, 5, 6]])
+    found, wanted = (model(input_ids=ids, use_cache=False).last_hidden_state for model in (own, plain))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    for state in (found, wanted):
+        state.square().sum().backward()
+    theirs = dict(plain.named_parameters())
+    for name, weight in own.named_parameters():
+        torch.testing.assert_close(weight.grad, theirs[name].grad, atol=1e-3, rtol=1e-3)
+
+
+def test_batches_for_learning_cut_rows_where_padding_and_batches_cost_least(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every row once, of like length together; no cut between two widths would cost less."""
+    judge = decoder_case.reader(tmp_path / "base")
+    chance = np.random.default_rng(0)
+    rows = [PairRow((7,) * 3, (8,) * int(chance.integers(1, 90)), (9,) * (40 * (at % 2))) for at in range(60)]
+    lengths = judge._lengths(rows)
+    assert lengths.tolist() == [len(judge._ids(row)) for row in rows]
+    widths = -(-lengths // 8) * 8
+
+    def cost(groups: list[np.ndarray], batch: int) -> int:
+        return sum(batch + len(group) * int(widths[group].max()) for group in groups)
+
+    sizes = []
+    for batch in (0, 200, 4_000):
+        monkeypatch.setattr("models.retriever.decoder_pair.BATCH_WORTH", batch)
+        groups = judge.alike(rows)
+        assert sorted(np.concatenate(groups).tolist()) == list(range(60))
+        order = np.argsort(-widths, kind="stable")
+        for at in range(1, 60):
+            assert cost(groups, batch) <= cost([order[:at], order[at:]], batch)
+        assert cost(groups, batch) <= cost([order], batch)
+        sizes.append(len(groups))
+    assert sizes[0] == len(set(widths.tolist())) > sizes[1] > sizes[2] == 1
