@@ -15,6 +15,7 @@ from starlette.types import Send
 
 from actors.api_chat import Completion, stream_of
 from actors.api_guard import Door, Tenant, error_body, install, raise_if_refused
+from actors.api_health import Health
 from actors.api_models import AskBody, ChatBody, SummaryBody
 from actors.hosts import Hosts
 from actors.keys import Keys, RateLimit
@@ -40,7 +41,8 @@ def build_api(hosts: Hosts, config: ServeConfig, keys: Keys | None) -> FastAPI:
     """The application; `keys` None lets everyone in as one tenant."""
     app = FastAPI(title="DySRA", description=_ABOUT, version="1")
     install(app, config.max_request_bytes)
-    door = Door(keys, RateLimit(config.rate_per_minute))
+    door = Door(keys, RateLimit(config.rate_per_minute), config.max_ongoing_per_tenant, config.retry_after_s)
+    health = Health(hosts)
 
     async def enter(request: Request) -> Tenant:
         return door.enter(request)
@@ -65,7 +67,7 @@ def build_api(hosts: Hosts, config: ServeConfig, keys: Keys | None) -> FastAPI:
         """Whether requests are taken; with `deep`, whether every replica that holds sessions answers."""
         if not deep:
             return JSONResponse({"status": "ok"})
-        replicas = [await _replica(hosts, rank) for rank in range(hosts.num_replicas)]
+        replicas = await health.replicas()
         well = all(replica["status"] == "ok" for replica in replicas)
         return JSONResponse(
             {"status": "ok" if well else "degraded", "replicas": replicas}, 200 if well else 503
@@ -181,15 +183,6 @@ class Streamed(StreamingResponse):
         """Send the events as they come."""
         async with aclosing(self.body_iterator):  # type: ignore[type-var]
             await super().stream_response(send)
-
-
-async def _replica(hosts: Hosts, rank: int) -> dict[str, Any]:
-    try:
-        answer = await asyncio.wait_for(hosts.call_rank(rank, "model"), 5.0)
-        raise_if_refused(answer)
-    except Exception as error:
-        return {"rank": rank, "status": "down", "reason": type(error).__name__}
-    return {"rank": rank, "status": "ok"}
 
 
 def _unknown(stream: str) -> Refused:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -19,6 +21,8 @@ from actors.session_service import Refused
 from pipeline.errors import UsageError
 from pipeline.log import get_logger
 
+_LEAVING = "dysra.leaving"
+"""Where a request keeps what is to be called once its response has ended."""
 BODY_LIMIT_S = 30.0
 """How long a request's body may take to arrive."""
 
@@ -63,20 +67,40 @@ class Tenant:
 
 
 class Door:
-    """Lets a request in: its key names the tenant, its rate is within the limit."""
+    """Lets a request in: its key names the tenant, whose rate and requests under way are within their limits."""
 
-    def __init__(self, keys: Keys | None, rate: RateLimit) -> None:
+    def __init__(self, keys: Keys | None, rate: RateLimit, max_ongoing: int, retry_after_s: int) -> None:
         self._keys = keys
         self._rate = rate
+        self._max_ongoing = max_ongoing
+        self._retry_after_s = retry_after_s
+        self._ongoing: Counter[str] = Counter()
 
     def enter(self, request: Request) -> Tenant:
-        """The tenant; Refused with 401 or 429, or 503 while the keys cannot be read."""
-        tenant = self._identify(request.headers.get("authorization", ""))
+        """The tenant, counted until the response has ended; Refused with 401 or 429, or 503 while the keys cannot
+        be read."""
+        presented = request.headers.getlist("authorization")
+        if len(presented) > 1:  # which one another server before this one has looked at is not known
+            raise Refused(401, f"{len(presented)} Authorization headers came; send one: 'Bearer KEY'")
+        tenant = self._identify(presented[0] if presented else "")
         wait_s = self._rate.wait_s(tenant.name)
         if wait_s > 0:
             whole = math.ceil(wait_s)
             raise Refused(429, f"tenant {tenant.name!r} asks too often; try again in {whole} s", whole)
+        ongoing, wait = self._ongoing[tenant.name], self._retry_after_s
+        if ongoing >= self._max_ongoing:
+            what = f"tenant {tenant.name!r} has {ongoing} requests under way, as many as it may"
+            raise Refused(429, f"{what}; try again in {wait} s", wait)
+        leaving: list[Callable[[], None]] | None = request.scope.get(_LEAVING)
+        if leaving is not None:
+            self._ongoing[tenant.name] += 1
+            leaving.append(lambda: self._leave(tenant.name))
         return tenant
+
+    def _leave(self, tenant: str) -> None:
+        self._ongoing[tenant] -= 1
+        if not self._ongoing[tenant]:
+            del self._ongoing[tenant]
 
     def _identify(self, header: str) -> Tenant:
         if self._keys is None:
@@ -96,7 +120,7 @@ class Door:
 
 class Measured:
     """ASGI: refuses bodies over the limit with 413 and ones that come too slowly with 408; counts requests by route
-    and status."""
+    and status; tells when a response has ended, however it ends."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, body_limit_s: float = BODY_LIMIT_S) -> None:
         self._app = app
@@ -138,7 +162,13 @@ class Measured:
                 _count(scope, message["status"])
             await send(message)
 
-        await self._app(scope, bounded, counted)
+        leaving: list[Callable[[], None]] = []
+        scope[_LEAVING] = leaving
+        try:
+            await self._app(scope, bounded, counted)
+        finally:
+            for leave in leaving:
+                leave()
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         _count(scope, 413)
@@ -152,6 +182,8 @@ def refusal(error: Refused) -> JSONResponse:
         headers["Retry-After"] = str(error.retry_after_s)
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if error.status == 408:  # what still comes of the body would be taken for the next request
+        headers["Connection"] = "close"
     return JSONResponse(error_body(error.status, str(error)), error.status, headers)
 
 

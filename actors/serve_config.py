@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+LARGEST_REQUEST_BYTES = 4 * 2**20
+"""What serve.max_request_bytes may be at most: the front door holds a body until it is whole."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServeConfig:
@@ -42,6 +45,13 @@ class ServeConfig:
     )
     rate_per_minute: int = field(
         default=600, metadata={"help": "requests of one tenant a minute at one ingress replica; 0: no limit"}
+    )
+    max_ongoing_per_tenant: int = field(
+        default=64,
+        metadata={
+            "help": "requests of one tenant under way at one ingress replica (of 256 of all), those that follow "
+            "events too; more get 429"
+        },
     )
     max_request_bytes: int = field(default=262_144, metadata={"help": "largest request body; more get 413"})
     max_question_chars: int = field(default=4_000, metadata={"help": "longest question, in characters"})
@@ -84,6 +94,10 @@ class ServeConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.replicas > self.slots:
             raise ValueError(f"replicas is {self.replicas}, more than the {self.slots} slots; raise slots")
+        if self.max_request_bytes > LARGEST_REQUEST_BYTES:
+            raise ValueError(
+                f"max_request_bytes is {self.max_request_bytes}; at most {LARGEST_REQUEST_BYTES} are allowed"
+            )
         for name in ("cpus_per_replica", "gpus_per_replica", "rate_per_minute"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
@@ -105,6 +119,7 @@ _AT_LEAST_ONE = (
     "max_questions",
     "max_waiting_per_session",
     "retry_after_s",
+    "max_ongoing_per_tenant",
     "max_request_bytes",
     "max_question_chars",
 )

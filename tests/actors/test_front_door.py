@@ -17,7 +17,7 @@ import yaml
 
 from actors.api import build_api
 from actors.front_door import ENV, MAX_HEADERS, FrontDoor, NotTaken, harmless, middlewares
-from actors.serve_config import ServeConfig
+from actors.serve_config import LARGEST_REQUEST_BYTES, ServeConfig
 from infra.dashboards import FOLDER
 
 LINE = b"GET /healthz HTTP/1.1\r\n"
@@ -147,6 +147,7 @@ TRICKS = {
     "an unknown method": (b"STEAL / HTTP/1.1\r\n" + HEAD + b"\r\n", 400),
     "an unknown version": (b"GET / HTTP/9.9\r\n" + HEAD + b"\r\n", 400),
     "no HTTP": (bytes([0x16, 3, 1, 2, 0]) + b"a" * 100, 400),
+    "a promise of 9 MB": (ASK + HEAD + b"Content-Length: 9000000\r\n\r\n", 413),
     "a promise of 30 MB": (ASK + HEAD + b"Content-Length: 30000000\r\nExpect: 100-continue\r\n\r\n", 413),
     "a compressed body": (
         ASK + HEAD + b"Content-Encoding: gzip\r\nContent-Type: application/json\r\nContent-Length: 4\r\n\r\n"
@@ -187,13 +188,137 @@ def test_an_answer_that_nobody_takes_is_given_up() -> None:
         if message["type"] == "http.response.body":
             await anyio.sleep(60)
 
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
     async def run() -> None:
         with anyio.fail_after(20), pytest.raises(NotTaken, match=r"took nothing for 0\.1 s"):
             scope = {"type": "http", "headers": [], "raw_path": b"/", "query_string": b""}
-            await FrontDoor(app, take_limit_s=0.1)(scope, None, send)  # type: ignore[arg-type]
+            await FrontDoor(app, take_limit_s=0.1)(scope, receive, send)
 
     anyio.run(run)
     assert ended == [True]
+
+
+def arriving(pieces: list[bytes | float]) -> Any:
+    """A body that comes in these pieces, with pauses of so many seconds; it has no end."""
+    coming = iter(pieces)
+
+    async def receive() -> dict[str, Any]:
+        for piece in coming:
+            if isinstance(piece, bytes):
+                return {"type": "http.request", "body": piece, "more_body": True}
+            await anyio.sleep(piece)
+        await anyio.sleep(60)
+        raise AssertionError("nobody waits for so long")
+
+    return receive
+
+
+def through(door: FrontDoor, receive: Any, headers: list[tuple[bytes, bytes]] | None = None) -> Any:
+    """A coroutine that sends a request through a door; the statuses of its answer."""
+    told: list[int] = []
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            told.append(message["status"])
+
+    async def run() -> list[int]:
+        scope = {"type": "http", "headers": headers or [], "raw_path": b"/", "query_string": b""}
+        with anyio.fail_after(20):
+            await door(scope, receive, send)
+        return told
+
+    return run
+
+
+async def never(scope: Any, receive: Any, send: Any) -> None:
+    """An application that is not to be reached."""
+    raise AssertionError("the body is not there yet")
+
+
+def test_serve_is_asked_once_the_body_is_there() -> None:
+    """Whole, in one piece; one that does not come in time is 408, one without end 413: Serve hears of neither."""
+    got: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        got.append(await receive())
+
+    async def pieces() -> Any:
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    anyio.run(through(FrontDoor(app), pieces))
+    assert got == [{"type": "http.request", "body": b"{}", "more_body": False}]
+    slow = arriving([b"{", 0.05, b" ", 0.05, b" "])
+    assert anyio.run(through(FrontDoor(never, body_limit_s=0.2), slow)) == [408]
+    assert anyio.run(through(FrontDoor(never), arriving([b"x" * 2**20] * 9))) == [413]
+    told = [(b"content-length", str(LARGEST_REQUEST_BYTES + 1).encode())]
+    assert anyio.run(through(FrontDoor(never), arriving([]), told)) == [413]
+
+
+def test_bodies_on_their_way_are_bounded_together() -> None:
+    """The one that has taken longest makes room, not the one that comes next."""
+    ended: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        ended.append("served")
+
+    door = FrontDoor(app, max_arriving_bytes=3_000)
+    calls = iter([b"y" * 2_000, b""])
+
+    async def quick() -> dict[str, Any]:
+        piece = next(calls)
+        return {"type": "http.request", "body": piece, "more_body": bool(piece)}
+
+    async def old(name: str, pieces: list[bytes | float]) -> None:
+        assert await through(door, arriving(pieces))() == [408]
+        ended.append(name)
+
+    async def run() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(old, "oldest", [b"x" * 1_500])
+            await anyio.sleep(0.05)
+            await through(door, quick)()
+            while "oldest" not in ended:
+                await anyio.sleep(0.01)
+        assert (door._arriving, door._arriving_bytes) == ({}, 0)
+
+    with contextlib.suppress(TimeoutError):
+        anyio.run(run)
+    assert sorted(ended) == ["oldest", "served"]
+
+
+def test_a_body_that_was_given_up_ends_its_connection() -> None:
+    """Nothing of it is taken for a request, and nothing is held."""
+    running = FrontDoor(never, body_limit_s=0.3)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def run() -> None:
+        scope = {"type": "http", "headers": [], "raw_path": b"/", "query_string": b""}
+        await running(scope, arriving([b"{"]), send)
+
+    anyio.run(run)
+    assert (b"connection", b"close") in sent[0]["headers"] and sent[0]["status"] == 408
+
+
+def test_websockets_are_turned_away_at_the_door() -> None:
+    """None of our pages is one, and Serve would hold a place for it."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    async def run() -> None:
+        await FrontDoor(never)({"type": "websocket", "headers": []}, receive, send)
+
+    anyio.run(run)
+    assert sent == ["websocket.close"]
 
 
 def test_clients_that_stall_keep_nobody_else_waiting(server: Server) -> None:
