@@ -27,21 +27,21 @@ from infra.training import policy_points as points
 from infra.training.policy_apart import CHUNK
 from infra.training.policy_collect import collect
 from infra.training.policy_made import MADE, STEPS
-from infra.training.policy_pairs import BOTH, DECODER, FOLDS, MINILM, PLACES, kinds_of
+from infra.training.policy_pairs import BOTH, DECODER, FOLDS, MINILM, PAIRS_BOTH, PLACES, kinds_of
 from infra.training.policy_work import WORK, jobs_of, say, trainings
 from models.retriever.pair_reader import CONFIG
 
 SHARES = {
-    "material": 110, "made": 110, "pairs": 150, "teach": 80, "readings": 150, "trust": 100, "reward": 200,
-    "choose": 60, "read": 130, "report": 40,
+    "material": 110, "made": 110, "pairs": 150, "both": 50, "teach": 80, "readings": 150, "trust": 100,
+    "reward": 200, "choose": 60, "read": 130, "report": 40,
 }  # fmt: skip
 """Seconds that each stage of a whole run may take where `--seconds` is their sum; else in proportion."""
 STAGES = tuple(SHARES)
 TOGETHER = {"reward": 290, "choose": 45, "read": 130, "report": 25}
 """The same for policies that are read together only (`--together`): no single readings, trust or routers."""
-PAIRS_WITH_DECODER = 280
-"""The share of the stage pairs where a decoder's pair readers are among them."""
-NEEDED = ("material", "made", "pairs", "teach", "readings", "trust")
+WITH_DECODER = {"made": 200, "pairs": 280}
+"""The shares where a decoder's pair readers are among them."""
+NEEDED = ("material", "made", "pairs", "both", "teach", "readings", "trust")
 """Stages without whose end the next cannot begin; after others the run goes on and its exit code tells."""
 LEAST_LEFT_S = 30.0
 """Seconds of the whole run that must be left for a needed stage that its share cut short to go on once."""
@@ -57,7 +57,7 @@ def main() -> None:
     stages = list(dict.fromkeys(stage for name in given.stage for stage in _meant(name)))
     if given.together:
         stages = [stage for stage in stages if stage not in ("readings", "trust")]
-    stages = _with_made(stages, given.made is not None)
+    stages = _with_both(_with_made(stages, given.made is not None), given.pair_features == BOTH)
     began = time.monotonic()
     failed: list[str] = []
     for at, stage in enumerate(stages):
@@ -86,7 +86,7 @@ def _share(given: argparse.Namespace, stages: list[str], until: float) -> float:
     """The first stage's part of the seconds that are left."""
     shares = SHARES | (TOGETHER if given.together else {})
     if DECODER in kinds_of(given.pair_base):
-        shares["pairs"] = PAIRS_WITH_DECODER
+        shares |= WITH_DECODER
     return (until - time.monotonic()) * shares[stages[0]] / sum(shares.get(name, 0) for name in stages)
 
 
@@ -104,6 +104,13 @@ def _with_made(stages: list[str], made: bool) -> list[str]:
     rest = [stage for stage in stages if stage != "made"]
     at = rest.index("pairs") if "pairs" in rest else len(rest) if "made" in stages else -1
     return [*rest[:at], "made", *rest[at:]] if made and at >= 0 else rest
+
+
+def _with_both(stages: list[str], both: bool) -> list[str]:
+    """The stages with `both` behind `pairs` where policies see both readers' scores, and without it else."""
+    rest = [stage for stage in stages if stage != "both"]
+    at = rest.index("pairs") + 1 if "pairs" in rest else 0 if "both" in stages else -1
+    return [*rest[:at], "both", *rest[at:]] if both and at >= 0 else rest
 
 
 def _meant(name: str) -> tuple[str, ...]:
@@ -127,6 +134,7 @@ def is_done(given: argparse.Namespace, stage: str) -> bool:
         "material": [manifest],
         "made": [out / PLACES[kind] / MADE / CONFIG for kind in kinds_of(given.pair_base)],
         "pairs": [out / PLACES[kind] / fold / "scores.npz" for kind, fold in trainings(given)],
+        "both": [out / PAIRS_BOTH / fold / "scores.npz" for fold in FOLDS],
     }.get(stage)
     return left is not None and all(path.exists() for path in left)
 
@@ -168,6 +176,10 @@ def _given() -> argparse.Namespace:
         "--pair-base", choices=(MINILM, DECODER, BOTH), default=MINILM,
         help="what the pair reader is trained over; of both, policies see the decoder's scores",
     )  # fmt: skip
+    parser.add_argument(
+        "--pair-features", choices=("one", BOTH), default="one",
+        help="both: policies see a weighted sum of both pair readers' scores (wants --pair-base both)",
+    )  # fmt: skip
     parser.add_argument("--pair-epochs", type=float, default=4.0, help="passes of MiniLM's")
     parser.add_argument("--decoder-epochs", type=float, default=3.0, help="passes of the decoder's")
     parser.add_argument("--decoder-candidates", type=int, default=24, help="candidates of a question in one")
@@ -191,7 +203,17 @@ def _given() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--worker", type=int, default=-1, help="(its own) which worker this process is")
-    return parser.parse_args()
+    parser.add_argument(
+        "--crowded", action="store_true",
+        help="(its own) several pair readers over the decoder are trained on one device",
+    )  # fmt: skip
+    given = parser.parse_args()
+    if given.pair_features == BOTH and given.pair_base != BOTH:
+        parser.error(
+            f"--pair-features both wants both kinds of pair readers: given --pair-base {given.pair_base}; "
+            "add --pair-base both"
+        )
+    return given
 
 
 def run_stage(given: argparse.Namespace, stage: str, seconds: float) -> bool:
@@ -201,14 +223,19 @@ def run_stage(given: argparse.Namespace, stage: str, seconds: float) -> bool:
         "PYTHONPATH": os.pathsep.join([str(given.carried / "site"), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
         "PYTORCH_CUDA_ALLOC_CONF": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),
-        "TOKENIZERS_PARALLELISM": "true" if stage in ("material", "made", "pairs", "trust") else "false",
+        "TOKENIZERS_PARALLELISM": "true"
+        if stage in ("material", "made", "pairs", "both", "trust")
+        else "false",
     }
     tail = ["--stage", stage, "--seconds", f"{seconds:.0f}"]
     gpus = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+    dealt = places(given, stage, len(gpus) or 1)
+    if stage in ("made", "pairs") and crowded(given, stage, dealt):
+        tail.append("--crowded")
     children = []
-    for at in range(processes(given, stage)):
+    for at, place in enumerate(dealt):
         # several devices are dealt among the workers; each sees one
-        own_gpu = {"CUDA_VISIBLE_DEVICES": gpus[at % len(gpus)]} if gpus else {}
+        own_gpu = {"CUDA_VISIBLE_DEVICES": gpus[place]} if gpus else {}
         children.append(subprocess.Popen([*own, *tail, "--worker", str(at)], env=environment | own_gpu))
     # what everything later waits for is given more than its share before it is ended
     limit = time.monotonic() + seconds + (max(40.0, seconds) if stage in NEEDED else 40.0)
@@ -223,6 +250,31 @@ def run_stage(given: argparse.Namespace, stage: str, seconds: float) -> bool:
     return good
 
 
+def places(given: argparse.Namespace, stage: str, devices: int) -> list[int]:
+    """The device of each process of a stage: in turn; MiniLM's pair readers keep off the decoder's if they can."""
+    count = processes(given, stage)
+    if stage not in ("made", "pairs"):
+        return [at % devices for at in range(count)]
+    kinds = _kinds(given, stage)
+    heavy = kinds.count(DECODER)
+    rest = list(range(heavy, devices)) or list(range(devices))[::-1]
+    light = iter(range(count))
+    return [
+        at % devices if kind == DECODER else rest[next(light) % len(rest)] for at, kind in enumerate(kinds)
+    ]
+
+
+def crowded(given: argparse.Namespace, stage: str, dealt: list[int]) -> bool:
+    """Whether a device has two trainings over the decoder: each then makes its gradient in halves, for memory."""
+    heavy = [place for place, kind in zip(dealt, _kinds(given, stage), strict=True) if kind == DECODER]
+    return len(set(heavy)) < len(heavy)
+
+
+def _kinds(given: argparse.Namespace, stage: str) -> list[str]:
+    """The kind of pair reader that each process of the stage trains, the decoder's first."""
+    return list(kinds_of(given.pair_base)) if stage == "made" else [kind for kind, _ in trainings(given)]
+
+
 def processes(given: argparse.Namespace, stage: str) -> int:
     """How many processes a stage has."""
     if stage in ("teach", "reward"):
@@ -232,6 +284,7 @@ def processes(given: argparse.Namespace, stage: str) -> int:
         "made": len(kinds_of(given.pair_base)),
         "report": 1,
         "pairs": len(trainings(given)),
+        "both": len(FOLDS),
         "trust": len(FOLDS) + len(given.seeds),
     }
     return int(fixed.get(stage, given.workers))

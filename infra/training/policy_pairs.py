@@ -1,6 +1,7 @@
 """The pair readers trained beside the policy's material, and the scores of one put among the features.
 
-Two kinds (`--pair-base`): over MiniLM, in OUT/pairs, and over the reader's own decoder, in OUT/pairs_decoder.
+Two kinds (`--pair-base`): over MiniLM, in OUT/pairs, and over the reader's own decoder, in OUT/pairs_decoder. What
+`policy_both` makes of both lies in OUT/pairs_both.
 
 Scores of training questions come from a reader that was not trained on them (two folds, by the title of the first
 gold candidate); those of dev and test questions from the one trained on all training questions, in the 8 bits in
@@ -30,6 +31,8 @@ FOLDS = ("fold0", "fold1", "whole")
 MINILM, DECODER, BOTH = "minilm", "decoder", "both"
 PLACES = {MINILM: "pairs", DECODER: "pairs_decoder"}
 """Where each kind lies under OUT."""
+PAIRS_BOTH = "pairs_both"
+"""Where lies what both kinds say together."""
 Say = Callable[[str], None]
 
 
@@ -60,8 +63,8 @@ def kinds_of(pair_base: str) -> tuple[str, ...]:
 
 def pairs_seen(home: Path) -> Path:
     """Where the pair readers of a run lie whose scores its policies see."""
-    both = [home / PLACES[kind] for kind in kinds_of(BOTH)]
-    return next((folder for folder in both if (folder / "whole" / CONFIG).exists()), both[-1])
+    places = [home / PAIRS_BOTH, *(home / PLACES[kind] for kind in kinds_of(BOTH))]
+    return next((folder for folder in places if (folder / "whole" / CONFIG).exists()), places[-1])
 
 
 def fold_of(material: Material, row: int) -> int:
@@ -105,7 +108,7 @@ def train_fold(
     part.rename(folder / "scores.npz")
     say(
         f"pair reader {base.kind} {fold}: trained in {trained_s:.0f} s, {len(scored):,} questions scored in "
-        f"{time.monotonic() - began - trained_s:.0f} s"
+        f"{time.monotonic() - began - trained_s:.0f} s, hit@1 {hit_of(material, scored, columns[..., 0]):.1f}"
     )
 
 
@@ -156,13 +159,25 @@ def pair_features(
     width = material.tables.num_candidates
     out = np.zeros((len(rows), width, 6), np.float32)
     for start in range(0, len(rows), batch):
-        asked = [
-            (material.questions[int(row)].text, _texts(material.questions[int(row)].sentences))
-            for row in rows[start : start + batch]
-        ]
+        asked = texts_asked(material, rows[start : start + batch])
         for at, columns in enumerate(reader.features_of(asked), start):
             out[at, : len(columns)] = columns
     return out
+
+
+def texts_asked(material: Material, rows: npt.NDArray[np.int64]) -> list[tuple[str, list[str]]]:
+    """The question and the candidates of some rows, as a pair reader reads them."""
+    return [
+        (material.questions[int(row)].text, _texts(material.questions[int(row)].sentences)) for row in rows
+    ]
+
+
+def hit_of(material: Material, rows: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]) -> float:
+    """Percent of the rows with a telling candidate where the best score [R, K] is one's; NaN without such rows."""
+    told = (material.tables.labels[rows] == GOLD) & material.tables.present[rows]
+    known = told.any(1)
+    best = np.where(material.tables.present[rows], scores, -np.inf).argmax(1)
+    return 100 * float(told[np.arange(len(rows)), best][known].mean()) if known.any() else math.nan
 
 
 def with_scores(material: Material, folder: Path) -> Material:

@@ -15,24 +15,24 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.training.policy_made import MADE, UNMADE
-from infra.training.policy_pairs import DECODER, FOLDS, MINILM, PLACES, scores_in
+from infra.training.policy_pairs import BOTH, DECODER, FOLDS, MINILM, PAIRS_BOTH, PLACES, scores_in
 from models.retriever.table import ALL_FEATURES, FEATURES, GOLD
 from pipeline.tasks.material import Material
 
 Orders = Mapping[str, npt.NDArray[np.float32]]
 """Scores [N, K] by which candidates are ranked, by the order's name."""
 DEPTHS = (1, 2, 4)
-NAMES = {MINILM: "pair", DECODER: "pair_decoder"}
+NAMES = {MINILM: "pair", DECODER: "pair_decoder", BOTH: "pair_both"}
 """What a pair reader's order is called among the simple methods."""
 SIMPLE = {"dense": "dense", "bm25": "bm25", "hybrid": "fused"}
 RANKS = "ranks.json"
 
 
 def pair_orders(material: Material, out: Path) -> dict[str, npt.NDArray[np.float32]]:
-    """The orders of the pair readers whose folds are all there."""
+    """The orders of the pair readers whose folds are all there, and of both together."""
     at = ALL_FEATURES.index("pair") - len(FEATURES)
     found = {}
-    for kind, place in PLACES.items():
+    for kind, place in (PLACES | {BOTH: PAIRS_BOTH}).items():
         if all((out / place / fold / "scores.npz").exists() for fold in FOLDS):
             found[NAMES[kind]] = scores_in(material, out / place)[..., at]
     return found

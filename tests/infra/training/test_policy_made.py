@@ -19,6 +19,7 @@ from infra.training.policy_made import (
     MADE,
     UNMADE,
     after_made,
+    held_out,
     made_config,
     rows_of_pass,
     train_on_made,
@@ -70,6 +71,9 @@ def test_a_fold_goes_on_from_the_made_questions(
         train_fold(material, base, "whole", out, CONFIG, "cpu", quiet, True)
     train_on_made(made_folder(tmp_path / "made"), base, out, CONFIG, 0, "cpu", quiet)
     saved = weights(base, out / MADE)
+    about = json.loads((out / MADE / "config.json").read_text())["about"]
+    assert (about["held_out"], about["steps"]) == (2, about["steps_planned"])
+    assert 0 <= about["held_out_hit_1"] <= 100
     told = (out / MADE / "config.json").stat().st_mtime_ns
     train_on_made(tmp_path / "none", base, out, CONFIG, 0, "cpu", quiet)
     assert (out / MADE / "config.json").stat().st_mtime_ns == told
@@ -103,6 +107,9 @@ def test_settings_of_both_trainings_and_the_limit_of_steps() -> None:
     assert after_made(wide) == replace(wide, lr=LOWER * wide.lr)
     made = questions_with_features()
     assert len(rows_of_pass(made, CONFIG, 0)) == len(made)
+    learned, held = held_out(made, 0)
+    assert len(held) == 2
+    assert sorted([*learned.tolist(), *held.tolist()]) == list(range(20))
     few = rows_of_pass(made, CONFIG, 2)
     assert len(set(few.tolist())) == 8
     np.testing.assert_array_equal(few, rows_of_pass(made, CONFIG, 2))

@@ -10,14 +10,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra.training import policy_work
+from infra.training import policy_gpu, policy_work
+from infra.training.policy_both import fit_weights
 from infra.training.policy_collect import collect, unpack
-from infra.training.policy_pairs import BOTH, DECODER, FOLDS, MINILM, PLACES, PairBase, kinds_of, with_scores
+from infra.training.policy_pairs import (
+    BOTH,
+    DECODER,
+    FOLDS,
+    MINILM,
+    PAIRS_BOTH,
+    PLACES,
+    PairBase,
+    kinds_of,
+    texts_asked,
+    with_scores,
+)
 from infra.training.policy_ranks import ranks_of, table_of
 from infra.training.policy_ship import ship
 from infra.training.policy_work import pair_config, trainings
+from models.retriever.combined_pair import CombinedPairReader
 from models.retriever.decoder_pair import DecoderPairReader
-from models.retriever.pair_reader import PairReader
+from models.retriever.pair_reader import PairReader, load_pair_reader
 from models.retriever.table import ALL_FEATURES
 from pipeline.tasks.material import Material
 from tests.infra.training.test_policy_gpu import carried, questions_with_features, run, texts
@@ -34,7 +47,7 @@ def test_both_are_trained_and_policies_know_the_decoder_s(
         "--carried", str(texts), "--out", str(out), "--seeds", "0", "--warm-steps", "4", "--worlds", "0",
         "--iterations", "1", "--width", "16", "--layers", "1", "--budgets", "48", "--biases", "-4",
         "--pair-epochs", "1", "--decoder-epochs", "1", "--decoder-candidates", "6", "--seconds", "600",
-        "--most", "4", "--together", "--pair-base", "both",
+        "--most", "4", "--together", "--pair-base", "both", "--pair-features", "both",
     )  # fmt: skip
     run(monkeypatch, *common)
     made = Material.load(out / "material")
@@ -49,12 +62,12 @@ def test_both_are_trained_and_policies_know_the_decoder_s(
 
     ranks = json.loads((out / "ranks.json").read_text())
     assert set(ranks) == {"dev", "test"}
-    assert set(ranks["test"]["nq"]) == {"dense", "bm25", "hybrid", "pair", "pair_decoder"}
+    assert set(ranks["test"]["nq"]) == {"dense", "bm25", "hybrid", "pair", "pair_decoder", "pair_both"}
     found = json.loads((out / "evaluation.json").read_text())
     assert found["ranks"] == ranks
-    assert found["pair_base"] == "both"
+    assert (found["pair_base"], found["pair_features"]) == ("both", "both")
     names = {point["name"] for point in found["sets"]["nq"]["test"]}
-    assert names >= {"pair", "pair_decoder", "supervised-0", "reinforce-0", "plain_ppo-0"}
+    assert names >= {"pair", "pair_decoder", "pair_both", "supervised-0", "reinforce-0", "plain_ppo-0"}
 
     collect(out, tmp_path / "home")
     home = tmp_path / "unpacked"
@@ -66,7 +79,13 @@ def test_both_are_trained_and_policies_know_the_decoder_s(
     minilm = PairBase(MINILM, texts / "minilm").load(home / "pairs" / "whole", "cpu")
     assert isinstance(minilm, PairReader)
     ship(home, "reinforce-0", tmp_path / "shipped", pair_reader=True)
-    assert json.loads((tmp_path / "shipped" / "pair-reader" / "config.json").read_text())["kind"] == "decoder"
+    served, _ = load_pair_reader(tmp_path / "shipped" / "pair-reader")
+    assert isinstance(served, CombinedPairReader)
+    assert served.weights == fit_weights(made, out)
+    row = int(made.rows("test")[0])
+    columns = served.features_of(texts_asked(made, np.array([row])))[0]
+    seen = with_scores(made, out / PAIRS_BOTH).tables.features[row, : len(columns), -6:]
+    np.testing.assert_allclose(columns, seen, atol=1e-4)
 
     scored = out / "pairs_decoder" / "fold0" / "scores.npz"
     before = (out / "pairs_decoder" / "fold0" / "config.json").stat().st_mtime_ns, scored.read_bytes()
@@ -81,7 +100,7 @@ def test_trainings_go_by_steps_and_are_cut_only_at_two_and_a_half_times_their_ti
     """The limit leaves room to score before the stage ends its processes, at twice its share."""
     given = argparse.Namespace(
         pair_base=BOTH, made=None, pair_epochs=4.0, decoder_epochs=3.0, decoder_candidates=24, decoder_lr=3e-4,
-        seconds=1e4,
+        seconds=1e4, crowded=False,
     )  # fmt: skip
     assert kinds_of(BOTH)[0] == DECODER
     assert len(trainings(given)) == 2 * len(FOLDS)
@@ -90,7 +109,54 @@ def test_trainings_go_by_steps_and_are_cut_only_at_two_and_a_half_times_their_ti
         short = argparse.Namespace(**{**vars(given), "seconds": 60.0})
         assert pair_config(short, kind).limit_s == 90.0
     assert pair_config(given, DECODER).candidates == 24
-    assert pair_config(given, DECODER).together == 8
+    assert pair_config(given, DECODER).together == 0
+    assert pair_config(argparse.Namespace(**{**vars(given), "crowded": True}), DECODER).together == 8
+
+
+def test_several_devices_have_a_reader_over_the_decoder_each() -> None:
+    """MiniLM's keep off them where a device is left; with one device all are on it, gradients made in halves."""
+    given = argparse.Namespace(pair_base=BOTH, made=None, workers=3)
+    for devices, wanted, halves in (
+        (1, [0] * 6, True), (2, [0, 1, 0, 1, 0, 1], True), (3, [0, 1, 2, 2, 1, 0], False),
+        (4, [0, 1, 2, 3, 3, 3], False), (8, [0, 1, 2, 3, 4, 5], False),
+    ):  # fmt: skip
+        dealt = policy_gpu.places(given, "pairs", devices)
+        assert dealt == wanted
+        assert policy_gpu.crowded(given, "pairs", dealt) == halves
+    assert policy_gpu.places(given, "made", 4) == [0, 1]
+    assert policy_gpu.places(given, "made", 1) == [0, 0]
+    assert policy_gpu.places(given, "choose", 2) == [0, 1, 0]
+
+
+def test_stages_hold_both_only_where_policies_see_both() -> None:
+    """It follows the stage pairs; named alone it is run alone."""
+    assert policy_gpu._with_both(["material", "pairs", "teach"], True) == [
+        "material",
+        "pairs",
+        "both",
+        "teach",
+    ]
+    assert policy_gpu._with_both(["pairs", "both", "teach"], False) == ["pairs", "teach"]
+    assert policy_gpu._with_both(["both"], True) == ["both"]
+    assert policy_gpu._with_both(["reward"], True) == ["reward"]
+
+
+def test_weights_go_to_the_reader_that_knows(tmp_path: Path) -> None:
+    """Of a reader that puts first what tells and one that draws, the first has most of the weight."""
+    made = questions_with_features()
+    told = (made.tables.labels == 2) & made.tables.present
+    chance = np.random.default_rng(0)
+    rows = np.arange(len(made))
+    for kind, good in ((DECODER, True), (MINILM, False)):
+        noise = chance.normal(size=(*told.shape, 6)).astype(np.float32) * 0.2
+        if good:
+            noise[..., 0] += np.where(told, 0.4, -0.4)
+        for fold in FOLDS:
+            (tmp_path / PLACES[kind] / fold).mkdir(parents=True)
+            np.savez(tmp_path / PLACES[kind] / fold / "scores.npz", rows=rows, columns=noise)
+    decoder, minilm = fit_weights(made, tmp_path)
+    assert decoder > 0.3
+    assert minilm < 0.3 * decoder
 
 
 def test_ranks_count_the_first_that_tells_and_as_many_as_are_needed() -> None:
