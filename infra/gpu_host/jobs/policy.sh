@@ -2,13 +2,16 @@
 # policy.sh: stages of policy_gpu. STAGES, WORKERS (10); READER=1 where a stage reads (parts reader-* unpacked by reader.sh).
 # First call: STAGES="material pairs teach" (200 s alone; 350 s where other trainings share the GPU: its pair readers stop by the clock, and 121
 # of 416 steps cost their order 2.5 to 3.9 points on 2026-11-30); second: STAGES="readings trust reward judge" READER=1 (SECONDS 700).
-# A pair reader over the reader's decoder beside MiniLM's: OPTIONS="--pair-base both" READER=1 in every call; the first then takes 400 to 450 s
-# alone (material 60, pairs 250 to 300, teach 60): give SECONDS 560. ranks.json comes home with it.
+# A pair reader over the reader's decoder beside MiniLM's: OPTIONS="--pair-base both" READER=1 in every call; ranks.json comes home with it. With
+# "--pair-base both --pair-features both" in every call policies see a weighted sum of both readers' scores (stage both, behind pairs).
+# DEVICES="0 1 2 3": its processes go in turn over these (else over the GPUs that start.sh was given); from 3 on each reader over the decoder has one of
+# its own, with 4 MiniLM's share the last. The longest training behind made questions decides: on one GPU some 450 s in all alone, give SECONDS 600.
 # Beside a soak and faults on the host's cores it took twice that on 2026-11-30 (made 205, pairs 459, teach 55), and the decoder's were cut by the clock.
 # MADE=1: pair readers learn the questions of made_questions.sh first, waited for (MADE_WAIT, 300 s) while material is made; without them it goes on.
 # MADE=2: also a pair reader that does without, for ranks.json. Give 120 s more. Only the call with the stage pairs needs it.
 # FOLDS=1: training and dev questions are read by the readers of policy_folds.sh, waited for. OPTIONS: more of policy_gpu's.
 set -u
+[ -z "${DEVICES:-}" ] || export CUDA_VISIBLE_DEVICES="${DEVICES// /,}"
 ROOT=${LEASE_ROOT:-/tmp}
 cd "$ROOT/tree" || exit 2
 if [ ! -f "$ROOT/carried/joined" ]; then
