@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from actors.delays import Delays
 from actors.ingest import Ingester
 from actors.ingest_spec import Assignment, IngestSpec
-from actors.remote import backoff, call, first_line, log_in_actor
+from actors.remote import backoff, call, first_line, given_up, log_in_actor
 from actors.store_client import StoreClient
 from actors.store_watch import Restarts, StoreWatch
 from pipeline.errors import DependencyUnreachable, DysraError
@@ -27,6 +27,7 @@ _ACTOR_CPUS = 0.01
 _FIGURES_TIMEOUT_S = 10.0
 _NEW_PARTITIONS_S = 60.0
 _BUSY_LOOK_S = 5.0
+_NODE_LOOK_S = 5.0
 _START_S = 120.0
 """A new ingester may need so long for its first word, however short `silent_limit_s` is: on a crowded machine one
 that was replaced before it had started would be followed by others that do not start either."""
@@ -143,7 +144,11 @@ class Coordinator:
         try:
             self._begin()
             next_partitions = time.monotonic() + _NEW_PARTITIONS_S
+            next_node = 0.0
             while not self._stopping.is_set():
+                if time.monotonic() >= next_node:
+                    next_node = time.monotonic() + _NODE_LOOK_S
+                    self._end_if_given_up()
                 self._watch.look()
                 for worker in self._workers:
                     if worker.actor is None and time.monotonic() >= worker.start_at:
@@ -166,8 +171,16 @@ class Coordinator:
         self._watch.start_near_duplicates()
         self._workers = [_Worker(index, partitions[index::count]) for index in range(count)]
 
+    def _end_if_given_up(self) -> None:
+        """End this process where another coordinator runs in its place: both would take the partitions from each
+        other, epoch over epoch, and neither's ingesters would get anywhere."""
+        if given_up():
+            self._log.error("given_up", node=ray.get_runtime_context().get_node_id())
+            os._exit(1)
+
     def _start(self, worker: _Worker) -> None:
         """Give a worker's partitions to a new ingester, under a new epoch, from the store's own offsets."""
+        self._end_if_given_up()
         topic = self._spec.kafka.topic
         try:
             before = self._client.offsets()

@@ -74,6 +74,16 @@ def end_actor(name: str, timeout_s: float = 10.0) -> None:
     _owned.pop(name, None)
 
 
+def given_up() -> bool:
+    """Whether Ray has given up the node of this process: other processes stand in its actors' places by now.
+
+    Ray ends the processes of a lost node with its raylet, where it can: not those behind a broken network or a
+    stopped raylet, nor those of one that ended in a container whose first process reaps nobody.
+    """
+    own = ray.get_runtime_context().get_node_id()
+    return any(node["NodeID"] == own and not node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+
+
 def call(ref: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
     """The result of a call; an error of ours that it raised is raised here as itself."""
     try:
@@ -169,6 +179,7 @@ __all__ = [
     "end_actor",
     "find_actor",
     "first_line",
+    "given_up",
     "log_in_actor",
     "named_actor",
     "persist",
