@@ -18,6 +18,7 @@ def run(
     work: str = "",
     resume: bool = False,
     cluster_every: int = 12,
+    settle_s: float = 300.0,
 ) -> dict[str, Any]:
     """Inject `faults` faults and check after each; see FaultsConfig for what the arguments mean."""
     from infra.bench.faults.plan import FaultsConfig
@@ -32,5 +33,6 @@ def run(
         work=Path(work) if work else None,
         resume=resume,
         cluster_every=cluster_every,
+        settle_s=settle_s,
     )
     return run_faults(config, say)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -11,10 +12,13 @@ from infra.bench.faults.check import Differences
 from infra.bench.faults.cluster_world import ClusterWorld
 from infra.bench.faults.kinds import Kind
 from infra.bench.faults.report import FaultResult
+from infra.bench.faults.standstill import watched
 from models.embed import EmbedderConfig, load_embedder
 from pipeline.errors import DependencyUnreachable
 
 _BEFORE_S, _AFTER_S = 0.6, 0.8
+_TOLD_S = 90.0
+"""A fault that is not settled by then, or after half of its limit, has what stands told."""
 _STARTS = 3
 """A cluster that does not come up is started again so often: on a crowded machine Ray often does not."""
 
@@ -22,8 +26,17 @@ _STARTS = 3
 class ClusterRun:
     """One world for all faults; begun anew after a fault that was not held."""
 
-    def __init__(self, folder: Path, seed: int, disk: Path | None, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        disk: Path | None,
+        say: Callable[[str], None],
+        settle_s: float = 300.0,
+    ) -> None:
+        """`settle_s`: a fault that is not made good after so long counts as not held."""
         self._folder, self._seed, self._disk, self._say = folder, seed, disk, say
+        self._settle_s = settle_s
         self._world: ClusterWorld | None = None
         self._made = 0
 
@@ -38,14 +51,18 @@ class ClusterRun:
             began = time.perf_counter()
             if kind.name in ("kill-replica", "kill-proxy", "pause-replica"):
                 world.served.publish(1)  # deployed at the first such fault, which takes half a minute
+            told = self._folder / f"standstill-{number:05d}-{kind.name}"
             world.feed.start()
             time.sleep(_BEFORE_S + draw.random())
             began = time.perf_counter()
-            note = kind.inject(world, draw)
-            time.sleep(_AFTER_S)
-            world.settle()
-            recover_s = time.perf_counter() - began
-            found = world.check()
+            world.due_in(self._settle_s)
+            with watched(world, told, min(_TOLD_S, self._settle_s / 2), self._say):
+                note = kind.inject(world, draw)
+                time.sleep(_AFTER_S)
+                world.settle()
+                recover_s = time.perf_counter() - began
+                found = world.check()
+            world.due_in(math.inf)
         except Exception as error:  # whatever it is, it is this fault's result, and the run goes on
             problems.append(f"{type(error).__name__}: {error}")
             recover_s = time.perf_counter() - began

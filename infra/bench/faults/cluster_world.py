@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
@@ -29,6 +30,7 @@ from pipeline.store import SearchConfig, SearchRequest, StoreConfig
 
 SILENT_LIMIT_S = 3.0
 _LIMIT_S = 300.0  # what it took is told; this tells a slow machine from one that stands still
+_ACKNOWLEDGED_S = 120.0
 _RATE = 20.0
 _STAYS_S = 8.0  # a difference that is seen for so long is told
 _PATIENCE = 60
@@ -66,6 +68,7 @@ class ClusterWorld:
     def __init__(self, folder: Path, seed: int, store: Path | None, say: Callable[[str], None]) -> None:
         self._stack = ExitStack()
         self._patience = 0
+        self._due = math.inf
         self._served: Served | None = None
         try:
             self._start(folder, seed, store or folder / "store", say)
@@ -137,6 +140,7 @@ class ClusterWorld:
         """The sessions of this cluster, deployed at first use."""
         if self._served is None:
             self._served = Served(self.folder, self.kafka.bootstrap_servers, self.store)
+            self._served.due = self._due
             self._stack.callback(self._served.close)
         return self._served
 
@@ -144,6 +148,12 @@ class ClusterWorld:
         """End everything that was started."""
         with contextlib.suppress(Exception):
             self._stack.close()
+
+    def due_in(self, seconds: float) -> None:
+        """Every wait from now on ends by then: what has not come is a TimeoutError."""
+        self._due = time.monotonic() + seconds
+        if self._served is not None:
+            self._served.due = self._due
 
     # -- what is where
 
@@ -183,7 +193,8 @@ class ClusterWorld:
         """The first true value of `ask`, over outages; TimeoutError after the limit."""
         from ray.exceptions import RayError
 
-        deadline = time.monotonic() + limit_s
+        began = time.monotonic()
+        deadline = min(began + limit_s, self._due)
         while True:
             problem = ""
             try:
@@ -193,14 +204,14 @@ class ClusterWorld:
                 problem = str(error).splitlines()[0] if str(error) else type(error).__name__
                 self.client.forget_handles()
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{what}: not within {limit_s:.0f} s {problem}")
+                raise TimeoutError(f"{what}: not within {time.monotonic() - began:.0f} s {problem}")
             time.sleep(0.05)
 
     # -- the check
 
     def settle(self) -> None:
         """Stop publishing; return once every shard is durable up to the topic's ends."""
-        self.feed.stop()
+        self.feed.stop(max(1.0, min(_ACKNOWLEDGED_S, self._due - time.monotonic())))
         ends = self.wait(self.feed.read_back, "the topic's ends")
         wanted = {(self.kafka.topic, partition): end for partition, end in ends.items() if end}
 

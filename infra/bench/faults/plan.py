@@ -30,6 +30,13 @@ class FaultsConfig:
         default=12,
         metadata={"help": "one in so many faults is one of a whole cluster, which takes seconds; 0: none"},
     )
+    settle_s: float = field(
+        default=300.0,
+        metadata={
+            "help": "a fault that is not made good after so long counts as not held, s (of a shard or session: one "
+            "reply of its process); what stands in a cluster is told after 90 s, or half of it"
+        },
+    )
     work: Path | None = field(
         default=None, metadata={"help": "folder for stores and results; none: a temporary one"}
     )
@@ -40,6 +47,8 @@ class FaultsConfig:
             raise UsageError(f"--faults is {self.faults}; it must be at least 1")
         if self.minutes < 0 or self.cluster_every < 0:
             raise UsageError("--minutes and --cluster-every must not be negative")
+        if self.settle_s <= 0:
+            raise UsageError(f"settle_s is {self.settle_s:g}; it must be above 0")
         if self.resume and self.work is None:
             raise UsageError("--resume needs --work, the folder of the run to go on with")
         known = {*KINDS, *(kind.place for kind in KINDS.values())}

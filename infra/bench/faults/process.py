@@ -31,6 +31,9 @@ class Failed(Exception):
 class Worker(ABC):
     """The owner's side of one process at a time; every wait has a limit."""
 
+    limit_s = _LIMIT_S
+    """Seconds that a reply may take; a run of faults sets it for all."""
+
     def __init__(self) -> None:
         self._process: Any = None
         self._pipe: Connection | None = None
@@ -101,8 +104,8 @@ class Worker(ABC):
 
     def receive(self, pipe: Connection) -> Any:
         """The next message of a pipe."""
-        if not pipe.poll(_LIMIT_S):
-            raise TimeoutError(f"a worker has not answered for {_LIMIT_S:.0f} s")
+        if not pipe.poll(self.limit_s):
+            raise TimeoutError(f"a worker has not answered for {self.limit_s:.0f} s")
         try:
             return pipe.recv()
         except (EOFError, ConnectionResetError):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from infra.bench.faults.standstill import traced
 from pipeline.errors import DependencyUnreachable
 
 _ROOT = str(Path(__file__).resolve().parents[3])
@@ -29,6 +30,7 @@ class RayCluster:
         # Ray's sockets need a short path.
         self.folder = Path(tempfile.mkdtemp(prefix="dyf"))
         self._port = free_port()
+        told = traced(self.folder)
         self.address = f"127.0.0.1:{self._port}"
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
             "RAY_AUTH_MODE": "disabled",
@@ -37,8 +39,11 @@ class RayCluster:
             "RAY_raylet_start_wait_time_s": "110",  # 30 by default: too little beside much else
             # Actors spread over both nodes, so that the loss of the second one hits some of them.
             "RAY_scheduler_spread_threshold": "0.0",
+            **told,
             # What was unpacked on a host without network is found by this variable alone.
-            "PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH")))),
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, (told["PYTHONPATH"], _ROOT, os.environ.get("PYTHONPATH")))
+            ),
         }
         self._node: psutil.Process | None = None
         try:

@@ -20,6 +20,7 @@ from infra.bench.faults.cluster_run import ClusterRun
 from infra.bench.faults.kinds import Kind
 from infra.bench.faults.merged import result
 from infra.bench.faults.plan import FaultsConfig, faults
+from infra.bench.faults.process import Worker
 from infra.bench.faults.report import FaultResult, append_line, figures, read_lines
 from infra.bench.faults.tiny_model import save_tiny_model
 from infra.bench.faults.tmpfs import small_disk
@@ -86,6 +87,7 @@ def _injectors(
         if disk is None:
             say("no file system may be mounted here: faults of a full disk are left out")
     model = save_tiny_model(work / "tiny-model") if sessions else None
+    Worker.limit_s = config.settle_s
     worlds = WorldRun(work, config.seed, disk, model)
     stack.callback(worlds.close)
     injectors: dict[str, Injector] = {"shard": worlds, "session": worlds}
@@ -96,7 +98,7 @@ def _injectors(
         can_fill = store_disk is not None
         if not can_fill:
             say("no file system may be mounted here: the fault fill-disk is left out")
-        cluster = ClusterRun(work, config.seed, store_disk, say)
+        cluster = ClusterRun(work, config.seed, store_disk, say, config.settle_s)
         stack.callback(cluster.close)
         injectors["cluster"] = cluster
     return {place: injector for place, injector in injectors.items() if place in wanted}, can_fill

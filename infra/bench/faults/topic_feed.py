@@ -37,7 +37,7 @@ class Feed:
         """Publish from now on."""
         self._on.set()
 
-    def stop(self, limit_s: float = 120.0) -> None:
+    def stop(self, limit_s: float) -> None:
         """Publish no more; returns once everything drawn is acknowledged."""
         self._on.clear()
         deadline = time.monotonic() + limit_s
@@ -49,10 +49,26 @@ class Feed:
                 raise TimeoutError(f"the broker has not taken all records within {limit_s:.0f} s")
             time.sleep(0.02)
 
+    def standing(self) -> dict[str, int]:
+        """Records drawn, acknowledged and read back, and how often publishing failed."""
+        with self._lock:
+            drawn, acked = len(self._records), self._acked
+        return {
+            "drawn": drawn,
+            "acknowledged": acked,
+            "read_back": self.expected.num_records,
+            "failures": self.failures,
+        }
+
     def close(self) -> None:
         """End the thread."""
         self._closing.set()
         self._thread.join(timeout=_FLUSH_S + 5.0)
+
+    def ends(self) -> dict[int, int]:
+        """The end of each partition now."""
+        with RecordSource(self._kafka, dict(self._next)) as source:
+            return source.end_offsets()
 
     def read_back(self) -> dict[int, int]:
         """Fold what the topic has gained into `expected`; the end of each partition."""
