@@ -56,7 +56,9 @@ def connect_ray(address: str | None = None, *, num_cpus: int | None = None, dash
                 "start one with `ray start --head`, or unset RAY_ADDRESS to use an embedded one"
             ) from None
         return "cluster"
-    cpus = num_cpus or max(8, os.cpu_count() or 1)
+    # those that this process may use, not all of the machine: a job may share it with others
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = num_cpus or max(8, allowed)
     _start_embedded(
         num_cpus=cpus,
         object_store_memory=max(_EMBEDDED_OBJECT_STORE_BYTES, cpus * _OBJECT_STORE_BYTES_PER_CPU),

@@ -6,7 +6,10 @@ keeps an hour. Warm-up is the first quarter of the time under load, or `warm_s`;
 does not count. **A process is flat** where the least squares line through its anonymous memory (its own: pages of
 files and memory shared with others can be taken from it at any time, and stand beside) rises after warm-up by
 less than a tenth of its size, and over the latter half of that by less than a twentieth: it may fill, but must
-have filled. Files are bounded by the same rule. The quarters of the time after warm-up stand beside as medians.
+have filled. What fills late is known (a shard's list of changes, what the allocator keeps): on two cores a shard
+settled after five minutes, so a run on which something hangs is given a `warm_s` of 330. Files are judged by what
+retention allows (soak_files.py). The quarters of the time after warm-up stand beside as medians, growth in the
+latter half as bytes for each article that the job read, and the whole course under `traces`.
 
 Publishing keeps `ahead` records before reading; with `seconds` it ends by then, and the rows say how many of the
 articles were reached. Over many cores: `--articles 20000000 --set seconds=600 --set warm_s=120 --set ahead=60000
@@ -34,6 +37,7 @@ from infra.bench.local import Local, local, until
 from infra.bench.measure import commit
 from infra.bench.soak_feed import AHEAD, Feed
 from infra.bench.soak_files import LOOK_S, Samples, judged_files
+from infra.bench.soak_trace import bytes_an_article, trace
 from pipeline.errors import UsageError
 from pipeline.near_duplicates import NearDuplicateConfig
 
@@ -144,8 +148,10 @@ def judged(samples: Samples) -> dict[str, Any]:
     }
 
 
-def memory_row(name: str, samples: list[tuple[float, Memory]], warm_s: float) -> dict[str, Any] | None:
-    """A process' row; None where it lived too short a time after warm-up to be judged."""
+def memory_row(
+    name: str, samples: list[tuple[float, Memory]], warm_s: float, read: Samples | None = None
+) -> dict[str, Any] | None:
+    """A process' row; None where it lived too short a time after warm-up to be judged. `read`: articles by time."""
 
     def kept(pick: Callable[[Memory], int]) -> Samples:
         return warm([(at, pick(one)) for at, one in samples], warm_s)
@@ -158,6 +164,7 @@ def memory_row(name: str, samples: list[tuple[float, Memory]], warm_s: float) ->
         "what": f"memory of {name}",
         "end_mb": round(resident[-1][1] / 1e6, 1),
         **judged(own),
+        "later_bytes_an_article": round(bytes_an_article(own[len(own) // 2 :], read or []), 1),
         "anonymous_mb": quarters(own),
         "files_mb": quarters(kept(lambda one: one.files)),
         "shared_mb": quarters(kept(lambda one: one.shared)),
@@ -181,8 +188,8 @@ def soak(
     seal_rows: int,
     warm_s: float = 0.0,
     ahead: int = AHEAD,
-) -> list[dict[str, Any]]:
-    """Publish beside, ingest, sample; a row for each process and one for the files."""
+) -> tuple[list[dict[str, Any]], dict[str, list[list[float]]]]:
+    """Publish beside, ingest, sample; a row for each process and one for the files, and the course of each."""
     kafka = replace(system.topic(partitions), retention_hours=1.0)
     store = {
         "num_shards": shards,
@@ -224,7 +231,7 @@ def soak(
         ledger = job.ledger()
         live = sum(int(row["live_articles"]) for row in job.client.stats())
     lasted = time.perf_counter() - begun
-    made = [memory_row(name, samples, warm_s) for name, samples in sampler.memory.items()]
+    made = [memory_row(name, samples, warm_s, sampler.read) for name, samples in sampler.memory.items()]
     rows = [row for row in made if row is not None]
     disk = warm(sampler.disk, warm_s)
     bounds = judged_files(
@@ -236,7 +243,11 @@ def soak(
     rows.append({"what": "articles", "read": ledger.read, "asked": articles, "stored": ledger.stored,
                  "live_at_end": live, "share_kept": round(live / max(1, ledger.stored), 4),
                  "seconds": round(lasted, 1), "articles_per_s": round(ledger.read / lasted, 1)})  # fmt: skip
-    return rows
+    traces = {
+        name: trace([(at, float(one.anonymous)) for at, one in samples])
+        for name, samples in sampler.memory.items()
+    }
+    return rows, {**traces, "files of the store": trace(sampler.disk)}
 
 
 def run(
@@ -264,7 +275,7 @@ def run(
             f"{ingesters} ingesters cannot share {partitions} partitions; set partitions to at least {ingesters}"
         )
     with local() as system:
-        rows = soak(
+        rows, traces = soak(
             system,
             articles,
             seconds=seconds,
@@ -285,7 +296,7 @@ def run(
         "bench": "soak",
         "device": "cpu",
         "commit": commit(),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "ingesters": ingesters,
         "partitions": partitions,
         "shards": shards,
@@ -297,6 +308,7 @@ def run(
         "warm_s": warm_s,
         "ahead": ahead,
         "rows": rows,
+        "traces": traces,
         "ratios": {
             "articles": rows[-1]["read"],
             "steepest_memory_rise": max((row["rise"] for row in processes), default=float("nan")),

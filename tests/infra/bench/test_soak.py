@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import threading
@@ -12,7 +13,7 @@ from datetime import UTC, datetime
 import orjson
 import pytest
 
-from infra.bench import soak, soak_feed
+from infra.bench import soak, soak_feed, soak_trace
 from pipeline.article import isoformat
 from pipeline.errors import UsageError
 
@@ -81,6 +82,21 @@ def test_a_process_that_only_maps_more_files_is_flat() -> None:
     assert row is not None and row["flat"] and row["rise"] == 0.0 and row["resident_rise"] > 0.1
     assert row["anonymous_mb"] == "10 / 10 / 10 / 10" and row["shared_mb"] == "5 / 5 / 5 / 5"
     assert soak.memory_row("Ingester 8", samples[:15], 0.0) is None
+
+
+def test_growth_is_told_for_each_article_that_was_read() -> None:
+    """A shard that keeps 370 bytes of each article: what the rule's shares of a size do not say."""
+    read = [(float(t), 1_500.0 * t) for t in range(0, 400, 5)]
+    samples = [(float(t), 450e6 + 370.0 * 1_500 * t + 1e6 * (-1) ** t) for t in range(100, 300)]
+    assert soak_trace.bytes_an_article(samples, read) == pytest.approx(370, rel=0.01)
+    assert math.isnan(soak_trace.bytes_an_article(samples, []))
+    assert math.isnan(soak_trace.bytes_an_article(samples[:7], read))
+
+
+def test_the_course_is_kept_as_medians_of_five_seconds() -> None:
+    """One moment's peak is left out; seconds without samples have no entry."""
+    samples = [(float(t), 9e6 if t == 2 else 1e6) for t in range(5)] + [(10.0, 3e6)]
+    assert soak_trace.trace(samples) == [[2.5, 1.0], [12.5, 3.0]]
 
 
 def test_a_warm_up_longer_than_the_run_is_refused() -> None:
