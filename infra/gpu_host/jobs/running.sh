@@ -2,9 +2,13 @@
 # running.sh: the running system without network: ingest against the bare loop over many cores, the soak, published → searchable with MiniLM
 # and searches on a GPU; soak-long, ten minutes beside other jobs; search-gpu, 10 million vectors on a GPU that nobody else uses. STAGES (of
 # ingest soak freshness soak-long search-gpu, in the order given), SIZE (host: 32 cores; small: a try on two).
+# CORES=40-63: only these cores, as taskset takes them (soak-long is sized to them: Ray, Java and the numbers of processes; trainings keep the others).
 # Parts ingest-*: host-java, host-ray, host-store and host-minilm as infra/bench/host_pack.py --carry dealt them. Seconds: ingest 190 (REPEATS=2: 145), soak
-# 140, freshness 150, soak-long 660, search-gpu 100. Ingest wants the cores to itself. What a stage found is in $OUT (host.json, host.md, host.log) as soon as it ends; started again it does what is left.
+# 140, freshness 150, soak-long 760 (it takes what it is given, 660 of it under load; what comes after the first 330 counts), search-gpu 100. Ingest wants the cores to itself. What a stage found is in $OUT (host.json, host.md, host.log) as soon as it ends; started again it does what is left.
 set -u
+if [ -n "${CORES:-}" ] && [ -z "${PINNED:-}" ]; then  # all that follows inherits it
+  PINNED=1 exec taskset -c "$CORES" bash "$0"
+fi
 ROOT=${LEASE_ROOT:-/tmp}
 cd "$ROOT/tree" || exit 2
 here=$ROOT/host
@@ -32,8 +36,15 @@ else
   soak='bench soak --articles 720000 --set partitions=20 --set ingesters=10 --set shards=8 --set near_duplicate_shards=3 --set producers=12
     --set retained_s=12 --set window_s=3 --set seconds=135'
   freshness='bench freshness --set embedder=minilm --set seconds=30 --set rates=50,200 --set searches=20 --set device=cuda:0'
-  soak_long='bench soak --articles 20000000 --set partitions=24 --set ingesters=8 --set shards=6 --set near_duplicate_shards=2 --set producers=10
-    --set retained_s=12 --set window_s=3 --set seconds=620 --set warm_s=140 --set ahead=60000'
+  # by cores, 24 at most: 8 ingesters, 6 shards, 2 keepers, 10 producers, where a shard is busiest with commits of its keyword index
+  n=$(nproc) && [ "$n" -gt 24 ] && n=24
+  ingesters=$((n / 3 > 1 ? n / 3 : 1)) shards=$((n / 4 > 1 ? n / 4 : 1)) keepers=$((n / 12 > 1 ? n / 12 : 1)) producers=$((n * 5 / 12 > 1 ? n * 5 / 12 : 1))
+  # what is left after start, the records that are ahead, and the end: 80 s
+  lasts=$((SECONDS_LIMIT - SECONDS - 80)) && [ "$lasts" -gt 660 ] && lasts=660
+  warm=${WARM:-330} && [ "$lasts" -lt $((warm + 120)) ] && warm=$((lasts / 2 > 0 ? lasts / 2 : 1))
+  soak_long="bench soak --articles 20000000 --set partitions=$((3 * ingesters)) --set ingesters=$ingesters --set shards=$shards
+    --set near_duplicate_shards=$keepers --set producers=$producers
+    --set retained_s=12 --set window_s=3 --set seconds=$lasts --set warm_s=$warm --set ahead=60000"
   search_gpu='python infra.bench.search_gpu --rows 10000000 --device cuda:0 --shard-chunks 50000 --stages speed,proof,live'
 fi
 # shards search on the GPU and claim none: Ray would hide it from them
@@ -47,14 +58,14 @@ for stage in "${stages[@]}"; do
     ingest) command=$ingest limit=230 ;;
     soak) command=$soak limit=200 ;;
     freshness) command=$freshness limit=220 ;;
-    soak-long) command=$soak_long limit=700 niceness=10 ;;  # jobs beside it go first
+    soak-long) command=$soak_long limit=750 niceness=10 ;;  # jobs beside it go first
     search-gpu) command=$search_gpu limit=180 ;;
     *) echo "running.sh: given stage $stage; allowed: ingest soak freshness soak-long search-gpu" >&2; exit 2 ;;
   esac
   left=$((SECONDS_LIMIT - SECONDS))
   [ "$limit" -gt "$left" ] && limit=$left
   if [ "$limit" -lt 45 ]; then echo "running.sh: $stage left out, $left s are left"; failed=1; continue; fi
-  echo "==> $stage, at most $limit s (load $(cut -d' ' -f1-2 /proc/loadavg), $(nproc --all) cores)"
+  echo "==> $stage, at most $limit s (load $(cut -d' ' -f1-2 /proc/loadavg), $(nproc) of $(nproc --all) cores)"
   python3 infra/bench/host_session.py run "$(echo $command)" --target "$here" --out "$OUT" --seconds "$limit" --nice $niceness --commit "${COMMIT:-}" \
     && touch "$WORK/$stage.done" || failed=1
 done
