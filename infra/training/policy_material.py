@@ -54,12 +54,15 @@ DEV = {"nq": 0.15, "squad": 0.15, "hotpot": 0.2}
 """Share of a set's training questions that are kept for choosing."""
 ONLY_TRAINED = ("musique",)
 WORLDS: tuple[dict[str, Any], ...] = (
-    *({"seed": seed, "split": "train", "kinds": HOPS, "num_questions": 200} for seed in (1001, 1002, 1003)),
-    *({"seed": seed, "split": "train", "num_questions": 160} for seed in (1004, 1005, 1006)),
-    {"seed": 1007, "split": "validation", "num_questions": 160},
+    *({"seed": seed, "split": "train", "kinds": HOPS, "num_questions": 200} for seed in (1101, 1102, 1103)),
+    *({"seed": seed, "split": "train", "num_questions": 160} for seed in (1104, 1105, 1106)),
+    {"seed": 1107, "split": "validation", "num_questions": 160},
     {"seed": 2001, "split": "test", "num_questions": 300},
 )
-"""Newswire worlds: hops for want of HotpotQA's texts, mixed kinds, dev questions, the world that is judged."""
+"""Newswire worlds: hops for want of HotpotQA's texts, mixed kinds, dev questions, the world that is judged.
+
+None that a reader was trained on (1001 to 1030): of worlds 1001 and 1004 the shipped one knew 44 questions with
+their answers."""
 LEAST_TOLD = 0.6
 """Least share of a set's dev questions that must have what tells among their candidates."""
 LEAST_TOLD_OF = {"rtqa": 0.4}

@@ -4,10 +4,11 @@
         --fold-readers folds --out equal.json
 
 Cross-fitted (`--fold-readers`, a folder of `reader_folds`): a training or dev question is read by the reader that
-was trained without its fold, so neither rewards nor dev questions know an answer by heart; test questions are read
-by the shipped one, which knows none of them. As a program: all three read the same test questions, to tell how
-equal they are, and the telling sentence among none to nine others (`--slopes`), to tell how alike they bear text.
-Imports nothing that a GPU host lacks.
+was trained without its fold, so neither rewards nor dev questions know an answer by heart. Test questions are read
+by the shipped one, which knows none of them; so are the training and dev questions that it provably does not know,
+as the folder's shipped_reads.json names them: there level and slope are those of the reader in service. As a
+program: all readers read the same test questions, to tell how equal they are, and the telling sentence among none
+to nine others (`--slopes`), to tell how alike they bear text. Imports nothing that a GPU host lacks.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,12 +34,14 @@ from pipeline.tasks.material import Material
 from pipeline.tasks.reading import MaterialReader, Spoken, Voice
 from rl.episodes import Request, fingerprint
 
-FOLDS = ("fold0", "fold1")
-"""Folders of the fold readers' adapters; fold0 is the reader that does not know fold 0."""
 FOLDS_FILE = "folds.json"
+SHIPPED_READS = "shipped_reads.json"
+"""Ids of the training and dev questions that the shipped reader provably does not know, and so reads."""
+WHO_FILE = "who_reads.json"
+"""Questions of each split and set that each reader reads."""
 SHIPPED = "shipped"
 OWN_WORLDS = ("newswire", "rtqa")
-"""Sets that no fold reader was trained on the questions of: any of the two may read them."""
+"""Sets that no fold reader was trained on the questions of: any of them may read these."""
 JUDGED_MOST = 250
 SIZES = (1, 2, 4, 7, 10)
 """Numbers of sentences that readers are compared over."""
@@ -82,16 +89,37 @@ class FoldedReader:
         return found
 
 
-def reader_names(material: Material, folder: Path) -> list[str]:
-    """Which reader reads each question: the one that was trained without its fold, the shipped one in test.
+def fold_names(folds: Mapping[str, int]) -> list[str]:
+    """Folders of the fold readers' adapters, by the folds of all questions; fold0 does not know fold 0."""
+    return [f"fold{at}" for at in range(max(2, 1 + max(folds.values(), default=0)))]
 
-    Raises ValueError for a training or dev question whose fold is not told: a reader may know it.
+
+def load_folds(folder: Path) -> dict[str, int]:
+    """The fold of each question, as `reader_folds` wrote them."""
+    found: dict[str, int] = json.loads((folder / FOLDS_FILE).read_text())
+    return found
+
+
+def reader_names(material: Material, folder: Path) -> list[str]:
+    """Which reader reads each question: the one that was trained without its fold; the shipped one in test.
+
+    It reads, too, what SHIPPED_READS names where the folder has one. Raises ValueError for another training or dev
+    question whose fold is not told, and for one of a fold that is said to be unknown to the shipped reader: a
+    reader may know it.
     """
-    folds: dict[str, int] = json.loads((folder / FOLDS_FILE).read_text())
+    folds = load_folds(folder)
+    names = fold_names(folds)
+    path = folder / SHIPPED_READS
+    unknown = frozenset(json.loads(path.read_text())) if path.exists() else frozenset()
     found = []
     for question in material.questions:
         fold = folds.get(question.question_id)
-        if question.split == "test":
+        if question.question_id in unknown and fold is not None:
+            raise ValueError(
+                f"{path}: {question.dataset} question {question.question_id} has fold {fold}, so the shipped "
+                "reader may have been trained on it; make the fold readers' rows again"
+            )
+        if question.split == "test" or question.question_id in unknown:
             found.append(SHIPPED)
             continue
         if fold is None:
@@ -100,9 +128,21 @@ def reader_names(material: Material, folder: Path) -> list[str]:
                     f"{folder / FOLDS_FILE} has no fold for {question.dataset} question {question.question_id}; "
                     "make the fold readers from the files that the material was made from"
                 )
-            fold = hashlib.blake2b(question.question_id.encode(), digest_size=1).digest()[0] % 2
-        found.append(FOLDS[fold])
+            digest = hashlib.blake2b(question.question_id.encode(), digest_size=1).digest()
+            fold = digest[0] % len(names)
+        found.append(names[fold])
     return found
+
+
+def who_reads(material: Material, folder: Path) -> dict[str, dict[str, dict[str, int]]]:
+    """Questions of each split and set that each reader reads: {split: {set: {reader: number}}}."""
+    found: dict[str, dict[str, Counter[str]]] = {}
+    for question, name in zip(material.questions, reader_names(material, folder), strict=True):
+        found.setdefault(question.split, {}).setdefault(question.dataset, Counter())[name] += 1
+    return {
+        split: {dataset: dict(sorted(sets[dataset].items())) for dataset in sorted(sets)}
+        for split, sets in sorted(found.items())
+    }
 
 
 def open_readers(given: Any, material: Material) -> Callable[[bool], TextReader]:
@@ -128,8 +168,11 @@ def open_readers(given: Any, material: Material) -> Callable[[bool], TextReader]
 
 
 def readings_of(given: Any, material: Material) -> str:
-    """What readings of a run are known by: the material, and whether fold readers read it."""
-    return fingerprint(material) + ("" if given.fold_readers is None else "+folds")
+    """What readings of a run are known by: the material, and which fold reader read which question."""
+    if given.fold_readers is None:
+        return fingerprint(material)
+    names = ",".join(reader_names(material, given.fold_readers))
+    return f"{fingerprint(material)}+folds-{hashlib.blake2b(names.encode(), digest_size=4).hexdigest()}"
 
 
 def equals(
@@ -186,6 +229,52 @@ def slopes(
     return found
 
 
+def own_device(at: int) -> dict[str, str]:
+    """What process number `at` sees of the devices in CUDA_VISIBLE_DEVICES: one, dealt in turn; {} without any."""
+    devices = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+    return {"CUDA_VISIBLE_DEVICES": devices[at % len(devices)]} if devices else {}
+
+
+def merged(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Figures of several readers over the same questions as one: {set: {context: {"n": n, reader: F1}}}."""
+    found: dict[str, Any] = {}
+    for part in parts:
+        for dataset, contexts in part.items():
+            for context, told in contexts.items():
+                found.setdefault(dataset, {}).setdefault(context, {}).update(told)
+    return found
+
+
+def _apart(given: argparse.Namespace, names: Sequence[str]) -> None:
+    """Every reader in a process of its own, side by side; their figures are put together."""
+    paths = {name: [given.out.with_suffix(f".{name}{end}") for end in ("", ".slopes")] for name in names}
+    children = []
+    for at, name in enumerate(names):
+        command = [
+            sys.executable, "-m", "infra.training.policy_readers", "--only", name,
+            "--material", str(given.material), "--reader", str(given.reader),
+            "--fold-readers", str(given.fold_readers), "--most", str(given.most),
+            "--device", given.device, "--out", str(paths[name][0]),
+            *(["--slopes", str(paths[name][1])] if given.slopes else []),
+        ]  # fmt: skip
+        children.append(subprocess.Popen(command, env=os.environ | own_device(at)))
+    until = time.monotonic() + given.limit
+    codes = []
+    for child in children:
+        try:
+            codes.append(child.wait(timeout=max(1.0, until - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            codes.append(124)
+    if any(codes):
+        raise SystemExit(f"readers {dict(zip(names, codes, strict=True))}: 0 is well, 124 out of time")
+    for at, out in enumerate((given.out, given.slopes)):
+        if out is not None:
+            out.write_text(json.dumps(merged([json.loads(paths[name][at].read_text()) for name in names])))
+        for name in names:
+            paths[name][at].unlink(missing_ok=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(
@@ -195,21 +284,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--slopes", type=Path, help="also write F1 over the number of sentences here")
     parser.add_argument("--most", type=int, default=JUDGED_MOST, help="test questions of a set")
+    parser.add_argument("--only", help="one reader, in this process (default: all, each in its own)")
+    parser.add_argument("--limit", type=float, default=400, help="seconds that all readers have")
     parser.add_argument("--device", default="cuda")
     given = parser.parse_args(arguments)
     began = time.monotonic()
+    names = [SHIPPED, *fold_names(load_folds(given.fold_readers))]
+    if given.only is not None and given.only not in names:
+        raise SystemExit(f"--only: given {given.only}; allowed: {', '.join(names)}")
+    if given.only is None:
+        told = json.dumps(who_reads(Material.load(given.material), given.fold_readers))
+        (given.out.parent / WHO_FILE).write_text(told)
+        print(f"who reads what: {told}", flush=True)  # noqa: T201
+        _apart(given, names)
+        print(f"{time.monotonic() - began:.0f} s: {given.out.read_text()}", flush=True)  # noqa: T201
+        return
     material = Material.load(given.material)
-    adapters = {SHIPPED: None} | {name: given.fold_readers / name for name in FOLDS}
-    readers: dict[str, TextReader] = {
-        name: MaterialReader(material, open_voice(given.reader, given.device, adapter), want_loss=False)
-        for name, adapter in adapters.items()
-    }
-    found = equals(material, readers, given.most)
-    given.out.write_text(json.dumps(found))
-    print(f"{time.monotonic() - began:.0f} s: {json.dumps(found)}", flush=True)  # noqa: T201
+    adapter = None if given.only == SHIPPED else given.fold_readers / given.only
+    voice = open_voice(given.reader, given.device, adapter)
+    readers: dict[str, TextReader] = {given.only: MaterialReader(material, voice, want_loss=False)}
+    given.out.write_text(json.dumps(equals(material, readers, given.most)))
     if given.slopes:
         given.slopes.write_text(json.dumps(slopes(material, readers, given.most)))
-        print(f"{time.monotonic() - began:.0f} s: {given.slopes.read_text()}", flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

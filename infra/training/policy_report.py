@@ -41,6 +41,8 @@ PAIR_COSTS = {
     DECODER: "The pair reader costs no token that the reader reads, but 71 pairs of its own decoder a question.",
     BOTH: "Policies see the pair reader over the reader's decoder: no token that the reader reads, but 71 "
     "pairs of\nsome 60 tokens of a decoder of its size a question. The shipped policy sees MiniLM's (`pair`).",
+    "features": "Policies see a weighted sum of two pair readers' scores (`pair_both`): no token that the reader\n"
+    "reads, but 71 pairs of some 60 tokens of a decoder of its size and of MiniLM a question.",
 }
 """What the pair readers of a run cost beside the tokens that are counted."""
 PRICES = ("plain_ppo_gamma0", "plain_ppo", "plain_ppo_gamma0.002", "plain_ppo_stepwise")
@@ -106,6 +108,8 @@ def result_of(found: Mapping[str, Any], device: str, commit: str) -> dict[str, A
         "bench": "policy", "device": device, "commit": commit, "questions": found["questions"],
         "adapter": found.get("adapter", "reader-lora"), "rewarded_by": found.get("rewarded_by", "the same reader"),
         "fold_readers": found.get("fold_readers", {}), "slopes": found.get("slopes", {}),
+        "who_reads": found.get("who_reads", {}),
+        "pair_features": found.get("pair_features", "one"),
         "pair_base": found.get("pair_base", MINILM), "ranks": found.get("ranks", {}), "ratios": found["summary"],
         "ways": ways_of(found), "trust": found.get("trust", {}), "policies": records, "curves": made,
     }  # fmt: skip
@@ -150,7 +154,7 @@ def page(found: Mapping[str, Any], device: str, commit: str, preface: str = "") 
         f"with the adapter {found.get('adapter', 'reader-lora')}, made to answer. All methods choose among",
         f"the same 48 sentences of the twelve passages that BM25 and MiniLM find together. Questions: {told}.",
         "Budget and STOP's bias of each seed are chosen on dev questions, the best simple method on test ones.",
-        PAIR_COSTS[found.get("pair_base", MINILM)],
+        PAIR_COSTS["features" if found.get("pair_features") == BOTH else found.get("pair_base", MINILM)],
         *rewarded_by(found),
         "",
         *([preface.rstrip(), "", "## Figures", ""] if preface.strip() else []),
@@ -195,19 +199,38 @@ def rewarded_by(found: Mapping[str, Any]) -> list[str]:
     """Who paid the policies and read dev questions, and how equal these readers are on test questions."""
     if found.get("rewarded_by", "the same reader") == "the same reader":
         return ["Policies are paid, and dev questions read, by the same reader."]
-    lines = [
-        "Policies are paid, and dev questions read, by two readers that were each trained without one half of",
-        "these questions, by title; each question by the one that does not know it, test questions by the adapter.",
-    ]
     equal: Mapping[str, Any] = found.get("fold_readers", {})
+    who: Mapping[str, Any] = found.get("who_reads", {})
+    told = [
+        *(t for each in equal.values() for t in each.values()),
+        *(r for s in who.values() for r in s.values()),
+    ]
+    folds = sorted({name for each in told for name in each if name.startswith("fold")}) or ["fold0", "fold1"]
+    lines = [
+        f"Policies are paid, and dev questions read, by {len(folds)} readers that were each trained without one part",
+        "of these questions, by title; each question by the one that does not know it, test questions by the adapter.",
+    ]
+    if any(
+        "shipped" in readers for split, sets in who.items() if split != "test" for readers in sets.values()
+    ):
+        lines.append("What the adapter itself provably does not know it reads in training and dev too.")
+    columns = ["shipped", *folds]
+    if who:
+        lines += ["", "Who read what (questions):", "", f"| split | set | {' | '.join(columns)} |"]
+        lines.append("| --- | --- |" + " --- |" * len(columns))
+    for split, sets in who.items():
+        for dataset, readers in sets.items():
+            cells = " | ".join(str(readers.get(name, 0)) for name in columns)
+            lines.append(f"| {split} | {dataset} | {cells} |")
     if equal:
         lines += [
             "", "The readers on the same test questions (F1, made to answer; oracle's and hybrid's 128 tokens):",
-            "", "| set | read | questions | shipped | fold0 | fold1 |", "| --- | --- | --- | --- | --- | --- |",
+            "", f"| set | read | questions | {' | '.join(columns)} |",
+            "| --- | --- | --- |" + " --- |" * len(columns),
         ]  # fmt: skip
     for dataset, contexts in equal.items():
-        for context, told in contexts.items():
-            cells = " | ".join(str(told[name]) for name in ("n", "shipped", "fold0", "fold1"))
+        for context, read in contexts.items():
+            cells = " | ".join(str(read[name]) for name in ("n", *columns))
             lines.append(f"| {dataset} | {context} | {cells} |")
     return lines + slopes_of(found.get("slopes", {}))
 
@@ -234,7 +257,7 @@ def slopes_of(found: Mapping[str, Any]) -> list[str]:
         "| set | reader | " + " | ".join(counts) + " |", "| --- | --- |" + " --- |" * len(counts),
     ]  # fmt: skip
     for dataset, told in found.items():
-        for reader in ("shipped", "fold0", "fold1"):
+        for reader in [name for name in told[counts[0]] if name != "n"]:
             cells = " | ".join(f"{told[count][reader]:.1f}" for count in counts)
             lines.append(f"| {dataset} ({told[counts[0]]['n']}) | {reader} | {cells} |")
     return lines

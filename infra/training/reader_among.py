@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -32,7 +31,7 @@ from pipeline.tasks.qa import Question, SourceText
 from pipeline.tasks.scores import holds_answer
 
 CONFIG = NearMissConfig(
-    near=5, found=5, silent=1, most_near=9, reach=20, budgets=(64, 96, 128, 160, 192, 256)
+    near=3, found=3, silent=1, most_near=9, reach=20, budgets=(64, 96, 128, 160, 192, 256)
 )
 """What tells beside one to nine others; budgets from what policies read to what simple methods read best with.
 
@@ -51,9 +50,8 @@ class Offered:
     orders: Mapping[str, tuple[int, ...]]
 
 
-def offered(folder: Path) -> dict[str, Offered]:
-    """What the training and dev questions of a folder of material are offered, by question id."""
-    material = Material.load(folder)
+def offered(material: Material) -> dict[str, Offered]:
+    """What the training and dev questions of a material are offered, by question id."""
     found = {}
     for row, question in enumerate(material.questions):
         if question.split == "test":

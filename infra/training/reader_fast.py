@@ -3,9 +3,10 @@
     python3 -m infra.training.reader_fast --reader /tmp/reader --rows rows --runs runs.json --run near16 \\
         --out OUT --work WORK --seconds 270
 
-`rows` is what `reader_hard` wrote. The learning rate follows the clock, so that a run that shares its device ends
-as one that has it alone. Writes OUT/<run>.json (settings, curve, dev scores) and WORK/<run> (an adapter as peft
-reads it, or `weights.safetensors` of full tuning).
+`rows` is what `reader_hard` or `reader_folds` wrote. The learning rate follows the clock, so that a run that shares
+its device ends as one that has it alone; of a run with `tokens` it follows these, and the clock only where that is
+ahead, so that a slow device ends at a low rate too. Writes OUT/<run>.json (settings, curve, dev scores) and
+WORK/<run> (an adapter as peft reads it, or `weights.safetensors` of full tuning).
 """
 
 from __future__ import annotations
@@ -63,6 +64,15 @@ class FastRun:
     contrast: float = field(default=0.0, metadata={"help": "weight of the unlikelihood of misled answers"})
     warmup: float = 0.04
     clip: float = 1.0
+    tokens: int = field(
+        default=0, metadata={"help": "the run ends after so many, or by the clock (0: by it alone)"}
+    )
+    average: float = field(
+        default=0.0, metadata={"help": "share of the run's end whose mean weights are judged too (0: none)"}
+    )
+    forced: bool = field(
+        default=False, metadata={"help": "dev answers are judged as given when it must answer"}
+    )
     rows: int = field(default=16, metadata={"help": "packed rows of a step"})
     length: int = field(default=1024, metadata={"help": "tokens of a packed row"})
     seed: int = 0
@@ -79,6 +89,10 @@ class FastRun:
             raise ValueError(f"init: given {self.init!r}; allowed: shipped, or empty")
         if not self.lr > 0:
             raise ValueError(f"lr: given {self.lr}; allowed: above 0")
+        if self.tokens < 0:
+            raise ValueError(f"tokens: given {self.tokens}; allowed: 0 or more")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average: given {self.average}; allowed: 0 to below 1")
 
     @property
     def shape(self) -> PackShape:
@@ -108,8 +122,38 @@ def load_packed_rows(path: Path) -> tuple[ReadingRows, dict[str, Any]]:
         return rows, {name: packed[name] for name in ("codes", "tells", "held_out", "avoid")}
 
 
+class Average:
+    """The mean of parameters over the end of a run; empty before it begins."""
+
+    def __init__(self) -> None:
+        self.num, self._mean = 0, list[Tensor]()
+
+    @torch.no_grad()
+    def add(self, parameters: Sequence[Tensor]) -> None:
+        """Count the parameters as they are now."""
+        self.num += 1
+        if not self._mean:
+            self._mean = [parameter.detach().clone() for parameter in parameters]
+            return
+        torch._foreach_lerp_(self._mean, [parameter.detach() for parameter in parameters], 1 / self.num)
+
+    @torch.no_grad()
+    def exchange(self, parameters: Sequence[Tensor]) -> None:
+        """Put the mean into the parameters, and what they were in its place."""
+        for parameter, mean in zip(parameters, self._mean, strict=True):
+            kept = parameter.detach().clone()
+            parameter.copy_(mean)
+            mean.copy_(kept)
+
+
+def done_at(run: FastRun, step: int, gone_s: float, seconds: float) -> float:
+    """How much of a run is done (0 to 1): its share of tokens or of time, whichever is further."""
+    by_tokens = step * run.rows * run.length / run.tokens if run.tokens else 0.0
+    return max(by_tokens, gone_s / seconds)
+
+
 def rate_at(run: FastRun, done: float) -> float:
-    """The learning rate when `done` (0 to 1) of the time has gone: a linear rise, a cosine to a fiftieth."""
+    """The learning rate when `done` (0 to 1) of the run has gone: a linear rise, a cosine to a fiftieth."""
     if done < run.warmup:
         return run.lr * max(done, 0.002) / run.warmup
     part = min(1.0, (done - run.warmup) / (1 - run.warmup))
@@ -137,10 +181,12 @@ def train(
     seconds: float,
     device: str,
     on_dev: Callable[[float], None] | None = None,
+    average: Average | None = None,
 ) -> dict[str, Any]:
-    """Train for so many seconds; `on_dev(done)` is called at the run's `dev_at`. Returns the curve and the pace.
+    """Train for so many seconds, or the run's tokens; `on_dev(done)` is called at the run's `dev_at`.
 
-    The clock starts after the first step, which compiles. Raises RuntimeError if the loss stops being a number.
+    `average` counts the weights of the run's end. Returns the curve and the pace. The clock
+    starts after the first step, which compiles. Raises RuntimeError if the loss stops being a number.
     """
     on_gpu = device.startswith("cuda")
     attention, attend = choose_attention(device)
@@ -156,7 +202,7 @@ def train(
     compile_began = time.monotonic()
     started, dev_seconds, step = compile_began, 0.0, 0
     for pack in packs:
-        done = (time.monotonic() - started) / seconds if step else 0.0
+        done = done_at(run, step, time.monotonic() - started, seconds) if step else 0.0
         while dev_left and on_dev and done >= dev_left[0]:
             began = time.monotonic()
             on_dev(dev_left.pop(0))
@@ -173,6 +219,8 @@ def train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         trained.merge()
+        if average is not None and done >= 1 - run.average:
+            average.add(parameters)
         held.append(shown)
         if step == 0:
             _wait(device)
@@ -197,6 +245,7 @@ def train(
         "curve": curve,
         "steps": step,
         "tokens": step * tokens,
+        "ended_by": "tokens" if run.tokens and step * tokens >= run.tokens else "clock",
         "train_seconds": whole,
         "dev_seconds": dev_seconds,
         "first_step_seconds": started - compile_began,
@@ -255,8 +304,12 @@ def dev_scores(
     coder: Coder,
     device: str,
     tokens_per_batch: int = 131072,
+    forced: bool = False,
 ) -> dict[str, float]:
-    """F1 (percent) by kind of context and by set, as sessions answer; "score": the mean over all that tell."""
+    """F1 (percent) by kind of context and by set, as sessions answer; "score": the mean over all that tell.
+
+    With `forced` as it answers when it must, as policies are paid.
+    """
     prompts: list[list[int]] = [rows.row(at)[: rows.answer_starts[at]].tolist() for at in range(len(rows))]
     answers = greedy_answers(
         model,
@@ -274,7 +327,7 @@ def dev_scores(
         if not golds or not tells:
             found.setdefault("gave_up_rightly", []).append(float(gave_up))
             continue
-        f1 = 0.0 if gave_up else answer_f1(parse_answer(coder.text(answer.ids)).text, golds)
+        f1 = 0.0 if gave_up and not forced else answer_f1(parse_answer(coder.text(answer.ids)).text, golds)
         found.setdefault("gave_up_wrongly", []).append(float(gave_up))
         for name in ("score", kind, dataset):
             found.setdefault(name, []).append(f1)
@@ -300,20 +353,31 @@ def one_run(
     scores: list[dict[str, float]] = []
     best: list[Tensor] = []
 
-    def on_dev(done: float) -> None:
-        found = dev_scores(model, dev_rows, about, coder, device)
-        scores.append({"done": done, **found})
-        _say(f"dev at {done}: {found}")
+    def on_dev(done: float, averaged: bool = False) -> None:
+        found = dev_scores(model, dev_rows, about, coder, device, forced=run.forced)
+        scores.append({"done": done, "averaged": float(averaged), **found})
+        _say(f"dev at {done}{' averaged' * averaged}: {found}")
         if found.get("score", 0.0) >= max(each.get("score", 0.0) for each in scores):
             best[:] = [parameter.detach().clone() for parameter in trained.parameters()]
 
     packs = prefetched(rows, labels, choose, run, device)
-    record = train(model, trained, packs, run, seconds, device, on_dev)
+    average = Average() if run.average else None
+    looks = on_dev if len(dev_rows) and run.dev_at else None
+    record = train(model, trained, packs, run, seconds, device, looks, average)
+    if average is not None and average.num > 1:
+        # weights that still move about are read as their mean; without dev rows the mean is what is kept
+        average.exchange(trained.parameters())
+        trained.merge()
+        if looks is not None:
+            on_dev(1.0, averaged=True)
     if best:
         with torch.no_grad():
             for parameter, kept in zip(trained.parameters(), best, strict=True):
                 parameter.copy_(kept)
         trained.merge()
+    if scores:
+        place = max(range(len(scores)), key=lambda at: (scores[at].get("score", 0.0), at))
+        record["kept"] = {name: scores[place][name] for name in ("done", "averaged")}
     folder = work / run.name
     if isinstance(trained, LowRank):
         trained.save(folder, base="gemma-3-270m")

@@ -1,4 +1,4 @@
-"""Two readers that each know but half of the training questions, so that no policy is paid by their memory.
+"""Readers that each lack a part of the training questions, so that no policy is paid by their memory.
 
     python -m infra.training.reader_folds pack --data $DYSRA_DATA --reader build/reader-whole \\
         --out build/fold-readers                                                                 # here
@@ -6,9 +6,11 @@
     python3 -m infra.training.reader_folds train --reader /tmp/reader --rows rows --work WORK --out folds
 
 Questions that share a gold title, or the very words, are of one fold (`folds_of`), whatever their set. Reader k is
-trained on the contexts of the shipped reader (`pipeline/prepare/triples.py`) of the other fold's questions, and on
+trained on the contexts of the shipped reader (`pipeline/prepare/triples.py`) of the other folds' questions, and on
 long ones of what policies choose from (`reader_among`); no text under a title of its own fold, or of a test
-question, is in them, as with test questions before. Its newswire worlds are none of the policy's. Beside the
+question, is in them, as with test questions before. Some of its questions are kept back in the same way, and name
+the moment that is kept (`reader_held`). Its newswire worlds are none of the policy's. What the shipped reader
+provably does not know (RealTimeQA, newswire) is written down for `policy_readers`: it reads that itself. Beside the
 policy's parts there travel TimeQA, the vocabulary, the shipped policy (5 MiB).
 """
 
@@ -21,8 +23,6 @@ import multiprocessing
 import os
 import random
 import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -30,11 +30,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from infra.training.policy_carry import CORPUS, SETS
-from infra.training.policy_readers import FOLDS, FOLDS_FILE
+from infra.training.policy_readers import FOLDS_FILE, OWN_WORLDS, SHIPPED_READS, fold_names
 from infra.training.reader_among import Offered, cloze_among, contexts, offered
+from infra.training.reader_folds_train import train
+from infra.training.reader_held import folds_of, held_back, held_rows, unknown_to_shipped
 from infra.training.reader_rows import Coder, Rows
 from models.hf.cut import VOCABULARY
 from models.retriever.storage import SHIPPED
@@ -44,6 +44,7 @@ from pipeline.prepare.newswire import NewswireConfig, newswire_triples
 from pipeline.prepare.pools import TextIndex, words_of
 from pipeline.prepare.triples import Triple, TripleConfig, TripleMaker
 from pipeline.tasks.contexts import WordWeights, candidates, gold_texts, rank_sentences
+from pipeline.tasks.material import Material
 from pipeline.tasks.qa import (
     Question,
     SourceText,
@@ -58,11 +59,14 @@ from pipeline.tasks.qa import (
 EXTRA = ("timeqa.jsonl.zst", "timeqa_docs.jsonl.zst")
 POOL, REACH = 24, 600
 LONGEST = 1024
-CLOZE = 24_000
+CLOZE = 16_000
+NUM_FOLDS = 4
 WORLDS = tuple(
-    NewswireConfig(seed=1011 + at, num_articles=400 * (1 + at % 6), split="train") for at in range(20)
+    NewswireConfig(seed=1011 + at, num_articles=400 * (1 + at % 6), split="train") for at in range(12)
 )
-"""The policy's are of seeds 1001 to 1007 and 2001."""
+"""The policy's are of seeds 1101 to 1107 and 2001, the shipped reader's 1001 to 1010."""
+TWICE = ("among:oracle", "among:gold")
+"""Long contexts that are among the shipped reader's kinds already."""
 
 
 class _Shared:
@@ -72,8 +76,10 @@ class _Shared:
     texts: dict[str, SourceText]
     pages: dict[str, list[SourceText]]
     closed: tuple[frozenset[str], ...]
+    every: list[Question]
     questions: list[Question]
     folds: dict[str, int]
+    held: tuple[frozenset[str], ...]
     offers: dict[str, Offered]
     answers: tuple[AnswerPool, ...]
     index: TextIndex
@@ -81,42 +87,11 @@ class _Shared:
     coder: Coder
 
 
-def folds_of(questions: Sequence[Question]) -> dict[str, int]:
-    """The fold (0 or 1) of each question by its id; those that share a title or their words are of one fold."""
-    above: dict[str, str] = {}
+def gather(carried: Path, extra: Path, limit: int = 0, folds: int = 2) -> None:
+    """Read what was carried; `limit` keeps so many questions of each set, and their passages: a try.
 
-    def root(key: str) -> str:
-        while above.setdefault(key, key) != key:
-            above[key] = above[above[key]]
-            key = above[key]
-        return key
-
-    keys = {question.question_id: keys_of(question) for question in questions}
-    for own in keys.values():
-        first, *others = map(root, own)
-        for other in others:
-            above[max(root(first), root(other))] = min(root(first), root(other))
-    groups: dict[str, list[Question]] = {}
-    for question in {each.question_id: each for each in questions}.values():
-        groups.setdefault(root(keys[question.question_id][0]), []).append(question)
-    taken: Counter[tuple[str, int]] = Counter()
-    found: dict[str, int] = {}
-    # SQuAD has hundreds of questions a title: the largest groups are dealt first, so that each set is halved
-    for key in sorted(groups, key=lambda key: (-len(groups[key]), key)):
-        dataset = Counter(question.dataset for question in groups[key]).most_common(1)[0][0]
-        fold = int(taken[dataset, 1] < taken[dataset, 0])
-        taken.update((question.dataset, fold) for question in groups[key])
-        found |= {question.question_id: fold for question in groups[key]}
-    return found
-
-
-def keys_of(question: Question) -> list[str]:
-    """What a question is known by: its words and its gold titles, as they are compared."""
-    return [f"asked:{title_key(question.text)}", *(f"title:{title_key(title)}" for title in question.titles)]
-
-
-def gather(carried: Path, extra: Path, limit: int = 0) -> None:
-    """Read what was carried; `limit` keeps so many questions of each set, and their passages: a try."""
+    The offers are there already: what the material does not have is not kept back.
+    """
     shared = _Shared
     shared.passages = read_passages(carried / "corpus" / f"{CORPUS}.jsonl.zst")
     wiki = [q for name in SETS for q in _some(carried / "qa" / f"{name}.jsonl.zst", limit)]
@@ -128,30 +103,38 @@ def gather(carried: Path, extra: Path, limit: int = 0) -> None:
     alone = assign_splits(wiki, shared.passages)
     every = assign_splits([*wiki, *timeqa], shared.texts)
     tested = test_title_keys([*alone, *every])
-    shared.folds = folds_of([question for question in [*every, *alone] if question.split != "test"])
+    shared.every = [*every, *alone]
+    shared.folds = folds_of([question for question in shared.every if question.split != "test"], folds)
     shared.questions = [
         question
         for question in every
         if question.split in ("train", "dev") and not tested & {title_key(title) for title in question.titles}
     ]
+    asked = [question for question in shared.every if question.question_id in shared.folds]
+    held = [
+        held_back(
+            [question for question in asked if shared.folds[question.question_id] != fold],
+            shared.offers,
+            seed=fold,
+        )
+        for fold in range(folds)
+    ]
+    shared.held = tuple(frozenset(question.question_id for question in part) for part in held)
     shared.closed = tuple(
         tested | {
             title_key(title)
-            for question in [*every, *alone]
-            if shared.folds.get(question.question_id) == fold
+            for question in asked
+            if shared.folds[question.question_id] == fold or question.question_id in shared.held[fold]
             for title in question.titles
         }
-        for fold in range(len(FOLDS))
+        for fold in range(folds)
     )  # fmt: skip
     # an answer is exchanged for one that the reader's own questions have
     shared.answers = tuple(
         AnswerPool(
-            answer
-            for question in shared.questions
-            if shared.folds[question.question_id] != fold
-            for answer in question.answers
+            answer for question in shared.questions if _learns(fold, question) for answer in question.answers
         )
-        for fold in range(len(FOLDS))
+        for fold in range(folds)
     )
     if limit:
         wanted = {gold for question in wiki for gold in question.gold_ids}
@@ -163,8 +146,8 @@ def gather(carried: Path, extra: Path, limit: int = 0) -> None:
 
 
 def triples_of(fold: int, question: Question) -> list[Triple]:
-    """The training contexts of a question for the reader that does not know `fold`; none for one of that fold."""
-    if _Shared.folds[question.question_id] == fold:
+    """A question's training contexts for the reader that does not know `fold`; none for what it does not learn."""
+    if not _learns(fold, question):
         return []
     asked, pool = _asked(fold, question)
     maker = TripleMaker(_Shared.texts, _Shared.weights, lambda _: pool, _Shared.coder.count, TripleConfig())
@@ -172,8 +155,8 @@ def triples_of(fold: int, question: Question) -> list[Triple]:
 
 
 def among_of(fold: int, question: Question) -> list[Misleading]:
-    """The long contexts of a question for the reader that does not know `fold`; none for one of that fold."""
-    if _Shared.folds[question.question_id] == fold:
+    """A question's long contexts for the reader that does not know `fold`; none for what it does not learn."""
+    if not _learns(fold, question):
         return []
     asked, pool = _asked(fold, question)
     closed = _Shared.closed[fold]
@@ -186,14 +169,23 @@ def among_of(fold: int, question: Question) -> list[Misleading]:
         _Shared.weights, _Shared.coder.count, _Shared.answers[fold],
     )  # fmt: skip
     # a file may name support under a title that it does not call gold
-    return [each for each in found if all(is_open(title) for title, _, _ in each.triple.sentences)]
+    return [
+        each
+        for each in found
+        if each.triple.kind not in TWICE and all(is_open(title) for title, _, _ in each.triple.sentences)
+    ]
 
 
 def make(
     carried: Path, extra: Path, out: Path, *, processes: int = 12, limit: int = 0, cloze: int = CLOZE,
-    worlds: Sequence[NewswireConfig] = WORLDS, material: Path | None = None,
+    worlds: Sequence[NewswireConfig] = WORLDS, material: Path | None = None, folds: int = 2,
+    shipped_reads: Sequence[str] = OWN_WORLDS,
 ) -> None:  # fmt: skip
-    """Write the rows of both readers as `reader_fast` reads them, and folds.json: the fold of every question."""
+    """Write the rows of all readers as `reader_fast` reads them, and folds.json: the fold of every question.
+
+    With a material also the rows that each reader is stopped by, and shipped_reads.json: which questions of the
+    sets `shipped_reads` the shipped reader does not know.
+    """
     if (out / FOLDS_FILE).exists():
         return
     began, shared = time.monotonic(), _Shared
@@ -203,10 +195,18 @@ def make(
     (out / "coder" / "tokenizer.json").write_bytes(lzma.decompress(packed))
     shutil.copy(extra / VOCABULARY, out / "coder" / VOCABULARY)
     shared.coder = Coder(out / "coder", LONGEST)
-    gather(carried, extra, limit)
-    shared.offers = {} if material is None else offered(material)
+    chosen = None if material is None else Material.load(material)
+    shared.offers = {} if chosen is None else offered(chosen)
+    gather(carried, extra, limit, folds)
+    dev = [Rows() for _ in range(folds)]
+    if chosen is not None:
+        beside = unknown_to_shipped(chosen, shared.every, shipped_reads)
+        (out / SHIPPED_READS).write_text(json.dumps(beside))
+        dev = [Rows.of(shared.coder, held_rows(chosen, held, set(beside)), "dev") for held in shared.held]
+        kept = [len(held) for held in shared.held]
+        _say(f"the shipped reader reads {len(beside)} questions itself; held back {kept}", began)
     names = list(shared.passages)
-    counts = [sum(fold == at for fold in shared.folds.values()) for at in range(len(FOLDS))]
+    counts = [sum(fold == at for fold in shared.folds.values()) for at in range(folds)]
     _say(f"{len(names):,} passages, {len(shared.questions):,} questions, folds of {counts}", began)
     fork = multiprocessing.get_context("fork")
     with fork.Pool(processes, initializer=_quiet) as pool:
@@ -216,21 +216,26 @@ def make(
     _say("passages indexed", began)
     with fork.Pool(processes, initializer=_quiet) as pool:
         news = pool.map_async(_world, sorted(worlds, key=lambda world: -world.num_articles), chunksize=1)
-        for fold, name in enumerate(FOLDS):
-            jobs = [(fold, at) for at in range(len(shared.questions))]
-            asked = pool.map_async(_rows, jobs, chunksize=16)
-            free = [at for at in names if _open(fold, at)]
-            free = random.Random(fold).sample(free, min(cloze, len(free)))
-            blanked = pool.map(_cloze, [(fold, at) for at in free], chunksize=64)
-            rows = Rows.merge([*asked.get(), *blanked, *news.get()])
-            if known := sorted({a[1] for a in rows.about if shared.folds.get(a[1]) == fold}):
-                raise ValueError(f"{name}: {len(known)} questions of its own fold, the first {known[0]}")
+        asked = pool.map_async(_rows, range(len(shared.questions)), chunksize=8)
+        free = [at for at in names if _open_to_all(at)]
+        free = random.Random(0).sample(free, min(cloze, len(free)))
+        blanked = pool.map(_cloze, free, chunksize=64)
+        found = asked.get()
+        for fold, name in enumerate(fold_names(shared.folds)):
+            rows = Rows.merge([*(each[fold] for each in found), *blanked, *news.get()])
+            barred = {each for each, own in shared.folds.items() if own == fold} | shared.held[fold]
+            if known := sorted({a[1] for a in rows.about if a[1] in barred}):
+                raise ValueError(
+                    f"{name}: {len(known)} questions of its own fold or held back, the first {known[0]}"
+                )
             (out / name).mkdir(exist_ok=True)
-            rows.save(out / name, shared.coder)
+            Rows.merge([rows, dev[fold]]).save(out / name, shared.coder)
             tokens = sum(map(len, rows.tokens))
-            sets = {each: sum(a[2] == each for a in rows.about) for each in {a[2] for a in rows.about}}
+            sets = dict(Counter(a[2] for a in rows.about))
             _say(
-                f"{name}: {len(rows.about):,} rows, {tokens:,} tokens, {rows.dropped} left out; {sets}", began
+                f"{name}: {len(rows.about):,} rows, {tokens:,} tokens, {rows.dropped} left out; {sets}; "
+                f"stopped by {dict(Counter(f'{a[2]}/{a[3]}' for a in dev[fold].about))}",
+                began,
             )
             kinds = Counter(f"{a[2]}/{a[3].split(':')[0]}" for a in rows.about)
             _say(f"{name}: {dict(kinds.most_common())}", began)
@@ -245,40 +250,6 @@ def pack(data: Path, reader: Path, out: Path) -> None:
     shutil.copyfile(reader / VOCABULARY, out / VOCABULARY)
     # the tree travels without weights
     shutil.copytree(SHIPPED, out / "retriever", dirs_exist_ok=True)
-
-
-def train(given: argparse.Namespace) -> int:
-    """Train both side by side, each a process; OUT/<fold> is an adapter when it is done. How many are missing."""
-    if not np.array_equal(np.load(given.rows / "coder" / VOCABULARY), np.load(given.reader / VOCABULARY)):
-        raise ValueError(f"{given.rows} was made for another vocabulary than {given.reader}; make it again")
-    given.work.mkdir(parents=True, exist_ok=True)
-    given.out.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    children = {}
-    for name in FOLDS:
-        if (given.out / name / "adapter_config.json").exists():
-            continue
-        command = [
-            sys.executable, "-m", "infra.training.reader_fast", "--reader", str(given.reader),
-            "--rows", str(given.rows / name), "--runs", str(given.runs), "--run", name,
-            "--out", str(given.out), "--work", str(given.work), "--seconds", f"{given.seconds:.0f}",
-            "--device", given.device,
-        ]  # fmt: skip
-        with (given.out / f"{name}.log").open("w") as log:
-            children[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    until = time.monotonic() + given.seconds + given.grace
-    for name, child in children.items():
-        try:
-            child.wait(timeout=max(1.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.kill()
-        if (given.work / name / "adapter_config.json").exists():
-            staged = given.out / f".{name}"
-            shutil.copytree(given.work / name, staged, dirs_exist_ok=True)
-            staged.rename(given.out / name)
-        print((given.out / f"{name}.log").read_text(errors="replace")[-500:], flush=True)  # noqa: T201
-    shutil.copyfile(given.rows / FOLDS_FILE, given.out / FOLDS_FILE)
-    return sum(not (given.out / name / "adapter_config.json").exists() for name in FOLDS)
 
 
 def _asked(fold: int, question: Question) -> tuple[Question, list[SourceText]]:
@@ -300,11 +271,25 @@ def _open(fold: int, text_id: str) -> bool:
     return title_key(_Shared.passages[text_id].title) not in _Shared.closed[fold]
 
 
+def _open_to_all(text_id: str) -> bool:
+    return all(_open(fold, text_id) for fold in range(len(_Shared.closed)))
+
+
+def _learns(fold: int, question: Question) -> bool:
+    """Whether the reader that does not know `fold` is trained on a question."""
+    name = question.question_id
+    return _Shared.folds[name] != fold and name not in _Shared.held[fold]
+
+
 def _wiki_pool(fold: int, question: Question) -> list[SourceText]:
     """BM25's best passages, the question's own context first, nothing under a closed title."""
     passages = _Shared.passages
     own = [passages[at] for at in question.pool_ids if at in passages and _open(fold, at)]
-    found = _Shared.index.top(question.text, POOL, lambda text: _open(fold, text.text_id), REACH)
+    if question.question_id not in _FOUND:
+        # what is best is the same for every reader, what is open is not
+        _FOUND.clear()
+        _FOUND[question.question_id] = _Shared.index.top(question.text, REACH, None, REACH)
+    found = [text for text in _FOUND[question.question_id] if _open(fold, text.text_id)][:POOL]
     return [*own, *(text for text in found if text not in own)]
 
 
@@ -328,19 +313,22 @@ def _bag(name: str) -> list[str]:
     return words_of(_Shared.passages[name])
 
 
-def _rows(job: tuple[int, int]) -> Rows:
-    fold, at = job
+def _rows(at: int) -> list[Rows]:
+    """A question's rows for each reader."""
     asked = _Shared.questions[at]
-    found = [*map(Misleading, triples_of(fold, asked)), *among_of(fold, asked)]
-    return Rows.of(_Shared.coder, found, "training")
+    return [
+        Rows.of(
+            _Shared.coder, [*map(Misleading, triples_of(fold, asked)), *among_of(fold, asked)], "training"
+        )
+        for fold in range(len(_Shared.closed))
+    ]
 
 
-def _cloze(job: tuple[int, str]) -> Rows:
+def _cloze(name: str) -> Rows:
     """A blanked sentence read with its own passage, or, two times in three, among sentences of others."""
-    fold, name = job
     found = list(cloze_triples([_Shared.passages[name]], 0))
     if found and random.Random(f"cloze:{name}").random() < 2 / 3:
-        near = _Shared.index.top(found[0].question, POOL // 2, lambda text: _open(fold, text.text_id), REACH)
+        near = _Shared.index.top(found[0].question, POOL // 2, lambda text: _open_to_all(text.text_id), REACH)
         among = cloze_among(found[0], near, _Shared.weights)
         found = [] if among is None else [among]
     return Rows.of(_Shared.coder, map(Misleading, found), "training")
@@ -352,6 +340,7 @@ def _world(world: NewswireConfig) -> Rows:
 
 
 _LAST: dict[tuple[int, str], tuple[Question, list[SourceText]]] = {}
+_FOUND: dict[str, list[SourceText]] = {}
 
 
 def _say(what: str, began: float) -> None:
@@ -372,10 +361,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     makes.add_argument("--material", type=Path, help="policy's: its candidates are what long contexts have")
     makes.add_argument("--processes", type=int, default=12)
     makes.add_argument("--limit", type=int, default=0, help="questions of a set, for a try (0: all)")
+    makes.add_argument("--folds", type=int, default=NUM_FOLDS, help="readers, each without that part")
+    makes.add_argument(
+        "--shipped-reads", nargs="*", default=list(OWN_WORLDS), choices=OWN_WORLDS,
+        help="sets that the shipped reader itself reads where it provably does not know a question",
+    )  # fmt: skip
     for name in ("reader", "rows", "work"):
         trains.add_argument(f"--{name}", type=Path, required=True)
     trains.add_argument("--runs", type=Path, default=Path(__file__).parent / "runs/reader_folds.json")
-    trains.add_argument("--seconds", type=float, default=260)
+    trains.add_argument("--seconds", type=float, default=220, help="at most; a run ends by its tokens")
     trains.add_argument("--grace", type=float, default=60, help="seconds for loading and compiling")
     trains.add_argument("--device", default="cuda")
     for each in (packs, makes, trains):
@@ -388,7 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cloze, worlds = (40, WORLDS[:1]) if given.limit else (CLOZE, WORLDS)
         make(
             given.carried, given.extra, given.out, processes=given.processes, limit=given.limit, cloze=cloze,
-            worlds=worlds, material=given.material,
+            worlds=worlds, material=given.material, folds=given.folds, shipped_reads=given.shipped_reads,
         )  # fmt: skip
         return 0
     return 3 if train(given) else 0

@@ -14,15 +14,18 @@ import numpy as np
 import pytest
 import torch
 
+from infra.training import policy_readers
 from infra.training.policy_pack import main_directions, turn
 from infra.training.policy_readers import (
-    FOLDS,
     FoldedReader,
     equals,
+    merged,
     open_readers,
+    own_device,
     reader_names,
     readings_of,
     slopes,
+    who_reads,
 )
 from infra.training.policy_report import page
 from infra.training.policy_stages import put_shipped, reward_jobs, train_one
@@ -40,6 +43,8 @@ from tests.infra.training.test_policy_gpu import carried, questions_with_feature
 from tests.rl.toy import network_config
 
 __all__ = ["carried", "texts"]
+
+FOLDS = ("fold0", "fold1")
 
 
 def with_dev() -> Material:
@@ -97,6 +102,75 @@ def test_every_training_and_dev_question_is_read_by_the_reader_that_was_not_trai
         reader_names(Material((stranger, *made.questions[1:]), made.tables), tmp_path)
     stranger = replace(stranger, dataset="newswire")
     assert reader_names(Material((stranger, *made.questions[1:]), made.tables), tmp_path)[0] in FOLDS
+
+
+def test_what_the_shipped_reader_does_not_know_it_reads_itself(tmp_path: Path) -> None:
+    """Where the folder names it; a question of a fold among these is refused. Readings are known by who read."""
+    made = with_dev()
+    asked = [
+        replace(q, dataset="rtqa", question_id=f"r{at}") if at < 2 else q
+        for at, q in enumerate(made.questions)
+    ]
+    made = Material(tuple(asked), made.tables)
+    folds = {q.question_id: at % 3 for at, q in enumerate(made.questions) if at >= 2}
+    (tmp_path / "folds.json").write_text(json.dumps(folds))
+    before = readings_of(Namespace(fold_readers=tmp_path), made)
+    assert set(reader_names(made, tmp_path)[:2]) <= {"fold0", "fold1", "fold2"}
+    (tmp_path / "shipped_reads.json").write_text(json.dumps(["r0", "r1"]))
+    names = reader_names(made, tmp_path)
+    assert names[:2] == ["shipped", "shipped"] and names[2:5] == ["fold2", "fold0", "fold1"]
+    assert readings_of(Namespace(fold_readers=tmp_path), made) != before
+    told = who_reads(made, tmp_path)
+    assert told["train"]["rtqa"] == {"shipped": 2} and told["test"]["toy"] == {"shipped": 8}
+    (tmp_path / "shipped_reads.json").write_text(json.dumps([made.questions[4].question_id]))
+    with pytest.raises(ValueError, match="may have been trained on it"):
+        reader_names(made, tmp_path)
+
+
+def test_processes_are_dealt_the_devices_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In turn; without any named each sees what the machine has."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert [own_device(at)["CUDA_VISIBLE_DEVICES"] for at in range(3)] == ["2", "3", "2"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert own_device(0) == {}
+
+
+class Here:
+    """A process that has done its work here before it is waited for: three imports of torch less."""
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        assert command[1:3] == ["-m", "infra.training.policy_readers"] and env
+        policy_readers.main(command[3:])
+
+    def wait(self, timeout: float) -> int:
+        assert timeout > 0
+        return 0
+
+
+def test_all_readers_are_compared_each_in_a_process_of_its_own(
+    carried: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their figures stand side by side over the same questions; who reads what is written beside them."""
+    monkeypatch.setattr(policy_readers.subprocess, "Popen", Here)
+    made, folder = with_dev(), tmp_path / "folds"
+    write_folds(folder, made)
+    adapters(carried, folder)
+    made.save(tmp_path / "material", {})
+    given = [
+        "--material", str(tmp_path / "material"), "--reader", str(carried), "--fold-readers", str(folder),
+        "--out", str(folder / "equal.json"), "--slopes", str(folder / "slopes.json"), "--most", "2",
+        "--device", "cpu",
+    ]  # fmt: skip
+    policy_readers.main(given)
+    equal, found = (json.loads((folder / name).read_text()) for name in ("equal.json", "slopes.json"))
+    for told in (*equal["toy"].values(), *found["toy"].values()):
+        assert set(told) == {"n", "shipped", "fold0", "fold1"}
+    assert set(json.loads((folder / "who_reads.json").read_text())) == {"train", "dev", "test"}
+    assert merged([{"a": {"b": {"n": 1, "x": 2}}}, {"a": {"b": {"n": 1, "y": 3}}}]) == {
+        "a": {"b": {"n": 1, "x": 2, "y": 3}}
+    }
+    with pytest.raises(SystemExit, match="given fold7; allowed: shipped, fold0, fold1"):
+        policy_readers.main([*given, "--only", "fold7"])
 
 
 def test_answers_come_back_in_the_order_in_which_they_were_asked() -> None:
@@ -232,5 +306,8 @@ def test_a_whole_run_with_fold_readers_reads_together_only_and_judges_the_shippe
     shown = page(found, "a CPU", "abc")
     assert "the one that does not know it" in shown
     assert "| nq | oracle | 1 | 50.0 | 49.5 | 47.25 |" in shown
+    assert "by 2 readers that were each trained without one part" in shown
+    read = found["who_reads"]["test"]["nq"]
+    assert set(read) == {"shipped"} and f"| test | nq | {read['shipped']} | 0 | 0 |" in shown
     assert "| set | method | 48 | 64 |" in shown
     assert "read apart, until" not in shown

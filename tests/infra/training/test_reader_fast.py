@@ -15,7 +15,16 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from infra.training.reader_carry import dev_by_title
 from infra.training.reader_compare import Judged, equal_margin, figures, groups_of, paired, table
-from infra.training.reader_fast import FastRun, dev_scores, prefetched, rate_at, read_runs, train
+from infra.training.reader_fast import (
+    Average,
+    FastRun,
+    dev_scores,
+    done_at,
+    prefetched,
+    rate_at,
+    read_runs,
+    train,
+)
 from infra.training.reader_gpu import row_chooser
 from infra.training.reader_job import chosen_run, hand_over
 from infra.training.reader_rows import Coder, Rows, first_difference
@@ -145,11 +154,56 @@ def test_the_rate_rises_and_falls_with_the_clock() -> None:
     assert all(rate_at(run, at / 50) <= 1.0 for at in range(60))
 
 
+def test_a_run_ends_by_its_tokens_and_by_the_clock_where_that_is_ahead() -> None:
+    """Its schedule follows whichever is further, so that a run that is cut has ended at a low rate too."""
+    run = FastRun(name="x", rows=2, length=64, tokens=1280)
+    assert done_at(run, 5, 1.0, 100.0) == pytest.approx(0.5)
+    assert done_at(run, 5, 80.0, 100.0) == pytest.approx(0.8)
+    assert done_at(replace(run, tokens=0), 5, 1.0, 100.0) == pytest.approx(0.01)
+    rows = toy(24, 0)
+    pack = make_pack(rows, plan_packs(rows, np.arange(24), run.shape, 0)[0], run.shape)
+    model = tiny()
+    record = train(model, LowRank(model, rank=2, alpha=4), repeat(pack), run, 1e6, "cpu")
+    assert record["steps"] == 10 and record["ended_by"] == "tokens"
+    with pytest.raises(ValueError, match="average: given 1; allowed: 0 to below 1"):
+        FastRun(name="x", average=1)
+    with pytest.raises(ValueError, match="tokens: given -1"):
+        FastRun(name="x", tokens=-1)
+
+
+def test_the_mean_of_a_runs_end_is_that_of_its_weights_after_each_step() -> None:
+    """Counted from the share that is named; exchanged for the weights, and back."""
+    rows = toy(24, 0)
+    run = FastRun(name="x", rows=2, length=64, tokens=1280, average=0.35, lr=0.01)
+    pack = make_pack(rows, plan_packs(rows, np.arange(24), run.shape, 0)[0], run.shape)
+    model, average = tiny(), Average()
+    low, seen = LowRank(model, rank=2, alpha=4), list[list[torch.Tensor]]()
+    whole = low.merge
+
+    def merge() -> None:
+        whole()
+        seen.append([parameter.detach().clone() for parameter in low.parameters()])
+
+    low.merge = merge  # type: ignore[method-assign]
+    train(model, low, repeat(pack), run, 1e6, "cpu", average=average)
+    assert average.num == 3 and len(seen) == 10
+    average.exchange(low.parameters())
+    for at, parameter in enumerate(low.parameters()):
+        mean = torch.stack([each[at] for each in seen[7:]]).mean(0)
+        torch.testing.assert_close(parameter.detach(), mean)
+    average.exchange(low.parameters())
+    torch.testing.assert_close(low.parameters()[0].detach(), seen[-1][0])
+
+
 def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
     """The error names it and what is allowed; the shipped runs are readable."""
     (tmp_path / "runs.json").write_text(json.dumps([{"name": "x", "rnak": 8}]))
     with pytest.raises(ValueError, match=r"given \['rnak'\]; allowed: .*rank"):
         read_runs(tmp_path / "runs.json")
+    folds = read_runs(Path("infra/training/runs/reader_folds.json"))
+    assert [run.name for run in folds] == [f"fold{at}" for at in range(4)] and all(
+        run.tokens for run in folds
+    )
     shipped = read_runs(Path("infra/training/runs/reader_near.json"))
     assert {"near16", "plain16", "full"} <= {run.name for run in shipped}
     with pytest.raises(ValueError, match="method: given 'none'; allowed: lora, full"):

@@ -10,37 +10,34 @@ import numpy as np
 import pytest
 import torch
 
-from infra.training import reader_folds
-from infra.training.policy_readers import FOLDS
+from infra.training import policy_material, reader_folds
+from infra.training.policy_readers import SHIPPED, fold_names, reader_names
 from infra.training.policy_voice import open_voice
-from infra.training.reader_folds import folds_of, keys_of, make, pack
+from infra.training.reader_folds import make, pack
+from infra.training.reader_held import SHIPPED_WORLDS, keys_of
 from models.hf.cut import VOCABULARY
 from pipeline.prepare.newswire import NewswireConfig
-from pipeline.tasks.qa import Question, title_key
-from tests.infra.training.test_policy_gpu import carried, texts
+from pipeline.tasks.material import Material
+from pipeline.tasks.qa import Question, read_questions, title_key
+from tests.infra.training.test_policy_gpu import carried, questions_with_features, texts
 
 __all__ = ["carried", "texts"]
 
 
-def question(at: int, *titles: str, text: str = "") -> Question:
-    """A question with its gold titles."""
-    return Question(
-        question_id=f"q{at}", dataset="nq", text=text or f"who built house {at}?", answers=("x",), answerable=True,
-        titles=titles,
-    )  # fmt: skip
-
-
-def test_what_shares_a_title_or_its_words_is_of_one_fold_and_each_set_is_halved() -> None:
-    """Through chains of titles, however spelled, and through the same words under two titles."""
-    chained = [question(at, f"Town {at}", f"town_{at + 1} (city)") for at in range(20)]
-    twins = [question(30, "Alpha", text="Who came?"), question(31, "Beta", text="who came")]
-    alone = [question(40 + at, f"Lake {at}") for at in range(60)]
-    found = folds_of([*chained, *twins, *alone])
-    assert len({found[each.question_id] for each in chained}) == 1
-    assert found["q30"] == found["q31"]
-    counts = [sum(fold == at for fold in found.values()) for at in (0, 1)]
-    assert abs(counts[0] - counts[1]) <= 2
-    assert found == folds_of([*alone, *twins, *chained][::-1])
+def material_of(texts: Path, folder: Path) -> Path:
+    """A material that has the first eight NQ questions, and two of RealTimeQA in dev."""
+    made = questions_with_features()
+    asked = read_questions(texts / "qa" / "nq_open.jsonl.zst")
+    named = [
+        replace(q, question_id=asked[at].question_id, dataset="nq", text=asked[at].text)
+        if at < 8
+        else replace(q, question_id=f"rtqa-{at}", dataset="rtqa", split="dev")
+        if at in (8, 9)
+        else q
+        for at, q in enumerate(made.questions)
+    ]
+    Material(tuple(named), made.tables).save(folder, {})
+    return folder
 
 
 def extra_of(carried: Path, folder: Path) -> Path:
@@ -50,35 +47,64 @@ def extra_of(carried: Path, folder: Path) -> Path:
     return folder
 
 
-def test_no_question_and_no_title_of_a_fold_is_in_the_rows_of_its_reader(texts: Path, tmp_path: Path) -> None:
-    """Neither the questions themselves nor any text under their titles, nor one under a test title."""
-    out = tmp_path / "rows"
+@pytest.mark.parametrize("num", [2, 3])
+def test_no_question_and_no_title_of_a_fold_is_in_the_rows_of_its_reader(
+    num: int, texts: Path, tmp_path: Path
+) -> None:
+    """Nor any that is kept back: not the questions, no text under their titles, none under a test title."""
+    out, folder = tmp_path / "rows", material_of(texts, tmp_path / "material")
     world = NewswireConfig(seed=1011, num_articles=40, num_questions=8, split="train")
-    make(texts, extra_of(texts, tmp_path / "extra"), out, processes=2, cloze=8, worlds=[world])
+    make(
+        texts, extra_of(texts, tmp_path / "extra"), out, processes=2, cloze=8, worlds=[world], material=folder,
+        folds=num,
+    )  # fmt: skip
     shared = reader_folds._Shared
     known = json.loads((out / "folds.json").read_text())
-    assert set(known.values()) == {0, 1}
+    names = fold_names(known)
+    assert set(known.values()) == set(range(num)) and len(names) == num
     read = long = 0
-    for fold in range(len(FOLDS)):
-        own = [each for each in shared.questions if known[each.question_id] == fold]
+    for fold in range(num):
+        held = shared.held[fold]
+        assert all(known[name] != fold for name in held)
+        own = [
+            each for each in shared.every if known.get(each.question_id) == fold or each.question_id in held
+        ]
         closed = {key for each in own for key in keys_of(each) if key.startswith("title:")}
         for each in shared.questions:
             among = [one.triple for one in reader_folds.among_of(fold, each)]
             found = [*reader_folds.triples_of(fold, each), *among]
             read += len(found)
             long += sum(len(triple.sentences) > 2 for triple in among)
-            assert not found or known[each.question_id] != fold
+            assert not found or (known[each.question_id] != fold and each.question_id not in held)
             titles = {f"title:{title_key(title)}" for triple in found for title, _, _ in triple.sentences}
             assert not titles & closed
             assert not {title.removeprefix("title:") for title in titles} & shared.closed[fold]
+    assert any(shared.held)
     assert read > 50 and long > 20
     tests = {each.question_id for each in shared.questions if each.split == "test"}
     assert not tests
-    for name in FOLDS:
-        names = json.loads((out / name / "names.json").read_text())
-        assert {each.split("/")[0] for each in names["training"]} >= {"nq", "newswire"}
-        assert any("/among:" in each for each in names["training"])
+    for fold, name in enumerate(names):
+        told = json.loads((out / name / "names.json").read_text())
+        assert {each.split("/")[0] for each in told["training"]} >= {"nq", "newswire"}
+        assert any("/among:" in each for each in told["training"])
         assert len(np.load(out / name / "training.npz")["lengths"]) > 20
+        dev = {each[0] for each in json.loads((out / name / "dev.json").read_text())}
+        assert dev - {"rtqa-8", "rtqa-9"} <= shared.held[fold] and {"rtqa-8", "rtqa-9"} <= dev
+    made = Material.load(folder)
+    for name in ("folds.json", "shipped_reads.json"):
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    assert json.loads((tmp_path / "shipped_reads.json").read_text()) == ["rtqa-8", "rtqa-9"]
+    rows = [at for at, q in enumerate(made.questions) if q.dataset == "rtqa"]
+    some = Material(tuple(made.questions[at] for at in rows), made.tables.take(np.array(rows)))
+    assert reader_names(some, tmp_path) == [SHIPPED, SHIPPED]
+
+
+def test_no_world_of_the_policy_is_one_that_a_reader_was_trained_on() -> None:
+    """The shipped reader reads the policy's newswire questions: of its own worlds it knows answers by heart."""
+    policy = {world["seed"] for world in policy_material.WORLDS}
+    assert not policy & set(SHIPPED_WORLDS)
+    assert not policy & {world.seed for world in reader_folds.WORLDS}
+    assert not set(SHIPPED_WORLDS) & {world.seed for world in reader_folds.WORLDS}
 
 
 def test_rows_with_a_question_of_their_own_fold_are_refused(
@@ -111,17 +137,39 @@ def test_both_readers_are_trained_side_by_side_and_open_as_voices(texts: Path, t
     """In processes; each an adapter of its own that the policy's voice opens; a done one is passed over."""
     world = NewswireConfig(seed=1011, num_articles=40, num_questions=8, split="train")
     rows, out = tmp_path / "rows", tmp_path / "folds"
-    make(texts, extra_of(texts, tmp_path / "extra"), rows, processes=1, cloze=8, worlds=[world])
+    folder = material_of(texts, tmp_path / "material")
+    make(
+        texts,
+        extra_of(texts, tmp_path / "extra"),
+        rows,
+        processes=1,
+        cloze=8,
+        worlds=[world],
+        material=folder,
+    )
     (texts / "tokenizer.json").write_bytes((rows / "coder" / "tokenizer.json").read_bytes())
-    small = {"rank": 4, "alpha": 8, "rows": 2, "length": 1024, "dev_at": []}
-    (tmp_path / "runs.json").write_text(json.dumps([{"name": name, **small} for name in FOLDS]))
+    # three steps, then the mean of two: which of the three moments is kept the questions held back decide
+    small = {"rank": 4, "alpha": 8, "rows": 2, "length": 1024, "tokens": 6144, "average": 0.9, "forced": True}
+    small["dev_at"] = [0.4, 1.0]
+    names = ["fold0", "fold1"]
+    (tmp_path / "runs.json").write_text(json.dumps([{"name": name, **small} for name in names]))
     given = [
         "train", "--reader", str(texts), "--rows", str(rows), "--work", str(tmp_path / "work"), "--out", str(out),
-        "--runs", str(tmp_path / "runs.json"), "--seconds", "2", "--grace", "200", "--device", "cpu",
+        "--runs", str(tmp_path / "runs.json"), "--seconds", "200", "--grace", "200", "--device", "cpu",
     ]  # fmt: skip
     assert reader_folds.main(given) == 0
     assert (out / "folds.json").read_bytes() == (rows / "folds.json").read_bytes()
-    losses = [open_voice(texts, "cpu", out / name) for name in FOLDS]
+    assert (out / "shipped_reads.json").read_bytes() == (rows / "shipped_reads.json").read_bytes()
+    for name in names:
+        record = json.loads((out / f"{name}.json").read_text())
+        assert record["ended_by"] == "tokens" and record["steps"] == 3
+        assert [(each["done"], each["averaged"]) for each in record["dev"]] == [
+            (0.4, 0.0),
+            (1.0, 0.0),
+            (1.0, 1.0),
+        ]
+        assert record["kept"] in [{k: each[k] for k in ("done", "averaged")} for each in record["dev"]]
+    losses = [open_voice(texts, "cpu", out / name) for name in names]
     states = [torch.cat([p.flatten() for p in each.model.parameters()]) for each in losses]
     assert not torch.equal(*states)
     before = (out / "fold0" / "adapter_config.json").stat().st_mtime
