@@ -23,6 +23,7 @@ from typing import Any
 
 from infra.evaluation.passkey import WORDINGS
 from infra.training.subq_compare import ratios_of
+from infra.training.subq_misses import counted, misses_lines
 
 NAMED = ("known-5", "heldout-kinds-5", "heldout-forms-5", "heldout-5")
 """Cells whose exact match the result names, each among four needles worded alike."""
@@ -103,7 +104,7 @@ def joined(runs: Sequence[dict[str, Any]], kept_results: Sequence[dict[str, Any]
     for run in runs:
         for row in run["rows"]:
             searched = f", searched {row['search']}" if row.get("search") else ""
-            named = {"run": run["name"] + searched, **row}
+            named = {"run": run["name"] + searched, **counted(row)}
             rows[_row_key(named)] = named
         if run["train"] is not None:
             about[run["name"]] = _about(run)
@@ -143,6 +144,7 @@ def _about(run: dict[str, Any]) -> dict[str, Any]:
         "real": stream["real"], "scale_max": model["scale_max"], "neighbours": model["neighbours"],
         "lookahead": model.get("lookahead", 0), "lookbehind": model.get("lookbehind", 0),
         "rerank": model.get("rerank", False), "twins": stream.get("twins", 0.0),
+        "routing_first": train["made_from"].get("train", {}).get("routing_first", 0.0),
         "loss_with_retrieval": language.get("with_retrieval"), "loss_without": language.get("without"),
         "curve": [{key: round(each[key], 4) for key in KEPT} for each in train["curve"][::10]],
     }  # fmt: skip
@@ -190,10 +192,11 @@ def page(result: dict[str, Any], note: str = "") -> str:
         "Exact match / recall of every chunk that holds key digits, %. Cells with distractors hold four.",
         "",
     ]
-    shown = [key for key in result["runs"][0] if key != "curve"]
+    shown = [key for key in dict.fromkeys(key for run in result["runs"] for key in run) if key != "curve"]
     lines += ["| " + " | ".join(shown) + " |", "|" + " --- |" * len(shown)]
-    lines += ["| " + " | ".join(str(run[key]) for key in shown) + " |" for run in result["runs"]]
+    lines += ["| " + " | ".join(str(run.get(key, "")) for key in shown) + " |" for run in result["runs"]]
     lines += by_wording(result["rows"])
+    lines += misses_lines(result["rows"])
     lines += ["", "| figure | mean over runs |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in result["ratios"].items()]
     for run in dict.fromkeys(row["run"] for row in result["rows"]):

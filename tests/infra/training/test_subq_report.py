@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.training.subq_compare import ratios_of
+from infra.training.subq_misses import counted, kind_of, misses_lines
 from infra.training.subq_report import main
 
 
@@ -37,6 +38,22 @@ def test_the_weights_that_ship_are_a_run_of_their_own(tmp_path: Path) -> None:
         "lm_loss_gain_of_reading_least": 0.5,
     }  # fmt: skip
     assert "| known-16 (4) | 25.0 / 100.0 |" in (tmp_path / "result.md").read_text()
+
+
+def test_wrong_answers_are_counted_by_what_was_wrong() -> None:
+    """The first kind that is true; answers are kept where all should be right, elsewhere their number."""
+    whole = {"straddles": False, "told_by": [], "read": [[0, 1, 0.9], [1, 0, 0.1]]}
+    misses = [
+        whole, whole | {"read": [[1, 0, 0.9], [0, 1, 0.1]]}, whole | {"told_by": [1]}, whole | {"straddles": True},
+        whole | {"read": [[-1, 0, 1.0]]}, whole | {"read": [[0, 0, 1.0]], "told_by": [1]},
+    ]  # fmt: skip
+    assert list(map(kind_of, misses)) == ["copied", "weighed", "other", "half", "unread", "unread"]
+    row = {"what": "trials", "run": "r", "cell": "known-5", "length": 16_384, "n": 9, "misses": misses}
+    known, heldout = counted(row), counted(row | {"cell": "heldout-5"})
+    assert known["misses"] == misses and "misses" not in heldout
+    lines = misses_lines([known, heldout | {"search": "k16"}, counted(row | {"misses": []})])
+    assert lines[-1] == "| r | known-5 | 16,384 | 6 of 9 | 2 | 1 | 1 | 1 | 1 |" and len(lines) == 6
+    assert misses_lines([{"what": "trials", "run": "r", "cell": "known-5"}]) == []
 
 
 def test_the_comparison_shows_every_run_and_the_means_by_position(tmp_path: Path) -> None:
