@@ -2,12 +2,13 @@
 
     python3 -m infra.training.subq_fade --data DATA --work WORK --out OUT --checkpoint models/weights/subq
 
-Each arm goes on from the same weights with the same batches for `--steps` updates: in `fade` the weight of the
-contrastive term falls to nothing over the first 40% and stays there, `kept` keeps it (what further training does
-by itself). Needles in known wording are asked before and after. Optimizers and the bank of negatives begin anew, so
-the rate rises again to a third of the recipe's; nothing is forced in, so the choice lives by what the losses teach
-it. One process: two on one GPU have ended in a launch failure. What is done is kept in WORK and OUT, passed over
-when started again: fade-SEED.json has the curves, needles-*.json the exact matches.
+Each arm goes on from the same weights for `--steps` updates, `fade` and `kept` with the same batches: in `fade` the
+weight of the contrastive term falls to nothing over the first 40% and stays there, `kept` keeps it (what further
+training does by itself). `alike` keeps it too and has harder needles (HARDER). Needles in known wording are asked
+before and after. Optimizers and the bank of negatives begin anew, so the rate rises again to a third of the
+recipe's; nothing is forced in, so the choice lives by what the losses teach it. One process: two on one GPU have
+ended in a launch failure. What is done is kept in WORK and OUT, passed over when started again: fade-SEED.json has
+the curves, needles-*.json the exact matches. The page of it: infra.training.subq_fade_page.
 """
 
 from __future__ import annotations
@@ -29,9 +30,13 @@ from infra.training.subq_needles import run_needles
 from infra.training.subq_recipe import recipe_data, recipe_stream, tiny_form
 from models.subq import SubqConfig
 from models.subq.checkpoint import load_checkpoint, load_tokenizer, save_checkpoint
+from models.subq.losses import LossWeights
 
-ARMS = {"fade": (0.0, 0.4), "kept": (1.0, 1.0)}
+ARMS = {"fade": (0.0, 0.4), "kept": (1.0, 1.0), "alike": (1.0, 1.0)}
 """Shares of the run between which the contrastive term fades to nothing, by arm."""
+HARDER = {"twins": 0.8, "kinds_alike": 0.8, "alike": 0.7}
+"""Of the arm `alike`: shares that are .5, .5 and .4 in the recipe. Most wrong answers in known wording are of keys
+whose chunks were read, among others worded alike."""
 CELLS = "known-5,known-10,known-16,known-5-alone,known-16-alone"
 BEFORE = "before"
 LEAST_S = 20.0
@@ -100,10 +105,13 @@ def trainer_of(given: argparse.Namespace, arm: str, data: SubqData) -> SubqTrain
     model = started.config
     batches = given.steps or 100_000  # the schedule follows the time, where that is over first
     stream = replace(recipe_stream(given.seed + 1_000, ((16_384, batches),)), chunk=model.chunk)
+    if arm == "alike":
+        stream = replace(stream, **HARDER)  # type: ignore[arg-type]
     on_gpu = given.device.startswith("cuda")
     config = SubqTrainConfig(
         lr=given.lr, warmup=given.warmup, limit_s=given.train_seconds, joined=True, forced_until=0.0,
         save_every=1_000, compiled=on_gpu and not given.eager, workers=given.workers if on_gpu else 0,
+        losses=replace(LossWeights(), contrastive=given.contrastive * LossWeights().contrastive),
         contrastive_until=ARMS[arm], muon=not given.tiny, seed=given.seed,
     )  # fmt: skip
     if given.tiny:
@@ -127,7 +135,8 @@ def _keep(given: argparse.Namespace, arm: str, trainer: SubqTrainer) -> None:
     )
     lines = (trainer.state_dir / CURVE).read_text(encoding="utf-8").splitlines()
     found["arms"][arm] = {
-        "contrastive_until": ARMS[arm], "steps": trainer.step, "seconds": round(trainer.seconds, 1),
+        "contrastive_until": ARMS[arm], "contrastive": given.contrastive, "steps": trainer.step,
+        "seconds": round(trainer.seconds, 1),
         "done": trainer.progress >= 1, "from": given.checkpoint.name, "made_from": trainer._made_from,
         "curve": subq_gpu._thinned([json.loads(line) for line in lines], 100),
     }  # fmt: skip
@@ -140,8 +149,8 @@ def _needles(given: argparse.Namespace, arm: str, checkpoint: Path, until: float
     """Needles of a checkpoint under the arm's name; whether all were asked."""
     asked = argparse.Namespace(
         data=given.data, device=given.device, also="", also_from=1 << 62, lengths=given.lengths, out=given.out,
-        call_seconds=max(1.0, until - time.monotonic() - 5), trials=given.trials, trials_above=32, keys=0,
-        seed=given.seed, cells=given.cells,
+        call_seconds=max(1.0, until - time.monotonic() - 5), trials=given.trials,
+        trials_above=given.trials_above, keys=0, seed=given.seed, cells=given.cells,
     )  # fmt: skip
     named = given.work / f"{arm}-{given.seed}"
     if not named.exists():  # its rows go by the folder's name
@@ -163,7 +172,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path, required=True, help="a trained backbone's folder")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="in this order")
+    parser.add_argument(
+        "--arms", nargs="+", default=["fade", "kept"], choices=list(ARMS), help="in this order"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of batches and trials")
     parser.add_argument("--seconds", type=float, default=400.0, help="of everything")
     parser.add_argument(
@@ -174,9 +185,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tiny", action="store_true", help="batches and rate for a model of a try")
     # not by the time: the first arm compiles for a minute, and its schedule would be half over at its second step
     parser.add_argument("--steps", type=int, default=1_200, help="updates of an arm (0: by --train-seconds)")
+    parser.add_argument(
+        "--contrastive", type=float, default=1.0,
+        help="weight of the contrastive term, of the recipe's (a run with a routing stage ends with 0.1 of it)",
+    )  # fmt: skip
     parser.add_argument("--lengths", default="16k,64k,256k,1M")
     parser.add_argument("--cells", default=CELLS)
-    parser.add_argument("--trials", type=int, default=100, help="a cell")
+    parser.add_argument("--trials", type=int, default=100, help="a cell up to 1M tokens")
+    parser.add_argument("--trials-above", type=int, default=32, help="a cell above 1M tokens, at most")
     parser.add_argument("--workers", type=int, default=8, help="processes that make batches (CUDA)")
     parser.add_argument("--eager", action="store_true", help="do not compile")
     parser.add_argument("--device", default="cuda")

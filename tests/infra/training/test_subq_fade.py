@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from infra.training import subq_fade
+from infra.training import subq_fade, subq_fade_page
 from infra.training.subq_data import SubqData
 from models.subq import SubqModel
 from models.subq.checkpoint import load_checkpoint, save_checkpoint
+from models.subq.losses import LossWeights
 from models.subq.tokenizer import SubqTokenizer
 from tests.infra.training.subq_case import MODEL, small_data
 from tests.infra.training.token_files import packed
@@ -81,6 +83,24 @@ def test_needles_are_asked_before_and_after(done: tuple[Path, list[str]]) -> Non
     ] * 3
 
 
+def test_the_page_sets_the_arms_side_by_side(done: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """Every arm's curve and needles by name, with the run's own figures; a folder without a run is refused."""
+    folder, _ = done
+    subq_fade_page.main(["--found", str(folder / "out"), "--bench", str(tmp_path / "made"), "--note", "Why."])
+    result = json.loads((tmp_path / "made.json").read_text())
+    asked = json.loads((folder / "out" / "needles-fade-4.json").read_text())
+    assert result["ratios"]["fade_fade_exact_known_8k"] == asked["rows"][0]["exact"]
+    nats = asked["language"]
+    assert result["ratios"]["fade_fade_gain_of_reading"] == pytest.approx(
+        nats["without"] - nats["with_retrieval"], abs=1e-4
+    )
+    text = (tmp_path / "made.md").read_text()
+    assert "| faded | 5 |" in text and "| kept | 5 |" in text and "| known-5 | 8k | 2 |" in text
+    assert text.endswith("Why.\n") and "cut off" not in text
+    with pytest.raises(ValueError, match=r"holds no fade-SEED\.json"):
+        subq_fade_page.found_in(tmp_path)
+
+
 def test_a_second_start_trains_nothing_again(
     done: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +132,19 @@ def test_an_arm_cut_by_the_time_goes_on(
     curve = json.loads((tmp_path / "out" / "fade-4.json").read_text())["arms"]["fade"]["curve"]
     whole = json.loads((folder / "out" / "fade-4.json").read_text())["arms"]["fade"]["curve"]
     assert [row["loss"] for row in curve] == pytest.approx([row["loss"] for row in whole], rel=1e-4)
+
+
+def test_harder_needles_are_more_alike_and_the_term_weighs_what_is_said(
+    done: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    """The arm `alike` differs from `kept` in its needles alone; both have the weight that was given."""
+    _, told = done
+    given = subq_fade._parser().parse_args([*told, "--work", str(tmp_path), "--contrastive", "0.1"])
+    data = small_data()
+    kept, alike = (subq_fade.trainer_of(given, arm, data) for arm in ("kept", "alike"))
+    assert alike.stream == replace(kept.stream, twins=0.8, kinds_alike=0.8, alike=0.7)
+    assert (kept.stream.twins, kept.config) == (0.5, alike.config)
+    assert kept.config.losses.contrastive == pytest.approx(0.1 * LossWeights().contrastive)
 
 
 def test_an_arm_without_an_end_is_refused(done: tuple[Path, list[str]]) -> None:
