@@ -25,6 +25,7 @@ def markdown(result: dict[str, Any]) -> str:
         "nats per token of the gold answer (lower is better); attention_error = of the full layers' outputs while",
         "question and answer are read, mean over layers; drop = points (lm: nats) lost against the full cache on",
         "the same cases.",
+        *([f"What the grid lacks: {'; '.join(result['missing'])}."] if result.get("missing") else []),
         *page(result.get("together", [])),
         *page(result.get("peers", []), "The cases that kvpress' own presses judged too"),
     ]
