@@ -5,6 +5,8 @@
 # One job of all: STAGES="codes kvpress adapted", SECONDS 430; each stage ends by its share: CODES_S (110), KVPRESS_S (100), adapted what is left.
 # Side by side, a job a stage with a NAME of its own: CODES_S and KVPRESS_S may then be the whole of SECONDS. WORKERS (8), KVPRESS_WORKERS (6: a
 # worker takes 8 GB at most). A stage that is given again goes on with the same number of workers (a grid's rows are kept by worker).
+# KNOWN=1: rows in the part's known.jsonl.gz (a copy of kept rows) are not made again, a third of codes and a quarter of adapted on 2026-11-30.
+# At home `python -m infra.bench.cache_methods_collect` joins everything. Whole on a quiet host: codes 260 s, kvpress 160, adapted 320 (from parts of each, 2026-11-30).
 set -u
 ROOT=${LEASE_ROOT:-/tmp}
 cd "$ROOT/tree" || exit 2
@@ -27,9 +29,11 @@ for _ in $(seq 60); do [ -f "$ROOT/reader/ready.json" ] && break; sleep 1; done
 grid() {  # grid NAME SECONDS [OPTION ...]: rows under $OUT/NAME, which come home as they are written
   local name=$1 seconds=$2
   shift 2
+  local known=()
+  [ -n "${KNOWN:-}" ] && known=(--known "$carried/known.jsonl.gz")
   [ "$seconds" -lt 40 ] && { echo "$name: $seconds s left, too few to begin"; rc=5; return; }
   python3 -m infra.bench.cache_methods_gpu --carried "$carried" --cases "$WORK/cases" --model "$model" --out "$OUT/$name" \
-    --limit "$seconds" --workers "${WORKERS:-8}" --device "${DEVICE:-cuda}" "$@" || rc=$?
+    --limit "$seconds" --workers "${WORKERS:-8}" --device "${DEVICE:-cuda}" "$@" "${known[@]}" || rc=$?
 }
 for stage in ${STAGES:-codes kvpress adapted}; do
   echo "== $stage, $(left) s left"
