@@ -49,7 +49,9 @@ start() {  # start NAME SEED FAULTS SETTLE ARGUMENTS
   [ -f "$WORK/$name/faults.jsonl" ] && resume=--resume
   names+=("$WORK/$name") seeds+=("$own")
   mkdir -p "$WORK/$name" "$OUT/$name"
-  "${alone[@]}" bash -c '[ "$1" = 0 ] || python3 -c "$2"; shift 2; exec python3 -m infra.cli bench faults "$@"' run "${#alone[@]}" "$lo" \
+  # bash stays the first process of the namespace: it reaps what is orphaned. A killed raylet that nobody reaps counts as alive to its workers,
+  # which live on, beside those that Ray starts in their places
+  "${alone[@]}" bash -c '[ "$1" = 0 ] || python3 -c "$2"; shift 2; python3 -m infra.cli bench faults "$@"; exit $?' run "${#alone[@]}" "$lo" \
     --faults "$count" --seed "$own" --minutes "$minutes" --work "$WORK/$name" --out "$OUT/$name" --json $resume --set settle_s="$settled" "$@" > "$OUT/$name/log.txt" 2>&1 &
 }
 for number in $(seq "$harnesses"); do
@@ -60,7 +62,7 @@ while read -r kinds; do
   number=$((number + 1))
   start "cluster-$number" $((seed + 100 + number)) "$cluster_each" "$settle" --kinds "$kinds"
 done < <([ "$clusters" = 0 ] || python3 -m infra.bench.faults.merged --shares "$clusters")
-echo "==> ${#names[@]} runs, $((SECONDS_LIMIT - SECONDS)) s at most (load $(cut -d' ' -f1-2 /proc/loadavg), $(nproc) of $(nproc --all) cores)"
+echo "==> ${#names[@]} runs, $((SECONDS_LIMIT - SECONDS)) s at most (load $(cut -d' ' -f1-2 /proc/loadavg), $(env -u OMP_NUM_THREADS nproc) of $(nproc --all) cores)"
 tell() {
   python3 -m infra.bench.faults.merged "${names[@]}" --seeds "$(IFS=,; echo "${seeds[*]}")" --out "$OUT"
   for name in "${names[@]}"; do  # why a cluster stands is in there, and a host keeps nothing

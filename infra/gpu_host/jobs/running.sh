@@ -37,7 +37,7 @@ else
     --set retained_s=12 --set window_s=3 --set seconds=135'
   freshness='bench freshness --set embedder=minilm --set seconds=30 --set rates=50,200 --set searches=20 --set device=cuda:0'
   # by cores, 24 at most: 8 ingesters, 6 shards, 2 keepers, 10 producers, where a shard is busiest with commits of its keyword index
-  n=$(nproc) && [ "$n" -gt 24 ] && n=24
+  n=$(env -u OMP_NUM_THREADS nproc) && [ "$n" -gt 24 ] && n=24
   ingesters=$((n / 3 > 1 ? n / 3 : 1)) shards=$((n / 4 > 1 ? n / 4 : 1)) keepers=$((n / 12 > 1 ? n / 12 : 1)) producers=$((n * 5 / 12 > 1 ? n * 5 / 12 : 1))
   # what is left after start, the records that are ahead, and the end: 80 s
   lasts=$((SECONDS_LIMIT - SECONDS - 80)) && [ "$lasts" -gt 660 ] && lasts=660
@@ -65,7 +65,7 @@ for stage in "${stages[@]}"; do
   left=$((SECONDS_LIMIT - SECONDS))
   [ "$limit" -gt "$left" ] && limit=$left
   if [ "$limit" -lt 45 ]; then echo "running.sh: $stage left out, $left s are left"; failed=1; continue; fi
-  echo "==> $stage, at most $limit s (load $(cut -d' ' -f1-2 /proc/loadavg), $(nproc) of $(nproc --all) cores)"
+  echo "==> $stage, at most $limit s (load $(cut -d' ' -f1-2 /proc/loadavg), $(env -u OMP_NUM_THREADS nproc) of $(nproc --all) cores)"
   python3 infra/bench/host_session.py run "$(echo $command)" --target "$here" --out "$OUT" --seconds "$limit" --nice $niceness --commit "${COMMIT:-}" \
     && touch "$WORK/$stage.done" || failed=1
 done
