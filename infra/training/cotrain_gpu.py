@@ -3,6 +3,10 @@
     python3 -m infra.training.cotrain_gpu --material MATERIAL --reader READER \\
         --adapter models/weights/reader-lora --work WORK --out OUT --seconds 290 --seeds 0 1 2
 
+*Equal terms*: `--gold 0 --oracle 0 --labels 0 --group 4 --epochs 1 --tokens-per-batch 2048`: no run sees a label,
+an update by reward is as many readings (questions times 4) and passes as one of the joint run, and the reader
+learns from about as many tokens in each.
+
 MATERIAL are folders of `pipeline.tasks.material`, READER a decoder's folder (its vocabulary may be cut). All runs
 begin with one policy (--warm, or learned here from labels) and one adapter, over all training questions. `reader`
 adapts the reader `--updates` times to what that policy chooses; `policy` learns by reward as often, paid by the
@@ -22,6 +26,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,7 @@ from infra.training.cotrain_judge import judge_run
 from infra.training.cotrain_rows import ROWS, Notes, assemble, folder_of, read_rows
 from infra.training.cotrain_runs import WARM, Curves, Mark, trained
 from infra.training.learners.adapting import ForgivingTokenizer, forgiving_tokenizers
+from infra.training.learners.joint import JointSpec
 from infra.training.side_by_side import (
     limit_memory,
     pack_results,
@@ -143,6 +149,11 @@ def _trained(
     began = time.monotonic()
     about = {
         "updates": 0 if name == "start" else given.updates, "adapter": Path(given.adapter).name,
+        "terms": {
+            key: getattr(given, key)
+            for key in ("gold", "oracle", "labels", "questions", "group", "epochs", "tokens_per_batch", "gamma")
+        }
+        | {"arms": next(each.default for each in fields(JointSpec) if each.name == "arms")},
         "features": json.loads((given.work / "material" / "manifest.json").read_text()).get("features", 0),
     }  # fmt: skip
     notes.add(begun=about)
@@ -225,10 +236,11 @@ def _sets(material: Material, wanted: Sequence[str]) -> list[str]:
 
 def _with_pairs(material: Material, folder: Path) -> Material:
     """With a pair reader's features, where it has left them all; without them the policy has fewer features."""
-    from infra.training.policy_pairs import with_scores
+    from infra.training.policy_pairs import pairs_seen, with_scores
 
+    seen = pairs_seen(folder)
     try:
-        return with_scores(material, folder)
+        return with_scores(material, seen if seen.exists() else folder)
     except (FileNotFoundError, ValueError) as error:
         tell(f"without the pair reader's features: {error}")
         return material
@@ -239,7 +251,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--material", type=Path, nargs="+", required=True)
-    parser.add_argument("--pairs", type=Path, help="what a pair reader gave for this material (policy_pairs)")
+    parser.add_argument("--pairs", type=Path, help="a run of policy_gpu, or its pair reader's folder")
     parser.add_argument("--reader", type=Path, required=True, help="folder of the decoder")
     parser.add_argument("--adapter", default="none", help="folder of the adapter to begin with")
     parser.add_argument("--work", type=Path, required=True)
@@ -268,6 +280,14 @@ def _parser() -> argparse.ArgumentParser:
         "--gold", type=float, default=0.2, help="paid where the choice tells by its labels (0: never)"
     )
     parser.add_argument("--labels", type=float, default=0.0, help="weight of labels in the joint run's loss")
+    parser.add_argument(
+        "--oracle", type=float, default=0.3,
+        help="share of the reader's contexts, alone and in turn, that are the labelled sentence (0: no labels)",
+    )  # fmt: skip
+    parser.add_argument("--group", type=int, default=8, help="episodes a question of an iteration by reward")
+    parser.add_argument(
+        "--epochs", type=int, default=4, help="passes over an iteration's episodes; the joint run makes one"
+    )
     parser.add_argument("--lr", type=float, default=5e-5, help="of the reader")
     parser.add_argument("--ppo-lr", type=float, default=3e-4, help="of the policy by reward")
     parser.add_argument("--policy-lr", type=float, default=3e-4, help="of the policy in the joint run")

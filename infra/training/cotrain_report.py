@@ -70,6 +70,30 @@ def updates_done(figures: dict[str, Any]) -> tuple[int, int]:
     )
 
 
+def work_done(figures: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Readings that the policy's updates asked for, tokens that the reader's updates learned from (in the joint run
+    an even share of all arms': one of them is learned from); None: not written down."""
+    run, training, terms = figures["run"], figures["training"], figures.get("terms")
+    if run == "start":
+        return 0, 0
+    if run == "reader":
+        return 0, training.get("tokens")
+    if run == "policy":
+        return training["learning"].get("asked"), 0
+    rounds = training["rounds"]
+    if run == "joint":
+        if terms is None or "tokens" not in rounds[0]:
+            return None, None
+        arms = int(terms["arms"])
+        return int(rounds[0]["steps"]) * int(terms["questions"]) * arms, int(rounds[0]["tokens"]) // arms
+    asked_by_round = [each["retriever"]["learning"].get("asked") for each in rounds]
+    tokens = [each["reader"].get("tokens") for each in rounds]
+    return (
+        None if None in asked_by_round else sum(asked_by_round),
+        None if None in tokens else sum(tokens),
+    )
+
+
 def page(found: dict[str, Any], device: str) -> str:
     """The figures as tables."""
     runs, gained = by_run(found), gains(found)
@@ -82,15 +106,20 @@ def page(found: dict[str, Any], device: str) -> str:
         "candidate). "
         "F1 made to answer, percent; gain on the start question by question, mean over the seeds (least to most of "
         "the seeds; the mean of their 95% intervals). Command: the head of `infra/training/cotrain_gpu.py`.", "",
-        "| run | seeds | updates of the reader | updates of the policy | training, s |",
-        "| --- | --- | --- | --- | --- |",
+        *_terms(start),
+        "| run | seeds | updates of the reader | updates of the policy | readings for the policy | "
+        "tokens of the reader's updates | training, s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for name, shown in SHOWN:
         if name in runs:
             done = [updates_done(each) for each in runs[name]]
             seconds = ", ".join(f"{each['training_seconds']:.0f}" for each in runs[name])
             ours, theirs = (_span([pair[at] for pair in done]) for at in (0, 1))
-            lines.append(f"| {shown} | {len(done)} | {ours} | {theirs} | {seconds} |")
+            asked, tokens = (
+                ", ".join(dict.fromkeys(_count(work_done(each)[at]) for each in runs[name])) for at in (0, 1)
+            )
+            lines.append(f"| {shown} | {len(done)} | {ours} | {theirs} | {asked} | {tokens} | {seconds} |")
     lines += _marks_table(runs)
     cut = sorted(name for name, each in found.items() if not each.get("ended", True))
     if cut:
@@ -107,6 +136,24 @@ def page(found: dict[str, Any], device: str) -> str:
                 cells = [_named(point), *_cells(point, dataset, runs, gained)]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _terms(start: dict[str, Any]) -> list[str]:
+    """On what terms the runs stand, where it was written down."""
+    terms = start.get("terms")
+    if terms is None:
+        return []
+    return [
+        f"Terms: a labelled choice is paid {terms['gold']:g}; of the reader's contexts, alone and in turn, "
+        f"{terms['oracle']:g} are labelled sentences; labels weigh {terms['labels']:g} in the joint loss. An "
+        f"update by reward: {terms['questions']} questions of {terms['group']} episodes, passes: "
+        f"{terms['epochs']}; a joint one: {terms['questions']} questions of {terms['arms']} readings, one pass. "
+        "A joint choice is one candidate or none, an episode chooses up to eight.", "",
+    ]  # fmt: skip
+
+
+def _count(number: int | None) -> str:
+    return "not known" if number is None else f"{number:,}"
 
 
 def _marks_table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:

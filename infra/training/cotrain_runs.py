@@ -107,14 +107,16 @@ def trained(
             reward=reward, backbone=backbone, steps=given.updates, minutes=given.training / 60,
             questions=given.questions, lr=given.ppo_lr, seed=given.seed,
         )  # fmt: skip
-        figures = learn_by_reward(learning, given.device, curves.iteration, wanted)
+        figures = learn_by_reward(learning, given.device, curves.iteration, wanted, given.group, given.epochs)
         return [begun, *(Mark(at, folder) for at, folder in marked(out / POLICY).items())], figures
     config = _both(name, given, backbone, out, reward)
     figures = cotrain(
         config,
         lambda job: run_job(job, given.device, curves.row, wanted if name == "joint" else ()),
         curves.child,
-        lambda job, note: learn_by_reward(replace(job, lr=given.ppo_lr), given.device, note),
+        lambda job, note: learn_by_reward(
+            replace(job, lr=given.ppo_lr), given.device, note, (), given.group, given.epochs
+        ),
     )
     if name == "joint":
         return [begun, *(Mark(at, path / POLICY, path) for at, path in marked(out).items())], figures
@@ -144,7 +146,7 @@ def _reader_alone(
             Material.load(given.work / "material"),
             given.work / WARM,
             given.budget,
-            0.3,
+            given.oracle,
             given.seed,
             given.device,
         )
@@ -177,7 +179,8 @@ def _both(
         policy_minutes=max(0.05, minutes / given.marks * 0.8),
         reader_minutes=minutes if name == "joint" else max(0.05, minutes / given.marks * 0.5),
         reader_lr=given.lr, questions=given.questions,
-        reward=reward, budget=given.budget, joint=joint if name == "joint" else None, seed=given.seed,
+        reward=reward, budget=given.budget, oracle=given.oracle, joint=joint if name == "joint" else None,
+        seed=given.seed,
     )  # fmt: skip
 
 
@@ -186,6 +189,8 @@ def learn_by_reward(
     device: str,
     on_step: Callable[[dict[str, float]], None],
     marks: Sequence[int] = (),
+    group: int = 8,
+    epochs: int = 4,
 ) -> dict[str, Any]:
     """A policy's part with network and reader on the device: episodes as in `policy_gpu`, made to answer.
 
@@ -209,8 +214,8 @@ def learn_by_reward(
     loop = PolicyLoop(
         network, material.tables, readings,
         PolicyLoopConfig(
-            algorithm=job.algorithm, questions=job.questions, group=8, minibatch=1024, lr=job.lr, seed=job.seed,
-            entropy_weight=0.003, anchor_weight=0.02,
+            algorithm=job.algorithm, questions=job.questions, group=group, epochs=epochs, minibatch=1024,
+            lr=job.lr, seed=job.seed, entropy_weight=0.003, anchor_weight=0.02,
             episode=EpisodeConfig(
                 reward=job.reward, budget_low=32, budget_high=256, max_choices=8, give_up_margin=math.inf
             ),
@@ -235,6 +240,7 @@ def learn_by_reward(
     known = [record["episode_return"] for record in records if math.isfinite(record["episode_return"])]
     learning = {
         "iterations": loop.iteration, "alarm": alarm, "readings": readings.num_read,
+        "asked": readings.num_asked,
         "return_first": round(float(np.mean(known[:5])), 4) if known else None,
         "return_last": round(float(np.mean(known[-5:])), 4) if known else None,
     }  # fmt: skip
@@ -279,4 +285,7 @@ def run_job(
         if curve and key in curve[0]
         for end, rows in ends.items()
     }
-    return {"kind": job.kind, "steps": len(curve), "seconds": curve[-1]["seconds"], **means}
+    tokens = int(sum(row["num_tokens"] for row in curve))
+    return {
+        "kind": job.kind, "steps": len(curve), "seconds": curve[-1]["seconds"], "tokens": tokens, **means,
+    }  # fmt: skip

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from infra.training import cotrain_gpu, cotrain_judge, cotrain_report
 from infra.training.cotrain_rows import ROWS, Notes, assemble, read_rows
 from infra.training.cotrain_runs import Mark, marks_of
+from pipeline.prepare.files import read_triples
 from pipeline.tasks.material import Material
 from tests.infra.training.learning_case import material, reader
 
@@ -37,7 +38,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
         "--material", str(with_dev(folder / "made")), "--reader", str(reader(folder).model),
         "--work", str(folder / "work"), "--out", str(folder / "out"), "--device", "cpu", "--updates", "2",
         "--marks", "2", "--questions", "6", "--train", "12", "--dev", "4", "--test", "4", "--budget", "400",
-        "--budgets", "400", "--warm-steps", "20", "--training", "100", "--seeds", "0",
+        "--budgets", "400", "--warm-steps", "20", "--training", "100", "--seeds", "0", "--gold", "0", "--oracle",
+        "0", "--group", "4", "--epochs", "1",
     ]  # fmt: skip
     given = cotrain_gpu._parser().parse_args(told)
     cotrain_gpu.prepare(given)
@@ -82,6 +84,22 @@ def test_each_run_trains_its_own_part_and_no_other(done: tuple[Path, dict[str, A
     assert steps == [1, 1]
     assert found["joint-0"]["training"]["rounds"][0]["steps"] == 2
     assert found["policy-0"]["training"]["learning"]["iterations"] == 2
+
+
+def test_on_equal_terms_an_update_by_reward_is_as_many_readings_as_a_joint_one(
+    done: tuple[Path, dict[str, Any]],
+) -> None:
+    """Policy alone, in turn and jointly ask for as many; no context of the reader's is there for its label."""
+    folder, found = done
+    work = {figures["run"]: cotrain_report.work_done(figures) for figures in found.values()}
+    asked = 2 * 6 * 4
+    assert [work[name][0] for name in cotrain_gpu.RUNS] == [0, 0, asked, asked, asked]
+    assert work["policy"][1] == 0 and all(work[name][1] for name in ("reader", "alternating", "joint"))
+    for path in ("reader-0", "alternating-0/round-00"):
+        kinds = {triple.kind for triple in read_triples(folder / "work" / path / "triples")}
+        assert kinds == {"chosen"}
+    text = cotrain_report.page(found, "here")
+    assert "paid 0;" in text and "6 questions of 4 episodes, passes: 1" in text and f"| {asked} |" in text
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
