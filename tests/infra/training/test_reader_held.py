@@ -43,7 +43,7 @@ def test_one_fold_is_no_cross_fitting() -> None:
 
 
 def test_what_is_kept_back_shares_nothing_with_what_is_left() -> None:
-    """Groups whole, a tenth of a set at most, none that is half of that; what the material lacks counts nothing."""
+    """Groups whole, a tenth of a set at most, none that is too large; what the material lacks counts nothing."""
     pairs = [question(at, f"House {at // 2}") for at in range(200)]
     article = [question(300 + at, "Great House", dataset="squad") for at in range(90)]
     others = [question(500 + at, f"Hall {at}", dataset="squad") for at in range(60)]
