@@ -51,6 +51,7 @@ def test_curves_are_tracked_and_a_finished_run_is_not_trained_again(app: typer.T
         "contrastive",
         "tokens",
         "tokens_per_s",
+        "peak_share",
         "peak_bytes",
         "norm",
     ):

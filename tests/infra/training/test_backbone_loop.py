@@ -11,13 +11,22 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from infra.training.backbone_job import MODEL, BackboneJob, build, run_here, work
-from infra.training.backbone_loop import LoopConfig, Place, read_curve, run_loop, states
+from infra.training.backbone_loop import (
+    PEAK_FLOPS,
+    LoopConfig,
+    Place,
+    _measured,
+    read_curve,
+    run_loop,
+    states,
+)
 from infra.training.learners.landmark import LandmarkSpec
 from infra.training.learners.reader import ReaderSpec
 from infra.training.learners.subq import SubqSpec, stretched
@@ -90,6 +99,20 @@ def test_parts_that_workers_cannot_share_are_refused() -> None:
     """Three parts for two workers would leave one idle and weigh the other twice."""
     with pytest.raises(ValueError, match="multiple of the workers"):
         Group(0, 2, "cpu").mine(3)
+
+
+@pytest.mark.parametrize(("device", "share"), [("NVIDIA H200", 0.25), ("Some other card", 0.0)])
+def test_share_of_the_peak_counts_all_workers_operations(
+    monkeypatch: pytest.MonkeyPatch, device: str, share: float
+) -> None:
+    """Tokens a second of all, times operations a token, over the dense peak of all devices; 0 of an unknown one."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda name: device)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda name: 7)
+    group: Any = SimpleNamespace(device="cuda:0", size=2)
+    learner: Any = SimpleNamespace(flops_per_token=lambda: 1e9)
+    peak = dict(PEAK_FLOPS)["H200"]
+    row = _measured({"num_tokens": 0.5 * peak / 1e9}, learner, 1.0, group)
+    assert row["peak_share"] == pytest.approx(share) and row["peak_bytes"] == 7
 
 
 def test_phases_keep_their_shares_when_a_run_is_stretched() -> None:
