@@ -2,7 +2,8 @@
 
 As the policy's material is made: BM25 and MiniLM fused, a dozen passages, cut into sentences, described by the same
 features. Nothing under a gold title is searched. A sentence that holds the answer elsewhere is left out, as it may
-tell; a question whose own passage neither search finds is left out too: it does not say what it asks about.
+tell; a question whose own passage neither search finds is left out too: it does not say what it asks about. Of two
+sentences both tell and both are needed; the first one's passage must be found, the other is put there.
 
 Processes are forked before the device is touched; what the device makes after that they read from files.
 """
@@ -22,10 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.training.made_filters import Made
+from infra.training.made_hops import bare
 from infra.training.policy_material import Encoder, _nearest, counter, fused
 from models.retriever.table import GOLD, CandidateTable, TableBatch
 from pipeline.candidate_features import features, preselect
 from pipeline.prepare.pools import TextIndex, words_of
+from pipeline.session.prompts import one_line
 from pipeline.session.sentences import split_sentences
 from pipeline.tasks.choices import units_of
 from pipeline.tasks.contexts import Candidate
@@ -136,27 +139,32 @@ def _row(job: tuple[int, list[int], list[int]]) -> tuple[str, ChoiceQuestion | N
     """A question's candidates described; or the reason why it is left out."""
     at, lexical, near = job
     made, config = _Shared.made[at], _Shared.config
-    own = _Shared.place[made.source.text_id]
-    if own not in lexical and own not in near:
+    told = (*made.source.via, made.source)
+    own = [_Shared.place[each.text_id] for each in told]
+    if own[0] not in lexical and own[0] not in near:
         return "not_found", None, None
     order = [int(name) for name in fused([[str(i) for i in lexical], [str(i) for i in near]], config.reach)]
     places = order[: config.passages]
-    if own not in places:
-        places[-1] = own
-    choices, rows, at_gold = _choices(made, places, own)
-    if at_gold < 0:
+    lacking = [each for each in dict.fromkeys(own) if each not in places]
+    if lacking:
+        others = [each for each in places if each not in own]
+        places = [each for each in places if each in own or each in others[: len(others) - len(lacking)]]
+        places += lacking
+    choices, rows, golds = _choices(made, places, own)
+    if len(golds) < len(told):
         return "no_sentence", None, None
     if len(choices) < FEWEST:
         return "few", None, None
     asked = Question(
         question_id=f"made-{at:06d}", dataset=f"made-{made.source.style}", text=made.question,
-        answers=(made.answer,), answerable=True, gold_ids=(made.source.text_id,),
+        answers=(made.answer,), answerable=True, gold_ids=tuple(each.text_id for each in told),
     )  # fmt: skip
-    gold = choices[at_gold]
-    units = units_of(asked, choices, _Shared.count, lambda choice: GOLD if choice is gold else 0)
+    telling = [id(choices[i]) for i in golds]
+    units = units_of(asked, choices, _Shared.count, lambda choice: GOLD if id(choice) in telling else 0)
     kept = preselect(asked.text, units, config.candidates)
-    if at_gold not in kept:
-        kept[-1] = at_gold
+    if lost := [i for i in golds if i not in kept]:
+        spare = [i for i in kept if i not in golds]
+        kept = [i for i in kept if i in golds or i in spare[: len(spare) - len(lost)]] + lost
     units, choices = [units[i] for i in kept], [choices[i] for i in kept]
     vectors, query = _vectors()
     cosine = vectors[[rows[i] for i in kept]].astype(np.float32) @ query[at].astype(np.float32)
@@ -168,6 +176,7 @@ def _row(job: tuple[int, list[int], list[int]]) -> tuple[str, ChoiceQuestion | N
         groups=np.array([unit.rank for unit in units], np.int64),
         heads=np.array([unit.head_tokens for unit in units], np.int64),
         labels=np.array([unit.label for unit in units], np.int8),
+        needs_all=len(told) > 1,
     )
     question = ChoiceQuestion(
         question_id=asked.question_id, dataset=asked.dataset, split="train", text=asked.text,
@@ -178,27 +187,38 @@ def _row(job: tuple[int, list[int], list[int]]) -> tuple[str, ChoiceQuestion | N
     return "", question, table
 
 
-def _choices(made: Made, places: Sequence[int], own: int) -> tuple[list[Candidate], list[int], int]:
-    """The sentences of these passages, their rows among all, and which of them tells (-1: none).
+def _choices(
+    made: Made, places: Sequence[int], own: Sequence[int]
+) -> tuple[list[Candidate], list[int], list[int]]:
+    """The sentences of these passages, their rows among all, and which of them tell, as far as they are there.
 
-    What holds the answer elsewhere, or says the same again, is left out.
+    What holds the answer elsewhere, or says the same again, is left out; so is what else names the second one's
+    title.
     """
     choices: list[Candidate] = []
     rows: list[int] = []
-    gold = -1
+    golds: list[int] = []
     seen: set[str] = set()
-    told = made.source.sentence.casefold()
+    told = [
+        (at, one_line(each.sentence).casefold())
+        for at, each in zip(own, (*made.source.via, made.source), strict=True)
+    ]
+    sayings = {key for _, key in told}
+    leads = [bare(made.source.title)] if made.source.via else []
     for rank, at in enumerate(places):
         for place, sentence in enumerate(_Shared.sentences[at]):
-            key = sentence.casefold()
-            tells = at == own and gold < 0 and key == told
-            if not tells and (key in seen or key == told or holds_answer(sentence, [made.answer])):
+            key = one_line(sentence).casefold()
+            tells = (at, key) in told and key not in seen
+            if not tells and (key in seen or key in sayings or holds_answer(sentence, [made.answer])):
+                continue
+            if not tells and leads and at != own[-1] and holds_answer(sentence, leads):
                 continue
             seen.add(key)
-            gold = len(choices) if tells else gold
+            if tells:
+                golds.append(len(choices))
             choices.append(Candidate(_Shared.texts[at], sentence, (rank, place)))
             rows.append(int(_Shared.first[at]) + place)
-    return choices, rows, gold
+    return choices, rows, golds
 
 
 def _vectors() -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

@@ -67,8 +67,9 @@ class MakerConfig:
 
 
 def prompt_of(coder: Coder, source: Source) -> list[int]:
-    """The maker's prompt; empty where the vocabulary lacks a token."""
-    ids = coder.target(f"{source.style}\n{source.title}: {source.sentence}")
+    """The maker's prompt, what is read before the sentence first; empty where the vocabulary lacks a token."""
+    told = "\n".join(f"{each.title}: {each.sentence}" for each in (*source.via, source))
+    ids = coder.target(f"{source.style}\n{told}")
     begin = int(np.flatnonzero(coder.vocabulary == BOS)[0])
     return [begin, *ids] if ids else []
 
@@ -161,13 +162,19 @@ def open_maker(
 
 def made_of(
     model: nn.Module, coder: Coder, sources: Sequence[Source], *, seed: int, temperature: float, new_tokens: int,
-    tokens_per_batch: int, device: str,
+    tokens_per_batch: int, device: str, answers: Sequence[str] = (),
 ) -> list[str]:  # fmt: skip
-    """What the maker writes of each source; empty where the vocabulary lacks a token of it."""
+    """What the maker writes of each source; empty where the vocabulary lacks a token of it.
+
+    Where `answers` are given, each begins what is written: the maker has only to ask for it.
+    """
     prompts = [prompt_of(coder, source) for source in sources]
+    if answers:
+        begun = [coder.target(f"{answer}{BETWEEN}".rstrip())[:-1] for answer in answers]
+        prompts = [[*p, *b] if p and b else [] for p, b in zip(prompts, begun, strict=True)]
     asked = [at for at, prompt in enumerate(prompts) if prompt]
     said = [""] * len(sources)
-    answers = greedy_answers(
+    written = greedy_answers(
         model,
         [prompts[at] for at in asked],
         stop_id=coder.stop,
@@ -177,9 +184,10 @@ def made_of(
         device=device,
         pick=sampler(temperature, seed, device),
     )
-    for at, answer in zip(asked, answers, strict=True):
+    for at, answer in zip(asked, written, strict=True):
         # one that was cut off at the limit has no line's end: it is no question
-        said[at] = coder.text(answer.ids) if len(answer.ids) < new_tokens else ""
+        whole = coder.text(answer.ids) if len(answer.ids) < new_tokens else ""
+        said[at] = f"{answers[at]}{BETWEEN}{whole.strip()}" if answers and whole else whole
     return said
 
 

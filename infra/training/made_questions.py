@@ -5,9 +5,11 @@
 
 doc2query (arXiv 1904.08375), PAQ (2102.07033), InPars (2202.05144) and GPL (2112.07577) in 250 s of one GPU: the
 reader's base is tuned to ask (`made_generator`), asked for questions of sentences that no question's gold title
-covers (`made_sources`), what it asks is filtered and must be answered back by the adapted reader (`made_filters`),
-and gets hard negatives (`made_candidates`). Whatever is done stays under --out, and the next call passes it over:
-the maker's adapter, shards of what it said, what was kept. OUT/manifest.json is written last, with all counts.
+covers (`made_sources`) and of links of two (`made_hops`), what it asks is filtered and must be answered back by
+the adapted reader (`made_filters`), and gets hard negatives (`made_candidates`). Whatever is done stays under
+--out, and the next call passes it over: the maker's adapter, shards (`made_shards`), what was kept.
+OUT/manifest.json is written last, with all counts. On several devices: `questions --part 0/4` to `3/4`, one process
+each, then `gather`.
 `read_made` reads the folder; `policy_pairs.texts_of` gives its texts for a pair reader.
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
 import time
 from collections import Counter
@@ -27,18 +30,21 @@ from typing import Any
 import torch
 
 from infra.training.made_candidates import CandidatesConfig, material_of_made
-from infra.training.made_filters import Made, answered_back, sifted
-from infra.training.made_generator import MakerConfig, made_of, open_maker, tune
-from infra.training.made_sources import Source, draw_sources, read_carried, training_pairs
-from infra.training.policy_voice import open_voice
+from infra.training.made_filters import Made
+from infra.training.made_generator import MakerConfig, tune
+from infra.training.made_hops import draw_links, two_hop_pairs
+from infra.training.made_shards import SHARDS, Asker, gathered, made_of_row, path_of, planned, row_of
+from infra.training.made_sources import draw_sources, read_carried, training_pairs
 from infra.training.reader_rows import Coder
 from pipeline.errors import UsageError
 from pipeline.tasks.material import Material
 
-MAKER, SOURCES, SAID, KEPT, MANIFEST = "maker", "sources.json", "said", "kept.json", "manifest.json"
+MAKER, KEPT, MANIFEST = "maker", "kept.json", "manifest.json"
 SHOWN = 20
-MAKING, KEEPING = 0.75, 0.97
-"""Shares of the seconds of `questions` after which no shard is begun, and none is judged."""
+MAKING = 0.92
+"""Share of the seconds of `questions` after which no shard is begun."""
+TUNING = 0.45
+"""Share of them in which the maker must be tuned."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +52,9 @@ class MadeConfig:
     """How many questions are made, and which are kept."""
 
     sentences: int = field(default=60_000, metadata={"help": "sentences that a question is made of"})
+    two_hop: int = field(
+        default=20_000, metadata={"help": "links of two sentences that are asked of (0: none)"}
+    )
     shard: int = field(default=6_000, metadata={"help": "sentences of a shard: what an ended run may lose"})
     least_words: int = field(default=8, metadata={"help": "words of a sentence, at least"})
     most_words: int = field(default=60, metadata={"help": "words of a sentence, at most"})
@@ -57,6 +66,8 @@ class MadeConfig:
     seed: int = field(default=0, metadata={"help": "of every draw"})
 
     def __post_init__(self) -> None:
+        if self.two_hop < 0:
+            raise ValueError(f"two_hop: given {self.two_hop}; allowed: 0 or more")
         for name in ("sentences", "shard", "new_tokens", "tokens_per_batch", "least_words"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 1 or more")
@@ -76,61 +87,80 @@ def read_made(folder: Path) -> Material:
 
 
 def make_questions(
-    carried: Path, reader: Path, out: Path, config: MadeConfig, maker: MakerConfig, seconds: float, device: str
+    carried: Path, reader: Path, out: Path, config: MadeConfig, maker: MakerConfig, seconds: float, device: str,
+    part: tuple[int, int] = (0, 1),
 ) -> int:  # fmt: skip
-    """Tune the maker, make, filter and judge: OUT/kept.json. How many are kept; what is there is passed over."""
+    """Tune the maker, make, filter and judge: OUT/kept.json. How many are kept; what is there is passed over.
+
+    As `part` (i, n) every n-th shard is made and nothing gathered (then: 0); part 0 tunes, the others wait for it.
+    """
+    if (out / KEPT).exists():
+        return len(read_kept(out))
+    turn, turns = part
+    began = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    (out / SHARDS).mkdir(exist_ok=True)
+    _same(out, {"made": asdict(config), "maker": asdict(maker)})
+    coder = Coder(reader, maker.length)
+    brought = read_carried(carried)
+    record = out / MAKER / "record.json"
+    if turn == 0 and not record.exists():
+        pairs = [*training_pairs(brought), *(two_hop_pairs(brought) if config.two_hop else ())]
+        tuned = tune(
+            reader, coder, pairs, out / MAKER, maker, device, 0.35 * seconds, lambda what: _say(what, began)
+        )
+        _whole(record, tuned | {"pairs_of": dict(Counter(pair.source.style for pair in pairs))})
+    free = brought.open_texts()
+    sources = draw_sources(free, config.sentences, config.seed, config.least_words, config.most_words)
+    links = (
+        draw_links(free, config.two_hop, config.seed, config.least_words, config.most_words)
+        if config.two_hop
+        else []
+    )
+    shards = planned(sources, links, config.shard)
+    drawn = {"open_passages": len(free), "sources": len(sources), "links": len(links), "planned": len(shards)}
+    _say(f"drawn: {json.dumps(drawn)}", began)
+    while not record.exists():
+        if time.monotonic() > began + min(TUNING * seconds, 600.0):
+            raise TimeoutError(f"{record} is not there: part 0 tunes the maker; look at its log")
+        time.sleep(0.2)
+    _say(f"maker: {record.read_text()}", began)
+    known = [question.text for question in brought.every]
+    asker = Asker(reader, coder, out / MAKER, maker, device)
+    for done, shard in enumerate(shards[turn::turns]):
+        if path_of(out, shard).exists():
+            continue
+        if done and time.monotonic() > began + MAKING * seconds:
+            _say(f"ended by the clock before shard {shard.number} of {len(shards)}", began)
+            break
+        told = asker(shard, config, known)
+        _whole(path_of(out, shard), told)
+        _say(f"shard {shard.number} of {len(shards)}: {len(told['rows'])} of {told['written']} kept", began)
+    if turns > 1:
+        _whole(out / f"drawn-{turn}.json", drawn | {"seconds": _since(began)})
+        return 0
+    return gather(out, drawn | {"seconds": {"questions": _since(began)}}, config.seed)
+
+
+def gather(out: Path, drawn: dict[str, Any], seed: int = 0) -> int:
+    """Put together what shards there are: OUT/kept.json. How many are kept; ValueError where none is."""
     if (out / KEPT).exists():
         return len(read_kept(out))
     began = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
-    _same(out, {"made": asdict(config), "maker": asdict(maker)})
-    told: dict[str, Any] = {"seconds": {}}
-    coder = Coder(reader, maker.length)
-    brought = read_carried(carried)
-    free = brought.open_texts()
-    sources = draw_sources(free, config.sentences, config.seed, config.least_words, config.most_words)
-    told["open_passages"], told["sources"] = len(free), len(sources)
-    told["seconds"]["sources"] = _since(began)
-    _say(f"{len(sources):,} sentences of {len(free):,} passages under no gold title", began)
-    if not (out / MAKER / "record.json").exists():
-        pairs = training_pairs(brought)
-        told["pairs"] = dict(Counter(pair.source.style for pair in pairs))
-        record = tune(
-            reader, coder, pairs, out / MAKER, maker, device, 0.35 * seconds, lambda what: _say(what, began)
-        )
-        (out / MAKER / "record.json").write_text(json.dumps(record | {"pairs_of": told["pairs"]}))
-    told["maker"] = json.loads((out / MAKER / "record.json").read_text())
-    _say(f"maker: {json.dumps(told['maker'])}", began)
-    started = time.monotonic()
-    said = _said(reader, coder, out, sources, config, maker, device, began + MAKING * seconds)
-    told["written"], told["seconds"]["making"] = len(said), _since(started)
-    _say(f"{len(said):,} written", began)
-    started = time.monotonic()
-    known = [question.text for question in brought.every]
-    passed, told["filters"] = sifted(sources[: len(said)], said, known)
-    _say(f"{len(passed):,} pass the plain filters: {told['filters']}", began)
-    voice = open_voice(reader, device)
-    kept: list[Made] = []
-    failed: Counter[str] = Counter()
-    judged = 0
-    for at in range(0, len(passed), config.shard):
-        if at and time.monotonic() > began + KEEPING * seconds:
-            break
-        part = passed[at : at + config.shard]
-        back, why = answered_back(voice, part, config.f1, config.margin)
-        kept += [each for each, good in zip(part, back, strict=True) if good]
-        failed.update(why)
-        judged += len(part)
-    told["judged"], told["round_trip"], told["kept"] = judged, dict(failed), len(kept)
-    told["kept_by_style"] = dict(Counter(each.source.style for each in kept))
-    told["seconds"]["judging"] = _since(started)
+    kept, told = gathered(out)
+    told |= drawn | {"maker": json.loads((out / MAKER / "record.json").read_text())}
     if not kept:
-        raise ValueError(f"no question was kept of {len(said)}: {told['filters']}, {dict(failed)}")
-    for each in random.Random(config.seed).sample(kept, min(SHOWN, len(kept))):
-        _say(f"  [{each.source.style}] {each.question} -> {each.answer} ({each.source.title})", began)
-    rows = [[*_parts(each.source), each.answer, each.question] for each in kept]
-    _whole(out / KEPT, {"told": told, "rows": rows})
-    _say(f"{len(kept):,} of {judged:,} are answered back; failed: {dict(failed)}", began)
+        raise ValueError(
+            f"no question was kept of {told['written']}: {told['filters']}, {told['round_trip']}"
+        )
+    chance = random.Random(seed)
+    for hops in (False, True):
+        some = [each for each in kept if bool(each.source.via) == hops]
+        for each in chance.sample(some, min(SHOWN, len(some))):
+            by = " + ".join(source.title for source in (*each.source.via, each.source))
+            _say(f"  [{each.source.style}] {each.question} -> {each.answer} ({by})", began)
+    _whole(out / KEPT, {"told": told, "rows": [row_of(each) for each in kept]})
+    _say(f"{len(kept):,} kept of {told['judged']:,} judged: {json.dumps(told['by_style'])}", began)
     return len(kept)
 
 
@@ -170,41 +200,7 @@ def read_kept(out: Path) -> list[Made]:
     """The questions that passed the round trip; UsageError where `questions` did not end."""
     if not (out / KEPT).is_file():
         raise UsageError(f"{out} holds no {KEPT}: run the verb questions first")
-    rows = json.loads((out / KEPT).read_text())["rows"]
-    return [
-        Made(Source(style, text_id, title, sentence), answer, question)
-        for style, text_id, title, sentence, answer, question in rows
-    ]
-
-
-def _said(
-    reader: Path, coder: Coder, out: Path, sources: Sequence[Source], config: MadeConfig, maker: MakerConfig,
-    device: str, until: float,
-) -> list[str]:  # fmt: skip
-    """What the maker writes of the sources, shard by shard, as far as the clock allows."""
-    (out / SAID).mkdir(exist_ok=True)
-    said: list[str] = []
-    # the saved adapter even where it was tuned just now: an undisturbed run is the same as one that went on
-    model = None
-    for number, at in enumerate(range(0, len(sources), config.shard)):
-        path = out / SAID / f"{number:04d}.json"
-        if not path.exists():
-            if number and time.monotonic() > until:
-                break
-            if model is None:
-                model, _ = open_maker(reader, maker, device, out / MAKER)
-            part = made_of(
-                model, coder, sources[at : at + config.shard], seed=config.seed * 100_003 + number,
-                temperature=config.temperature, new_tokens=config.new_tokens,
-                tokens_per_batch=config.tokens_per_batch if device.startswith("cuda") else 4096, device=device,
-            )  # fmt: skip
-            _whole(path, part)
-        said += json.loads(path.read_text())
-    return said
-
-
-def _parts(source: Source) -> list[str]:
-    return [source.style, source.text_id, source.title, source.sentence]
+    return [made_of_row(row) for row in json.loads((out / KEPT).read_text())["rows"]]
 
 
 def _same(out: Path, given: dict[str, Any]) -> None:
@@ -225,7 +221,7 @@ def _same(out: Path, given: dict[str, Any]) -> None:
 
 
 def _whole(path: Path, value: Any) -> None:
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}")
     part.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
     part.replace(path)
 
@@ -236,6 +232,14 @@ def _since(began: float) -> float:
 
 def _say(what: str, began: float) -> None:
     print(f"[{time.monotonic() - began:5.1f} s] {what}", flush=True)  # noqa: T201
+
+
+def _part(given: str) -> tuple[int, int]:
+    """ "i/n" as numbers."""
+    turn, _, turns = given.partition("/")
+    if not (turn.isdecimal() and turns.isdecimal() and int(turn) < int(turns)):
+        raise argparse.ArgumentTypeError(f"given {given}; allowed: 0/1, 0/2, 1/2, ...")
+    return int(turn), int(turns)
 
 
 def _options(parser: argparse.ArgumentParser, config: type[Any]) -> None:
@@ -254,13 +258,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    asks, finds = verbs.add_parser("questions"), verbs.add_parser("candidates")
+    asks, puts, finds = (verbs.add_parser(name) for name in ("questions", "gather", "candidates"))
+    puts.add_argument("--out", type=Path, required=True, help="where everything is kept")
     for each in (asks, finds):
         each.add_argument("--carried", type=Path, required=True, help="what policy_carry --join put together")
         each.add_argument("--out", type=Path, required=True, help="where everything is kept")
         each.add_argument("--seconds", type=float, default=math.inf, help="that this verb may take")
         each.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     asks.add_argument("--reader", type=Path, required=True, help="the reader's folder (reader_parts)")
+    asks.add_argument("--part", type=_part, default=(0, 1), help="i/n: every n-th shard alone, then gather")
     for config in (MadeConfig, MakerConfig):
         _options(asks, config)
     _options(finds, CandidatesConfig)
@@ -271,8 +277,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if given.verb == "questions":
         make_questions(
-            given.carried, given.reader, given.out, told(MadeConfig), told(MakerConfig), given.seconds, given.device
+            given.carried, given.reader, given.out, told(MadeConfig), told(MakerConfig), given.seconds,
+            given.device, given.part,
         )  # fmt: skip
+    elif given.verb == "gather":
+        parts = [json.loads(path.read_text()) for path in sorted(given.out.glob("drawn-*.json"))]
+        drawn = parts[0] if parts else {}
+        gather(given.out, drawn | {"seconds": {"parts": [part["seconds"] for part in parts]}})
     else:
         make_candidates(given.carried, given.out, told(CandidatesConfig), given.seconds, given.device)
     return 0

@@ -42,6 +42,8 @@ class Source:
     text_id: str
     title: str
     sentence: str
+    via: tuple[Source, ...] = ()
+    """What is read before it, of a question that needs both: the sentence that leads here."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from infra.training import made_questions
+from infra.training import made_questions, made_shards
 from infra.training.made_filters import Made
 from infra.training.made_generator import MakerConfig, sampler
 from infra.training.made_questions import MadeConfig, read_kept, read_made
@@ -32,6 +32,8 @@ __all__ = ["carried", "texts"]
 SMALL = [
     "--sentences",
     "24",
+    "--two-hop",
+    "16",
     "--shard",
     "8",
     "--new-tokens",
@@ -56,7 +58,8 @@ def host(texts: Path) -> Path:
         who, other = NAMES[at % 8], NAMES[(at + 5) % 8]
         text = (
             f"{who} took the great boat{at} over lake{at} in the cold winter. "
-            f"In the end {other} sold the small shop{at} to a man from the town. It rained."
+            f"In the end {other} sold the small shop{at} to a man from the town. "
+            f"{who} hid it in Barn {(at + 3) % 40}."
         )
         passages.append({"id": f"b{at}", "title": f"Barn {at}", "text": text})
     write_rows(path, passages)
@@ -64,17 +67,22 @@ def host(texts: Path) -> Path:
     return texts
 
 
-def echo(model: object, coder: object, sources: list[Source], **_: object) -> list[str]:
-    """A maker that knows its trade: asks who of the boat, or what was sold."""
+def echo(
+    model: object, coder: object, sources: list[Source], *, answers: tuple[str, ...] = (), **_: object
+) -> list[str]:
+    """A maker that knows its trade: asks who of the boat, or what was sold, by way of another barn."""
     said = []
-    for source in sources:
+    for at, source in enumerate(sources):
         words = source.sentence.split()
+        if answers:
+            said.append(f"{answers[at]} | which barn is where {words[0]} hid it")
+            continue
         took = words[1] == "took"
-        said.append(
-            f"{words[0]} | who took the great {words[4]}"
-            if took
-            else f"{words[3]} | who sold the small {words[7]}"
+        who, what = (
+            (words[0], "took the great " + words[4]) if took else (words[3], "sold the small " + words[7])
         )
+        of = f"out of the barn where {source.via[0].sentence.split()[0]} hid it" if source.via else ""
+        said.append(f"{who} | who {what} {of or 'at ' + source.title}")
     return said
 
 
@@ -84,8 +92,8 @@ def agreeing(monkeypatch: pytest.MonkeyPatch) -> None:
     def back(voice: object, made: list[Made], *_: float) -> tuple[list[bool], dict[str, int]]:
         return [True] * len(made), {"gave_up": 0, "other_answer": 0}
 
-    monkeypatch.setattr(made_questions, "made_of", echo)
-    monkeypatch.setattr(made_questions, "answered_back", back)
+    monkeypatch.setattr(made_shards, "made_of", echo)
+    monkeypatch.setattr(made_shards, "answered_back", back)
 
 
 def questions(host: Path, out: Path, *more: str) -> int:
@@ -151,17 +159,24 @@ def test_the_whole_in_miniature_trains_a_pair_reader(
     material = read_made(out)
     told = json.loads((out / "manifest.json").read_text())
     assert len(material) == told["questions_with_candidates"] >= 12
-    assert told["written"] == 24
-    assert sum(told["filters"].values()) + told["judged"] == 24
+    assert told["written"] == 24 + 2 * 16
+    assert sum(told["filters"].values()) + told["judged"] == told["written"]
+    assert told["judged"] == told["kept"] + told["repeated_elsewhere"]
     assert told["kept"] == len(read_kept(out))
+    assert {"two", "joined"} <= set(told["kept_by_style"])
+    hops = material.tables.needs_all
+    assert 0 < hops.sum() < len(material)
+    assert [question.kind in ("two", "joined") for question in material.questions] == hops.tolist()
     golds = {title_key(title) for question in read_carried(host).every for title in question.titles}
     for row, question in enumerate(material.questions):
         gold = np.flatnonzero(material.tables.labels[row] == GOLD)
-        assert len(gold) == 1
+        assert len(gold) == (2 if hops[row] else 1)
+        assert len({question.sentences[at][0] for at in gold}) == len(gold)
         holding = [
             at for at, (_, _, text) in enumerate(question.sentences) if holds_answer(text, question.answers)
         ]
-        assert holding == gold.tolist()
+        assert set(holding) <= set(gold.tolist())
+        assert len(holding) >= 1
         assert not {title_key(title) for title, _, _ in question.sentences} & golds
         assert int(material.tables.present[row].sum()) == len(question.sentences) >= 4
     reader = from_minilm(host / "minilm", "cpu")
@@ -186,19 +201,19 @@ def test_the_same_seed_gives_the_same_bytes_also_after_an_end(
             questions(host, folder, *more)
 
     none_kept(whole)
-    shards = sorted(path.name for path in (whole / "said").iterdir())
-    assert shards == ["0000.json", "0001.json", "0002.json"]
+    shards = sorted(path.name for path in (whole / "shards").iterdir())
+    assert shards == [f"000{at}.json" for at in range(7)]
     none_kept(ended, "--seconds", "0.001")
-    assert sorted(path.name for path in (ended / "said").iterdir()) == ["0000.json"]
+    assert sorted(path.name for path in (ended / "shards").iterdir()) == ["0000.json"]
     # tuning itself was cut by that clock: take the other's maker, as a run that was ended later has
     for path in (whole / "maker").iterdir():
         (ended / "maker" / path.name).write_bytes(path.read_bytes())
-    (ended / "said" / "0000.json").write_bytes((whole / "said" / "0000.json").read_bytes())
-    before = (ended / "said" / "0000.json").stat().st_mtime_ns
+    (ended / "shards" / "0000.json").write_bytes((whole / "shards" / "0000.json").read_bytes())
+    before = (ended / "shards" / "0000.json").stat().st_mtime_ns
     none_kept(ended)
-    assert (ended / "said" / "0000.json").stat().st_mtime_ns == before
+    assert (ended / "shards" / "0000.json").stat().st_mtime_ns == before
     for name in shards:
-        assert (ended / "said" / name).read_bytes() == (whole / "said" / name).read_bytes()
+        assert (ended / "shards" / name).read_bytes() == (whole / "shards" / name).read_bytes()
     with pytest.raises(UsageError, match=r"maker\.seed"):
         questions(host, ended, "--seed", "1")
 
@@ -213,12 +228,33 @@ def test_what_is_done_is_passed_over(host: Path, monkeypatch: pytest.MonkeyPatch
     def never(*_: object, **__: object) -> None:
         raise AssertionError("made again")
 
-    for name in ("open_maker", "open_voice", "tune", "material_of_made"):
-        monkeypatch.setattr(made_questions, name, never)
+    for home, name in (
+        (made_shards, "open_maker"), (made_shards, "open_voice"), (made_questions, "tune"),
+        (made_questions, "material_of_made"),
+    ):  # fmt: skip
+        monkeypatch.setattr(home, name, never)
     began = time.monotonic()
     assert questions(host, out) == 0
     assert candidates(host, out) == 0
     assert time.monotonic() - began < 5
+
+
+def test_parts_make_what_one_process_makes(
+    host: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two parts, one after the other, then gather: the rows of an undivided run; a part alone gathers nothing."""
+    agreeing(monkeypatch)
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    questions(host, whole)
+    questions(host, parted, "--part", "0/2")
+    assert not (parted / "kept.json").exists()
+    questions(host, parted, "--part", "1/2")
+    assert made_questions.main(["gather", "--out", str(parted)]) == 0
+    assert read_kept(parted) == read_kept(whole)
+    with pytest.raises(SystemExit):
+        questions(host, parted, "--part", "2/2")
+    with pytest.raises(TimeoutError, match="part 0 tunes"):
+        questions(host, tmp_path / "none", "--part", "1/2", "--seconds", "0.5")
 
 
 def test_draws_follow_the_probabilities_and_the_seed() -> None:
