@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from actors.delays import Delays
 from actors.ingest import Ingester
 from actors.ingest_spec import Assignment, IngestSpec
-from actors.remote import backoff, call, first_line, given_up, log_in_actor
+from actors.remote import Stopped, backoff, call, first_line, given_up, log_in_actor, persist
 from actors.store_client import StoreClient
 from actors.store_watch import Restarts, StoreWatch
 from pipeline.errors import DependencyUnreachable, DysraError
@@ -160,13 +160,29 @@ class Coordinator:
                     next_partitions = time.monotonic() + _NEW_PARTITIONS_S
                     self._add_partitions()
                 self._stopping.wait(self._config.health_interval_s)
+        except Stopped:
+            pass
         except BaseException as error:
             self._fail(error)
 
     def _begin(self) -> None:
         spec = self._spec
-        partitions = topic_partitions(spec.kafka, spec.kafka.topic)
-        ensure_topic(spec.kafka, spec.kafka.dead_letter_topic, partitions=len(partitions))
+
+        def look() -> list[int]:
+            found = topic_partitions(spec.kafka, spec.kafka.topic)
+            ensure_topic(spec.kafka, spec.kafka.dead_letter_topic, partitions=len(found))
+            return found
+
+        # One that Ray starts again may meet an outage that its ingesters would have waited for.
+        partitions = persist(
+            look,
+            "the broker",
+            first_s=self._config.retry_first_s,
+            max_s=self._config.retry_max_s,
+            limit_s=spec.source.outage_limit_s,
+            stopped=self._stopping.is_set,
+            on_outage=lambda error: self._log.warning("broker_lost", error=first_line(error)),
+        )
         count = min(self._config.num_ingesters, len(partitions))
         self._watch.start_near_duplicates()
         self._workers = [_Worker(index, partitions[index::count]) for index in range(count)]

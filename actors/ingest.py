@@ -121,8 +121,7 @@ class Ingester:
                 self._ended.set()
 
     def _poll(self) -> None:
-        spec = self._spec
-        with RecordSource(spec.kafka, self._assignment.offsets, spec.source) as source:
+        with self._source() as source:
             with self._lock:
                 self._positions = source.positions()
                 self._entered = dict(self._positions)
@@ -144,6 +143,19 @@ class Ingester:
             self._abandon.set()
             append.join(timeout=0.2)
             self._commit(source)
+
+    def _source(self) -> RecordSource:
+        """The assigned partitions from their offsets; an outage of the broker is waited for here as it is later."""
+        spec = self._spec
+        return persist(
+            partial(RecordSource, spec.kafka, self._assignment.offsets, spec.source),
+            "the broker",
+            first_s=self._config.retry_first_s,
+            max_s=self._config.retry_max_s,
+            limit_s=spec.source.outage_limit_s,
+            stopped=self._stopping.is_set,
+            on_outage=lambda error: self._log.warning("broker_lost", error=first_line(error)),
+        )
 
     def _regulate(self, source: RecordSource) -> None:
         config = self._config

@@ -176,10 +176,14 @@ class StoreClient(StoreSearch):
 
     def embed_stats(self) -> dict[str, float]:
         """Seconds spent embedding, texts and batches, over all embedders."""
-        parts = [
-            call(self.handle(embedder_name(self.name, index)).stats.remote())
-            for index in range(self.num_embedders)
-        ]
+        try:
+            parts = [
+                call(self.handle(embedder_name(self.name, index)).stats.remote())
+                for index in range(self.num_embedders)
+            ]
+        except Outage:
+            self.forget_handles()  # one that died for good has a successor of its name
+            raise
         return {name: sum(part[name] for part in parts) for name in parts[0]}
 
     # -- actors

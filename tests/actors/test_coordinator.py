@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 
-from actors import coordinator, remote
+from actors import coordinator, ingest, remote
 from actors.coordinator import _START_S, _Worker
+from actors.ingest_config import IngestConfig
+from pipeline.errors import DependencyUnreachable
+from pipeline.source_config import SourceConfig
 
 
 @pytest.mark.parametrize("answered", [False, True])
@@ -45,3 +49,50 @@ def test_a_coordinator_on_a_node_that_ray_has_given_up_takes_no_partitions(
     one._client = SimpleNamespace(offsets=lambda: pytest.fail("the store was asked"))
     with pytest.raises(SystemExit if ended else pytest.fail.Exception):
         one._start(_Worker(0, [0]))
+
+
+class _Broker:
+    """Away for the first calls."""
+
+    def __init__(self, away: int) -> None:
+        self.away, self.asked = away, 0
+
+    def __call__(self, *arguments: object, **settings: object) -> list[int]:
+        self.asked += 1
+        if self.asked <= self.away:
+            raise DependencyUnreachable("Kafka at 127.0.0.1:1 cannot be reached")
+        return [0, 1, 2]
+
+
+_INGEST = IngestConfig(retry_first_s=0.01, retry_max_s=0.01)
+
+
+def test_a_coordinator_that_is_started_again_waits_for_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its ingesters do: the job does not end for an outage that began before its coordinator was moved."""
+    broker = _Broker(away=2)
+    monkeypatch.setattr(coordinator, "topic_partitions", broker)
+    monkeypatch.setattr(coordinator, "ensure_topic", lambda *args, **settings: 3)
+    one = object.__new__(coordinator.Coordinator)
+    one._config, one._stopping = _INGEST, threading.Event()
+    kafka = SimpleNamespace(topic="news", dead_letter_topic="news.dlq")
+    one._spec = SimpleNamespace(kafka=kafka, source=SourceConfig(outage_limit_s=30.0))
+    one._log = SimpleNamespace(warning=lambda *args, **fields: None)
+    one._watch = SimpleNamespace(start_near_duplicates=lambda: None)
+    one._begin()
+    assert broker.asked == 3 and [worker.partitions for worker in one._workers] == [[0, 1, 2]]
+
+    one._stopping.set()
+    with pytest.raises(remote.Stopped):
+        one._begin()
+
+
+def test_an_ingester_that_is_started_again_waits_for_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that failed instead would end the whole job."""
+    broker = _Broker(away=2)
+    monkeypatch.setattr(ingest, "RecordSource", broker)
+    one = object.__new__(ingest.Ingester)
+    one._config, one._stopping = _INGEST, threading.Event()
+    one._spec = SimpleNamespace(kafka=None, source=SourceConfig(outage_limit_s=30.0))
+    one._assignment = SimpleNamespace(offsets={})
+    one._log = SimpleNamespace(warning=lambda *args, **fields: None)
+    assert one._source() == [0, 1, 2] and broker.asked == 3
