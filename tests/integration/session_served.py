@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+from actors.keys import new_key
+from actors.serve_config import ServeConfig
 from actors.serve_settings import ServeSettings
 from actors.slot_router import rank_of, slot_table
-from models.hf import HfBackbone
-from pipeline.article import Article, parse_article
+from infra.kafka import Broker
+from models.cache import CacheConfig
+from models.embed import EmbedderConfig
+from models.hf import HfBackbone, HfConfig
+from pipeline.article import Article, ArticleLimits, parse_article
+from pipeline.kafka import KafkaConfig, ensure_topic
 from pipeline.publisher import Publisher
+from pipeline.session import SessionConfig
 from pipeline.session.session import Session, SessionParts
 from pipeline.session.state import SessionKey
 from pipeline.source import RecordSource
+from pipeline.store import StoreConfig
 from tests.integration.session_store import StoreFiller
+from tests.tiny_model import save_tiny_model
 
 TENANT = "desk"
 REPLICAS, SLOTS = 2, 16
@@ -84,6 +96,53 @@ class Served:
             while source.positions()[0] < end:
                 session.read(source.poll())
         return session.digest()
+
+
+@contextlib.contextmanager
+def serving(broker: Broker, root: Path) -> Iterator[Served]:
+    """A service over two streams of six articles each, in the connected Ray; stopped on leaving."""
+    from actors.serve_app import deploy, shutdown
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    key = new_key(root / "keys.json", TENANT)
+    kafka = KafkaConfig(bootstrap_servers=broker.bootstrap_servers, topic=f"served-{port}", partitions=1)
+    ensure_topic(kafka)
+    settings = ServeSettings(
+        kafka=kafka,
+        store=StoreConfig(path=root / "store", lexical_commit_ms=0),
+        embedder=EmbedderConfig(model="static"),
+        backbone=HfConfig(model=str(save_tiny_model(root / "tiny")), device="cpu", threads=1),
+        cache=CacheConfig(sinks=2, ring=64, read_block=16, evict_block=16, rank=4, latent_blocks=3),
+        session=SessionConfig(
+            start="earliest", attend="both", snapshot_every_s=0.3, max_article_tokens=96, max_new_tokens=8
+        ),
+        articles=ArticleLimits(),
+        serve=ServeConfig(
+            port=port,
+            sessions_dir=root / "sessions",
+            keys_file=root / "keys.json",
+            replicas=REPLICAS,
+            slots=SLOTS,
+            cpus_per_replica=0.5,
+            max_questions=6,
+            max_waiting_per_session=1,
+            retry_after_s=3,
+            drain_s=40,
+        ),
+    )
+    deployed = deploy(settings, timeout_s=240)
+    with Publisher(kafka) as publisher:
+        filler = StoreFiller(deployed.store, settings.embedder)
+        one = Served(settings, deployed.url, key, publisher, filler, two_streams())
+        for stream in one.streams:
+            one.publish(stream, 0, 6)
+            with one.client() as client:
+                client.post(f"/v1/streams/{stream}").raise_for_status()
+        yield one
+    shutdown()
+    deployed.store.close_store()
 
 
 def news(stream: str, number: int) -> Article:

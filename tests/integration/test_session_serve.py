@@ -18,24 +18,12 @@ from typing import Any
 import httpx
 import pytest
 
-from actors.keys import new_key
-from actors.serve_config import ServeConfig
-from actors.serve_settings import ServeSettings
 from infra.kafka import Broker
-from models.cache import CacheConfig
-from models.embed import EmbedderConfig
-from models.hf import HfBackbone, HfConfig
-from pipeline.article import ArticleLimits
-from pipeline.kafka import KafkaConfig, ensure_topic
-from pipeline.publisher import Publisher
-from pipeline.session import SessionConfig
+from models.hf import HfBackbone
 from pipeline.session.session import Session, SessionParts
 from pipeline.session.snapshot import SnapshotFolder
 from pipeline.session.state import SessionKey
-from pipeline.store import StoreConfig
-from tests.integration.session_served import LIMIT_S, REPLICAS, SLOTS, TENANT, Served, two_streams
-from tests.integration.session_store import StoreFiller
-from tests.tiny_model import save_tiny_model
+from tests.integration.session_served import LIMIT_S, TENANT, Served, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -43,55 +31,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.ray, pytest.mark
 @pytest.fixture(scope="module")
 def served(broker: Broker, local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One service for all tests of this module."""
-    from actors.serve_app import deploy, shutdown
-
-    root = tmp_path_factory.mktemp("serve")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    key = new_key(root / "keys.json", TENANT)
-    kafka = KafkaConfig(bootstrap_servers=broker.bootstrap_servers, topic=f"served-{port}", partitions=1)
-    ensure_topic(kafka)
-    settings = ServeSettings(
-        kafka=kafka,
-        store=StoreConfig(path=root / "store", lexical_commit_ms=0),
-        embedder=EmbedderConfig(model="static"),
-        backbone=HfConfig(model=str(save_tiny_model(root / "tiny")), device="cpu", threads=1),
-        cache=CacheConfig(sinks=2, ring=64, read_block=16, evict_block=16, rank=4, latent_blocks=3),
-        session=SessionConfig(
-            start="earliest", attend="both", snapshot_every_s=0.3, max_article_tokens=96, max_new_tokens=8
-        ),
-        articles=ArticleLimits(),
-        serve=ServeConfig(
-            port=port,
-            sessions_dir=root / "sessions",
-            keys_file=root / "keys.json",
-            replicas=REPLICAS,
-            slots=SLOTS,
-            cpus_per_replica=0.5,
-            max_questions=6,
-            max_waiting_per_session=1,
-            retry_after_s=3,
-            drain_s=40,
-        ),
-    )
-    deployed = deploy(settings, timeout_s=240)
-    with Publisher(kafka) as publisher:
-        one = Served(
-            settings,
-            deployed.url,
-            key,
-            publisher,
-            StoreFiller(deployed.store, settings.embedder),
-            two_streams(),
-        )
-        for stream in one.streams:
-            one.publish(stream, 0, 6)
-            with one.client() as client:
-                client.post(f"/v1/streams/{stream}").raise_for_status()
+    with serving(broker, tmp_path_factory.mktemp("serve")) as one:
         yield one
-    shutdown()
-    deployed.store.close_store()
 
 
 def test_answers_come_with_sources_over_http(served: Served) -> None:
