@@ -4,7 +4,8 @@
 
 The search is BM25 over the newest forms of the articles (20 pieces, of the question's stream alone where it names
 one), the choosers are the sessions' own, and a reader gives up only beyond the sessions' margin. Written after each
-question's choice, so a run that is cut short has told what it found.
+question's choice, so a run that is cut short has told what it found. `--against FOLDER` (models/weights/retriever:
+what serves) lets a second policy choose too; each brings its own pair reader, in its folder or beside it.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--articles", type=int, default=1_000)
     parser.add_argument("--questions", type=int, default=48)
     parser.add_argument("--policy", type=Path, default=SHIPPED, help="folder of a policy")
+    parser.add_argument("--against", type=Path, help="folder of another policy that chooses too")
     parser.add_argument("--budget", type=int, default=SessionConfig().token_budget)
     parser.add_argument("--model", default="gemma-3-270m")
     parser.add_argument("--adapter", default="shipped")
@@ -59,6 +61,8 @@ def main() -> None:
     hybrid = HybridChooser(embed)
     reader = load_reader(given.model, given.adapter, "cpu")
     choosers: dict[str, Chooser] = {"hybrid": hybrid, "policy": PolicyChooser(given.policy, embed, hybrid)}
+    if given.against is not None:
+        choosers["against"] = PolicyChooser(given.against, embed, hybrid)
     rows = contest(material, search_of(material), choosers, reader, given.budget, given.out)
     made = {**told(rows), "world": given.world, "articles": given.articles, "budget": given.budget}
     print(json.dumps(made))  # noqa: T201
@@ -106,7 +110,7 @@ def contest(
 
 
 def told(rows: Sequence[Row]) -> dict[str, Any]:
-    """Means of each chooser, and the second's F1 against the first's, question by question."""
+    """Means of each chooser, and the second's F1 against each other's, question by question."""
     names = list(dict.fromkeys(row["chooser"] for row in rows))
     by = {name: [row for row in rows if row["chooser"] == name] for name in names}
     out: dict[str, Any] = {
@@ -120,8 +124,10 @@ def told(rows: Sequence[Row]) -> dict[str, Any]:
         }
         for name, own in by.items()
     }  # fmt: skip
-    first, second = (np.array([row["f1"] for row in by[name]], float) for name in names[:2])
-    return {**out, "gain_f1": paired(second, first)}
+    scores = {name: np.array([row["f1"] for row in by[name]], float) for name in names}
+    second = scores[names[1]]
+    beside = {f"gain_f1_over_{name}": paired(second, scores[name]) for name in names[2:]}
+    return {**out, "gain_f1": paired(second, scores[names[0]]), **beside}
 
 
 def prompt_of(chosen: Sequence[Candidate], question: str, backbone: Any) -> list[int]:

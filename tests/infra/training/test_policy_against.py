@@ -52,6 +52,20 @@ def test_differences_are_told_set_by_set_and_as_a_mean_of_the_sets() -> None:
         "high": -10.0,
     }
     assert told["dev"] == (60.0, 120.0)
+    assert told["dev_gain"] == {"gain": 10.0, "low": 10.0, "high": 10.0}
+    assert told["ships"] is False, "it reads more"
+
+
+def test_dev_questions_alone_say_whether_it_ships() -> None:
+    """Better there at fewer tokens ships; worse beyond chance on one set does not; old runs do not say."""
+    few = Served("reinforce-0", -4.0)
+    assert against(curves(), few, SHIPPED, 128)["ships"] is True
+    poor = curves()
+    poor.scores["dev", "nq"]["reinforce-0", 128, -4.0, 1.0][:] = 0.45
+    assert against(poor, few, SHIPPED, 128)["ships"] is False
+    old = curves()
+    old.scores = {place: scores for place, scores in old.scores.items() if place[0] == "test"}
+    assert against(old, few, SHIPPED, 128)["ships"] is None
 
 
 def test_the_table_has_the_serving_policy_first() -> None:
