@@ -73,7 +73,7 @@ SAYS = (
     "Reads a question and a candidate sentence together, one score each against none of these (docs/policy.md); "
     "six features of the retriever's policy are made of it. all-MiniLM-L6-v2 (Apache-2.0) fine-tuned with one "
     "linear head, taught by a pair reader over Gemma-3-270M: its scores beside the labels. Matrices in 8 bits, a "
-    "scale for each row; words' vectors are MiniLM's own."
+    "scale for each row; words' vectors are MiniLM's own. Licence: Apache-2.0, as what it comes from."
 )
 ASKED = {True: "made of Wikipedia sentences", False: "of training: NQ, SQuAD 2, HotpotQA, MuSiQue, newswire"}
 Given = argparse.Namespace
@@ -309,7 +309,7 @@ def learn(given: Given, base: PairBase, fold: str, folder: Path) -> dict[str, An
     }  # fmt: skip
     if len(held):
         about["held_out"] = measured(reader, plan.take(held), texts)
-    card = card_text("Pair reader", SAYS, about, {"Learning": records, **_before(folder)}, _command())
+    card = card_text("Pair reader", SAYS, about, {"Curve": records, **_before(folder)}, _command())
     save_pair_reader(reader, folder, about, card)
     (folder / "curve.json").write_text(json.dumps(records))
     told = {name: about[name] for name in ("steps", "steps_planned", "loss", "soft_loss", "right", "seconds")}
@@ -354,7 +354,7 @@ def _apart(plan: Plan) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 def _before(folder: Path) -> dict[str, Any]:
     path = folder.parent / MADE / "curve.json"
-    return {"Before it, on made questions": json.loads(path.read_text())} if path.exists() else {}
+    return {"Curve before it, on made questions": json.loads(path.read_text())} if path.exists() else {}
 
 
 def _last(records: Sequence[dict[str, float]], name: str) -> float:

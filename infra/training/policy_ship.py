@@ -32,6 +32,10 @@ from models.retriever.trust import KINDS, Combination
 from models.retriever.trust_files import put_trust, trust_beside
 from pipeline.errors import UsageError
 
+TERMS = (
+    "Trained on questions and Wikipedia passages of NQ-open, SQuAD 2, HotpotQA and MuSiQue and on newswire worlds\n"
+    "of our own, by its curve above. Licence: that of the project."
+)
 WEIGHTS = SHIPPED.parent
 MOST_BYTES = 100_000_000
 """What all that ships may weigh together."""
@@ -58,7 +62,7 @@ def ship(
         told = {**about, "stop_bias": stop_bias, "reading": "apart" if trust else "together"}
         if trust:
             told |= {"trust": trust, "enough": enough}
-        save_policy(network, out, told, card_with(source, {"stop_bias": stop_bias, "run": home.name}))
+        save_policy(network, out, told, card_with(source, {"stop_bias": stop_bias, "run": home.name}, TERMS))
         if pair_reader:
             _put_pair_reader(home, pair_folder, small)
         if trust:
@@ -90,14 +94,14 @@ def weights_with(folders: Sequence[Path], weights: Path = WEIGHTS) -> int:
     )
 
 
-def card_with(source: Path, told: Mapping[str, Any]) -> str:
-    """The card of a run's model with more rows in its table of settings; empty where there is none."""
+def card_with(source: Path, told: Mapping[str, Any], end: str = "") -> str:
+    """The card of a run's model with more rows in its table of settings and an end; empty where there is none."""
     path = source / CARD
     if not path.is_file():
         return ""
     head, rule, rest = path.read_text(encoding="utf-8").partition("| --- | --- |\n")
     rows = "".join(f"| {name} | {value} |\n" for name, value in told.items())
-    return head + rule + (rows if rule else "") + rest
+    return head + rule + (rows if rule else "") + rest + (f"\n{end}\n" if end else "")
 
 
 def _put_pair_reader(home: Path, target: Path, small: bool) -> None:

@@ -307,8 +307,6 @@ def _is_right(best: Ints, plan: Plan) -> Bools:
 
 def _learned(reader: PairScorer, rows: Sequence[PairRow]) -> Tensor:
     """Scores with their gradient, in order: rows of like length in a batch of their own. [N]"""
-    if not reader.device.startswith("cuda"):
-        return reader.learn(rows)
     lengths = np.array(
         [
             min(len(row.question), QUESTION_TOKENS)

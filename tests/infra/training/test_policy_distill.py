@@ -84,7 +84,7 @@ def test_a_student_s_run_stands_beside_its_teacher_s(
     about = json.loads((small / "pairs" / "whole" / "config.json").read_text())["about"]
     assert about["rows_taught"] == 1.0 and about["steps"] == about["steps_planned"]
     card = (small / "pairs" / "whole" / "README.md").read_text()
-    assert "Learning (means" in card and "Before it, on made questions (means" in card
+    assert "Curve (means" in card and "Curve before it, on made questions (means" in card
     ranks = json.loads((small / "ranks_beside.json").read_text())
     assert {"pair_taught", "pair_decoder", "hybrid"} <= set(ranks["test"]["nq"])
 
@@ -126,7 +126,12 @@ def test_a_student_s_run_stands_beside_its_teacher_s(
     assert not (weights / "retriever" / "pair-reader").exists()
     assert found["bytes"] < 1 << 20
     assert "Learning by reward" in (weights / "retriever" / "README.md").read_text()
-    assert "Before it, on made questions" in (weights / "pair-reader" / "README.md").read_text()
+    assert "Curve before it, on made questions" in (weights / "pair-reader" / "README.md").read_text()
+    for name in ("retriever", "pair-reader"):
+        told_of = (weights / name / "README.md").read_text().lower()
+        assert all(
+            word in told_of for word in ("python3 -m infra.training", "seed", "curve", "trained", "licence")
+        )
     student = policy_distill.load_student(
         small / "pairs" / "whole", PairBase(MINILM, texts / "minilm"), "cpu"
     )

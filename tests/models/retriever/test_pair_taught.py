@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from models.retriever import pair_taught
+from models.retriever.pair_base import PairRow
 from models.retriever.pair_taught import (
     NOT_READ,
     WORDS,
@@ -102,6 +104,24 @@ def test_a_student_comes_to_its_teacher_s_scores_and_keeps_its_words() -> None:
     assert after["teacher_right"] == after["right"] < 50
     torch.testing.assert_close(student.model.state_dict()[WORDS], before)
     assert student.model.bert.embeddings.word_embeddings.weight.requires_grad
+
+
+def test_batches_of_like_length_change_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty tokens a batch or all at once: the same scores in the same order, and the same gradient of the head."""
+    student = pair_case.reader()
+    torch.nn.init.normal_(student.model.head.weight, std=0.5)
+    ids = student.tokenize(["what ann key", "ann has key", "bob", "cid has map ann has pen bob has hat"])
+    rows = [PairRow(ids[0], text, given) for text in ids[1:] for given in ((), ids[1], ids[3])]
+    found, gradients = [], []
+    for tokens in (40, 1 << 20):
+        monkeypatch.setattr(pair_taught, "_AT_ONCE", tokens)
+        student.model.zero_grad()
+        scores = pair_taught._learned(student, rows)
+        (scores * torch.arange(len(rows))).sum().backward()
+        found.append(scores.detach())
+        gradients.append(student.model.head.weight.grad.clone())
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-4)
 
 
 def test_without_a_teacher_the_labels_teach() -> None:
