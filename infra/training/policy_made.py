@@ -60,9 +60,9 @@ def rows_of_pass(material: Material, config: PairTrainConfig, most_steps: int) -
     if not most or len(rows) <= most:
         return rows
     drawn = np.random.default_rng(config.seed).permutation(rows)
-    hops = drawn[material.tables.needs_all[drawn]][: int(HOPS * most)]
-    rest = drawn[~np.isin(drawn, hops)]
-    return np.sort(np.concatenate([hops, rest[: most - len(hops)]]))
+    of_two = material.tables.needs_all[drawn]
+    hops, single, few = drawn[of_two], drawn[~of_two], int(HOPS * most)
+    return np.sort(np.concatenate([hops[:few], single, hops[few:]])[:most])
 
 
 def train_on_made(

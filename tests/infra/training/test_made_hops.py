@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from infra.training import made_filters
@@ -11,6 +12,8 @@ from infra.training.made_filters import Made, answered_back, refused
 from infra.training.made_hops import described, draw_links, first_hop, joined, names
 from infra.training.made_shards import made_of_row, planned, row_of
 from infra.training.made_sources import Source
+from infra.training.policy_made import HOPS, rows_of_pass
+from models.retriever.pair_training import PairTrainConfig
 from pipeline.tasks.qa import SourceText
 
 A = Source("two", "a", "Finding Nemo", "Finding Nemo was directed by Andrew Stanton in 2003.")
@@ -117,3 +120,16 @@ def test_shards_of_links_are_spread_and_rows_come_back() -> None:
     assert [bool(shard.sources[0].via) for shard in shards[:3]].count(True) >= 1
     made = Made(B, "Rockport", "where?")
     assert made_of_row(row_of(made)) == made
+
+
+def test_a_short_pass_takes_questions_of_two_sentences_first() -> None:
+    """All of the few, a share of many; nothing twice."""
+    needs_all = np.arange(100) < 10
+    material = SimpleNamespace(
+        rows=lambda answerable: np.arange(100), tables=SimpleNamespace(needs_all=needs_all)
+    )
+    config = PairTrainConfig(questions=4)
+    drawn = rows_of_pass(material, config, 10)
+    assert len(set(drawn.tolist())) == 40
+    assert needs_all[drawn].sum() == 10
+    assert needs_all[rows_of_pass(material, config, 5)].sum() == int(HOPS * 20)
