@@ -78,10 +78,15 @@ def given_up() -> bool:
     """Whether Ray has given up the node of this process: other processes stand in its actors' places by now.
 
     Ray ends the processes of a lost node with its raylet, where it can: not those behind a broken network or a
-    stopped raylet, nor those of one that ended in a container whose first process reaps nobody.
+    stopped raylet, nor those of one that ended in a container whose first process reaps nobody. False where Ray
+    does not say.
     """
     own = ray.get_runtime_context().get_node_id()
-    return any(node["NodeID"] == own and not node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+    try:
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    except RayError:
+        return False
+    return any(node["NodeID"] == own and not node["Alive"] for node in nodes)
 
 
 def call(ref: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
