@@ -271,3 +271,21 @@ def test_sigterm_of_a_replica_loses_no_record(served: Served) -> None:
     with served.client() as client:
         again = client.post(f"/v1/streams/{stream}/ask", json={"question": "Which pier 3 opened?"})
     assert again.status_code == 200
+
+
+def test_an_answer_under_way_ends_before_the_service_does(served: Served) -> None:
+    """As `dysra serve` stops on SIGTERM: what was begun is answered whole, who comes then is refused. Runs last."""
+    from actors.serve_app import shutdown
+
+    stream = served.streams[0]
+    served.wait(stream, lambda p: p["state"] == "resident" and not p["lag"]["records"], "not read")
+    told: list[Any] = []
+    begun = threading.Event()
+    asking = threading.Thread(target=long_answer, args=(served, stream, told, begun), daemon=True)
+    asking.start()
+    assert begun.wait(60)
+    assert shutdown(90)
+    asking.join(30)
+    assert told[-1] == "done", told
+    with pytest.raises(httpx.HTTPError):
+        served.page(stream)
