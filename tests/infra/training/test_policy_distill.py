@@ -46,6 +46,7 @@ def distill(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
     return done
 
 
+@pytest.mark.slow
 def test_a_student_s_run_stands_beside_its_teacher_s(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
