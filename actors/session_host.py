@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from actors.library import StoreLibrary
 from actors.metrics import metric
 from actors.rank_claim import RankClaim
+from actors.remote import given_up
 from actors.serve_settings import ServeSettings
 from actors.session_service import SessionService
 from actors.slot_router import rank_of, slot_table
@@ -237,8 +238,16 @@ class SessionHost:
         if self._reporting is None or self._reporting.done():
             self._reporting = asyncio.get_running_loop().create_task(self._report())
 
+    async def _end_if_given_up(self) -> None:
+        """End this process where Ray has given its node up: the replica that was started in its place waits for its
+        rank, and its sessions stay away as long as it lives."""
+        if await asyncio.to_thread(given_up):
+            get_logger(replica=self._rank).error("given_up")
+            os._exit(1)
+
     async def _report(self) -> None:
         while True:
+            await self._end_if_given_up()
             for name, total in self._service.pool.totals().items():
                 if total > self._told.get(name, 0):
                     metric(name).inc(total - self._told.get(name, 0), tags=self._tags)

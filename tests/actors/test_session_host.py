@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from actors import session_host
 from actors.serve_settings import ServeSettings
 from actors.session_host import SessionHost, chooser_of
 from models.retriever.storage import SHIPPED, shipped_policy
@@ -66,3 +67,15 @@ def test_a_user_config_that_cannot_be_had_takes_nothing_away_from_who_serves() -
     assert host._current is before and "max_per_tenants" in host._about()["refused"]
     asyncio.run(host.reconfigure({"session": {"hops": 3}}))
     assert host._current is not before and host._about() == {"rank": 0, "pid": os.getpid()}
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_replica_on_a_node_that_ray_has_given_up_ends(lost: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process holds the rank that its successor waits for; nobody else can end it."""
+    ended: list[int] = []
+    monkeypatch.setattr(session_host, "given_up", lambda: lost)
+    monkeypatch.setattr(session_host.os, "_exit", ended.append)
+    host = object.__new__(SessionHost)
+    host._rank = 0
+    asyncio.run(host._end_if_given_up())
+    assert ended == ([1] if lost else [])
