@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,14 @@ import pytest
 from actors.serve_config import ServeConfig
 from actors.session_service import SessionService
 from pipeline.session.answer import Question
+from pipeline.session.chooser import HybridChooser
 from pipeline.session.model_thread import READING
+from pipeline.session.policy_chooser import PolicyChooser
 from pipeline.session.state import SessionKey
 from pipeline.session.summary import SummaryRequest
 from tests.actors.session_support import make_service
 from tests.pipeline.session.support import KEY, ShardLibrary, article, record
+from tests.pipeline.session.test_policy_chooser import embed, policy
 
 ASKED = Question(text="Which pier opened?")
 
@@ -229,3 +234,30 @@ def test_health_tells_a_model_that_stands_still(serve: Callable[..., SessionServ
         held.set()
     assert stuck.result(10)
     assert asyncio.run(answer(service))["kind"] == "done"
+
+
+def test_a_promotion_reaches_running_sessions_and_changes_nothing_of_them(
+    serve: Callable[..., SessionService], tmp_path: Path
+) -> None:
+    """The next question is chosen for by the new champion, by the same session: its bytes, epoch and place stay."""
+    service, now, pointer = serve(attend="both"), [0.0], tmp_path / "champion.json"
+    chooser = PolicyChooser(pointer, embed, HybridChooser(), poll_s=5.0, clock=lambda: now[0])
+    service.pool.asking = replace(service.pool.asking, chooser=chooser)
+
+    async def run() -> None:
+        await service.create(KEY)
+        await soon(lambda: service.pool.info(KEY)["state"] == "resident", "it did not catch up")  # type: ignore[index]
+        before = await service.info(KEY, digest=True)
+        assert (await answer(service))["kind"] == "done" and chooser.serving is None
+        for number in (1, 2):
+            folder = policy(tmp_path / f"v{number}", number)
+            pointer.write_text(json.dumps({"folder": str(folder)}))
+            now[0] += 6.0
+            assert (await answer(service))["kind"] == "done"
+            assert chooser.serving == folder
+        after = await service.info(KEY, digest=True)
+        assert before is not None and after is not None
+        same = ("digest", "epoch", "articles_read", "records_seen", "restored")
+        assert [before[name] for name in same] == [after[name] for name in same]
+
+    asyncio.run(run())
