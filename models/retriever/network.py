@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from models.retriever.choosing import CHOICE_SIZE, STATE_SIZE
 from models.retriever.config import RetrieverConfig
@@ -64,7 +65,10 @@ class SiameseEncoder(nn.Module):
         if self.kind == "transformer":
             mixed = self.mix(embedded + self.place[:, : flat.shape[1]], src_key_padding_mask=~known)
         else:
-            mixed, _ = self.mix(embedded)
+            # packed: the way back would begin in the padding and carry it into the words
+            ends = known.sum(1).cpu()
+            packed = pack_padded_sequence(embedded, ends, batch_first=True, enforce_sorted=False)
+            mixed, _ = pad_packed_sequence(self.mix(packed)[0], batch_first=True, total_length=flat.shape[1])
         pooled = (mixed * known[..., None]).sum(1) / known.sum(1, keepdim=True)
         mixed_in: Tensor = out + pooled.reshape(*words.shape[:-1], -1)
         return mixed_in

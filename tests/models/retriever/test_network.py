@@ -58,6 +58,17 @@ def test_question_and_candidates_share_one_encoder() -> None:
     torch.testing.assert_close(many[0, 3], one[0])
 
 
+@pytest.mark.parametrize("encoder", ["transformer", "bilstm"])
+def test_a_text_is_encoded_alike_however_far_it_is_padded(encoder: str) -> None:
+    """Words end where they end, in either direction; a text without words has an encoding too."""
+    torch.manual_seed(0)
+    network = PolicyNetwork(network_config(encoder=encoder, num_words=64)).eval()
+    vectors = torch.randn(3, 8)
+    words = torch.tensor([[3, 4, 5], [6, 0, 0], [0, 0, 0]])
+    padded = torch.nn.functional.pad(words, (0, 9))
+    torch.testing.assert_close(network.encode(vectors, padded), network.encode(vectors, words))
+
+
 def test_illegal_actions_have_no_probability_and_padding_no_say() -> None:
     """Whatever stands in the padding, the logits are the same; what does not fit the budget has none."""
     network = PolicyNetwork(network_config())
