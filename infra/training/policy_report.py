@@ -207,8 +207,9 @@ def rewarded_by(found: Mapping[str, Any]) -> list[str]:
     ]
     folds = sorted({name for each in told for name in each if name.startswith("fold")}) or ["fold0", "fold1"]
     lines = [
-        f"Policies are paid, and dev questions read, by {len(folds)} readers that were each trained without one part of",
-        "these questions, by title; each by the one that does not know it, test questions by the adapter.",
+        f"Policies are paid, and dev questions read, by {len(folds)} readers that were each trained without "
+        "one part",
+        "of these questions, by title; each by the one that does not know it, test questions by the adapter.",
     ]
     if any(
         "shipped" in readers for split, sets in who.items() if split != "test" for readers in sets.values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from infra.bench.faults.served import Served
 
 def _served(pages: Iterator[dict[str, Any]]) -> Served:
     made = object.__new__(Served)
+    made.due = math.inf
     made._page = lambda stream, digest=False: next(pages)  # type: ignore[method-assign]
     return made
 
