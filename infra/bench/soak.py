@@ -37,7 +37,7 @@ from infra.bench.local import Local, local, until
 from infra.bench.measure import commit
 from infra.bench.soak_feed import AHEAD, Feed
 from infra.bench.soak_files import LOOK_S, Samples, judged_files
-from infra.bench.soak_trace import bytes_an_article, trace
+from infra.bench.soak_trace import bytes_an_article, counted, trace
 from pipeline.errors import UsageError
 from pipeline.near_duplicates import NearDuplicateConfig
 
@@ -247,7 +247,8 @@ def soak(
         name: trace([(at, float(one.anonymous)) for at, one in samples])
         for name, samples in sampler.memory.items()
     }
-    return rows, {**traces, "files of the store": trace(sampler.disk)}
+    courses = {"files of the store": trace(sampler.disk), "articles read": counted(sampler.read)}
+    return rows, traces | courses
 
 
 def run(

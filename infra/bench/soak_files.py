@@ -4,7 +4,13 @@ What an article takes is seen before the first can expire: all files over all ar
 the first `retained_s`. A segment goes as a whole once its newest article is past retention, so an article may stay
 longer by what a segment spans, and until maintenance has looked and the checkpoint before is gone (`SLACK_S`).
 **Files are bounded** where after warm-up they never take more than `ROOM` times what the articles read within that
-time do: compaction and the keyword index's merges write the new beside the old. Below that they may swing.
+time do: compaction and the keyword index's merges write the new beside the old. Below that they may swing. Articles
+that live three times as long as they may are caught where `retained_s` is at least `window_s` + `SLACK_S`.
+
+**Seconds in which nothing is read do not count** (`Reading`). The files that a checkpoint has no use for stay until
+the one after it, which is what a damaged manifest falls back to, and where no article comes there is none: what had
+expired when reading stood stays as it is until it goes on. It cannot grow meanwhile. A soak that stood for half a
+minute on a crowded host was called unbounded for that, at eight times the few articles that had trickled in.
 """
 
 from __future__ import annotations
@@ -15,9 +21,12 @@ import numpy as np
 
 LOOK_S = 2.0
 """Seconds between two looks of the soak's maintenance."""
-SLACK_S = 10.0
-"""A look that comes late, its turn after a sealing (up to 4 s), and the next checkpoint: then the files go."""
+SLACK_S = 8.0
+"""A look, its turn after a sealing (up to 4 s), and the next checkpoint but one: then the files go."""
 ROOM = 1.5
+STILL_S = 5
+"""Reading stands where so many seconds on end bring less than `STILL_SHARE` of the run's mean rate."""
+STILL_SHARE = 0.1
 Samples = list[tuple[float, float]]
 """Seconds since sampling began, and a value."""
 
@@ -41,17 +50,50 @@ def article_bytes(disk: Samples, read: Samples, retained_s: float) -> float:
     return float(np.median(sizes)) if sizes else float("nan")
 
 
+class Reading:
+    """How many articles had been read by when, and the clock that stands while next to none are."""
+
+    def __init__(self, read: Samples) -> None:
+        self._at = np.array([when for when, _ in read], dtype=np.float64)
+        self._counts = np.array([count for _, count in read], dtype=np.float64)
+        begun = self._at[np.argmax(self._counts > 0)]
+        self._seconds = np.arange(np.floor(begun), np.ceil(self._at[-1]) + 1.0)
+        by = np.interp(self._seconds, self._at, self._counts, left=0.0)
+        still = np.zeros(max(0, len(by) - 1), dtype=bool)
+        if len(by) > STILL_S:
+            few = STILL_SHARE * STILL_S * by[-1] / (len(by) - 1)
+            slow = by[STILL_S:] - by[:-STILL_S] < few
+            still = np.convolve(slow, np.ones(STILL_S)) > 0  # every second of such a stretch
+        self._still = still
+        self._clock = np.concatenate(([0.0], np.cumsum(~still)))
+
+    def by(self, at: float) -> float:
+        """Articles read by then."""
+        return float(np.interp(at, self._at, self._counts, left=0.0))
+
+    def within(self, at: float, seconds: float) -> float:
+        """Articles read in the last `seconds` of reading before `at`."""
+        clock = float(np.interp(at, self._seconds, self._clock, left=0.0))
+        return self.by(at) - self.by(float(np.interp(clock - seconds, self._clock, self._seconds)))
+
+    def stood_s(self, since: float) -> float:
+        """Seconds from `since` on in which reading stood."""
+        return float(self._still[self._seconds[:-1] >= since].sum())
+
+
 def judged_files(
     disk: Samples, read: Samples, *, retained_s: float, window_s: float, warm_s: float
 ) -> dict[str, Any]:
-    """The fullest that files were of what retention allows, after `warm_s`, and whether that is bounded.
+    """The fullest that files were of what retention allows, after `warm_s`, and whether that is bounded; `stood_s`:
+    seconds of that time that do not count, for nothing was read.
 
     `read` counts the articles read by then, `disk` the bytes of all files.
     """
     each, stay_s = article_bytes(disk, read, retained_s), longest_s(retained_s, window_s)
+    reading = Reading(read) if any(count for _, count in read) else None
     fullest, allowed_mb = 0.0, 0.0
     for at, size in disk:
-        held = (_read_by(read, at) - _read_by(read, at - stay_s)) * each
+        held = reading.within(at, stay_s) * each if reading else 0.0
         if at >= warm_s and held > 0 and size / held > fullest:
             fullest, allowed_mb = size / held, ROOM * held / 1e6
     return {
@@ -59,6 +101,7 @@ def judged_files(
         "allowed_mb": round(allowed_mb, 1),
         "share_of_allowed": round(fullest / ROOM, 3) if fullest else float("nan"),
         "bounded": 0.0 < fullest <= ROOM,
+        "stood_s": reading.stood_s(warm_s) if reading else 0.0,
     }
 
 

@@ -99,6 +99,15 @@ def test_the_course_is_kept_as_medians_of_five_seconds() -> None:
     assert soak_trace.trace(samples) == [[2.5, 1.0], [12.5, 3.0]]
 
 
+def test_the_count_of_articles_is_kept_every_five_seconds() -> None:
+    """The last count of each; a stretch in which nobody looked has none."""
+    assert soak_trace.counted([(0.5, 0), (4.9, 70), (5.0, 80), (16.0, 90)]) == [
+        [5.0, 70],
+        [10.0, 80],
+        [20.0, 90],
+    ]
+
+
 def test_a_warm_up_longer_than_the_run_is_refused() -> None:
     """Both are named."""
     with pytest.raises(UsageError, match="warm_s is 60 and seconds 60"):
