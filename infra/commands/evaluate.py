@@ -73,6 +73,13 @@ def evaluate(
         Path | None,
         typer.Option("--trust", help="weights of readings apart; default: the reader's own probability"),
     ] = None,
+    cache: Annotated[
+        int,
+        typer.Option(
+            "--cache",
+            help="qa: newest articles of a session's cache to choose from too (dated news; policy, cascade, …)",
+        ),
+    ] = 0,
     keep: Annotated[
         float,
         typer.Option(
@@ -93,6 +100,6 @@ def evaluate(
     cell = Cell(
         task=task, method=method, data=data, corpus=corpus, model=model, adapter=adapter, embedder=embedder,
         unit=unit, budget=budget, split=split, limit=limit, seed=seed, device=device, policy=policy,
-        reading=reading, trust=trust, keep=keep, passages=passages,
+        reading=reading, trust=trust, cache=cache, keep=keep, passages=passages,
     )  # fmt: skip
     return TASKS[task](cell)

@@ -29,6 +29,7 @@ class Cell:
     policy: Path | None = field(default=None, metadata={"help": "a trained retrieval policy"})
     reading: str = field(default="together", metadata={"help": "qa: together or apart"})
     trust: Path | None = field(default=None, metadata={"help": "qa: weights of readings apart"})
+    cache: int = field(default=0, metadata={"help": "qa: newest articles of a session's cache, offered too"})
     keep: float = field(default=0.1, metadata={"help": "share of the full layers' bytes that a cache keeps"})
     passages: int = field(
         default=10, metadata={"help": "passages of a context that a cache method compresses"}

@@ -68,6 +68,10 @@ class QaConfig:
         default=100,
         metadata={"help": "BM25's best texts that staged methods rank by meaning too; 0: the corpus"},
     )
+    cache: int = field(
+        default=0,
+        metadata={"help": "newest articles of a session's cache that staged methods choose from too"},
+    )
     span: int = field(default=32, metadata={"help": "tokens of a span"})
     unit: str = field(default="sentence", metadata={"help": "what is chosen: sentence, span or passage"})
     budget: int = field(default=128, metadata={"help": "tokens of text a question, titles included"})
@@ -92,9 +96,13 @@ class QaConfig:
                 raise ValueError(f"{name}: given {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         if self.budget < 8:
             raise ValueError(f"budget: given {self.budget}; allowed: 8 tokens or more")
-        for name, least in (("passages", 1), ("reach", 0), ("span", 1)):
+        for name, least in (("passages", 1), ("reach", 0), ("span", 1), ("cache", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: {least} or more")
+        if self.cache and self.method not in STAGED:
+            raise ValueError(
+                f"cache: given {self.cache} with method {self.method}; allowed: with {', '.join(STAGED)}"
+            )
         if self.limit < 0:
             raise ValueError(f"limit: given {self.limit}; allowed: 0 (all) or more")
 
@@ -147,7 +155,7 @@ def run(config: QaConfig, on_progress: Callable[[int], None] | None = None) -> d
         | ({"compressor_tokens": round(compressor() / len(questions), 1)} if compressor() else {}),
         "seed": config.seed,
         "model": backbone.identity,
-    }
+    } | ({"cache": config.cache} if config.cache else {})
 
 
 Kept = list[tuple[Question, tuple[Sentence, ...]]]
@@ -230,6 +238,7 @@ def _chooser(
         settings = ChoiceSettings(
             method=config.method, unit=config.unit, budget=config.budget, span_tokens=config.span,
             passages=config.passages, reach=config.reach, stop_bias=config.stop_bias, policy=config.policy,
+            cache=config.cache,
         )  # fmt: skip
         return ChoosingMethod(source, settings, encode, count).context, lambda: 0
     plain = _embedder(config.embedder) if config.method in ("dense", "hybrid") else None

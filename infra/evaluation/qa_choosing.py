@@ -22,6 +22,7 @@ from models.retriever.table import ALL_FEATURES, TableBatch
 from pipeline.candidate_features import FEATURES, Encode, PairColumns
 from pipeline.errors import UsageError
 from pipeline.session.prompts import Sentence, article_head
+from pipeline.tasks.cached import offered
 from pipeline.tasks.choices import cut, material_of
 from pipeline.tasks.contexts import CountTokens
 from pipeline.tasks.qa import Question, SourceText
@@ -43,6 +44,7 @@ class ChoiceSettings:
     reach: int
     stop_bias: float
     policy: Path | None
+    cache: int = 0
 
 
 class ChoosingMethod:
@@ -52,6 +54,12 @@ class ChoosingMethod:
         self, source: QaSource, settings: ChoiceSettings, encode: Encode, count: CountTokens
     ) -> None:
         self._settings, self._encode, self._count = settings, encode, count
+        self._newest = source.newest
+        if settings.cache and (self._newest is None or settings.unit != "sentence"):
+            raise UsageError(
+                f"--cache {settings.cache}: a session's cache offers sentences of dated news; give questions of "
+                "RealTimeQA or of a newswire, and --unit sentence"
+            )
         self._pool = HybridPool(source, encode, settings.reach)
         self._network: PolicyNetwork | None = None
         self._pair: PairColumns | None = None
@@ -74,7 +82,11 @@ class ChoosingMethod:
         """The chosen sentences in reading order; nothing where nothing was found."""
         settings = self._settings
         texts = self._pool(question, settings.passages)
-        choices = cut(texts, settings.unit, self._count, settings.span_tokens)
+        if settings.cache and self._newest is not None:
+            last = self._newest(question, settings.cache)
+            choices = offered(question.text, texts, last, self._count)
+        else:
+            choices = cut(texts, settings.unit, self._count, settings.span_tokens)
         if not choices:
             return ()
         made, table, _ = material_of(

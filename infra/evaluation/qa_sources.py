@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +35,8 @@ class QaSource:
     weights: WordWeights
     pool: Callable[[Question, int], list[SourceText]]
     """BM25's best texts for a question, best first."""
+    newest: Callable[[Question, int], list[SourceText]] | None = None
+    """Of dated news: the articles that a session of its stream had read last when a question was asked."""
 
     def golds(self, question: Question) -> list[SourceText]:
         """The gold texts of a question that the corpus holds."""
@@ -106,14 +110,17 @@ def _news(data: Path, corpus: Path) -> QaSource:
         if gold:
             gold_ids = tuple(choice.source.text_id for choice in gold)
             questions.append(replace(question, gold_ids=gold_ids, split="test"))
-    return QaSource(questions=questions, texts=texts, weights=weights, pool=_dated_pool(texts))
+    return QaSource(
+        questions=questions, texts=texts, weights=weights, pool=_dated_pool(texts), newest=Newest(corpus)
+    )
 
 
 def _newswire(data: Path, corpus: Path) -> QaSource:
     by_article = _articles(corpus)
     texts = {piece.text_id: piece for found in by_article.values() for piece in found}
-    questions = []
+    questions, streams = [], {}
     for row in read_lines(data):
+        streams[row["id"]] = row.get("stream") or ""
         evidence = tuple(row["evidence"])
         told = [p for at in row["gold_article_ids"] for p in by_article.get(at, ())]
         support = [(p, e) for e in evidence for p in told if " ".join(e.split()) in " ".join(p.text.split())]
@@ -136,7 +143,57 @@ def _newswire(data: Path, corpus: Path) -> QaSource:
         texts=texts,
         weights=WordWeights(text.text for text in texts.values()),
         pool=_dated_pool(texts),
+        newest=Newest(corpus, streams),
     )
+
+
+class Newest:
+    """`newest(question, count)`: the last articles of its stream before it was asked, whole, newest first.
+
+    As they stood then: corrected ones in the form last read, withdrawn ones not at all. `streams` names each
+    question's stream; a question that leads over several ("") is asked of the largest. Without `streams` the whole
+    file is one stream.
+    """
+
+    def __init__(self, corpus: Path, streams: Mapping[str, str] | None = None) -> None:
+        self._corpus, self._streams = corpus, streams
+        self._rows: list[tuple[str, str, str, SourceText | None]] | None = None
+        self._home = ""
+
+    def __call__(self, question: Question, count: int) -> list[SourceText]:
+        """At most `count` articles; fewer where the stream had no more."""
+        rows = self._read()
+        stream = None if self._streams is None else self._streams.get(question.question_id) or self._home
+        end = (
+            bisect.bisect_right(rows, question.asked, key=lambda row: row[0]) if question.asked else len(rows)
+        )
+        found: list[SourceText] = []
+        seen: set[str] = set()
+        for at in range(end - 1, -1, -1):
+            _, name, own, text = rows[at]
+            if len(found) == count:
+                break
+            if name not in seen:
+                seen.add(name)
+                if text is not None and stream in (None, own):
+                    found.append(text)
+        return found
+
+    def _read(self) -> list[tuple[str, str, str, SourceText | None]]:
+        """(moment, article, stream, text; None where withdrawn) in order of time, read when first asked for."""
+        if self._rows is None:
+            made = []
+            for row in read_lines(self._corpus):
+                published = row.get("published") or ""
+                gone = bool(row.get("deleted"))
+                text = None if gone else SourceText(
+                    text_id=row["id"], title=row["title"], text=row["text"], date=published[:10]
+                )  # fmt: skip
+                made.append((row.get("updated") or published, row["id"], row.get("stream") or "", text))
+            self._rows = sorted(made, key=lambda each: each[0])
+            counts = Counter(stream for _, _, stream, text in made if text is not None)
+            self._home = counts.most_common(1)[0][0] if counts else ""
+        return self._rows
 
 
 def _articles(corpus: Path) -> dict[str, list[SourceText]]:

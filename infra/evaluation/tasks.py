@@ -39,6 +39,7 @@ def qa(cell: Cell) -> dict[str, Any]:
         "policy",
         "reading",
         "trust",
+        "cache",
     )
     known = {f.name for f in fields(QaConfig)}
     config = QaConfig(adapter=adapter, **{name: getattr(cell, name) for name in names if name in known})

@@ -173,6 +173,10 @@ def _given() -> argparse.Namespace:
     parser.add_argument("--prices", type=float, nargs="*", default=[], help="gammas tried beside 0.0005")
     parser.add_argument("--worlds", type=int, default=-1, help="newswire worlds, at most (-1: all)")
     parser.add_argument(
+        "--cache", type=int, default=0,
+        help="newest articles of a cache that half of newswire's questions bring beside what the search finds",
+    )  # fmt: skip
+    parser.add_argument(
         "--pair-base", choices=(MINILM, DECODER, BOTH), default=MINILM,
         help="what the pair reader is trained over; of both, policies see the decoder's scores",
     )  # fmt: skip

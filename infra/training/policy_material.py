@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +28,13 @@ import torch
 
 from infra.training.policy_carry import CORPUS, SETS
 from infra.training.policy_pack import main_directions, turn
-from infra.training.policy_pools import HOPS, Pooled, newswire_pool
+from infra.training.policy_pools import HOPS, Pooled, both_ways
+from infra.training.policy_worlds import cache_told, newswire_pool
 from models.retriever.table import GOLD, HOLDS, CandidateTable, TableBatch
 from pipeline.candidate_features import Unit, embedded_text, features, preselect
 from pipeline.prepare.pools import TextIndex
 from pipeline.session.sentences import split_sentences
+from pipeline.tasks.cached import CACHE, offered, told_among
 from pipeline.tasks.choices import label_of, needs_all, units_of
 from pipeline.tasks.contexts import Candidate, candidates
 from pipeline.tasks.material import ChoiceQuestion, Material
@@ -80,6 +82,13 @@ class HostMaterialConfig:
     most: int = field(default=0, metadata={"help": "questions of a set and split, at most (0: as built in)"})
     processes: int = field(default=14, metadata={"help": "of BM25, cutting and features"})
     seed: int = field(default=0, metadata={"help": "which questions are taken"})
+    cache: int = field(
+        default=CACHE,
+        metadata={"help": "newest articles of its stream's cache that a newswire question brings (0: none)"},
+    )
+    cache_share: float = field(
+        default=0.5, metadata={"help": "of newswire's training questions, those that bring them"}
+    )
 
 
 class _Shared:
@@ -115,7 +124,12 @@ def main() -> None:
     made, projection = make(given.carried, config, given.device)
     told = checked(made)
     _say(f"questions and share with what tells among their candidates: {told}")
-    made.save(given.out, {"sets": SETS, "told": told, "seconds": round(time.monotonic() - began, 1)})
+    cache = cache_told(made, config.passages)
+    _say(f"candidates of caches: {cache}")
+    made.save(
+        given.out,
+        {"sets": SETS, "told": told, "cache": cache, "seconds": round(time.monotonic() - began, 1)},
+    )
     np.save(given.out / "projection.npy", projection.astype(np.float32))
     _say(f"{given.out}: {len(made):,} questions in {time.monotonic() - began:.0f} s")
 
@@ -133,7 +147,8 @@ def make(carried: Path, config: HostMaterialConfig, device: str) -> tuple[Materi
     _say(f"{time.monotonic() - began:.0f} s: {len(texts):,} passages indexed, {len(questions):,} questions")
     # forked before the device is touched: a process that has a CUDA context must not be
     with multiprocessing.get_context("fork").Pool(config.processes) as pool:
-        worlds = pool.map_async(_world, WORLDS[: config.worlds], chunksize=1)
+        asked_of = [world | {"cache": config.cache} for world in WORLDS[: config.worlds]]
+        worlds = pool.map_async(_world, asked_of, chunksize=1)
         lexical = pool.map_async(_lexical, questions, chunksize=32)
         encode = Encoder(carried / "minilm", device)
         names = list(texts)
@@ -142,14 +157,15 @@ def make(carried: Path, config: HostMaterialConfig, device: str) -> tuple[Materi
         dense = _nearest(asked, passages, REACH, device)
         _say(f"{time.monotonic() - began:.0f} s: passages and questions embedded")
         jobs: list[Job] = [
-            (
+            Job(
                 question,
                 [texts[name] for name in fused([found, [names[at] for at in near]], _reach(config))],
                 (),
             )
             for question, found, near in zip(questions, lexical.get(), dense, strict=True)
         ]
-        jobs += pooled_jobs(_pools(carried, worlds.get()), encode, config)
+        pools = [both_ways(each, config.cache_share, config.seed) for each in _pools(carried, worlds.get())]
+        jobs += pooled_jobs(pools, encode, config)
         cuts = [each for each in pool.map(_cut, jobs, chunksize=16) if each is not None]
         asked = encode([made.text for made, _, _ in cuts])
         distinct = list(dict.fromkeys(embedded_text(unit) for _, _, units in cuts for unit in units))
@@ -229,28 +245,45 @@ def with_hops(
     return made
 
 
-Job = tuple[Question, list[SourceText], tuple[str, ...]]
+class Job(NamedTuple):
+    """A question with its texts, and what tells it beside its support.
+
+    `last`: what its session has read last, newest first; None where no session is thought of. `tellings` as
+    `policy_pools.Cached` has them.
+    """
+
+    question: Question
+    texts: list[SourceText]
+    others: tuple[str, ...]
+    last: list[SourceText] | None = None
+    tellings: tuple[tuple[tuple[str, str], ...], ...] = ()
 
 
 def pooled_jobs(pools: Sequence[Pooled], encode: Encoder, config: HostMaterialConfig) -> list[Job]:
     """What is cut for questions that bring their texts: BM25's order fused with the embedder's among them."""
     jobs: list[Job] = []
     for pooled in pools:
-        names = list(pooled.texts)
+        names = list(dict.fromkeys(name for pool in pooled.pools for name in pool))
         place = {name: at for at, name in enumerate(names)}
         vectors = encode([f"{pooled.texts[name].title}\n{pooled.texts[name].text}" for name in names])
         asked = encode([question.text for question in pooled.questions])
-        taken: dict[str, int] = {}
-        for question, ids, others, query in zip(
-            pooled.questions, pooled.pools, pooled.also, asked, strict=True
+        taken: dict[tuple[str, str], int] = {}
+        caches = pooled.caches or [None] * len(pooled.questions)
+        for question, ids, others, cached, query in zip(
+            pooled.questions, pooled.pools, pooled.also, caches, asked, strict=True
         ):
-            taken[question.split] = taken.get(question.split, 0) + 1
-            if config.most and taken[question.split] > config.most:
+            key = (question.split, question.dataset)
+            taken[key] = taken.get(key, 0) + 1
+            if config.most and taken[key] > config.most:
                 continue
             near = vectors[[place[name] for name in ids]].astype(np.float32) @ query.astype(np.float32)
             order = [ids[at] for at in np.argsort(-near, kind="stable")]
             best = fused([list(ids), order], _reach(config))
-            jobs.append((question, [pooled.texts[name] for name in best], others))
+            job = Job(question, [pooled.texts[name] for name in best], others)
+            if cached is not None:
+                last = [pooled.texts[name] for name in cached.articles]
+                job = job._replace(last=last, tellings=cached.tellings)
+            jobs.append(job)
     return jobs
 
 
@@ -369,11 +402,16 @@ def _world(asked: dict[str, Any]) -> Pooled:
 
 def _cut(job: Job) -> tuple[ChoiceQuestion, bool, list[Unit]] | None:
     """A question's candidates within its texts; training reads nothing under a test question's title."""
-    question, texts, others = job
+    question, texts, others, last, tellings = job
     config = _Shared.config
-    if question.split != "test" and question.dataset != "newswire":
+    if question.split != "test" and not question.dataset.startswith("newswire"):
         texts = [text for text in texts if title_key(text.title) not in _Shared.held_back]
-    choices: list[Candidate] = candidates(texts[: config.passages])
+    if last is None:
+        choices: list[Candidate] = candidates(texts[: config.passages])
+    else:
+        choices = offered(question.text, texts[: config.passages], last, _Shared.count)
+        if tellings:
+            question, others = told_among(question, tellings, choices)
     if len(choices) < 2:
         return None
     units = units_of(question, choices, _Shared.count, lambda choice: labelled(question, choice, others))

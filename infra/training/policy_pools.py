@@ -1,7 +1,7 @@
 """Questions over news for the policy's run on a GPU host: each with the texts that BM25 finds for it, in one file.
 
 RealTimeQA's corpus is larger than everything else that is carried, and its index takes minutes, so the search is
-done here (`pack_news`). A newswire world is made from its seed where it is needed (`newswire_pool`).
+done here (`pack_news`). A newswire world is made from its seed where it is needed (`policy_worlds`).
 """
 
 from __future__ import annotations
@@ -12,28 +12,40 @@ import lzma
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from pipeline.prepare.pools import TextIndex, pieces
-from pipeline.session.prompts import one_line
+from pipeline.tasks.cached import CACHED
 from pipeline.tasks.qa import Question, SourceText
 
 REACH = 100
 """Texts of a question's pool: BM25's best, which the embedder ranks too."""
-NEWS_REACH = 4000
 HOPS = ("two_hop", "three_hop")
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """What the session that a question is asked of has read last: ids of whole texts, newest first (or none).
+
+    `tellings`: for each hop the (title, sentence)s that tell it in the question's pool and there, best first.
+    """
+
+    articles: tuple[str, ...]
+    tellings: tuple[tuple[tuple[str, str], ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
     """Questions and, for each, the ids of its texts, best first by BM25.
 
-    `also` are sentences that tell a question beside those of its support.
+    `also` are sentences that tell a question beside those of its support; `caches`, one each or none at all, what
+    is offered beside the pool.
     """
 
     questions: tuple[Question, ...]
     pools: tuple[tuple[str, ...], ...]
     texts: dict[str, SourceText]
     also: tuple[tuple[str, ...], ...]
+    caches: tuple[Cached, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.questions) == len(self.pools) == len(self.also):
@@ -41,15 +53,21 @@ class Pooled:
                 f"pools: given {len(self.pools)} and {len(self.also)} lists of other sentences with "
                 f"{len(self.questions)} questions; allowed: one each"
             )
+        if len(self.caches) not in (0, len(self.questions)):
+            raise ValueError(
+                f"caches: given {len(self.caches)} with {len(self.questions)} questions; allowed: one each, or none"
+            )
 
     def save(self, path: Path) -> None:
         """Write one file (JSON, xz), whole or not at all."""
-        body = {
+        body: dict[str, Any] = {
             "texts": [asdict(text) for text in self.texts.values()],
             "questions": [asdict(question) for question in self.questions],
             "pools": self.pools,
             "also": self.also,
         }
+        if self.caches:
+            body["caches"] = [asdict(each) for each in self.caches]
         part = path.with_suffix(".part")
         part.write_bytes(lzma.compress(json.dumps(body, ensure_ascii=False).encode(), preset=6))
         part.replace(path)
@@ -64,6 +82,7 @@ class Pooled:
             tuple(tuple(pool) for pool in body["pools"]),
             {text.text_id: text for text in texts},
             tuple(tuple(each) for each in body["also"]),
+            tuple(_cached(row) for row in body.get("caches", ())),
         )
 
 
@@ -83,86 +102,47 @@ def pack_news(data: Path, most: int = 400, dev: int = 0, seed: int = 0) -> tuple
     chosen = order[:most]
     others = [replace(question, split="dev") for question in order[most : most + dev]]
     return (
-        _pooled(chosen, [source.pool(question, REACH) for question in chosen]),
-        _pooled(others, [source.pool(question, REACH) for question in others]),
+        pooled_of(chosen, [source.pool(question, REACH) for question in chosen]),
+        pooled_of(others, [source.pool(question, REACH) for question in others]),
     )
 
 
-def newswire_pool(
-    seed: int,
-    *,
-    num_articles: int = 1500,
-    num_questions: int = 300,
-    kinds: Sequence[str] = (),
-    split: str = "",
-) -> Pooled:
-    """A simulated world's answerable questions, asked at its end over the newest form of every article.
+def both_ways(pooled: Pooled, share: float, seed: int) -> Pooled:
+    """Training questions with their cache for a `share` of them (by seed), else without; others both ways.
 
-    `support` holds one telling sentence of each hop, the one whose text BM25 finds first; what else tells a hop is
-    in `also`. `split` is the newswire's own (entities and wordings apart): of its train split the questions are for
-    training; only judged ones (test) may lack a hop in their pool.
+    Training questions with a hop that the cache alone tells keep it. Of others a second one follows each, in a set
+    of its own ("newswire_cached"). Pools without caches stay as they are.
     """
-    from pipeline.newswire import KINDS, NewsEvent, Truth, generate, questions
-
-    truth, newest = Truth(), dict[str, NewsEvent]()
-    for event in generate(seed, num_articles):
-        truth.add(event)
-        if event.kind == "withdrawal":
-            newest.pop(event.record["id"], None)
+    if not pooled.caches:
+        return pooled
+    rows: list[tuple[Question, int, Cached]] = []
+    for at, (question, cached) in enumerate(zip(pooled.questions, pooled.caches, strict=True)):
+        bare = replace(cached, articles=())
+        if question.split == "train":
+            digest = hashlib.blake2b(f"{seed}:cache:{question.question_id}".encode(), digest_size=7).digest()
+            drawn = int.from_bytes(digest, "big") < share * 2.0**56
+            texts = [pooled.texts[name] for name in pooled.pools[at]]
+            rows.append((question, at, cached if drawn or not _told(texts, cached) else bare))
         else:
-            newest[event.record["id"]] = event
-    told: dict[str, list[tuple[str, str]]] = {}
-    texts: dict[str, SourceText] = {}
-    for name, event in newest.items():
-        record = event.record
-        article = SourceText(
-            text_id=name, title=record["title"], text=record["text"], date=record["published"][:10]
-        )
-        texts |= {piece.text_id: piece for piece in pieces(article)}
-        for sentence in event.sentences:
-            for fact in sentence.facts:
-                told.setdefault(fact.id, []).append((name, one_line(sentence.text)))
-    index = TextIndex(list(texts.values()))
-    drawn = questions(seed, num_articles, num_questions, tuple(kinds) or KINDS, split=split, truth=truth)
-    asked, found, others = [], [], []
-    for each in drawn:
-        if not each.answerable or not each.hops or each.kind == "count":
-            continue
-        pool = index.top(each.question, REACH)
-        tellings = [_tellings(pool, told.get(hop.fact, ())) for hop in each.hops]
-        if split != "test" and not all(tellings):
-            continue
-        support = tuple(dict.fromkeys(options[0] for options in tellings if options))
-        asked.append(
-            Question(
-                question_id=f"{seed}:{each.id}",
-                dataset="newswire",
-                text=each.question,
-                answers=tuple(each.answers),
-                answerable=True,
-                titles=tuple(dict.fromkeys(title for title, _ in support)) or (each.entity,),
-                support=support,
-                asked=each.asked,
-                kind=each.kind,
-                split="train" if split == "train" else "test",
-            )
-        )
-        found.append(pool)
-        others.append(tuple(option[1] for options in tellings for option in options[1:]))
-    return _pooled(asked, found, others)
+            rows += [
+                (question, at, bare),
+                (replace(question, dataset=f"{question.dataset}{CACHED}"), at, cached),
+            ]
+    return replace(
+        pooled,
+        questions=tuple(question for question, _, _ in rows),
+        pools=tuple(pooled.pools[at] for _, at, _ in rows),
+        also=tuple(pooled.also[at] for _, at, _ in rows),
+        caches=tuple(cached for _, _, cached in rows),
+    )
 
 
-def _tellings(pool: Sequence[SourceText], told: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """(title, sentence) of the sentences that tell a fact, as the pool's texts hold them, best text first."""
-    by_article: dict[str, list[str]] = {}
-    for article, sentence in told:
-        by_article.setdefault(article, []).append(sentence)
-    return [
-        (text.title, sentence)
-        for text in pool
-        for sentence in by_article.get(text.text_id.rsplit("#", 1)[0], ())
-        if sentence in text.text
-    ]
+def _told(texts: Sequence[SourceText], cached: Cached) -> bool:
+    """Whether every hop is told by one of the texts."""
+    return all(
+        any(text.title == title and sentence in text.text for text in texts for title, sentence in options)
+        for options in cached.tellings
+    )
 
 
 def join(parts: Sequence[Pooled]) -> Pooled:
@@ -176,22 +156,37 @@ def join(parts: Sequence[Pooled]) -> Pooled:
             for name, text in part.texts.items()
         },
         tuple(each for part in parts for each in part.also),
+        tuple(
+            Cached(tuple(f"{at}/{name}" for name in each.articles), each.tellings)
+            for at, part in enumerate(parts)
+            for each in part.caches or (Cached((), ()),) * len(part.questions)
+        )
+        if any(part.caches for part in parts)
+        else (),
     )
 
 
-def _pooled(
+def pooled_of(
     questions: Sequence[Question],
     found: Sequence[Sequence[SourceText]],
     others: Sequence[tuple[str, ...]] = (),
+    caches: Sequence[Cached] = (),
 ) -> Pooled:
+    """Questions with the texts found for each; those for which nothing was found are left out."""
     also = others or [()] * len(questions)
-    kept = [each for each in zip(questions, found, also, strict=True) if each[1]]
+    kept = [at for at, pool in enumerate(found) if pool]
     return Pooled(
-        tuple(question for question, _, _ in kept),
-        tuple(tuple(text.text_id for text in pool) for _, pool, _ in kept),
-        {text.text_id: text for _, pool, _ in kept for text in pool},
-        tuple(each for _, _, each in kept),
+        tuple(questions[at] for at in kept),
+        tuple(tuple(text.text_id for text in found[at]) for at in kept),
+        {text.text_id: text for at in kept for text in found[at]},
+        tuple(also[at] for at in kept),
+        tuple(caches[at] for at in kept) if caches else (),
     )
+
+
+def _cached(row: dict[str, Any]) -> Cached:
+    tellings = (tuple((title, sentence) for title, sentence in options) for options in row["tellings"])
+    return Cached(tuple(row["articles"]), tuple(tellings))
 
 
 def _question(row: dict[str, object]) -> Question:

@@ -40,7 +40,7 @@ SHIPPED_READS = "shipped_reads.json"
 WHO_FILE = "who_reads.json"
 """Questions of each split and set that each reader reads."""
 SHIPPED = "shipped"
-OWN_WORLDS = ("newswire", "rtqa")
+OWN_WORLDS = ("newswire", "newswire_cached", "rtqa")
 """Sets that no fold reader was trained on the questions of: any of them may read these."""
 JUDGED_MOST = 250
 SIZES = (1, 2, 4, 7, 10)

@@ -76,6 +76,7 @@ def jobs_of(given: Given, stage: str) -> list[PolicyJob]:
 
 def _material(given: Given, until: float) -> None:
     from infra.training.policy_material import WORLDS, HostMaterialConfig, checked, counter, make
+    from infra.training.policy_worlds import cache_told
 
     folder = given.out / "material"
     if (folder / "manifest.json").exists():
@@ -84,6 +85,7 @@ def _material(given: Given, until: float) -> None:
         processes=min(16, max(1, (os.cpu_count() or 1) - 2)),
         most=given.most,
         worlds=len(WORLDS) if given.worlds < 0 else given.worlds,
+        cache=given.cache,
     )
     made, projection = make(given.carried, config, given.device)
     told = checked(made)
@@ -93,7 +95,10 @@ def _material(given: Given, until: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "projection.npy", projection)
     np.save(folder / "prompts.npy", prompt_tokens(made, counter(given.carried)))
-    made.save(folder, {"stage": "material", "told": told})
+    cache = cache_told(made, config.passages)
+    if given.cache:
+        say(f"candidates of caches: {json.dumps(cache)}")
+    made.save(folder, {"stage": "material", "told": told} | ({"cache": cache} if given.cache else {}))
 
 
 def _made(given: Given, until: float) -> None:

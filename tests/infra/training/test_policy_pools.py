@@ -11,7 +11,8 @@ import pytest
 
 from infra.training import policy_material
 from infra.training.policy_material import labelled
-from infra.training.policy_pools import HOPS, Pooled, join, newswire_pool, pack_news
+from infra.training.policy_pools import HOPS, Pooled, join, pack_news
+from infra.training.policy_worlds import newswire_pool
 from models.retriever.table import GOLD, HOLDS
 from pipeline.tasks.choices import needs_all
 from pipeline.tasks.contexts import candidates

@@ -35,7 +35,7 @@ def library(tmp_path: Path) -> Iterator[ShardLibrary]:
     shelf.close()
 
 
-class _Listening(HybridChooser):
+class Listening(HybridChooser):
     """Keeps the list that it was given to choose from."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ def asked(
     library: ShardLibrary, text: str = "Which pier opened?", count: int = 2, **bounds: Any
 ) -> list[str]:
     """The articles of the list from which sentences were chosen, in its order."""
-    chooser = _Listening()
+    chooser = Listening()
     parts: AskParts = replace(ask_parts(library, cache_candidates=count), chooser=chooser)
     view = View(
         stream=STREAM, cache=None, session_bytes=0, lag=Lag(), newest=lambda n: ["a7", "a6", "a5"][:n]
@@ -86,7 +86,7 @@ def test_articles_stand_as_the_store_has_them_now(library: ShardLibrary) -> None
     library.delete("a6")
     library.add(article(7, text="Three were hurt after all.", updated="2024-04-01T00:00:00Z"))
     assert asked(library)[-1] == "a7" and "a6" not in asked(library)
-    chooser = _Listening()
+    chooser = Listening()
     view = View(stream=STREAM, cache=None, session_bytes=0, lag=Lag(), newest=lambda n: ["a7"])
     ask(replace(ask_parts(library, cache_candidates=1), chooser=chooser), "Which pier opened?", view)
     assert [c.text for c in chooser.given if c.article_id == "a7"] == ["Three were hurt after all."]
