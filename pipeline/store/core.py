@@ -56,6 +56,8 @@ class ShardCore:
         self.segments: list[Segment] = []
         self.checkpoint = Checkpoint(identity=identity, wal=None)
         self.next_segment = 1
+        self.looked_at = -1
+        """Generation of the checkpoint that the last look of maintenance left."""
         self.repairs: list[str] = []
         """What was damaged when the shard was opened, and what became of it."""
         self.lexical_broken = ""

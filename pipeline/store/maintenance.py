@@ -106,6 +106,19 @@ def expire(core: ShardCore, now_ms: int) -> int:
     return num_chunks
 
 
+def let_go(core: ShardCore) -> bool:
+    """Make a checkpoint where none has come since the last look, and only the one before needs files that are
+    there: what has expired would otherwise lie on the disk until the next article comes. True if it did."""
+    before, core.looked_at = core.looked_at, core.checkpoint.generation
+    names = {info.name for info in core.checkpoint.segments}
+    folder = core.folder / "segments"
+    if before != core.looked_at or not folder.exists() or all(p.name in names for p in folder.iterdir()):
+        return False
+    _commit(core, dataclasses.replace(core.checkpoint))
+    core.looked_at = core.checkpoint.generation
+    return True
+
+
 def snapshot(core: ShardCore, target: Path) -> None:
     """Write a whole copy of the shard as of now into `target`, which must not exist yet."""
     seal(core)

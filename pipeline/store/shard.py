@@ -218,7 +218,8 @@ class Shard:
 
     def maintain(self, now_ms: int) -> dict[str, int]:
         """What is due: expiry and compaction; returns chunks expired and segments replaced. Call it every few
-        seconds or minutes; it waits its turn after a sealing, and does nothing where that takes above 4 s."""
+        seconds or minutes; it waits its turn after a sealing, and does nothing where that takes above 4 s. Files of
+        what left go with the checkpoint after it: a sealing's or, where nothing comes, that of the next call."""
         core = self._core
         core.mend_lexical()
         core.commit_lexical(force=True)
@@ -226,8 +227,9 @@ class Shard:
             return {"expired_chunks": 0, "compacted_segments": 0}
         try:
             self._check_open()
-            expired = maintenance.expire(core, now_ms)
-            return {"expired_chunks": expired, "compacted_segments": maintenance.compact(core)}
+            expired, compacted = maintenance.expire(core, now_ms), maintenance.compact(core)
+            maintenance.let_go(core)
+            return {"expired_chunks": expired, "compacted_segments": compacted}
         finally:
             core.maintenance.release()
 

@@ -197,6 +197,32 @@ def test_expiry_drops_whole_segments_past_retention(tmp_path: Path) -> None:
     again.close()
 
 
+def test_files_of_what_expired_go_where_no_article_comes_any_more(tmp_path: Path) -> None:
+    """At the second look after it: until then the checkpoint before needs them. A shard at rest is left alone, and
+    either manifest opens what is left."""
+    shard = make.open_shard(tmp_path, retention_days=10.0, merge_segments=0)
+    late = make.article("x").published_ms + 11 * DAY_MS
+    make.put(shard, *[make.upsert(f"old{n}", n) for n in range(5)])
+    shard.seal()
+    make.put(shard, make.upsert("new", 5, hours=24 * 8))
+
+    def looked() -> tuple[set[str], int]:
+        shard.maintain(late)
+        folders = (shard._core.folder / "segments").iterdir()
+        return {path.name for path in folders}, shard.stats()["generation"]
+
+    named, generation = looked()
+    assert len(named) == 2 and segment_names(shard) == ["seg-000002"]
+    assert looked() == ({"seg-000002"}, generation + 1)
+    assert looked() == ({"seg-000002"}, generation + 1)
+    make.crash(shard)
+    flip(shard._core.folder / "manifest.json", 5_003)
+    again = make.open_shard(tmp_path, retention_days=10.0, merge_segments=0)
+    assert everything(again) == {("new", 0), ("new", 1)}
+    assert again.ledger().total().stored == 6
+    again.close()
+
+
 def test_what_has_left_is_not_held_in_the_order_of_its_stream(tmp_path: Path) -> None:
     """Expired, updated and deleted articles alike: the order grows with what lives, not with what ever came."""
     shard = make.open_shard(tmp_path, seal_rows=512, min_seal_rows=512, retention_days=1.0, merge_segments=0)
