@@ -19,6 +19,7 @@ from actors.serve_settings import ServeSettings
 from actors.session_service import SessionService
 from actors.slot_router import rank_of, slot_table
 from actors.store_client import open_store
+from pipeline.errors import UsageError
 from pipeline.log import configure_logging, get_logger
 from pipeline.session import SessionConfig
 from pipeline.session.answer import Question
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 _METRICS_S = 5.0
 _CLAIM_GRACE_S = 60.0
+_DEAR = "its pair readers take about 36 s of processor time a question without a GPU (session.policy shipped: 2.8)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def _build(settings: ServeSettings, library: Library, backbone: HfBackbone, mode
             config=config,
             backbone=backbone,
             library=library,
-            chooser=chooser_of(config, embed, settings.backbone.model),
+            chooser=chooser_of(config, embed, settings.backbone.model, str(backbone.device)),
             runner=model.lane(QUESTION),
             adapted=adapter_folder(settings.backbone) is not None,
         ),
@@ -91,25 +93,39 @@ def _build(settings: ServeSettings, library: Library, backbone: HfBackbone, mode
     )
 
 
-def chooser_of(config: SessionConfig, embed: Any, model: str | None = None) -> Chooser:
+def chooser_of(config: SessionConfig, embed: Any, model: str | None = None, device: str = "cpu") -> Chooser:
     """Who chooses the sentences: the policy of `session.policy`, with its promotions, else hybrid ranking.
 
-    `model` (`backbone.model`): over whose weights a pair reader works that was trained on the reader's decoder.
+    `model` (`backbone.model`): over whose weights a pair reader works that was trained on the reader's decoder;
+    `device`: where that one reads. `decoder` is loaded at once: UsageError where it cannot be had.
     """
     hybrid = HybridChooser(embed, config.dense_sentences)
     if config.policy in (None, "", "none"):
         return hybrid
     from models.retriever.decoder_base import folder_of
-    from models.retriever.storage import shipped_policy
+    from models.retriever.storage import decoder_policy, shipped_policy
     from pipeline.session.policy_chooser import PolicyChooser
 
-    folder = (
-        shipped_policy() if config.policy == "shipped" else Path(str(config.policy)).expanduser().absolute()
-    )
+    by_name = {"shipped": shipped_policy, "decoder": decoder_policy}.get(str(config.policy))
+    folder = by_name() if by_name else Path(str(config.policy)).expanduser().absolute()
+    if folder is None and config.policy == "decoder":
+        raise UsageError(
+            "session.policy: decoder is not installed here (`make weights` copies it); allowed: shipped"
+        )
     if folder is None:
         return hybrid
     base = None if model is None else partial(folder_of, model)
-    return PolicyChooser(folder, embed, hybrid, pair_reader=config.pair_reader, pair_base=base)
+    chooser = PolicyChooser(
+        folder, embed, hybrid, pair_reader=config.pair_reader, pair_base=base, pair_device=device
+    )
+    if config.policy == "decoder":
+        try:
+            chooser.load_now()
+        except ValueError as error:
+            raise UsageError(f"session.policy: decoder cannot serve: {error}; or take shipped") from None
+        if not device.startswith("cuda"):
+            get_logger().warning("policy_without_gpu", policy="decoder", device=device, cost=_DEAR)
+    return chooser
 
 
 def configure_service(

@@ -26,6 +26,7 @@ from typing import Any
 
 from infra.training.policy_both import put_both
 from infra.training.policy_pairs import PAIRS_BOTH, pairs_seen
+from models.retriever.pair_pins import PINS, pins_of
 from models.retriever.pair_reader import BESIDE, load_pair_reader, save_pair_reader
 from models.retriever.storage import CARD, SHIPPED, load_policy, save_policy
 from models.retriever.trust import KINDS, Combination
@@ -62,9 +63,10 @@ def ship(
         told = {**about, "stop_bias": stop_bias, "reading": "apart" if trust else "together"}
         if trust:
             told |= {"trust": trust, "enough": enough}
-        save_policy(network, out, told, card_with(source, {"stop_bias": stop_bias, "run": home.name}, TERMS))
         if pair_reader:
             _put_pair_reader(home, pair_folder, small)
+            told |= {PINS: pins_of(pair_folder)}
+        save_policy(network, out, told, card_with(source, {"stop_bias": stop_bias, "run": home.name}, TERMS))
         if trust:
             combination = Combination.load(home / "trust" / f"{trust}.json")
             with tempfile.TemporaryDirectory() as held:

@@ -20,6 +20,8 @@ from models.retriever.network import PolicyNetwork
 
 SHIPPED = Path(__file__).parents[1] / "weights" / "retriever"
 """The policy that comes with the project; absent where none has beaten the simple methods yet."""
+DECODER_POLICY = "retriever-decoder"
+"""The name of the folder beside it of the policy for sessions with a GPU."""
 WEIGHTS, CONFIG, CARD = "policy.safetensors", "config.json", "README.md"
 
 
@@ -78,6 +80,15 @@ def _card(network: PolicyNetwork, about: Mapping[str, Any]) -> str:
 def shipped_policy() -> Path | None:
     """The folder of the shipped policy: beside the code, or, for a job whose uploaded working directory leaves
     weights out, under $DYSRA_CACHE/weights (`make weights` copies it there). None where it is in neither."""
+    return _shipped(SHIPPED.name)
+
+
+def decoder_policy() -> Path | None:
+    """The same of the policy over pair readers that need a GPU, which brings them (`session.policy: decoder`)."""
+    return _shipped(DECODER_POLICY)
+
+
+def _shipped(name: str) -> Path | None:
     cache = Path(os.environ.get("DYSRA_CACHE") or Path.home() / ".cache" / "dysra")
-    places = (SHIPPED, cache / "weights" / SHIPPED.name)
+    places = (SHIPPED.with_name(name), cache / "weights" / name)
     return next((folder for folder in places if (folder / CONFIG).is_file()), None)

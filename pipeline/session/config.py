@@ -70,8 +70,9 @@ class SessionConfig:
         default="shipped",
         metadata={
             "help": "the learned policy that chooses what is read: shipped (for the embedder minilm; with others "
-            "hybrid ranking), none (hybrid ranking), its folder, or the champion.json that `dysra models promote` "
-            "writes (sessions follow it by themselves)"
+            "hybrid ranking), decoder (better by its judge; its pair readers want a GPU, 36 s of processor time a "
+            "question without; over gemma-3-270m alone), none (hybrid ranking), its folder, or the champion.json "
+            "that `dysra models promote` writes (sessions follow it by themselves)"
         },
     )
     pair_reader: bool = field(

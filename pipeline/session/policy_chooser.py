@@ -18,11 +18,12 @@ import numpy as np
 from models.formats import NewerFormat, check_format
 from models.retriever.table import ALL_FEATURES, FEATURES
 from models.retriever.trust_files import Trust, trust_beside
-from pipeline.candidate_features import PairColumns, Unit, candidate_table, preselect
+from pipeline.candidate_features import Unit, candidate_table, preselect
 from pipeline.log import get_logger
 from pipeline.session.apart import ApartChoice, Verify, choose_apart
 from pipeline.session.chooser import Chooser, Embed, reading_order
 from pipeline.session.known_vectors import KnownVectors
+from pipeline.session.lazy_pair import LazyPair
 from pipeline.session.sentences import Candidate
 
 POLL_S = 5.0
@@ -35,7 +36,8 @@ class PolicyChooser:
     `folder` is a fixed policy's folder, or the pointer file. A policy that knows a pair reader's features brings it
     (`pair-reader` in its folder) or takes the shipped one; without `pair_reader` such a policy does not serve.
     `pair_base` finds the folder of the weights that a pair reader over a decoder was trained on (default: the
-    project's own reader's), when one is first loaded.
+    project's own reader's), when one is first loaded; `pair_device` is where a decoder in it reads (MiniLM alone
+    reads on the CPU).
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class PolicyChooser:
         *,
         pair_reader: bool = True,
         pair_base: Callable[[], Path] | None = None,
+        pair_device: str = "cpu",
         poll_s: float = POLL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -58,7 +61,8 @@ class PolicyChooser:
         self._folder: Path | None = None
         self._network: Any = None
         self._may_pair, self._pair_base = pair_reader, pair_base
-        self._pair: PairColumns | None = None
+        self._pair_device = pair_device
+        self._pair: LazyPair | None = None
         self._most = 64
         self._told_of: Path | None = None
         self._told_newer = ""
@@ -75,6 +79,19 @@ class PolicyChooser:
     def reading(self) -> str:
         """How what the serving policy chooses is read, as it was paid for and promoted: together or apart."""
         return self._reading if self._current()[0] is not None else TOGETHER
+
+    def load_now(self) -> None:
+        """Load policy and pair reader before the first question; ValueError says what cannot be had."""
+        folder = self._named()
+        if folder is None:
+            raise ValueError(f"policy: {self._source} is not there")
+        try:
+            self._serve(folder, *self._opened(folder))
+            if self._pair is not None:
+                self._pair.load()
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"policy: {folder}: {error}") from None
+        self._looked = self._clock()
 
     def choose(self, question: str, candidates: Sequence[Candidate], budget: int) -> list[Candidate]:
         """The sentences to read, in reading order, of at most `budget` tokens with their heads."""
@@ -152,7 +169,7 @@ class PolicyChooser:
             self._told_of = self._folder
             get_logger().warning("policy_of_another_embedder", given=given, wanted=wanted)
 
-    def _current(self) -> tuple[Any, PairColumns | None]:
+    def _current(self) -> tuple[Any, LazyPair | None]:
         """The policy that serves now, with what makes its pair features."""
         with self._lock:
             now = self._clock()
@@ -185,30 +202,38 @@ class PolicyChooser:
             return self._folder
 
     def _load(self, folder: Path | None) -> None:
-        from models.retriever.storage import load_policy
-
         if folder is None:
             self._folder = self._network = self._pair = None
             return
         try:
-            network, about = load_policy(folder)
-            pair = None
-            if self._may_pair:
-                pair = _lazy_pair(folder, network.config.num_features, self._pair_base)
+            opened = self._opened(folder)
         except (OSError, ValueError) as error:
             get_logger().warning("policy_not_loaded", folder=str(folder), reason=str(error))
             return
+        self._serve(folder, *opened)
+
+    def _opened(self, folder: Path) -> tuple[Any, dict[str, Any], LazyPair | None]:
+        """A policy's network, what it says about itself, and its pair reader; ValueError where it cannot serve."""
+        from models.retriever.pair_pins import check_pins
+        from models.retriever.pair_reader import pair_folder_for
+        from models.retriever.storage import load_policy
+
+        network, about = load_policy(folder)
+        features = network.config.num_features
         known = (len(FEATURES), len(ALL_FEATURES)) if self._may_pair else (len(FEATURES),)
-        if network.config.num_features not in known or network.config.encoder != "vectors":
-            get_logger().warning(
-                "policy_of_another_version",
-                folder=str(folder),
-                features=network.config.num_features,
-                known=known,
+        if features not in known or network.config.encoder != "vectors":
+            raise ValueError(
+                f"policy: {folder} knows {features} features over {network.config.encoder}; allowed: vectors and "
+                f"{', '.join(map(str, known))} features"
+                + ("" if self._may_pair else " (session.pair_reader is off)")
             )
-            return
-        self._network, self._folder = network, folder
-        self._pair = pair
+        place = pair_folder_for(folder, features)
+        check_pins(about, place)
+        pair = None if place is None else LazyPair(place, self._pair_base, self._pair_device)
+        return network, about, pair
+
+    def _serve(self, folder: Path, network: Any, about: dict[str, Any], pair: LazyPair | None) -> None:
+        self._network, self._folder, self._pair = network, folder, pair
         if self._source.is_file():
             self._stop_bias, self._reading = self._next_bias, self._next_reading
         else:
@@ -216,34 +241,6 @@ class PolicyChooser:
             self._reading = str(about.get("reading", TOGETHER))
         self._most = min(64, int(about.get("candidates", 64)))
         get_logger().info("policy_serves", folder=str(folder))
-
-
-def _lazy_pair(folder: Path, num_features: int, base: Callable[[], Path] | None = None) -> PairColumns | None:
-    """The pair features of a policy, its pair reader loaded when a question first needs it; None where none are.
-
-    That it is there is checked at once: ValueError. LookupError from then on where it turns out to be broken.
-    """
-    from models.retriever.pair_reader import load_pair_reader, pair_folder_for
-
-    found = pair_folder_for(folder, num_features)
-    if found is None:
-        return None
-    lock = threading.Lock()
-    loaded: list[Any] = []
-
-    def columns(question: str, texts: Sequence[str]) -> Any:
-        with lock:
-            if not loaded:
-                try:
-                    loaded.append(load_pair_reader(found, base=base() if base else None)[0])
-                except (OSError, RuntimeError, ValueError) as error:
-                    loaded.append(None)
-                    get_logger().warning("pair_reader_not_loaded", folder=str(found), reason=str(error))
-        if loaded[0] is None:
-            raise LookupError
-        return loaded[0].features(question, texts)
-
-    return columns
 
 
 def _verify_by(folder: Path, base: Callable[[], Path] | None = None) -> Verify:
