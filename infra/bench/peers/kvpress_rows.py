@@ -5,8 +5,11 @@
 `--model` is the folder that infra/training/reader_parts.py made, `--cases` what infra/bench/cache_methods_pack.py
 wrote (needle*.jsonl, qa_*.jsonl), `--site` a folder with kvpress and the transformers that it wants. Contexts are
 taken from all files in turn, so that a run cut short has some of all; OUT/kvpress.jsonl has rows for
-`cache_methods report`, and a second call goes on. Questions are answered greedily through kvpress' cache, as ours
-are (24 tokens, to the end of the line), so rows have nats, needles and F1; they have no attention error.
+`cache_methods report` from the first second on, and a second call goes on. Its worker_*.jsonl hold the same as
+token ids: where only they came home, `--seconds 0` starts no worker and makes rows of them. `--known ROWS` names
+kept rows (.gz too): a context of which they have all cells is not read again. Questions are answered greedily
+through kvpress' cache, as ours are (24 tokens, to the end of the line): rows have nats, needles and F1, and no
+attention error.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from infra.bench.cache_methods import read_rows
 from infra.bench.peers.kvpress_peer import FULL, METHODS, WORKER
 from infra.console import say
 from infra.evaluation.cache_cases import Case
@@ -31,6 +35,7 @@ from pipeline.tasks.scores import answer_f1, exact_match
 
 KEEPS = (0.5, 0.3, 0.1, 0.05)
 ENDING_S = 8.0  # for the context that a worker is at when its time is over
+MEMORY_GIB = 9.0  # six workers and their contexts of CUDA in 60 GB
 
 
 class Coder(NamedTuple):
@@ -138,11 +143,19 @@ def _answered(text: str, answers: Sequence[str]) -> dict[str, Any]:
     return {"f1": answer_f1(said, answers), "em": exact_match(said, answers), "said": said}
 
 
-def read_lines(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """The workers' lines; a torn last one is left out."""
+def read_lines(paths: Iterable[Path], places: dict[Path, int] | None = None) -> list[dict[str, Any]]:
+    """The workers' lines; a torn last one is left out.
+
+    With `places` those since the last call, which it keeps up to date.
+    """
     found = []
     for path in paths:
-        for line in path.read_text().splitlines():
+        with path.open("rb") as file:
+            file.seek((places or {}).get(path, 0))
+            whole, end, _ = file.read().rpartition(b"\n")
+        if places is not None:
+            places[path] = places.get(path, 0) + len(whole + end)
+        for line in whole.splitlines():
             try:
                 found.append(json.loads(line))
             except json.JSONDecodeError:
@@ -150,8 +163,34 @@ def read_lines(paths: Iterable[Path]) -> list[dict[str, Any]]:
     return found
 
 
+class Joined:
+    """OUT/kvpress.jsonl: a row for each new line of the workers, each cell once."""
+
+    def __init__(self, folder: Path, every: Sequence[dict[str, Any]], coded: Coder) -> None:
+        self.folder, self.every, self.coded = folder, every, coded
+        self.path = folder / "kvpress.jsonl"
+        self.places: dict[Path, int] = {}
+        self.cells: set[tuple[Any, ...]] = set()
+        self.path.unlink(missing_ok=True)  # its last row may be torn; the workers' lines tell all of it again
+        self.follow()
+
+    def follow(self) -> None:
+        """Append what workers have written since."""
+        lines = read_lines(sorted(self.folder.glob("worker_*.jsonl")), self.places)
+        with self.path.open("a") as out:
+            for row in rows_of(lines, self.every, self.coded):
+                if (cell := cell_of(row)) not in self.cells:
+                    self.cells.add(cell)
+                    out.write(json.dumps(row) + "\n")
+
+
+def cell_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells a row from the others."""
+    return tuple(row[name] for name in ("data", "case", "method", "keep"))
+
+
 def run(given: argparse.Namespace) -> int:
-    """Start the workers, wait for them up to the limit, write the rows; 0 where all contexts are judged."""
+    """Start the workers, write rows as theirs come, up to the limit; 0 where all contexts are judged."""
     began = time.monotonic()
     given.out.mkdir(parents=True, exist_ok=True)
     coded = coder(given.model)
@@ -159,47 +198,71 @@ def run(given: argparse.Namespace) -> int:
     if not files:
         raise ValueError(f"{given.cases} has no needle*.jsonl or qa_*.jsonl; make it by cache_methods_pack")
     every = contexts(files, coded)
-    told = sorted(given.out.glob("worker_*.jsonl"))
-    wanted = sum(1 if method == FULL else len(given.keeps) for method in given.methods)
-    seen: dict[tuple[str, str], int] = {}
-    for line in read_lines(told):
-        seen[line["context"], line["case"]] = seen.get((line["context"], line["case"]), 0) + 1
-    missing = [c for c in every if any(seen.get((c["name"], case["id"]), 0) < wanted for case in c["cases"])]
+    joined = Joined(given.out, every, coded)
+    known = {
+        cell_of(row)
+        for path in given.known
+        for row in read_rows(path)
+        if row["reader"] == "base" and (row["task"] == "needle" or "f1" in row)
+    }
+    cells = [(name, keep) for name in given.methods for keep in ([1.0] if name == FULL else given.keeps)]
+
+    def lacking() -> list[dict[str, Any]]:
+        had = joined.cells | known
+        return [
+            each
+            for each in every
+            if any((each["name"], case["id"], *cell) not in had for case in each["cases"] for cell in cells)
+        ]
+
+    running = _started(given, lacking(), coded, began) if given.seconds > 0 else []
+    until = began + given.seconds
+    while any(process.poll() is None for process in running) and time.monotonic() < until:
+        time.sleep(0.2)
+        joined.follow()
+    for at, process in enumerate(running):
+        if process.poll() is None:
+            process.kill()
+        if code := process.wait(timeout=10):
+            say(f"worker {at} ended with {code}: {(given.out / f'worker_{at}.log').read_text()[-800:]}")
+        (given.out / f"cases_{at}.json").unlink()
+    joined.follow()
+    left = lacking()
+    say(
+        f"{len(every) - len(left)} of {len(every)} contexts, {len(joined.cells)} rows after "
+        f"{time.monotonic() - began:.0f} s"
+    )
+    return 5 if left else 0
+
+
+def _started(
+    given: argparse.Namespace, missing: Sequence[dict[str, Any]], coded: Coder, began: float
+) -> list[subprocess.Popen[bytes]]:
+    """A process a share of the contexts that are missing; each writes a file of its own."""
+    told = len(list(given.out.glob("worker_*.jsonl")))
     running = []
     for at in range(given.workers):
         source = given.out / f"cases_{at}.json"
         share = {
-            "model": str(given.model.resolve()), "device": given.device, "threads": 1, "methods": given.methods,
-            "stop": coded.stop,
+            "model": str(given.model.resolve()), "device": given.device, "threads": 1,
+            "memory_gib": given.memory_gib, "methods": given.methods, "stop": coded.stop,
             "keeps": given.keeps, "seconds": given.seconds - (time.monotonic() - began) - ENDING_S,
             "contexts": missing[at :: given.workers],
         }  # fmt: skip
         source.write_text(json.dumps(share))
-        target = given.out / f"worker_{len(told) + at}.jsonl"
         with (given.out / f"worker_{at}.log").open("a") as log:
             running.append(
                 subprocess.Popen(
-                    [sys.executable, str(WORKER), str(source), str(target)],
+                    [sys.executable, str(WORKER), str(source), str(given.out / f"worker_{told + at}.jsonl")],
                     stdout=log, stderr=subprocess.STDOUT,
-                    env={**os.environ, "PYTHONPATH": str(given.site.resolve()), "OMP_NUM_THREADS": "1"},
+                    env={
+                        # batches of ever other lengths leave holes otherwise: 16 to 33 GB a worker were held
+                        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+                        **os.environ, "PYTHONPATH": str(given.site.resolve()), "OMP_NUM_THREADS": "1",
+                    },
                 )
             )  # fmt: skip
-    for at, process in enumerate(running):
-        try:
-            code = process.wait(timeout=max(0.1, began + given.seconds - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            code = process.wait(timeout=10)
-        if code:
-            say(f"worker {at} ended with {code}: {(given.out / f'worker_{at}.log').read_text()[-800:]}")
-        (given.out / f"cases_{at}.json").unlink()
-    lines = read_lines(sorted(given.out.glob("worker_*.jsonl")))
-    rows = rows_of(lines, every, coded)
-    unique = {tuple(row[name] for name in ("data", "case", "method", "keep")): row for row in rows}
-    (given.out / "kvpress.jsonl").write_text("".join(json.dumps(row) + "\n" for row in unique.values()))
-    judged = len({(row["data"], row["case"]) for row in unique.values()})
-    say(f"{judged} cases, {len(unique)} rows after {time.monotonic() - began:.0f} s")
-    return 0 if judged == sum(len(each["cases"]) for each in every) else 5
+    return running
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -217,13 +280,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--keep", default=",".join(map(str, KEEPS)))
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--seconds", type=float, default=100.0, help="in all")
+    parser.add_argument("--seconds", type=float, default=100.0, help="in all; 0: no worker")
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--memory-gib", type=float, default=MEMORY_GIB, help="of the GPU, a worker")
+    parser.add_argument("--known", type=Path, nargs="*", default=[], help="rows of earlier runs (.gz too)")
     given = parser.parse_args(arguments)
     given.keeps = [float(part) for part in given.keep.split(",")]
     given.methods = given.methods.split(",")
     if unknown := sorted(set(given.methods) - set(METHODS)):
         parser.error(f"--methods: unknown {', '.join(unknown)}; allowed: {', '.join(METHODS)}")
+    for path in given.known:
+        if not path.is_file():
+            parser.error(f"--known: {path} is not there")
     return run(given)
 
 

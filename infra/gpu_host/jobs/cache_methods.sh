@@ -3,9 +3,11 @@
 # adapted (the adapted reader, whole grid), codes (learned compressors and weighted SVD, base reader), kvpress (its presses, outside peer).
 # Wants the parts cache-rows (cases, rows of the embedding that they need, weights of ranker and compressors), kvpress, reader-*, weights (reader-lora) and reader.sh's folder $ROOT/reader.
 # One job of all: STAGES="codes kvpress adapted", SECONDS 430; each stage ends by its share: CODES_S (110), KVPRESS_S (100), adapted what is left.
-# Side by side, a job a stage with a NAME of its own: CODES_S and KVPRESS_S may then be the whole of SECONDS. WORKERS (8), KVPRESS_WORKERS (6: a
-# worker takes 8 GB at most). A stage that is given again goes on with the same number of workers (a grid's rows are kept by worker).
-# KNOWN=1: rows in the part's known.jsonl.gz (a copy of kept rows) are not made again, a third of codes and a quarter of adapted on 2026-11-30.
+# Side by side, a job a stage with a NAME of its own: CODES_S and KVPRESS_S may then be the whole of SECONDS. WORKERS (8), KVPRESS_WORKERS (6).
+# A stage that is given again goes on with the same number of workers (a grid's rows are kept by worker).
+# KNOWN=1: rows in the part's known.jsonl.gz (a copy of kept rows) are not made again: three quarters of codes, a quarter of adapted, 30% of kvpress.
+# GPU memory: codes and adapted 34 to 50 GB with 8 workers. kvpress KVPRESS_GIB (9) a worker, so 60 GB with 6 (computed; without that bound 14 to 33 a worker, 100
+# to 122 in all, which ended the jobs beside it on 2026-11-30). Rows of all stages are written as they come: home.sh brings them at any time.
 # At home `python -m infra.bench.cache_methods_collect` joins everything. Whole on a quiet host: codes 260 s, kvpress 160, adapted 320 (from parts of each, 2026-11-30).
 set -u
 ROOT=${LEASE_ROOT:-/tmp}
@@ -26,11 +28,11 @@ for _ in $(seq 60); do [ -f "$ROOT/reader/ready.json" ] && break; sleep 1; done
   rm -rf "$model"
   python3 -m infra.training.reader_parts adopt --other "$ROOT/reader" --supplement "$carried/rows.npz" --to "$model"
 ) 9> "$model.lock" || exit 2
+known=()
+[ -n "${KNOWN:-}" ] && known=(--known "$carried/known.jsonl.gz")
 grid() {  # grid NAME SECONDS [OPTION ...]: rows under $OUT/NAME, which come home as they are written
   local name=$1 seconds=$2
   shift 2
-  local known=()
-  [ -n "${KNOWN:-}" ] && known=(--known "$carried/known.jsonl.gz")
   [ "$seconds" -lt 40 ] && { echo "$name: $seconds s left, too few to begin"; rc=5; return; }
   python3 -m infra.bench.cache_methods_gpu --carried "$carried" --cases "$WORK/cases" --model "$model" --out "$OUT/$name" \
     --limit "$seconds" --workers "${WORKERS:-8}" --device "${DEVICE:-cuda}" "$@" "${known[@]}" || rc=$?
@@ -45,7 +47,8 @@ for stage in ${STAGES:-codes kvpress adapted}; do
       [ -d "$ROOT/kvpress/kvpress" ] || python3 -c "import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter='data')" "$ROOT/parts/kvpress/part-00" "$ROOT/kvpress" || { rc=2; continue; }
       [ -d "$WORK/cases" ] || python3 -c "from pathlib import Path; from infra.bench.cache_methods_pack import unpack; unpack(Path('$carried'), Path('$WORK/cases'))"
       python3 -m infra.bench.peers.kvpress_rows --model "$model" --cases "$WORK/cases" --site "$ROOT/kvpress" --out "$OUT/kvpress" \
-        --seconds "$(least "${KVPRESS_S:-100}" "$(left)")" --workers "${KVPRESS_WORKERS:-6}" --device "${DEVICE:-cuda}" || rc=$? ;;
+        --seconds "$(least "${KVPRESS_S:-100}" "$(left)")" --workers "${KVPRESS_WORKERS:-6}" \
+        --memory-gib "${KVPRESS_GIB:-9}" --device "${DEVICE:-cuda}" "${known[@]}" || rc=$? ;;
     *) echo "cache_methods.sh: given $stage; allowed: adapted codes kvpress" >&2; exit 2 ;;
   esac
 done

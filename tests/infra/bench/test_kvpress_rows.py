@@ -37,14 +37,14 @@ def _cases(folder: Path) -> Path:
     return folder
 
 
-def _call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> int:
+def _call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, *more: str) -> int:
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER.replace("{most}", str(most)))
     monkeypatch.setattr(kvpress_rows, "WORKER", worker)
     return kvpress_rows.main(
         ["--model", str(tmp_path / "tiny"), "--cases", str(tmp_path / "cases"), "--site", str(tmp_path), "--out",
          str(tmp_path / "out"), "--methods", "kvpress_full,kvpress_snapkv", "--keep", "0.5,0.1", "--workers", "2",
-         "--seconds", "90"]
+         "--seconds", "90", *more]
     )  # fmt: skip
 
 
@@ -83,6 +83,41 @@ def test_a_second_call_makes_what_is_missing_and_rows_stand_beside_ours(
     assert cache_methods.beside_peers([*ours, other, *rows]) == [*ours, *rows]
     page = markdown(table)
     assert "presses judged too" in page and "- (n = 3)" in page
+
+
+def test_rows_are_there_while_workers_run_and_after_they_are_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed run leaves rows; its workers' lines alone make them again, and known contexts are not asked for."""
+    tiny.save(tmp_path / "tiny")
+    _cases(tmp_path / "cases")
+    rows = tmp_path / "out" / "kvpress.jsonl"
+    worker = WORKER
+    hanging = WORKER + "out.close()\ntime.sleep(60)\n"
+    monkeypatch.setattr(f"{__name__}.WORKER", hanging)
+    seen = []
+    follow = kvpress_rows.Joined.follow
+
+    def followed(joined: kvpress_rows.Joined) -> None:
+        follow(joined)
+        seen.append(len(joined.cells))
+
+    monkeypatch.setattr(kvpress_rows.Joined, "follow", followed)
+    assert _call(tmp_path, monkeypatch, 1, "--seconds", "4") == 5
+    assert 6 in seen[:-1] and len(cache_methods.read_rows(rows)) == 6
+    whole = rows.read_text()
+    rows.write_text(whole[:-9])
+    assert _call(tmp_path, monkeypatch, 1, "--seconds", "0") == 5 and rows.read_text() == whole
+
+    kept = [row for row in cache_methods.read_rows(rows) if row["task"] == "needle"]
+    other = tmp_path / "kept.jsonl"
+    other.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    for path in (tmp_path / "out").iterdir():
+        path.unlink()
+    monkeypatch.setattr(f"{__name__}.WORKER", worker)
+    assert _call(tmp_path, monkeypatch, 9, "--known", str(other)) == 0
+    made = {(row["data"], row["case"]) for row in cache_methods.read_rows(rows)}
+    assert len(made) == 6 - len({row["case"] for row in kept})
 
 
 def test_every_part_of_the_order_has_some_of_all_files() -> None:

@@ -128,3 +128,55 @@ def test_caches_of_unequal_length_in_one_batch_answer_as_each_alone(monkeypatch:
         for case, one in zip(cases, found, strict=True):
             (alone,) = worker.ask(model, [cache], 40, [case], 5, set())[0]
             assert one.pop("nats") == pytest.approx(alone.pop("nats"), abs=1e-3) and one == alone
+
+
+def test_a_context_is_read_in_blocks_as_by_the_masked_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Causal, with a window and without; blocks that do not divide the tokens; grouped heads."""
+    worker = _worker(monkeypatch)
+    torch = worker.torch
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 4, 33, 8), torch.randn(2, 2, 33, 8), torch.randn(2, 2, 33, 8)
+    at = torch.arange(33)
+    for window in (None, 5):
+        mask = at <= at[:, None]
+        if window:
+            mask &= at > at[:, None] - window
+        masked, _ = worker.by_blocks(None, query, key, value, mask.expand(2, 1, -1, -1), 0.3)
+        found, _ = worker.by_blocks(None, query, key, value, None, 0.3, sliding_window=window, block=8)
+        assert found.shape == (2, 33, 4, 8) and torch.allclose(found, masked, atol=1e-5)
+    with pytest.raises(ValueError, match="1 queries on 33 keys"):
+        worker.by_blocks(None, query[:, :, :1], key, value, None)
+
+
+def test_batches_hold_their_bytes_and_a_full_device_halves_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of one length stand together, the full cache alone; the same lines come of smaller batches."""
+    worker = _worker(monkeypatch)
+    model = tiny.backbone(seed=1).model
+    cells = [("kvpress_full", 1.0), ("a", 0.5), ("b", 0.5), ("a", 0.1), ("b", 0.1)]
+    sizes = dict(zip(cells, (100, 50, 48, 10, 9), strict=True))
+    monkeypatch.setattr(worker, "held_bytes", lambda model, cache, kind: cache / 2)
+    assert worker.batches(model, sizes, 2, 200) == [cells[:1], cells[1:3], cells[3:]]
+    assert worker.batches(model, sizes, 2, 10**6) == [cells[:1], cells[1:]]
+    assert worker.batches(model, sizes, 2, 1) == [[cell] for cell in cells]
+
+    tiny.save(tmp_path / "tiny", seed=1)
+    source, target = tmp_path / "cases.json", tmp_path / "rows.jsonl"
+    source.write_text(
+        json.dumps(
+            {"model": str(tmp_path / "tiny"), "device": "cpu", "threads": 1, "seconds": 60, "methods": [],
+             "keeps": [], "contexts": [{"name": "x", "ids": tiny.ids(9), "cases": []}]}
+        )
+    )  # fmt: skip
+    asked = []
+
+    def judged(*given: Any) -> list[dict[str, Any]]:
+        asked.append(given[-1])
+        if len(asked) < 3:
+            raise worker.torch.OutOfMemoryError
+        return [{"line": 1}]
+
+    monkeypatch.setattr(worker, "judged", judged)
+    worker.main(source, target)
+    assert asked == [worker.BATCH_BYTES >> n for n in range(3)] and target.read_text() == '{"line": 1}\n'
