@@ -198,7 +198,7 @@ def unique(rows: Iterable[Row]) -> list[Row]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file (.gz too); a torn last line is left out."""
+    """The rows of a file (.gz too); a line torn by the end of a run is left out, what a later run wrote is not."""
     found: list[Row] = []
     if path.exists():
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -206,7 +206,7 @@ def read_rows(path: Path) -> list[Row]:
             try:
                 found.append(json.loads(line))
             except json.JSONDecodeError:
-                break
+                continue
     return found
 
 

@@ -9,7 +9,8 @@ without. Writes NAME.json, NAME.md and NAME_rows.jsonl.gz (the rows of `--home` 
 what is missing and which stage of infra/gpu_host/jobs/cache_methods.sh makes it; without `--home`, of what is kept.
 
 Rows are joined by the name of their case, so a case must be the same text everywhere: one reader's rows that tell
-two lengths of one context, or two of its answer, are refused.
+two lengths of one context, or two of its answer, are refused. An outside peer's rows of a case count where its full
+cache says what ours says (SAME_NATS), for only then has it read the context as it is; the others are left out.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from infra.bench.peers.kvpress_peer import METHODS as PRESSES
 from infra.console import say
 
 CODES = ("ours_weighted", "ours_projection", "ours_autoencoder")
+SAME_NATS = (
+    0.003  # of an answer: the full cache of a sound reading is within 0.0015, of others 0.005 to 7.5 off
+)
 Key = tuple[str, str]  # a file's name, a case's
 
 
@@ -59,6 +63,21 @@ def check_cases(rows: Iterable[Row]) -> None:
                     f"{row[name]} in another ({row['method']}): the files of cases differ; give rows of one pack "
                     "(infra/bench/cache_methods_pack.py)"
                 )
+
+
+def sound(rows: Sequence[Row]) -> tuple[list[Row], int]:
+    """The rows without those of outside peers on cases that they misread or cannot show; how many such cases."""
+
+    def full(method: str) -> dict[Key, float]:
+        of = (
+            row for row in rows if row["method"] == method and row["reader"] == "base" and "error" not in row
+        )
+        return {_key(row): row["nats"] for row in of}
+
+    ours, theirs = full(FULL), full(PEER_FULL)
+    asked = {_key(row) for row in rows if row["method"].startswith(PEERS)}
+    same = {key for key in asked & ours.keys() & theirs.keys() if abs(ours[key] - theirs[key]) <= SAME_NATS}
+    return [r for r in rows if not r["method"].startswith(PEERS) or _key(r) in same], len(asked - same)
 
 
 def cells() -> list[tuple[str, str, str, float]]:
@@ -140,12 +159,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_cases(rows)
     except ValueError as error:
         parser.error(str(error))
+    rows, misread = sound(rows)
     lacking = missing(rows)
-    say("\n".join((f"{len(new)} new rows, {len(rows)} in all", *told(lacking))))
+    lines = [*told(lacking), *([f"kvpress: {misread} cases misread, left out"] if misread else [])]
+    say("\n".join((f"{len(new)} new rows, {len(rows)} in all", *lines)))
     if given.out:
         command = "infra/gpu_host/jobs/cache_methods.sh; python -m infra.bench.cache_methods_collect"
         result = cache_methods.report(rows, given.device, given.model, command)
-        result |= {"torch": given.torch, "commit": given.commit or result["commit"], "missing": told(lacking)}
+        result |= {"torch": given.torch, "commit": given.commit or result["commit"], "missing": lines}
         given.out.with_name(given.out.name + ".json").write_text(json.dumps(result, indent=1) + "\n")
         given.out.with_name(given.out.name + ".md").write_text(markdown(result))
         packed = "".join(json.dumps(row) + "\n" for row in new).encode()

@@ -27,9 +27,9 @@ def _row(
 
 
 def _grid(stages: str, nats: float = 1.0) -> list[dict[str, Any]]:
-    """Every row of some stages."""
+    """Every row of some stages; a peer's full cache has read as ours has."""
     return [
-        _row(*case, *cell, nats)
+        _row(*case, *cell, 1.0 if cell[1] == "kvpress_full" else nats)
         for stage, *cell in collect.cells()
         if stage in stages.split()
         for case in CASES
@@ -85,3 +85,27 @@ def test_rows_of_other_cases_are_refused_by_name(tmp_path: Path, capsys: pytest.
     with pytest.raises(SystemExit):
         collect.main(["--home", str(tmp_path / "nothing"), "--known", str(known)])
     assert "nothing is not there" in capsys.readouterr().err
+
+
+def test_cases_that_a_peer_misread_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its full cache must say what ours says of the same tokens; our own rows of the case stay."""
+    grid = _grid("base kvpress")
+    off = [
+        row | {"nats": 1.1} if row["task"] == "qa" and row["method"].startswith("kvpress_") else row
+        for row in grid
+    ]
+    known = _write(tmp_path / "kept.jsonl", off)
+    assert collect.main(["--known", str(known)]) == 5
+    said = capsys.readouterr().out
+    assert "kvpress: 1 cases misread, left out" in said and "kvpress: 1 of 2 cases: kvpress_expect" in said
+    rows, misread = collect.sound(grid)
+    assert rows == grid and misread == 0
+    without = [row for row in grid if row["method"] != "kvpress_full"]
+    assert collect.sound(without)[1] == 2
+
+
+def test_a_line_torn_by_the_end_of_a_run_costs_no_later_one(tmp_path: Path) -> None:
+    """The next run appends behind it."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2, "b{"a": 3}\n{"a": 4}\n{"a"')
+    assert collect.read_rows(path) == [{"a": 1}, {"a": 4}]
