@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "==> set-up done: $$($(BIN)/python --version), $$($(BIN)/python -c 'import importlib.metadata as m; print("ray", m.version("ray"), "torch", m.version("torch"))')"
 
 weights: setup
-	@mkdir -p "$${DYSRA_CACHE:-$$HOME/.cache/dysra}/weights" && cp -R models/weights/reader-lora models/weights/ranker models/weights/retriever models/weights/pair-reader models/weights/compressors models/weights/subq "$${DYSRA_CACHE:-$$HOME/.cache/dysra}/weights/"
+	@mkdir -p "$${DYSRA_CACHE:-$$HOME/.cache/dysra}/weights" && cp -R models/weights/reader-lora models/weights/ranker models/weights/retriever models/weights/retriever-decoder models/weights/pair-reader models/weights/compressors models/weights/subq "$${DYSRA_CACHE:-$$HOME/.cache/dysra}/weights/"
 
 demo: setup
 	@$(BIN)/dysra demo --articles $(ARTICLES) $(if $(NEWS),--news $(NEWS)) $(if $(KEEP),--keep) $(if $(EMBEDDER),--embedder $(EMBEDDER)) --json

@@ -86,11 +86,12 @@ class PolicyChooser:
         if folder is None:
             raise ValueError(f"policy: {self._source} is not there")
         try:
-            self._serve(folder, *self._opened(folder))
-            if self._pair is not None:
-                self._pair.load()
+            network, about, pair = self._opened(folder)
+            if pair is not None:
+                pair.load()
         except (OSError, RuntimeError) as error:
             raise ValueError(f"policy: {folder}: {error}") from None
+        self._serve(folder, network, about, pair)
         self._looked = self._clock()
 
     def choose(self, question: str, candidates: Sequence[Candidate], budget: int) -> list[Candidate]:
