@@ -7,9 +7,9 @@ wrote (needle*.jsonl, qa_*.jsonl), `--site` a folder with kvpress and the transf
 taken from all files in turn, so that a run cut short has some of all; OUT/kvpress.jsonl has rows for
 `cache_methods report` from the first second on, and a second call goes on. Its worker_*.jsonl hold the same as
 token ids: where only they came home, `--seconds 0` starts no worker and makes rows of them. `--known ROWS` names
-kept rows (.gz too): a context of which they have all cells is not read again. Questions are answered greedily
-through kvpress' cache, as ours are (24 tokens, to the end of the line): rows have nats, needles and F1, and no
-attention error.
+kept rows (.gz too), ours among them: a context of which they have all cells, soundly, is not read again. Questions
+are answered greedily through kvpress' cache, as ours are (24 tokens, to the end of the line): rows have nats,
+needles and F1, and no attention error.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from infra.bench.cache_methods import read_rows
+from infra.bench.cache_methods_collect import sound
 from infra.bench.peers.kvpress_peer import FULL, METHODS, WORKER
 from infra.console import say
 from infra.evaluation.cache_cases import Case
@@ -201,8 +202,7 @@ def run(given: argparse.Namespace) -> int:
     joined = Joined(given.out, every, coded)
     known = {
         cell_of(row)
-        for path in given.known
-        for row in read_rows(path)
+        for row in sound([row for path in given.known for row in read_rows(path)])[0]
         if row["reader"] == "base" and (row["task"] == "needle" or "f1" in row)
     }
     cells = [(name, keep) for name in given.methods for keep in ([1.0] if name == FULL else given.keeps)]

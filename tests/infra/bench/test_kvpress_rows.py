@@ -111,7 +111,8 @@ def test_rows_are_there_while_workers_run_and_after_they_are_killed(
 
     kept = [row for row in cache_methods.read_rows(rows) if row["task"] == "needle"]
     other = tmp_path / "kept.jsonl"
-    other.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    full = [row | {"method": "full"} for row in kept if row["method"] == "kvpress_full"]
+    other.write_text("".join(json.dumps(row) + "\n" for row in (*kept, *full)))
     for path in (tmp_path / "out").iterdir():
         path.unlink()
     monkeypatch.setattr(f"{__name__}.WORKER", worker)
