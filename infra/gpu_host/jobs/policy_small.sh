@@ -2,7 +2,7 @@
 # policy_small.sh: MiniLM's pair reader taught by the decoder's of policy.sh, then policies over it, in a run folder of its own: $ROOT/work/policy_small.
 # Start it on its own GPU(s) once policy.sh with OPTIONS="--pair-base both" (or decoder) READER=1 MADE=1 is begun: it waits for that run's material, its
 # decoder's made reader and its folds, for made_questions.sh, and (before rewards) for policy_folds.sh unless FOLDS is empty. RUN ($ROOT/work/policy): that run.
-# It goes on where it was ended. The part served (pack.sh served) brings the policy in service with its own pair reader, judged beside these.
+# GPU memory: as policy.sh's. It goes on where it was ended. The part served (pack.sh served) brings the policy in service with its own pair reader, judged beside these.
 # STAGES (distil teach reward judge), DISTIL (450): seconds of distilling, waiting included; WORKERS (13); SEEDS (0 1 2); MORE: of policy_distill; OPTIONS: of policy_gpu.
 set -u
 ROOT=${LEASE_ROOT:-/tmp}
