@@ -6,6 +6,7 @@ The search is BM25 over the newest forms of the articles (20 pieces, of the ques
 one), the choosers are the sessions' own, and a reader gives up only beyond the sessions' margin. Written after each
 question's choice, so a run that is cut short has told what it found. `--against FOLDER` (models/weights/retriever:
 what serves) lets a second policy choose too; each brings its own pair reader, in its folder or beside it.
+On a GPU: `--device cuda --policy models/weights/retriever-decoder --against models/weights/retriever`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from infra.demo import report
 from infra.demo.material import NEWSWIRE_SEED, DemoQuestion, Material, newswire_material
 from infra.evaluation.policy_judge import paired
 from infra.evaluation.reading import Reader, load_reader
+from models.retriever.decoder_base import folder_of
 from models.retriever.storage import SHIPPED
 from pipeline.article import Article
 from pipeline.prepare.pools import TextIndex, pieces
@@ -52,6 +55,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=SessionConfig().token_budget)
     parser.add_argument("--model", default="gemma-3-270m")
     parser.add_argument("--adapter", default="shipped")
+    parser.add_argument("--device", default="cpu", help="of the reader, and of a decoder in a pair reader")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     from models.embed import load_embedder
@@ -59,10 +63,15 @@ def main() -> None:
     material = newswire_material(given.articles, given.questions, given.world)
     embed = remembered(load_embedder("minilm").encode)
     hybrid = HybridChooser(embed)
-    reader = load_reader(given.model, given.adapter, "cpu")
-    choosers: dict[str, Chooser] = {"hybrid": hybrid, "policy": PolicyChooser(given.policy, embed, hybrid)}
+    reader = load_reader(given.model, given.adapter, given.device)
+
+    def chooser(folder: Path) -> PolicyChooser:
+        base = partial(folder_of, given.model)
+        return PolicyChooser(folder, embed, hybrid, pair_base=base, pair_device=given.device)
+
+    choosers: dict[str, Chooser] = {"hybrid": hybrid, "policy": chooser(given.policy)}
     if given.against is not None:
-        choosers["against"] = PolicyChooser(given.against, embed, hybrid)
+        choosers["against"] = chooser(given.against)
     rows = contest(material, search_of(material), choosers, reader, given.budget, given.out)
     made = {**told(rows), "world": given.world, "articles": given.articles, "budget": given.budget}
     print(json.dumps(made))  # noqa: T201

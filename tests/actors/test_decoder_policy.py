@@ -20,6 +20,7 @@ from models.retriever.storage import DECODER_POLICY, SHIPPED, decoder_policy, lo
 from models.retriever.table import ALL_FEATURES
 from pipeline.errors import UsageError
 from pipeline.session import SessionConfig
+from pipeline.session.chooser import HybridChooser
 from pipeline.session.policy_chooser import PolicyChooser
 from tests.models.retriever import decoder_case
 from tests.pipeline.session.support import ShardLibrary, ask_parts
@@ -107,6 +108,16 @@ def test_what_forbids_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "weights").mkdir()
     shutil.copytree(FOLDER, tmp_path / "weights" / DECODER_POLICY)
     assert decoder_policy() == tmp_path / "weights" / DECODER_POLICY
+
+
+def test_a_pointer_leads_to_it_and_back(tmp_path: Path) -> None:
+    """Promoted as any other policy, with the pointer's bias, and rolled back; it is asked to load nothing yet."""
+    now, pointer = [0.0], tmp_path / "champion.json"
+    chooser = PolicyChooser(pointer, no_vectors, HybridChooser(), poll_s=5.0, clock=lambda: now[0])
+    for folder in (FOLDER, SHIPPED, FOLDER):
+        pointer.write_text(json.dumps({"folder": str(folder), "stop_bias": -1.0, "reading": "together"}))
+        now[0] += 6.0
+        assert (chooser.reading, chooser.serving) == ("together", folder)
 
 
 @pytest.mark.model
