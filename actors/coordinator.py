@@ -12,9 +12,9 @@ import ray
 from ray.exceptions import RayError
 
 from actors.delays import Delays
-from actors.ingest import Ingester
+from actors.ingest import Ingester, with_broker
 from actors.ingest_spec import Assignment, IngestSpec
-from actors.remote import Stopped, backoff, call, first_line, given_up, log_in_actor, persist
+from actors.remote import Stopped, backoff, call, first_line, given_up, log_in_actor
 from actors.store_client import StoreClient
 from actors.store_watch import Restarts, StoreWatch
 from pipeline.errors import DependencyUnreachable, DysraError
@@ -174,15 +174,7 @@ class Coordinator:
             return found
 
         # One that Ray starts again may meet an outage that its ingesters would have waited for.
-        partitions = persist(
-            look,
-            "the broker",
-            first_s=self._config.retry_first_s,
-            max_s=self._config.retry_max_s,
-            limit_s=spec.source.outage_limit_s,
-            stopped=self._stopping.is_set,
-            on_outage=lambda error: self._log.warning("broker_lost", error=first_line(error)),
-        )
+        partitions = with_broker(look, spec, self._stopping.is_set, self._log)
         count = min(self._config.num_ingesters, len(partitions))
         self._watch.start_near_duplicates()
         self._workers = [_Worker(index, partitions[index::count]) for index in range(count)]

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from actors.copies import CopyMender
 from actors.ingest_append import Appender, ready
@@ -35,6 +35,23 @@ _MAX_BATCH_CHUNKS = 4_096
 _MAX_APPEND_RECORDS = 2_048
 """Records that one append takes together: enough to share a flush, few enough to prepare others meanwhile."""
 _RATE_INTERVAL_S = 2.0
+
+_ResultT = TypeVar("_ResultT")
+
+
+def with_broker(
+    attempt: Callable[[], _ResultT], spec: IngestSpec, stopped: Callable[[], bool], log: Any
+) -> _ResultT:
+    """What `attempt` returns once the broker answers; DependencyUnreachable where its outage outlasts the limit."""
+    return persist(
+        attempt,
+        "the broker",
+        first_s=spec.ingest.retry_first_s,
+        max_s=spec.ingest.retry_max_s,
+        limit_s=spec.source.outage_limit_s,
+        stopped=stopped,
+        on_outage=lambda error: log.warning("broker_lost", error=first_line(error)),
+    )
 
 
 class Ingester:
@@ -147,15 +164,8 @@ class Ingester:
     def _source(self) -> RecordSource:
         """The assigned partitions from their offsets; an outage of the broker is waited for here as it is later."""
         spec = self._spec
-        return persist(
-            partial(RecordSource, spec.kafka, self._assignment.offsets, spec.source),
-            "the broker",
-            first_s=self._config.retry_first_s,
-            max_s=self._config.retry_max_s,
-            limit_s=spec.source.outage_limit_s,
-            stopped=self._stopping.is_set,
-            on_outage=lambda error: self._log.warning("broker_lost", error=first_line(error)),
-        )
+        attempt = partial(RecordSource, spec.kafka, self._assignment.offsets, spec.source)
+        return with_broker(attempt, spec, self._stopping.is_set, self._log)
 
     def _regulate(self, source: RecordSource) -> None:
         config = self._config

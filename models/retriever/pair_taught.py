@@ -26,12 +26,18 @@ from torch import Tensor, nn
 
 from models.retriever.pair_base import GIVEN_TOKENS, QUESTION_TOKENS, TEXT_TOKENS, PairRow, PairScorer
 from models.retriever.pair_reader import PairReader
-from models.retriever.pair_training import PairExample, PairTexts, PairTrainConfig, draw, listwise_loss
+from models.retriever.pair_training import (
+    PairExample,
+    PairTexts,
+    PairTrainConfig,
+    draw,
+    listwise_loss,
+    share_of_rate,
+)
 from models.retriever.table import Bools, Floats, Ints, TableBatch
 
 NOT_READ = -1
 """`given` of a row with nothing read yet."""
-WINDING_DOWN = 0.1
 WORDS = "bert.embeddings.word_embeddings.weight"
 _AT_ONCE = 32_768
 """Tokens of a batch with its padding on a GPU: rows of like length share one."""
@@ -240,11 +246,9 @@ def train_taught(
     if words is not None:
         words.requires_grad_(False)
     for step in range(steps):
-        late = ((time.monotonic() - started) / config.limit_s - 1.0) / WINDING_DOWN
-        if late >= 1:
+        rate = config.lr * share_of_rate(step, steps, (time.monotonic() - started) / config.limit_s)
+        if rate <= 0:
             break
-        rate = config.lr * min(1.0, (step + 1) / (0.06 * steps + 1)) * (1.0 - step / steps)
-        rate *= 1.0 - max(0.0, late)
         for group, (_, factor) in zip(optimizer.param_groups, groups, strict=True):
             group["lr"] = rate * factor
         part = plan.take(order[step * config.questions : (step + 1) * config.questions])

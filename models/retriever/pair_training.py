@@ -90,6 +90,13 @@ class PairTexts:
         return cls([ids[each] for each in questions], [[ids[text] for text in texts] for texts in candidates])
 
 
+def share_of_rate(step: int, steps: int, passed: float) -> float:
+    """Of the peak rate: rises over 6% of the steps, then falls straight to the last; `passed` of the time limit, it
+    falls away within `WINDING_DOWN` more. 0: the run ends here."""
+    share = min(1.0, (step + 1) / (0.06 * steps + 1)) * (1.0 - step / steps)
+    return share * max(0.0, 1.0 - max(0.0, (passed - 1.0) / WINDING_DOWN))
+
+
 def train_pairs(
     reader: PairScorer,
     tables: TableBatch,
@@ -116,11 +123,9 @@ def train_pairs(
     started = time.monotonic()
     for step in range(steps):
         # by steps, so that a busy device ends as a quiet one; past the limit the rate falls away and it ends
-        late = ((time.monotonic() - started) / config.limit_s - 1.0) / WINDING_DOWN
-        if late >= 1:
+        rate = config.lr * share_of_rate(step, steps, (time.monotonic() - started) / config.limit_s)
+        if rate <= 0:
             break
-        rate = config.lr * min(1.0, (step + 1) / (0.06 * steps + 1)) * (1.0 - step / steps)
-        rate *= 1.0 - max(0.0, late)
         for group, (_, factor) in zip(optimizer.param_groups, tuning.groups, strict=True):
             group["lr"] = rate * factor
         if len(order) < config.questions:

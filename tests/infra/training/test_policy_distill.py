@@ -206,7 +206,8 @@ def test_the_job_distils_then_learns_and_judges_in_its_own_folder(tmp_path: Path
     assert [line.split()[1].rpartition(".")[2] for line in called] == [
         "policy_distill", "policy_served", "policy_gpu", "policy_gpu", "policy_gpu",
     ]  # fmt: skip
-    assert f"--run {tmp_path}/work/policy --out {tmp_path}/work/policy_small" in called[0]
+    runs = tmp_path / "work"
+    assert f"--run {runs / 'policy'} --out {runs / 'policy_small'}" in called[0]
     assert "--stage teach" in called[2] and "--stage reward judge" in called[3]
     assert f"--shipped {tmp_path}/parts/served/retriever" in called[3]
     assert f"--fold-readers {tmp_path}/folds" in called[3]
