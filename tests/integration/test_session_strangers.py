@@ -213,19 +213,6 @@ def long_answer(served: Served, stream: str, told: list[Any], begun: threading.E
     begun.set()
 
 
-def elsewhere(served: Served, stream: str, before: Any, articles: int) -> Any:
-    """The page of a session that another replica has taken over, once it has read so many articles more."""
-    return served.wait(
-        stream,
-        lambda p: (
-            p["replica"]["pid"] != before["replica"]["pid"]
-            and p["articles_read"] == before["articles_read"] + articles
-            and p["lag"]["records"] == 0
-        ),
-        "not taken over",
-    )
-
-
 def test_settings_change_while_a_stream_flows_and_an_answer_is_under_way(served: Served) -> None:
     """New replicas: the answer under way ends whole; the session goes on byte for byte as an undisturbed twin."""
     from actors.serve_app import redeploy
@@ -243,7 +230,15 @@ def test_settings_change_while_a_stream_flows_and_an_answer_is_under_way(served:
             redeploy(
                 replace(served.settings, session=replace(served.settings.session, max_new_tokens_limit=255))
             )
-    page = elsewhere(served, stream, before, 12)
+    page = served.wait(
+        stream,
+        lambda p: (
+            p["replica"]["pid"] != before["replica"]["pid"]
+            and p["articles_read"] == before["articles_read"] + 12
+            and p["lag"]["records"] == 0
+        ),
+        "not taken over",
+    )
     asking.join(60)
     assert told[-1] == "done" and told.count("token") > 1, told
     assert page["restored"] and page["digest"] == served.twin_digest(stream)
@@ -261,7 +256,15 @@ def test_sigterm_of_a_replica_loses_no_record(served: Served) -> None:
     assert begun.wait(60)
     served.publish(stream, 130, 6)
     os.kill(before["replica"]["pid"], signal.SIGTERM)
-    page = elsewhere(served, stream, before, 6)
+    page = served.wait(
+        stream,
+        lambda p: (
+            p["replica"]["pid"] != before["replica"]["pid"]
+            and p["articles_read"] == before["articles_read"] + 6
+            and p["lag"]["records"] == 0
+        ),
+        "did not come back",
+    )
     asking.join(60)
     assert not asking.is_alive() and told[-1] in ("done", None, 503, 500), told
     assert page["digest"] == served.twin_digest(stream)
