@@ -3,7 +3,7 @@
 # and searches on a GPU; soak-long, ten minutes beside other jobs; search-gpu, 10 million vectors on a GPU that nobody else uses. STAGES (of
 # ingest soak freshness soak-long search-gpu, in the order given), SIZE (host: 32 cores; small: a try on two).
 # CORES=40-63: only these cores, as taskset takes them (soak-long is sized to them: Ray, Java and the numbers of processes; trainings keep the others).
-# Parts ingest-*: host-java, host-ray, host-store and host-minilm as infra/bench/host_pack.py --carry dealt them. Seconds: ingest 190 (REPEATS=2: 145), soak
+# Parts ingest-*: host-java, host-ray, host-store and host-minilm as infra/bench/host_pack.py --carry dealt them. Seconds: ingest 190 on 32 cores (REPEATS=2: 145; ARTICLES=200000 on 16), soak
 # 140, freshness 150, soak-long 760 (it takes what it is given, 660 of it under load; what comes after the first 330 counts), search-gpu 100. Ingest wants the cores to itself. What a stage found is in $OUT (host.json, host.md, host.log) as soon as it ends; started again it does what is left.
 set -u
 if [ -n "${CORES:-}" ] && [ -z "${PINNED:-}" ]; then  # all that follows inherits it
@@ -31,8 +31,11 @@ if [ "${SIZE:-host}" = small ]; then
     --set retained_s=6 --set window_s=2 --set seconds=60 --set warm_s=15 --set ahead=20000'
   search_gpu='python infra.bench.search_gpu --rows 20000 --device cpu:0 --shard-chunks 2000 --runs 3 --stages speed'
 else
-  ingest="bench ingest --articles 400000 --set partitions=48 --set ingesters=16 --set shards=16 --set near_duplicate_shards=4
-    --set producers=28 --set inflight=8192 --set commit_ms=1000 --set repeats=${REPEATS:-3} --set seconds=200"
+  # 24 cores or more: 16 ingesters, 16 shards, 4 keepers, 28 producers, as all kept figures; fewer: two thirds of the cores
+  all=$(env -u OMP_NUM_THREADS nproc) ingesters=16 keepers=4 producers=28
+  if [ "$all" -lt 24 ]; then ingesters=$((all * 2 / 3 > 1 ? all * 2 / 3 : 1)) keepers=$((all / 6 > 1 ? all / 6 : 1)) producers=$((all > 2 ? all : 2)); fi
+  ingest="bench ingest --articles ${ARTICLES:-400000} --set partitions=$((3 * ingesters)) --set ingesters=$ingesters --set shards=$ingesters
+    --set near_duplicate_shards=$keepers --set producers=$producers --set inflight=8192 --set commit_ms=1000 --set repeats=${REPEATS:-3} --set seconds=200"
   soak='bench soak --articles 720000 --set partitions=20 --set ingesters=10 --set shards=8 --set near_duplicate_shards=3 --set producers=12
     --set retained_s=12 --set window_s=3 --set seconds=135'
   freshness='bench freshness --set embedder=minilm --set seconds=30 --set rates=50,200 --set searches=20 --set device=cuda:0'
