@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import hmac
 import ipaddress
-import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from typing import Any
 import orjson
 
 from pipeline.errors import UsageError
+from pipeline.shared_files import locked, replace_file
 
 LOCAL_TENANT = "local"
 """Who asks where no keys are needed."""
@@ -81,7 +79,8 @@ def new_key(path: Path, tenant: str, streams: list[str] | None = None) -> str:
             f"tenant is {tenant!r}; allowed: 1 to 40 of a-z, 0-9, '-' and '_', beginning with a letter or digit"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(path):
+    # Of two processes that read the file before either wrote it, one key would go.
+    with locked(path.with_name(f".{path.name}.lock"), _LOCK_S, UsageError, path):
         return _add_key(path, tenant, streams)
 
 
@@ -98,32 +97,8 @@ def _add_key(path: Path, tenant: str, streams: list[str] | None) -> str:
     if streams:
         row["streams"] = sorted(streams)
     body = orjson.dumps({"version": _VERSION, "keys": [*rows, row]}, option=orjson.OPT_INDENT_2)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_file(path, body, mode=0o600)
     return f"{_PREFIX}-{key_id}-{secret}"
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """No other process adds a key meanwhile: of two that read the file before either wrote it, one key would go."""
-    deadline = time.monotonic() + _LOCK_S
-    with path.with_name(f".{path.name}.lock").open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UsageError(
-                        f"another process has held {path} for {_LOCK_S:.0f} s; try again"
-                    ) from None
-                time.sleep(0.05)
-        yield
 
 
 def check_open_door(host: str, *, no_auth: bool, keys_file: Path | None) -> None:

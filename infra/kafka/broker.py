@@ -20,10 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.kafka.jars import HERE, KAFKA_VERSION, ensure_jars, java, locked
+from infra.kafka.jars import HERE, KAFKA_VERSION, ensure_jars, java
 from models.formats import FORMAT, KEY, NewerFormat, check_format
 from pipeline.errors import DependencyUnreachable, DysraError, UsageError
 from pipeline.kafka import KafkaConfig, reachable
+from pipeline.shared_files import locked, replace_file
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 9092
@@ -82,7 +83,7 @@ def start(
         (directory / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"the broker's folder {directory} cannot be made: {error.strerror}") from None
-    with locked(directory / "lock", timeout_s):
+    with locked(directory / "lock", timeout_s, DependencyUnreachable):
         running = find(directory)
         if running is not None:
             if port not in (None, 0, running.port):
@@ -288,9 +289,7 @@ def _is_ours(pid: int, directory: Path) -> bool:
 
 
 def _write_state(directory: Path, broker: Broker) -> None:
-    temporary = directory / "broker.json.new"
-    temporary.write_text(json.dumps({KEY: FORMAT, **asdict(broker)}), encoding="utf-8")
-    os.replace(temporary, directory / "broker.json")
+    replace_file(directory / "broker.json", json.dumps({KEY: FORMAT, **asdict(broker)}).encode())
 
 
 def _log_tail(directory: Path, lines: int = 12) -> str:

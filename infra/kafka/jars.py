@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -10,11 +9,11 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import DependencyUnreachable
+from pipeline.shared_files import locked
 
 HERE = Path(__file__).parent
 KAFKA_VERSION = "4.3.0"
@@ -76,7 +75,8 @@ def ensure_jars(timeout_s: float = 600.0, on_step: Callable[[str], None] | None 
             f"the cache folder {folder.parent} cannot be made ({error.strerror}); set DYSRA_CACHE to a "
             "folder of your own"
         ) from None
-    with locked(folder.parent / f"{folder.name}.lock", deadline - time.monotonic()):
+    lock = folder.parent / f"{folder.name}.lock"
+    with locked(lock, deadline - time.monotonic(), DependencyUnreachable):
         if not folder.is_dir():
             if on_step:
                 on_step(f"fetching Apache Kafka {KAFKA_VERSION} with Maven (once, 43 MB)")
@@ -91,24 +91,6 @@ def _given_jars(folder: Path) -> Path:
             f"with the jars of Kafka {KAFKA_VERSION}, or unset it to have Maven fetch them"
         )
     return folder.absolute()
-
-
-@contextmanager
-def locked(path: Path, timeout_s: float) -> Iterator[None]:
-    """Hold an exclusive lock on `path` across processes; DependencyUnreachable if it is not free in time."""
-    deadline = time.monotonic() + timeout_s
-    with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise DependencyUnreachable(
-                        f"another process has held {path} for {timeout_s:.0f} s; wait for it or end it"
-                    ) from None
-                time.sleep(0.1)
-        yield
 
 
 def _fetch(pom: bytes, folder: Path, deadline: float) -> None:

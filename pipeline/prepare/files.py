@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from models.formats import FORMAT, KEY, NewerFormat, check_format, first_line
 from pipeline.errors import BadData, UsageError
 from pipeline.prepare.triples import Triple
+from pipeline.shared_files import replace_file
 
 MANIFEST = "manifest.json"
 _SENTENCE = pa.struct([("title", pa.string()), ("date", pa.string()), ("text", pa.string())])
@@ -65,12 +65,7 @@ def write_triples(
         "rows": sum(shard["rows"] for shard in shards),
         "shards": shards,
     }
-    temporary = folder / f".{MANIFEST}.partial"
-    with temporary.open("wb") as stream:
-        stream.write(orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.rename(folder / MANIFEST)
+    replace_file(folder / MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
     return manifest
 
 

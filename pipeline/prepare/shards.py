@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from models.formats import FORMAT, KEY
 from pipeline.errors import UsageError
+from pipeline.shared_files import replace_file
 
 MANIFEST = "manifest.json"
 MADE = ".made"
@@ -82,9 +83,4 @@ def digest(path: Path) -> str:
 
 
 def _write(path: Path, body: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with temporary.open("wb") as stream:
-        stream.write(orjson.dumps(body, option=orjson.OPT_INDENT_2, default=str))
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    replace_file(path, orjson.dumps(body, option=orjson.OPT_INDENT_2, default=str))

@@ -24,10 +24,11 @@ from pipeline.session.elsewhere import Elsewhere
 from pipeline.session.model_thread import READING, ModelSilent, ModelThread
 from pipeline.session.resident import Resident, SessionRefused, SnapshotNotWritten
 from pipeline.session.session import SessionParts
-from pipeline.session.snapshot import SnapshotFolder, StaleLease, replace_file
+from pipeline.session.snapshot import SnapshotFolder, StaleLease
 from pipeline.session.state import SessionKey
 from pipeline.session.summary import SummaryRequest, summarize
 from pipeline.session.tail import StreamTail
+from pipeline.shared_files import replace_file
 
 _IDLE_S = 0.1
 _RETRY_S = 5.0

@@ -8,7 +8,6 @@ write of its own that was already under way sorts below every file of its succes
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import safetensors.numpy
 
 from pipeline.errors import DysraError
 from pipeline.log import get_logger
+from pipeline.shared_files import replace_file
 
 _NAME = re.compile(r"(\d{10})-(\d{12})\.safetensors")
 _META = "dysra"
@@ -168,18 +168,3 @@ class SnapshotFolder:
             if match:
                 found.append((int(match[1]), int(match[2]), path))
         return sorted(found)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Put `data` at `path` so that after any crash either the old or the new file is there, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

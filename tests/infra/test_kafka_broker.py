@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -14,7 +13,7 @@ import pytest
 
 from infra.kafka import Broker, find, start, stop
 from infra.kafka import broker as broker_module
-from infra.kafka.jars import KAFKA_VERSION, ensure_jars, java, locked
+from infra.kafka.jars import KAFKA_VERSION, ensure_jars, java
 from models.formats import KEY
 from pipeline.errors import DependencyUnreachable, UsageError
 from pipeline.kafka import KafkaConfig, reachable
@@ -230,14 +229,3 @@ def test_failing_maven_leaves_no_half_made_cache(tmp_path: Path, monkeypatch: py
         ensure_jars()
 
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
-
-
-def test_lock_held_by_another_is_waited_for_with_a_limit(tmp_path: Path) -> None:
-    """A lock that stays taken ends in an error that names the file."""
-    with (tmp_path / "lock").open("a") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with (
-            pytest.raises(DependencyUnreachable, match="another process has held"),
-            locked(tmp_path / "lock", 0.2),
-        ):
-            pass
