@@ -29,6 +29,7 @@ _SSE = "text/event-stream"
 _SSE_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _POLL_S = 0.5
 _KEEP_ALIVE_S = 15.0
+_GONE_S = 5.0
 _MAX_STREAM_CHARS = 512
 _ABOUT = """
 Ask streams of news what they say, and get answers with their sources.
@@ -249,11 +250,19 @@ async def _answer_sse(events: AsyncGenerator[dict[str, Any], None]) -> AsyncIter
 
 
 async def _follow(hosts: Hosts, key: SessionKey, after: int, limit_s: float) -> AsyncIterator[bytes]:
-    """Events after `after`, by asking again and again: a follower holds no place at the replica."""
-    began = spoke = time.monotonic()
+    """Events after `after`, by asking again and again: a follower holds no place at the replica.
+
+    Ends early where the replica is refused for `_GONE_S`, so that no follower keeps a service from stopping; the
+    client comes back with its last event's id.
+    """
+    began = spoke = heard = time.monotonic()
     yield b"retry: 2000\n\n"
     while time.monotonic() - began < limit_s:
         found = await hosts.call(key, "events_after", after)
+        if isinstance(found, list):
+            heard = time.monotonic()
+        elif time.monotonic() - heard > _GONE_S:
+            return
         for event in found if isinstance(found, list) else []:
             after = event["id"]
             spoke = time.monotonic()

@@ -23,9 +23,14 @@ from actors.session_service import Refused
 from pipeline.log import get_logger
 
 _CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-ENV = {_CALLBACK: "actors.front_door:middlewares", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+ENV = {
+    _CALLBACK: "actors.front_door:middlewares",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+}
 """The environment of Serve's controller: its proxies use `middlewares`, and are not ended and started anew where a
-crowded machine takes longer than Serve's 5 s to start one."""
+crowded machine takes longer than Serve's 5 s to start one; a replica that no longer answers its health checks is
+ended at once, for nobody answers there, and its sessions would wait for all of `serve.drain_s`."""
 
 MAX_HEADER_BYTES = 32_768
 MAX_HEADERS = 100

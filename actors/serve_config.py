@@ -7,6 +7,9 @@ from pathlib import Path
 
 LARGEST_REQUEST_BYTES = 4 * 2**20
 """What serve.max_request_bytes may be at most: the front door holds a body until it is whole."""
+LEAST_SAVING_S = 10.0
+"""What serve.drain_s must leave after the longest answer: Serve looks once a second whether one is under way, and
+then the sessions are saved."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +80,11 @@ class ServeConfig:
         metadata={"help": "how long one connection to a session's events stays open, in seconds"},
     )
     drain_s: float = field(
-        default=60.0, metadata={"help": "seconds that a replica has to finish and save when it is stopped"}
+        default=150.0,
+        metadata={
+            "help": "seconds that a replica has to finish its answers and save when it is stopped or replaced; at "
+            "least answer_timeout_s and 10 s, so that no answer is cut off"
+        },
     )
     keys_file: Path | None = field(
         default=None, metadata={"help": "file of API keys (made by `dysra serve --new-key TENANT`)"}
@@ -104,6 +111,18 @@ class ServeConfig:
         for name in ("answer_timeout_s", "model_silent_s", "health_timeout_s", "events_s", "drain_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        least_s = self.answer_timeout_s + LEAST_SAVING_S
+        if self.drain_s < least_s:
+            raise ValueError(
+                f"drain_s is {self.drain_s:g} and answer_timeout_s {self.answer_timeout_s:g}: a replica that is "
+                f"stopped would cut answers off; raise drain_s to at least {least_s:g} (the longest answer, and "
+                f"{LEAST_SAVING_S:g} s to save the sessions) or lower answer_timeout_s"
+            )
+
+    @property
+    def saving_s(self) -> float:
+        """What a drain leaves for saving the sessions once the longest answer has ended."""
+        return self.drain_s - self.answer_timeout_s
 
     @property
     def url(self) -> str:

@@ -128,8 +128,9 @@ class SessionService:
             raise RuntimeError("the reader or the model thread of this replica has ended, or stands still")
 
     def close(self) -> list[str]:
-        """Save everything and stop; what could not be saved."""
-        problems = self.pool.close(self.config.drain_s / 2)
+        """Save everything and stop, within what the longest answer leaves of a drain; what could not be saved."""
+        # A third for the reader's article; the rest for the snapshots, and for one that does not come to rest.
+        problems = self.pool.close(self.config.saving_s / 3)
         for executor in (self._working, self._control):
             executor.shutdown(wait=False, cancel_futures=True)
         return problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,11 +14,13 @@ import anyio
 import httpx
 import pytest
 
+from actors import api
 from actors.api import build_api
 from actors.hosts import LocalHosts
 from actors.keys import Keys, new_key
 from actors.serve_config import ServeConfig
-from actors.session_service import SessionService
+from actors.session_service import Refused, SessionService
+from pipeline.session.state import SessionKey
 from tests.actors.session_support import make_service
 from tests.pipeline.session.support import STREAM, ShardLibrary, article, record
 
@@ -28,8 +31,11 @@ CHAT = "/v1/chat/completions"
 class Client:
     """Requests to the application, one event loop each."""
 
-    def __init__(self, service: SessionService, config: ServeConfig, keys: Keys | None) -> None:
-        self._app = build_api(LocalHosts(service), config, keys)
+    def __init__(
+        self, service: SessionService | LocalHosts, config: ServeConfig, keys: Keys | None = None
+    ) -> None:
+        hosts = service if isinstance(service, LocalHosts) else LocalHosts(service)
+        self._app = build_api(hosts, config, keys)
 
     def request(self, method: str, path: str, **more: Any) -> httpx.Response:
         """One request, its whole response."""
@@ -246,6 +252,39 @@ def test_events_can_be_followed_and_resumed(service: SessionService) -> None:
     last = events[-1][1]["id"]
     again = parse_sse(client.get(f"/v1/streams/{STREAM}/events", headers={"Last-Event-ID": str(last)}).text)
     assert all(data["id"] > last for _, data in again)
+
+
+class Away(LocalHosts):
+    """A service whose sessions' replica is gone for some calls, or for good."""
+
+    def __init__(self, service: SessionService, calls: float) -> None:
+        super().__init__(service)
+        self._calls = calls
+
+    async def call(self, key: SessionKey, method: str, *args: Any) -> Any:
+        """A refusal while it is away."""
+        if method == "events_after" and self._calls > 0:
+            self._calls -= 1
+            return Refused(503, "the session's replica is being replaced", 2).to_event()
+        return await super().call(key, method, *args)
+
+
+@pytest.mark.parametrize(("calls", "stays"), [(3, True), (math.inf, False)])
+def test_a_follower_outlasts_a_gap_and_does_not_keep_a_stopped_service(
+    service: SessionService, monkeypatch: pytest.MonkeyPatch, calls: float, stays: bool
+) -> None:
+    """Events go on after a replica was away for a moment; where none comes back the follower is let go of, long
+    before its connection's end."""
+    monkeypatch.setattr(api, "_POLL_S", 0.01)
+    if not stays:
+        monkeypatch.setattr(api, "_GONE_S", 0.3)
+    config = replace(service.config, events_s=1.0 if stays else 30.0)
+    Client(service, config, None).post(f"/v1/streams/{STREAM}")
+    began = time.monotonic()
+    events = parse_sse(Client(Away(service, calls), config).get(f"/v1/streams/{STREAM}/events").text)
+    took = time.monotonic() - began
+    assert ("started" in [kind for kind, _ in events]) is stays
+    assert took >= 1.0 if stays else 0.3 <= took < 20.0
 
 
 def test_health_needs_no_key_and_deep_health_asks_replicas(service: SessionService, tmp_path: Path) -> None:

@@ -129,6 +129,7 @@ def serving(broker: Broker, root: Path) -> Iterator[Served]:
             max_questions=6,
             max_waiting_per_session=1,
             retry_after_s=3,
+            answer_timeout_s=30,
             drain_s=40,
         ),
     )

@@ -72,7 +72,8 @@ def sections(root: Path, kafka: KafkaConfig, port: int) -> dict[str, dict[str, A
             "replicas": 1,
             "ingress_replicas": 1,
             "gpus_per_replica": 0,
-            "drain_s": 15,
+            "answer_timeout_s": 20,
+            "drain_s": 30,
         },
     }
 

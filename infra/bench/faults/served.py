@@ -70,7 +70,8 @@ class Served:
                 replicas=1,
                 slots=8,
                 cpus_per_replica=0.5,
-                drain_s=10,
+                answer_timeout_s=20,  # as long as the client waits
+                drain_s=30,
                 health_timeout_s=_HEALTH_TIMEOUT_S,
             ),
         )
