@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -108,7 +108,12 @@ def run_watched(
         records.append(record)
         if on_step is not None:
             on_step(record)
-        known = {name: record.get(name, 0.0) for name in Health.__dataclass_fields__}
-        if math.isfinite(known["episode_return"]) and (reasons := watch.check(Health(**known))):
+        if (health := health_in(record)) is not None and (reasons := watch.check(health)):
             return records, reasons
     return records, []
+
+
+def health_in(record: Mapping[str, float]) -> Health | None:
+    """The health that a loop's record tells; None where it ended no episode."""
+    known = {name: record.get(name, 0.0) for name in Health.__dataclass_fields__}
+    return Health(**known) if math.isfinite(known["episode_return"]) else None

@@ -10,7 +10,7 @@ import copy
 import math
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from models.formats import FORMAT, KEY, check_format, first_line
 from models.retriever.network import PolicyNetwork, entropy, log_probabilities
 from models.retriever.table import TableBatch
-from rl.episodes import Readings
+from rl.episodes import Outcome, Readings
 from rl.health import AlarmConfig, run_watched
 from rl.paying import EpisodeConfig
 from rl.reference import advantages, discounted_returns, ppo_loss, reinforce_loss
-from rl.rollout import Rollout, Static, collect
+from rl.rollout import Played, Rollout, Static, paid_for, play
 
 ALGORITHMS = ("reinforce", "plain_ppo")
 
@@ -90,12 +90,22 @@ class PolicyLoop:
 
     def step(self) -> dict[str, float]:
         """One iteration: collect episodes, learn; returns its health and losses."""
-        config = self.config
+        played = self.play()
+        return self.learn(played, self.readings.read(played.requests))
+
+    def play(self) -> Played:
+        """An iteration's episodes, not paid yet: several loops may have theirs read in one call."""
         self.network.eval()  # no dropout: learner and sampler see the same policy
-        rollout = collect(
-            self.network, self.static, self.readings, config.episode, config.questions, config.group,
-            self.chance, self.generator,
+        config = self.config
+        return play(
+            self.network, self.static, config.episode, config.questions, config.group, self.chance,
+            self.generator,
         )  # fmt: skip
+
+    def learn(self, played: Played, outcomes: Sequence[Outcome]) -> dict[str, float]:
+        """Learn from what `play` gave, paid by the outcomes of its requests; the iteration's health and losses."""
+        config = self.config
+        rollout = paid_for(played, outcomes, config.episode, self.device)
         losses = self._reinforce(rollout) if config.algorithm == "reinforce" else self._ppo(rollout)
         self.iteration += 1
         return {"iteration": self.iteration, **asdict(rollout.health), **losses}

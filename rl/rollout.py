@@ -1,7 +1,11 @@
-"""Episodes of the plain loops: collected in step, paid in one reading, kept as tensors without repeating tables."""
+"""Episodes of the plain loops: collected in step, paid in one reading, kept as tensors without repeating tables.
+
+`collect` does both; loops that share a reader `play`, are read together, and are `paid` each.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +16,7 @@ from torch import Tensor
 from models.retriever.choosing import Choosing
 from models.retriever.network import PolicyNetwork, entropy, log_probabilities
 from models.retriever.table import TableBatch
-from rl.episodes import Readings, Request
+from rl.episodes import Outcome, Readings, Request
 from rl.health import Health, value_fit
 from rl.paying import EpisodeConfig, draw_budgets, pay
 from rl.reward import step_reward
@@ -65,7 +69,17 @@ class Rollout:
         return static.rows(self.rows[at]) | moving
 
 
-@torch.no_grad()
+@dataclass(frozen=True, slots=True)
+class Played:
+    """Episodes that have ended and are not paid yet; `requests` are their readings, one each."""
+
+    turns: list[dict[str, Any]]
+    rows: Any
+    state: Choosing
+    stopped: Any
+    requests: list[Request]
+
+
 def collect(
     network: PolicyNetwork,
     static: Static,
@@ -77,6 +91,21 @@ def collect(
     generator: torch.Generator,
 ) -> Rollout:
     """`group` episodes of each of `num_questions` questions with one budget; one reading when all have ended."""
+    played = play(network, static, config, num_questions, group, chance, generator)
+    return paid_for(played, readings.read(played.requests), config, static.device)
+
+
+@torch.no_grad()
+def play(
+    network: PolicyNetwork,
+    static: Static,
+    config: EpisodeConfig,
+    num_questions: int,
+    group: int,
+    chance: np.random.Generator,
+    generator: torch.Generator,
+) -> Played:
+    """`group` episodes of each of `num_questions` questions with one budget, to their end."""
     tables, device = static.tables, static.device
     drawn = chance.permutation(len(tables))[: min(num_questions, len(tables))]
     if len(drawn) < num_questions:
@@ -113,16 +142,23 @@ def collect(
             }
         )
     requests: list[Request] = [(int(row), tuple(order)) for row, order in zip(rows, state.order, strict=True)]
+    return Played(turns, rows, state, stopped, requests)
+
+
+@torch.no_grad()
+def paid_for(played: Played, outcomes: Sequence[Outcome], config: EpisodeConfig, device: str) -> Rollout:
+    """The episodes with what their readings pay; `outcomes` are those of `played.requests`, in order."""
+    state = played.state
     gold = state.holds_gold()
     final = torch.tensor(
         [
-            pay(config, outcome, int(state.read[at]), bool(gold[at]))
-            for at, outcome in enumerate(readings.read(requests))
+            pay(config, outcome, int(tokens), bool(holds))
+            for outcome, tokens, holds in zip(outcomes, state.read, gold, strict=True)
         ],
         dtype=torch.float32,
         device=device,
     )
-    return _in_order(turns, rows, final, state, stopped)
+    return _in_order(played.turns, played.rows, final, state, played.stopped)
 
 
 def _in_order(

@@ -7,7 +7,8 @@
 supervised policy of its seed for as many iterations at each gamma (terminal form) and each beta (stepwise form).
 Beside them supervised policies from minimal sets: ours, and mined as Context-Picker does (arXiv 2512.14465). All
 are judged on test questions by their own STOP, where nothing is chosen on any question. A policy that is judged is
-not trained again. Imports nothing that a GPU host lacks.
+not trained again. A process is a *group*: all prices of a form and seed learn in step (`policy_in_step`), each
+kind of minimal sets is mined once for all seeds. Imports nothing that a GPU host lacks.
 """
 
 from __future__ import annotations
@@ -25,16 +26,24 @@ import torch
 
 from infra.evaluation.policy_judge import judge
 from infra.training import policy_points as points
+from infra.training.policy_in_step import train_in_step
 from infra.training.policy_pairs import pairs_seen, with_scores
 from infra.training.policy_readers import open_readers, readings_of
-from infra.training.policy_stages import MADE_TO_ANSWER, PolicyJob, load_readings, train_one
+from infra.training.policy_stages import (
+    LEARNING,
+    MADE_TO_ANSWER,
+    MINED,
+    PolicyJob,
+    load_readings,
+    train_one,
+)
 from infra.training.side_by_side import read_json, run_side_by_side, tell, write_whole
 from pipeline.tasks.material import Material
 from rl.episodes import OutcomeReader, Readings
 
 PRICES = (0.0, 0.0002, 0.0005, 0.001, 0.002, 0.004)
-JUDGE_SHARE = 0.2
-"""Share of a job's seconds that is left for judging it."""
+JUDGE_SHARE = 0.3
+"""Share of a group's seconds that is left for judging its policies."""
 FOUND = "prices.json"
 
 
@@ -53,40 +62,57 @@ def jobs(gammas: Sequence[float], betas: Sequence[float], seeds: Sequence[int]) 
     return found
 
 
-def run_one(given: argparse.Namespace, job: PolicyJob, until: float) -> dict[str, Any]:
-    """Train a policy (what is trained is left) and judge it; its row, kept in OUT/rows."""
+def groups(jobs: Sequence[PolicyJob]) -> dict[str, list[PolicyJob]]:
+    """The jobs that a process does one after another, or in step; what is long comes first."""
+    found: dict[str, list[PolicyJob]] = {}
+    for job in sorted(jobs, key=lambda job: job.algorithm not in MINED):
+        name = job.algorithm if job.algorithm in MINED else f"{job.form}-{job.seed}"
+        found.setdefault(name, []).append(job)
+    return found
+
+
+def run_group(given: argparse.Namespace, todo: Sequence[PolicyJob], until: float) -> None:
+    """Train a group's policies (what is trained is left) and judge each; its row, kept in OUT/rows."""
     material = Material.load(given.run / "material")
     if (pairs := pairs_seen(given.run)).exists():
         material = with_scores(material, pairs)
     policies = given.out / "policies"
-    make = open_readers(given, material)
-    readings = Readings(OutcomeReader(make(job.form == "stepwise")), readings_of(given, material))
-    if job.form == "terminal":  # readings for judging do not tell the loss that the stepwise form is paid by
+    stepwise = any(job.form == "stepwise" for job in todo)
+    readings = Readings(OutcomeReader(open_readers(given, material)(stepwise)), readings_of(given, material))
+    if not stepwise:  # readings for judging do not tell the loss that the stepwise form is paid by
         load_readings([given.run / "judged"], readings)
-    record: dict[str, Any] | None = read_json(policies / job.name / "record.json")
-    if record is None or record.get("iterations", given.iterations) < given.iterations:
+    rows = material.rows("train", answerable=True)
+    projection = np.load(given.run / "material" / "projection.npy")
+    told: dict[str, Any] = {"out": policies, "device": given.device, "say": tell, "projection": projection}
+    learn = [job for job in todo if job.algorithm in LEARNING and not _is_trained(given, job)]
+    if learn:
         left = max(5.0, (until - time.monotonic()) * (1 - JUDGE_SHARE))
-        record = train_one(
-            material, material.rows("train", answerable=True), readings, job, out=policies, seconds=left,
-            device=given.device, say=tell, projection=np.load(given.run / "material" / "projection.npy"),
-            width=given.width, layers=given.layers, warm_steps=given.warm_steps,
-            iterations=given.iterations - iterations_done(policies / job.name),
-        )  # fmt: skip
-    told = {
-        key: value for key, value in record.items() if key not in ("curve", "multi_hop", "reading", "sets")
-    }
-    row = told | {"sets_mined": record.get("sets")}
-    row |= {"sets": judged(job.name, material, readings, policies, given)}
-    write_whole(given.out / "rows" / f"{job.name}.json", json.dumps(row, default=str))
-    return row
+        train_in_step(material, rows, readings, learn, seconds=left, iterations=given.iterations, **told)
+    for job in todo:
+        if (given.out / "rows" / f"{job.name}.json").is_file():
+            continue
+        if job.algorithm not in LEARNING:
+            left = max(5.0, (until - time.monotonic()) * (1 - JUDGE_SHARE))
+            train_one(
+                material, rows, readings, job, seconds=left, width=given.width, layers=given.layers,
+                warm_steps=given.warm_steps, **told,
+            )  # fmt: skip
+        record: dict[str, Any] = read_json(policies / job.name / "record.json") or {}
+        row = {
+            key: value
+            for key, value in record.items()
+            if key not in ("curve", "multi_hop", "reading", "sets")
+        }
+        row |= {"sets_mined": record.get("sets")}
+        row |= {"sets": judged(job.name, material, readings, policies, given)}
+        write_whole(given.out / "rows" / f"{job.name}.json", json.dumps(row, default=str))
+        tell(f"{job.name}: judged")
 
 
-def iterations_done(folder: Path) -> int:
-    """Of a loop that was ended in its middle; what is trained goes on from there."""
-    path = folder / "loop.pt"
-    if not path.is_file():
-        return 0
-    return int(torch.load(path, map_location="cpu", weights_only=True)["iteration"])
+def _is_trained(given: argparse.Namespace, job: PolicyJob) -> bool:
+    """Whether a policy by reward has all its iterations, or ended by an alarm."""
+    record: dict[str, Any] = read_json(given.out / "policies" / job.name / "record.json") or {}
+    return bool(record.get("alarm")) or record.get("iterations", -1) >= given.iterations
 
 
 def judged(
@@ -117,9 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _given(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     todo = jobs(given.gammas, given.betas, given.seeds)
-    if given.job:
-        job = next(each for each in todo if each.name == given.job)
-        run_one(given, job, time.monotonic() + given.seconds)
+    if given.group:
+        run_group(given, groups(todo)[given.group], time.monotonic() + given.seconds)
         return
     for seed in given.seeds:
         begun = given.run / "policies" / f"supervised-{seed}"
@@ -129,11 +154,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         if not (given.out / "policies" / begun.name).is_dir():
             shutil.copytree(begun, given.out / "policies" / begun.name)
-    left = [job for job in todo if not (given.out / "rows" / f"{job.name}.json").is_file()]
+    left = [
+        name
+        for name, some in groups(todo).items()
+        if not all((given.out / "rows" / f"{job.name}.json").is_file() for job in some)
+    ]
     turns = -(-len(left) // given.workers) or 1
     own = ["-m", "infra.training.policy_prices", *_again(given), "--seconds", f"{given.seconds / turns:.0f}"]
     run_side_by_side(
-        {job.name: [*own, "--job", job.name] for job in left}, given.out / "logs", given.seconds + 15,
+        {name: [*own, "--group", name] for name in left}, given.out / "logs", given.seconds + 15,
         at_once=given.workers, on_end=lambda codes: assemble(given.out),
     )  # fmt: skip
     found = assemble(given.out)
@@ -146,7 +175,7 @@ def _again(given: argparse.Namespace) -> list[str]:
     """The options of a worker."""
     told: list[str] = []
     for name, value in vars(given).items():
-        if name in ("job", "seconds") or value is None:
+        if name in ("group", "seconds") or value is None:
             continue
         values = value if isinstance(value, list) else [value]
         told += [f"--{name.replace('_', '-')}", *map(str, values)]
@@ -171,10 +200,10 @@ def _given(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budgets", type=int, nargs="+", default=[128, 256])
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=15, help="processes that share the device")
+    parser.add_argument("--workers", type=int, default=8, help="processes that share the device")
     parser.add_argument("--seconds", type=float, default=400.0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--job", default="", help="(its own) which policy this process trains")
+    parser.add_argument("--group", default="", help="(its own) which policies this process trains")
     return parser.parse_args(arguments)
 
 

@@ -25,7 +25,7 @@ from models.retriever.storage import load_policy, save_policy
 from models.retriever.supervised import SupervisedConfig, train_supervised
 from models.retriever.table import FEATURES, names_for
 from pipeline.tasks.material import Material
-from rl.episodes import Readings, Request, mask_of, picks_of
+from rl.episodes import Reader, Readings, Request, mask_of, picks_of
 from rl.loops import LoopConfig, PolicyLoop
 from rl.minimal_sets import mine
 from rl.paying import EpisodeConfig
@@ -163,14 +163,14 @@ def train_one(
     tables = material.tables.take(rows)
     if not job.pair:
         tables = tables.seen_with(len(FEATURES))
-    here = _Rows(readings, rows)
+    here = of_rows(readings, rows)
     network = PolicyNetwork(
         RetrieverConfig(
             dim=tables.dim, num_features=tables.num_features, width=width, layers=layers, dropout=0.2,
             feature_names=names_for(tables.num_features),
         )  
     ).to(device)  # fmt: skip
-    record: dict[str, Any] = {**asdict(job), "questions": len(rows)}
+    record = begin_record(job, len(rows))
     warm: list[dict[str, float]] = []
     before = folder / "loop.pt"
     taught = out / f"supervised{'' if job.pair else '_without_pair'}-{job.seed}" / "carried"
@@ -204,13 +204,29 @@ def train_one(
             network, tables, Readings(here), job, before, questions, iterations,
             seconds - (time.monotonic() - began), device, say,
         )  # fmt: skip
-    about = _plain(record) | {"unit": "sentence", "embedder": "minilm", "candidates": tables.num_candidates}
+    keep_policy(network, record, folder, projection, material, began, warm, command)
+    return record
+
+
+def begin_record(job: PolicyJob, questions: int) -> dict[str, Any]:
+    """What a policy's record begins with: its job, and the questions that it learns from."""
+    return {**asdict(job), "questions": questions}
+
+
+def keep_policy(
+    network: PolicyNetwork, record: dict[str, Any], folder: Path, projection: np.ndarray[Any, Any] | None,
+    material: Material, began: float, warm: Sequence[dict[str, float]] = (), command: str = "",
+) -> None:  # fmt: skip
+    """Save a policy, as the embedder has it and as it was carried, its card and its record; the record gets the
+    seconds since `began`."""
+    about = _plain(record) | {
+        "unit": "sentence", "embedder": "minilm", "candidates": material.tables.num_candidates,
+    }  # fmt: skip
     card = policy_card(about, warm, record.get("curve", ()), command)
     save_policy(unfold(network, projection), folder / "policy", about, card)
     save_policy(network, folder / "carried", _plain(record))
     record["seconds"] = round(time.monotonic() - began, 1)
     (folder / "record.json").write_text(json.dumps(record))
-    return record
 
 
 def _route(
@@ -232,7 +248,23 @@ def _learn(
     iterations: int, seconds: float, device: str, say: Say,
 ) -> dict[str, Any]:  # fmt: skip
     """Learn by reward until the time is over; goes on from the checkpoint if there is one."""
-    loop = PolicyLoop(
+    loop = loop_of(network, tables, readings, job, questions, device)
+    if checkpoint.exists():
+        loop.restore(checkpoint)
+    records, alarm = loop.run(
+        iterations, limit_s=seconds, on_step=lambda step: save_and_tell(step, loop, checkpoint, say, job.name)
+    )
+    loop.save(checkpoint)
+    return told_of(loop, records, alarm) | {
+        "readings_asked": readings.num_asked, "readings_done": readings.num_read,
+    }  # fmt: skip
+
+
+def loop_of(
+    network: PolicyNetwork, tables: Any, readings: Readings, job: PolicyJob, questions: int, device: str
+) -> PolicyLoop:
+    """How a job learns by reward."""
+    return PolicyLoop(
         network, tables, readings,
         LoopConfig(
             algorithm=job.algorithm, seed=job.seed, questions=min(questions, len(tables)), group=8,
@@ -247,19 +279,12 @@ def _learn(
         ),
         device,
     )  # fmt: skip
-    if checkpoint.exists():
-        loop.restore(checkpoint)
-    records, alarm = loop.run(
-        iterations, limit_s=seconds, on_step=lambda step: _told(step, loop, checkpoint, say, job.name)
-    )
-    loop.save(checkpoint)
-    return {
-        "iterations": loop.iteration,
-        "alarm": alarm,
-        "readings_asked": readings.num_asked,
-        "readings_done": readings.num_read,
-        "curve": records[:: max(1, len(records) // 100)],
-    }
+
+
+def told_of(loop: PolicyLoop, records: Sequence[dict[str, float]], alarm: Sequence[str]) -> dict[str, Any]:
+    """What a record says of learning by reward; its curve thinned to some hundred points."""
+    curve = list(records[:: max(1, len(records) // 100)])
+    return {"iterations": loop.iteration, "alarm": list(alarm), "curve": curve}
 
 
 def starts(material: Material, rows: Iterable[int]) -> list[list[int]]:
@@ -312,6 +337,11 @@ def unfold(network: PolicyNetwork, projection: np.ndarray[Any, Any] | None) -> P
     return wide.eval()
 
 
+def of_rows(readings: Readings, rows: Any) -> Reader:
+    """A reader of some rows of a material, numbered from 0."""
+    return _Rows(readings, rows)
+
+
 class _Rows:
     """Some rows of readings of the whole material, numbered from 0."""
 
@@ -323,7 +353,8 @@ class _Rows:
         return self._readings.read([(int(self._rows[row]), picks) for row, picks in requests])
 
 
-def _told(step: dict[str, float], loop: PolicyLoop, checkpoint: Path, say: Say, name: str) -> None:
+def save_and_tell(step: dict[str, float], loop: PolicyLoop, checkpoint: Path, say: Say, name: str) -> None:
+    """Each tenth iteration of a loop: keep it and tell its health."""
     if int(step["iteration"]) % 10 == 0:
         loop.save(checkpoint)
         shown = {key: float(f"{value:.4g}") for key, value in step.items() if math.isfinite(value)}

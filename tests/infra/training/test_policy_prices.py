@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,7 @@ def test_policies_differ_in_nothing_but_the_price_and_are_judged_once(
         "--workers", "2", "--seconds", "400", "--device", "cpu",
     ]  # fmt: skip
     policy_prices.main(own)
-    names = ["minimal-0", "picker-0", "supervised-0", "beta0.01-0", "gamma0-0", "gamma0.01-0"]
-    assert done == names
+    assert done == ["minimal", "picker", "terminal-0", "stepwise-0"]
     rows = {row["kind"]: row for row in json.loads((out / "prices.json").read_text())["rows"]}
     assert {kind: (row["form"], row["price"]) for kind, row in rows.items() if "mma" in kind or "beta" in kind} == {
         "beta0.01": ("stepwise", 0.01), "gamma0": ("terminal", 0.0), "gamma0.01": ("terminal", 0.01),
@@ -80,7 +80,13 @@ def test_policies_differ_in_nothing_but_the_price_and_are_judged_once(
     )
 
     policy_prices.main(own)
-    assert done == names
+    assert len(done) == 4, "nothing is left to do"
+    (out / "rows" / "gamma0-0.json").unlink()
+    trained = (out / "policies" / "gamma0-0" / "loop.pt").read_bytes()
+    policy_prices.main(own)
+    assert done[4:] == ["terminal-0"], "only the group of what is missing"
+    again = {row["kind"]: row for row in json.loads((out / "prices.json").read_text())["rows"]}
+    assert again == rows and (out / "policies" / "gamma0-0" / "loop.pt").read_bytes() == trained
     policy_prices_page.main(["--found", str(out / "prices.json"), "--bench", str(tmp_path / "page")])
     told = json.loads((tmp_path / "page.json").read_text())
     dataset = next(iter(rows["gamma0"]["sets"]))
@@ -89,15 +95,22 @@ def test_policies_differ_in_nothing_but_the_price_and_are_judged_once(
     assert "| 0.01 |" in text and "| minimal sets, ours |" in text and "iterations: 1." in text
 
 
-def test_a_policy_that_was_ended_in_its_middle_has_as_many_iterations_as_the_others(tmp_path: Path) -> None:
-    """What its loop has done is told by its checkpoint; without one nothing is."""
-    from tests.rl.test_loops import loop
-
-    begun = loop("reinforce")
-    begun.step()
-    begun.save(tmp_path / "loop.pt")
-    assert policy_prices.iterations_done(tmp_path) == 1
-    assert policy_prices.iterations_done(tmp_path / "other") == 0
+def test_a_policy_that_was_ended_in_its_middle_goes_on_to_as_many_iterations_as_the_others(
+    run: Path, carried: Path, tmp_path: Path
+) -> None:
+    """Cut by the clock after its first: what is missing is done by the next start, from its checkpoint."""
+    out = tmp_path / "prices"
+    own = [
+        "--run", str(run), "--carried", str(carried), "--out", str(out), "--gammas", "0.01", "--betas",
+        "--width", "16", "--layers", "1", "--device", "cpu", "--group", "terminal-0",
+    ]  # fmt: skip
+    shutil.copytree(run / "policies" / "supervised-0", out / "policies" / "supervised-0")
+    for iterations in ("1", "3"):
+        (out / "rows" / "gamma0.01-0.json").unlink(missing_ok=True)
+        policy_prices.main([*own, "--iterations", iterations])
+        record = json.loads((out / "policies" / "gamma0.01-0" / "record.json").read_text())
+        assert record["iterations"] == int(iterations)
+    assert [each["iteration"] for each in record["curve"]] == [2, 3]
 
 
 def test_the_price_is_what_is_paid() -> None:
