@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,26 +27,16 @@ from infra.console import say
 from models.embed import load_tokenizer
 from pipeline.article import Article, parse_article
 from pipeline.chunker import ChunkConfig, chunk_article
-from pipeline.merge import merge_candidates
 from pipeline.newswire import demo_set
 from pipeline.session import SessionConfig
 from pipeline.session.answer import Lag, Question
 from pipeline.session.asking import AskParts, View, answer
 from pipeline.session.chooser import HybridChooser
 from pipeline.session.hops import HopChooser, leads_on
-from pipeline.session.ports import Changed, InlineRunner, Place, Query, place_of
+from pipeline.session.one_shard import OneShardLibrary
+from pipeline.session.ports import InlineRunner, Query
 from pipeline.session.sentences import Candidate, candidates
-from pipeline.store import (
-    Coordinate,
-    Delete,
-    Passage,
-    SearchRequest,
-    Shard,
-    StoreConfig,
-    StoredArticle,
-    StoreRecord,
-    Upsert,
-)
+from pipeline.store import Coordinate, Delete, Shard, StoreConfig, StoreRecord, Upsert
 from pipeline.tasks.scores import exact_match, holds_answer
 
 _DIM = 1
@@ -64,51 +54,21 @@ class Asked:
     streams: frozenset[str] | None = None
 
 
-class ShardLibrary:
+class ShardLibrary(OneShardLibrary):
     """One shard of articles (and ids of withdrawn ones), searched by words, as a session sees its store."""
 
     def __init__(self, records: Sequence[Article | str], folder: Path) -> None:
         self._tokenizer = load_tokenizer("none")
-        self._shard = Shard.open(folder, StoreConfig(path=folder), 0, 1, "none", _DIM)
+        super().__init__(Shard.open(folder, StoreConfig(path=folder), 0, 1, "none", _DIM))
         for start in range(0, len(records), _BATCH):
             batch = [self._record(start + i, one) for i, one in enumerate(records[start : start + _BATCH])]
             self._shard.append(batch, {("news", 0): start + len(batch)}, 1)
         self._shard.maintain(0)
 
-    def search(self, query: Query, deadline_s: float) -> tuple[list[Passage], bool]:
-        """See pipeline.session.ports.Library."""
-        request = SearchRequest(k=query.k, mode="bm25", texts=[query.text], streams=query.streams)
-        return merge_candidates([self._shard.candidates(request)], request)[0], False
-
-    def articles(self, article_ids: Sequence[str], deadline_s: float) -> Mapping[str, StoredArticle]:
-        """See pipeline.session.ports.Library."""
-        found = {name: self._shard.article(name) for name in article_ids}
-        return {name: stored for name, stored in found.items() if stored is not None}
-
-    def recent(self, stream: str, limit: int, before_ms: int | None, deadline_s: float) -> list[Article]:
-        """See pipeline.session.ports.Library."""
-        return self._shard.recent(stream, limit, before_ms)
-
-    def changes(self, cursor: Sequence[int] | None) -> Changed:
-        """See pipeline.session.ports.Library."""
-        found = self._shard.changes(cursor[0] if cursor else 0)
-        return Changed(frozenset(one.article_id for one in found.entries), (found.latest,), found.truncated)
-
-    def places(self, article_ids: Sequence[str]) -> Mapping[str, Place]:
-        """See pipeline.session.ports.Library."""
-        return {name: place_of(stored) for name, stored in self.articles(article_ids, 5.0).items()}
-
-    def embed(self, texts: Sequence[str], deadline_s: float) -> None:
-        """No embedder: words alone."""
-
     def candidates(self, text: str, streams: frozenset[str] | None) -> list[Candidate]:
         """The sentences that a search gives; a model's tokens are taken to be 1.35 a word."""
         found, _ = self.search(Query(text=text, k=20, streams=streams), 5.0)
         return candidates(found, lambda one: round(1.35 * len(self._tokenizer.offsets(one))))
-
-    def close(self) -> None:
-        """Give the files back."""
-        self._shard.close()
 
     def _record(self, offset: int, one: Article | str) -> StoreRecord:
         at = Coordinate("news", 0, offset)
