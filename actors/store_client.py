@@ -7,6 +7,7 @@ only when none answers does a call fail.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.ingest_config import IngestConfig
+from actors.late_calls import MAX_LATE_CALLS, LateCalls
 from actors.remote import (
     CALL_TIMEOUT_S,
     Outage,
@@ -70,7 +72,7 @@ class StoreClient(StoreSearch):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        for name in ("_handles", "_turn", "_log"):
+        for name in ("_handles", "_turn", "_log", "late"):
             state.pop(name)
         return state
 
@@ -81,6 +83,7 @@ class StoreClient(StoreSearch):
     def _reset(self) -> None:
         self._handles: dict[str, Any] = {}
         self._turn = itertools.count()
+        self.late = LateCalls()
         self._log = get_logger(store=self.name)
 
     # -- articles
@@ -216,10 +219,23 @@ class StoreClient(StoreSearch):
         self._handles.clear()
 
     def _shard(self, shard: int) -> Any:
-        return self.handle(shard_name(self.name, shard))
+        return self._not_full(shard_name(self.name, shard))
 
     def _embedder(self) -> Any:
-        return self.handle(embedder_name(self.name, next(self._turn) % self.num_embedders))
+        """The embedder whose turn it is, else the next one that is there and does not stand still."""
+        turn = next(self._turn)
+        for step in range(self.num_embedders - 1):
+            with contextlib.suppress(DependencyUnreachable):
+                return self._not_full(embedder_name(self.name, (turn + step) % self.num_embedders))
+        return self._not_full(embedder_name(self.name, (turn + self.num_embedders - 1) % self.num_embedders))
+
+    def _not_full(self, name: str) -> Any:
+        actor = self.handle(name)
+        if self.late.full(actor):
+            raise DependencyUnreachable(
+                f"{name} stands still: it has not answered the last {MAX_LATE_CALLS} calls; look at `dysra status`"
+            )
+        return actor
 
     def _forget(self, shard: int) -> None:
         self._handles.pop(shard_name(self.name, shard), None)
@@ -232,6 +248,9 @@ class StoreClient(StoreSearch):
         try:
             return call(ref)
         except Outage as error:
+            actor = self._handles.get(shard_name(self.name, shard))
+            if actor is not None:
+                self.late.note(actor, ref)
             self._forget(shard)
             raise DependencyUnreachable(
                 f"shard {shard} of {self.name} does not answer ({first_line(error)}); look at `dysra status`"

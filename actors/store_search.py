@@ -13,6 +13,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
+from actors.late_calls import LateCalls
 from actors.metrics import metric
 from actors.remote import Outage, call, first_line, unwrapped
 from models.embed import Vectors
@@ -41,6 +42,7 @@ class StoreSearch(ABC):
     num_shards: int
     dim: int
     search_config: SearchConfig
+    late: LateCalls
 
     def search(
         self,
@@ -65,17 +67,17 @@ class StoreSearch(ABC):
             except DependencyUnreachable:
                 request = self._without_vectors(request)
         limit_s = self.search_config.deadline_s if deadline_s is None else deadline_s
-        refs = self._ask_shards(request, limit_s)
-        done = (
-            set(ray.wait(list(refs.values()), num_returns=len(refs), timeout=limit_s)[0]) if refs else set()
-        )
         replies: dict[int, Candidates] = {}
         errors: list[BaseException] = []
-        for shard, ref in refs.items():
+        asked = self._ask_shards(request, limit_s, errors)
+        refs = [ref for _, ref in asked.values()]
+        done = set(ray.wait(refs, num_returns=len(refs), timeout=limit_s)[0]) if refs else set()
+        for shard, (actor, ref) in asked.items():
             try:
                 if ref in done:
                     replies[shard] = call(ref, _FETCH_S)
                 else:
+                    self.late.note(actor, ref)
                     errors.append(TimeoutError(f"shard {shard} needed more than {limit_s} s"))
             except RayError as error:
                 self._forget(shard)
@@ -100,21 +102,27 @@ class StoreSearch(ABC):
         request = self._request(texts, k, mode, streams, sources, since_ms, as_of_ms)
         if request.mode != "bm25":
             try:
-                reply = self._embedder().encode_questions.remote(list(texts))
-                vectors = await asyncio.wait_for(awaited(reply), _EMBED_QUESTION_S)
+                embedder = self._embedder()
+                reply = embedder.encode_questions.remote(list(texts))
+                try:
+                    vectors = await asyncio.wait_for(awaited(reply), _EMBED_QUESTION_S)
+                except TimeoutError:
+                    self.late.note(embedder, reply)
+                    raise
                 request = replace(request, vectors=np.asarray(vectors, dtype=np.float32))
             except (RayError, TimeoutError, DependencyUnreachable):
                 request = self._without_vectors(request)
         limit_s = self.search_config.deadline_s if deadline_s is None else deadline_s
-        asked = self._ask_shards(request, limit_s)
-        tasks = {shard: asyncio.ensure_future(awaited(ref)) for shard, ref in asked.items()}
-        if tasks:
-            await asyncio.wait(tasks.values(), timeout=limit_s)
         replies: dict[int, Candidates] = {}
         errors: list[BaseException] = []
+        asked = self._ask_shards(request, limit_s, errors)
+        tasks = {shard: asyncio.ensure_future(awaited(ref)) for shard, (_, ref) in asked.items()}
+        if tasks:
+            await asyncio.wait(tasks.values(), timeout=limit_s)
         for shard, task in tasks.items():
             if not task.done():
                 task.cancel()
+                self.late.note(*asked[shard])
                 errors.append(TimeoutError(f"shard {shard} needed more than {limit_s} s"))
                 continue
             error = task.exception()
@@ -131,9 +139,12 @@ class StoreSearch(ABC):
 
     def embed_questions(self, texts: Sequence[str]) -> Vectors:
         """Vectors float32 [Q, D] of questions, ahead of the articles that wait to be embedded."""
+        embedder = self._embedder()
+        reply = embedder.encode_questions.remote(list(texts))
         try:
-            vectors = call(self._embedder().encode_questions.remote(list(texts)), _EMBED_QUESTION_S)
+            vectors = call(reply, _EMBED_QUESTION_S)
         except Outage as error:
+            self.late.note(embedder, reply)
             raise DependencyUnreachable(
                 f"the embedder of {self.name} does not answer ({first_line(error)}); look at `dysra status`"
             ) from None
@@ -148,16 +159,21 @@ class StoreSearch(ABC):
     @abstractmethod
     def _forget(self, shard: int) -> None: ...
 
-    def _ask_shards(self, request: SearchRequest, limit_s: float) -> dict[int, Any]:
-        """A reference to each living shard's candidates; a shard drops what it has not begun within `limit_s`."""
+    def _ask_shards(
+        self, request: SearchRequest, limit_s: float, errors: list[BaseException]
+    ) -> dict[int, tuple[Any, Any]]:
+        """Each living shard's actor and a reference to its candidates, and why others were not asked (`errors`).
+        A shard drops what it has not begun within `limit_s`."""
         shared = ray.put(request) if self.num_shards > 1 else request
-        refs: dict[int, Any] = {}
+        asked: dict[int, tuple[Any, Any]] = {}
         for shard in range(self.num_shards):
             try:
-                refs[shard] = self._shard(shard).candidates.remote(shared, limit_s)
-            except (DependencyUnreachable, RayError):
+                actor = self._shard(shard)
+                asked[shard] = actor, actor.candidates.remote(shared, limit_s)
+            except (DependencyUnreachable, RayError) as error:
                 self._forget(shard)
-        return refs
+                errors.append(error)
+        return asked
 
     def _request(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 
 from actors.ingest_config import IngestConfig
 from actors.ingest_spec import IngestSpec
+from actors.late_calls import LateCalls
 from actors.near_duplicates import NearDuplicateActor, near_duplicates_name
 from actors.remote import Outage, call, find_actor, named_actor
 from actors.store_actors import shard_name, start_embedders, start_shard
@@ -47,13 +48,14 @@ class StoreWatch:
     def __init__(self, spec: IngestSpec, client: StoreClient, restarts: Restarts, *, detached: bool) -> None:
         self._spec, self._client, self._restarts, self._detached = spec, client, restarts, detached
         self._pids: dict[str, int] = {}
+        self._late = LateCalls()
         self._log = get_logger(store=client.name)
         self.counts = {"shards": 0, "embedders": 0, "near_duplicates": 0}
 
     def look(self) -> None:
         """Start what has died for good, and count what Ray restarted by itself."""
         client, ingest = self._client, self._spec.ingest
-        refs: dict[str, tuple[str, Any]] = {}
+        actors: dict[str, tuple[str, Any]] = {}
         for index in range(client.num_shards):
             name = shard_name(client.name, index)
             actor = find_actor(name)
@@ -69,17 +71,22 @@ class StoreWatch:
                     ingest,
                     detached=self._detached,
                 )
-            refs[name] = ("shards", actor.ping.remote())
+            actors[name] = "shards", actor
         embedders = start_embedders(client.name, self._spec.embedder, ingest, detached=self._detached)
         for index, actor in enumerate(embedders):
-            refs[f"embedder {index}"] = ("embedders", actor.ping.remote())
+            actors[f"embedder {index}"] = "embedders", actor
         for index in range(ingest.near_duplicate_shards):
-            keeper = self._keeper(index)
-            refs[f"near-duplicates {index}"] = ("near_duplicates", keeper.ping.remote())
-        for name, (kind, ref) in refs.items():
+            actors[f"near-duplicates {index}"] = "near_duplicates", self._keeper(index)
+        asked = {
+            name: (kind, actor, actor.ping.remote())
+            for name, (kind, actor) in actors.items()
+            if not self._late.full(actor)
+        }
+        for name, (kind, actor, ref) in asked.items():
             try:
                 pid = call(ref, _PING_S)
             except Outage:
+                self._late.note(actor, ref)
                 continue  # restarting, or loading what it holds; its callers wait with a limit of their own
             if self._pids.setdefault(name, pid) != pid:
                 self._pids[name] = pid

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import ray
 
+from actors.late_calls import LateCalls
 from actors.shard import CONCURRENCY, ShardActor
 from actors.store_search import StoreSearch
 from pipeline.errors import DependencyUnreachable
@@ -45,7 +46,7 @@ class OneShard(StoreSearch):
     def __init__(self, shard: Any) -> None:
         self.name, self.num_shards, self.dim = "test", 1, make.DIM
         self.search_config = SearchConfig(mode="bm25")
-        self.shard, self.forgotten = shard, 0
+        self.shard, self.forgotten, self.late = shard, 0, LateCalls()
 
     def _shard(self, shard: int) -> Any:
         return self.shard
