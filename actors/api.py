@@ -4,7 +4,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -29,7 +29,7 @@ _SSE = "text/event-stream"
 _SSE_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _POLL_S = 0.5
 _KEEP_ALIVE_S = 15.0
-_GONE_S = 5.0
+_GONE_S = 10.0
 _MAX_STREAM_CHARS = 512
 _ABOUT = """
 Ask streams of news what they say, and get answers with their sources.
@@ -252,16 +252,20 @@ async def _answer_sse(events: AsyncGenerator[dict[str, Any], None]) -> AsyncIter
 async def _follow(hosts: Hosts, key: SessionKey, after: int, limit_s: float) -> AsyncIterator[bytes]:
     """Events after `after`, by asking again and again: a follower holds no place at the replica.
 
-    Ends early where the replica is refused for `_GONE_S`, so that no follower keeps a service from stopping; the
-    client comes back with its last event's id.
+    Ends early where no replica answers for `_GONE_S`, so that no follower keeps a service from stopping; the client
+    comes back with its last event's id.
     """
     began = spoke = heard = time.monotonic()
     yield b"retry: 2000\n\n"
     while time.monotonic() - began < limit_s:
-        found = await hosts.call(key, "events_after", after)
+        found = None
+        # Serve does not refuse while a session's owner is away, or while all of it is being stopped: it waits.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GONE_S):
+                found = await hosts.call(key, "events_after", after)
         if isinstance(found, list):
             heard = time.monotonic()
-        elif time.monotonic() - heard > _GONE_S:
+        elif time.monotonic() - heard >= _GONE_S:
             return
         for event in found if isinstance(found, list) else []:
             after = event["id"]

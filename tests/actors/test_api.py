@@ -255,23 +255,28 @@ def test_events_can_be_followed_and_resumed(service: SessionService) -> None:
 
 
 class Away(LocalHosts):
-    """A service whose sessions' replica is gone for some calls, or for good."""
+    """A service whose sessions' replica is gone for some calls, or for good: refused, or waited for."""
 
-    def __init__(self, service: SessionService, calls: float) -> None:
+    def __init__(self, service: SessionService, calls: float, waits_s: float = 0.0) -> None:
         super().__init__(service)
-        self._calls = calls
+        self._calls, self._waits_s = calls, waits_s
 
     async def call(self, key: SessionKey, method: str, *args: Any) -> Any:
         """A refusal while it is away."""
         if method == "events_after" and self._calls > 0:
             self._calls -= 1
+            await anyio.sleep(self._waits_s)
             return Refused(503, "the session's replica is being replaced", 2).to_event()
         return await super().call(key, method, *args)
 
 
-@pytest.mark.parametrize(("calls", "stays"), [(3, True), (math.inf, False)])
+@pytest.mark.parametrize(
+    ("calls", "waits_s", "stays"),
+    [(3, 0.0, True), (math.inf, 0.0, False), (math.inf, 60.0, False)],
+    ids=["a gap", "refused", "waited for"],
+)
 def test_a_follower_outlasts_a_gap_and_does_not_keep_a_stopped_service(
-    service: SessionService, monkeypatch: pytest.MonkeyPatch, calls: float, stays: bool
+    service: SessionService, monkeypatch: pytest.MonkeyPatch, calls: float, waits_s: float, stays: bool
 ) -> None:
     """Events go on after a replica was away for a moment; where none comes back the follower is let go of, long
     before its connection's end."""
@@ -281,7 +286,7 @@ def test_a_follower_outlasts_a_gap_and_does_not_keep_a_stopped_service(
     config = replace(service.config, events_s=1.0 if stays else 30.0)
     Client(service, config, None).post(f"/v1/streams/{STREAM}")
     began = time.monotonic()
-    events = parse_sse(Client(Away(service, calls), config).get(f"/v1/streams/{STREAM}/events").text)
+    events = parse_sse(Client(Away(service, calls, waits_s), config).get(f"/v1/streams/{STREAM}/events").text)
     took = time.monotonic() - began
     assert ("started" in [kind for kind, _ in events]) is stays
     assert took >= 1.0 if stays else 0.3 <= took < 20.0

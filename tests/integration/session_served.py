@@ -33,6 +33,7 @@ from tests.tiny_model import save_tiny_model
 
 TENANT = "desk"
 REPLICAS, SLOTS = 2, 16
+ARTICLES = 6
 LIMIT_S = 240.0
 
 
@@ -100,7 +101,7 @@ class Served:
 
 @contextlib.contextmanager
 def serving(broker: Broker, root: Path) -> Iterator[Served]:
-    """A service over two streams of six articles each, in the connected Ray; stopped on leaving."""
+    """A service over two streams of six articles each, all read, in the connected Ray; stopped on leaving."""
     from actors.serve_app import deploy, shutdown
 
     with socket.socket() as probe:
@@ -138,9 +139,11 @@ def serving(broker: Broker, root: Path) -> Iterator[Served]:
         filler = StoreFiller(deployed.store, settings.embedder)
         one = Served(settings, deployed.url, key, publisher, filler, two_streams())
         for stream in one.streams:
-            one.publish(stream, 0, 6)
+            one.publish(stream, 0, ARTICLES)
             with one.client() as client:
                 client.post(f"/v1/streams/{stream}").raise_for_status()
+        for stream in one.streams:  # a test that counts on from here must not begin in the middle
+            one.wait(stream, lambda p: p["articles_read"] == ARTICLES and not p["lag"]["records"], "not read")
         yield one
     shutdown()
     deployed.store.close_store()

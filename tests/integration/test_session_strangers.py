@@ -273,8 +273,53 @@ def test_sigterm_of_a_replica_loses_no_record(served: Served) -> None:
     assert again.status_code == 200
 
 
+def test_a_drain_does_not_cut_an_answer_that_takes_its_time(served: Served) -> None:
+    """An answer that needs half of its limit while its replica is replaced ends whole, and the session is saved."""
+    from actors.serve_app import redeploy
+
+    stream = served.streams[1]
+    before = served.wait(stream, lambda p: p["lag"]["records"] == 0 and p["state"] == "resident", "not read")
+    pid = before["replica"]["pid"]
+    told: list[Any] = []
+    begun = threading.Event()
+    asking = threading.Thread(target=long_answer, args=(served, stream, told, begun), daemon=True)
+    asking.start()
+    assert begun.wait(60)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        redeploy(replace(served.settings, session=replace(served.settings.session, max_new_tokens_limit=254)))
+        time.sleep(served.settings.serve.answer_timeout_s / 2)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    asking.join(60)
+    assert told[-1] == "done" and told.count("token") > 1, told
+    page = served.wait(
+        stream,
+        lambda p: p["replica"]["pid"] != pid and p["state"] == "resident",
+        "not taken over",
+    )
+    assert page["restored"] and page["digest"] == before["digest"]
+
+
+def follow(served: Served, stream: str, told: list[str], begun: threading.Event) -> None:
+    """Follow a stream's events to their end; the last word tells whether the server ended them or a break."""
+    try:
+        with (
+            served.client() as client,
+            client.stream("GET", f"/v1/streams/{stream}/events") as followed,
+        ):
+            for line in followed.iter_lines():
+                told.append(line)
+                begun.set()
+        told.append("ended")
+    except httpx.HTTPError as error:
+        told.append(repr(error))
+    begun.set()
+
+
 def test_an_answer_under_way_ends_before_the_service_does(served: Served) -> None:
-    """As `dysra serve` stops on SIGTERM: what was begun is answered whole, who comes then is refused. Runs last."""
+    """As `dysra serve` stops on SIGTERM: what was begun is answered whole, who follows events is let go of and
+    keeps nobody waiting, who comes then is refused. Runs last."""
     from actors.serve_app import shutdown
 
     stream = served.streams[0]
@@ -282,10 +327,17 @@ def test_an_answer_under_way_ends_before_the_service_does(served: Served) -> Non
     told: list[Any] = []
     begun = threading.Event()
     asking = threading.Thread(target=long_answer, args=(served, stream, told, begun), daemon=True)
+    heard: list[str] = []
+    following = threading.Event()
+    follower = threading.Thread(target=follow, args=(served, stream, heard, following), daemon=True)
+    follower.start()
+    assert following.wait(60)
     asking.start()
     assert begun.wait(60)
     assert shutdown(90)
     asking.join(30)
     assert told[-1] == "done", told
+    follower.join(30)
+    assert heard[-1] == "ended", heard[-1]
     with pytest.raises(httpx.HTTPError):
         served.page(stream)
