@@ -39,7 +39,7 @@ def _worker(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_questions_of_unequal_length_in_one_batch_are_answered_as_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exact, nats, EM, F1 and the words themselves, with the full cache, past the window; needles have no F1."""
+    """Exact, nats, EM, F1 and the words, past the window, by no fused kernel; needles have no F1."""
     tiny.save(tmp_path / "tiny", seed=1)
     backbone = tiny.backbone(seed=1)
     asked = [
@@ -61,7 +61,14 @@ def test_questions_of_unequal_length_in_one_batch_are_answered_as_one_by_one(
              "methods": [kvpress_rows.FULL], "keeps": [0.5], "stop": coded.stop, "contexts": given}
         )
     )  # fmt: skip
-    _worker(monkeypatch).main(source, target)
+    worker = _worker(monkeypatch)
+
+    def fused(*given: Any, **named: Any) -> None:
+        raise AssertionError("fused attention is not right everywhere: the worker has its own")
+
+    with monkeypatch.context() as no_kernel:
+        no_kernel.setattr(worker.torch.nn.functional, "scaled_dot_product_attention", fused)
+        worker.main(source, target)
     rows = kvpress_rows.rows_of(kvpress_rows.read_lines([target]), given, coded)
     assert len(rows) == 6 and all("f1" not in row for row in rows if row["task"] == "needle")
 
@@ -130,22 +137,32 @@ def test_caches_of_unequal_length_in_one_batch_answer_as_each_alone(monkeypatch:
             assert one.pop("nats") == pytest.approx(alone.pop("nats"), abs=1e-3) and one == alone
 
 
-def test_a_context_is_read_in_blocks_as_by_the_masked_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Causal, with a window and without; blocks that do not divide the tokens; grouped heads."""
+def test_plain_attention_is_softmax_over_what_the_mask_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Causal, with a window and without, and by masks of unequal rows; blocks that do not divide; grouped heads."""
     worker = _worker(monkeypatch)
     torch = worker.torch
     torch.manual_seed(0)
     query, key, value = torch.randn(2, 4, 33, 8), torch.randn(2, 2, 33, 8), torch.randn(2, 2, 33, 8)
+    keys, values = key.repeat_interleave(2, 1), value.repeat_interleave(2, 1)
     at = torch.arange(33)
     for window in (None, 5):
         mask = at <= at[:, None]
         if window:
             mask &= at > at[:, None] - window
-        masked, _ = worker.by_blocks(None, query, key, value, mask.expand(2, 1, -1, -1), 0.3)
-        found, _ = worker.by_blocks(None, query, key, value, None, 0.3, sliding_window=window, block=8)
-        assert found.shape == (2, 33, 4, 8) and torch.allclose(found, masked, atol=1e-5)
+        rows = torch.stack((mask, mask & (at != 3) | (at == 32)))[:, None]
+        scores = 0.3 * query @ keys.transpose(-1, -2)
+        causal, by_row = (
+            (scores.masked_fill(~each, float("-inf")).softmax(-1) @ values).transpose(1, 2)
+            for each in (mask, rows)
+        )
+        for block in (8, 64):
+            found, _ = worker.plain(None, query, key, value, None, 0.3, sliding_window=window, block=block)
+            assert found.shape == (2, 33, 4, 8) and torch.allclose(found, causal, atol=1e-5)
+            # a mask says it all: the window of the layer is in it
+            found, _ = worker.plain(None, query, key, value, rows, 0.3, sliding_window=2, block=block)
+            assert torch.allclose(found, by_row, atol=1e-5)
     with pytest.raises(ValueError, match="1 queries on 33 keys"):
-        worker.by_blocks(None, query[:, :, :1], key, value, None)
+        worker.plain(None, query[:, :, :1], key, value, None)
 
 
 def test_batches_hold_their_bytes_and_a_full_device_halves_them(
