@@ -85,7 +85,7 @@ def _build(settings: ServeSettings, library: Library, backbone: HfBackbone, mode
             config=config,
             backbone=backbone,
             library=library,
-            chooser=chooser_of(config, embed, settings.backbone.model, str(backbone.device)),
+            chooser=chooser_of(config, embed, settings.backbone.model, str(backbone.device), backbone.words),
             runner=model.lane(QUESTION),
             adapted=adapter_folder(settings.backbone) is not None,
         ),
@@ -93,11 +93,14 @@ def _build(settings: ServeSettings, library: Library, backbone: HfBackbone, mode
     )
 
 
-def chooser_of(config: SessionConfig, embed: Any, model: str | None = None, device: str = "cpu") -> Chooser:
+def chooser_of(
+    config: SessionConfig, embed: Any, model: str | None = None, device: str = "cpu", words: Any = None
+) -> Chooser:
     """Who chooses the sentences: the policy of `session.policy`, with its promotions, else hybrid ranking.
 
     `model` (`backbone.model`): over whose weights a pair reader works that was trained on the reader's decoder;
-    `device`: where that one reads. `decoder` is loaded at once: UsageError where it cannot be had.
+    `device`: where that one reads; `words`: the model's input embedding there, which serves both. `decoder` is
+    loaded at once: UsageError where it cannot be had.
     """
     hybrid = HybridChooser(embed, config.dense_sentences)
     if config.policy in (None, "", "none"):
@@ -116,8 +119,9 @@ def chooser_of(config: SessionConfig, embed: Any, model: str | None = None, devi
         return hybrid
     base = None if model is None else partial(folder_of, model)
     chooser = PolicyChooser(
-        folder, embed, hybrid, pair_reader=config.pair_reader, pair_base=base, pair_device=device
-    )
+        folder, embed, hybrid, pair_reader=config.pair_reader, pair_base=base, pair_device=device,
+        pair_words=words,
+    )  # fmt: skip
     if config.policy == "decoder":
         try:
             chooser.load_now()

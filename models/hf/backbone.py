@@ -75,6 +75,12 @@ class HfBackbone:
         token = self._tokenizer.token_to_id(text)
         return None if token is None else int(token)
 
+    @property
+    def words(self) -> Tensor:
+        """The vectors of all tokens (the input embedding) as the model holds them. [vocabulary, W]"""
+        found: Tensor = self.model.get_input_embeddings().weight
+        return found
+
     # -- cache ------------------------------------------------------------------------------------------------
 
     def new_cache(self, config: CacheConfig | None = None) -> RotatingCompressiveCache:

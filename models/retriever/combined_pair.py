@@ -92,15 +92,18 @@ def put_weights(folder: Path, weights: tuple[float, float], about: Mapping[str, 
 
 
 def load_combined(
-    folder: Path, body: Mapping[str, Any], device: str, base: Path | None
+    folder: Path, body: Mapping[str, Any], device: str, base: Path | None, words: Tensor | None = None
 ) -> CombinedPairReader:
-    """The reader of a folder whose configuration is `body`; ValueError names what does not fit."""
+    """The reader of a folder whose configuration is `body`; ValueError names what does not fit.
+
+    `words`: as for `load_pair_reader`.
+    """
     check_format(body, folder / CONFIG)
     try:
         first, second = (float(weight) for weight in body["weights"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"pair_reader: {folder} needs two weights: {error}") from None
-    readers = [load_pair_reader(folder / name, device, base)[0] for name in PARTS]
+    readers = [load_pair_reader(folder / name, device, base, words=words)[0] for name in PARTS]
     return CombinedPairReader((readers[0], readers[1]), (first, second))
 
 

@@ -301,11 +301,15 @@ def save_decoder_pair(
 
 
 def load_decoder_pair(
-    folder: Path, body: Mapping[str, Any], device: str, base: Path | None, *, learns: bool = False
-) -> DecoderPairReader:
-    """The reader of a folder whose configuration is `body`; ValueError names both bases where they differ."""
+    folder: Path, body: Mapping[str, Any], device: str, base: Path | None, *, learns: bool = False,
+    words: Tensor | None = None,
+) -> DecoderPairReader:  # fmt: skip
+    """The reader of a folder whose configuration is `body`; ValueError names both bases where they differ.
+
+    `words`: as for `open_base`.
+    """
     config = DecoderPairConfig(**body["tuned"])
-    opened = open_base(base or default_folder(), device)
+    opened = open_base(base or default_folder(), device, words)
     if (wanted := str(body["base"]["digest"])) != opened.digest:
         raise ValueError(
             f"it was trained over {body['base']['name']} ({wanted}), given {base or default_folder()} "

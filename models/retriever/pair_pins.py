@@ -27,8 +27,11 @@ def pins_of(folder: Path) -> dict[str, str]:
     }
 
 
-def check_pins(about: Mapping[str, Any], folder: Path | None) -> None:
-    """ValueError where the pair reader in `folder` is not the one that the policy of `about` was trained with."""
+def check_pins(about: Mapping[str, Any], folder: Path | None, policy: Path | None = None) -> None:
+    """ValueError where the pair reader in `folder` is not the one that the policy of `about` was trained with.
+
+    `policy`: the policy's own folder, for the message.
+    """
     noted = about.get(PINS)
     if noted is None:
         return
@@ -36,9 +39,16 @@ def check_pins(about: Mapping[str, Any], folder: Path | None) -> None:
     if found != noted:
         wrong = sorted(name for name in {*found, *noted} if found.get(name) != noted.get(name))
         raise ValueError(
-            f"pair_reader: {folder} is not the one that this policy was trained with ({', '.join(wrong)} differ or "
-            "are missing): copy the policy's folder again, its pair-reader with it"
+            f"pair_reader: {folder} is not the one that {policy or 'this policy'} was trained with "
+            f"({'; '.join(_told(name, found, noted) for name in wrong)}): copy the policy's folder again, its "
+            "pair-reader with it"
         )
+
+
+def _told(name: str, found: Mapping[str, str], noted: Mapping[str, str]) -> str:
+    """A configuration's digest as it is and as the policy notes it."""
+    given, wanted = (str(of[name])[:12] if name in of else "absent" for of in (found, noted))
+    return f"{name} is {given}, trained with {wanted}"
 
 
 def reads_by_decoder(folder: Path) -> bool:

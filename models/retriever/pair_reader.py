@@ -182,19 +182,22 @@ def save_pair_reader(
 
 
 def load_pair_reader(
-    folder: Path, device: str = "cpu", base: Path | None = None, *, learns: bool = False
-) -> tuple[PairScorer, dict[str, Any]]:
+    folder: Path, device: str = "cpu", base: Path | None = None, *, learns: bool = False,
+    words: Tensor | None = None,
+) -> tuple[PairScorer, dict[str, Any]]:  # fmt: skip
     """A saved reader and what it says about itself; ValueError names what does not fit.
 
     `base`: the folder of a decoder's weights (default: the reader's own, Gemma-3-270M); MiniLM's needs none.
     `learns`: it is trained on, for which a decoder keeps its base's weights beside the tuned ones.
+    `words`: vectors of words that a model on the device holds (its input embedding); a decoder of the same ones
+    takes them from there.
     """
     if (both := _combined(folder)) is not None:
         from models.retriever.combined_pair import load_combined
 
         if learns:
             raise ValueError(f"pair_reader: {folder} is two readers, trained apart; name one of its folders")
-        return load_combined(folder, both, device, base), dict(both.get("about", {}))
+        return load_combined(folder, both, device, base, words), dict(both.get("about", {}))
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
@@ -209,7 +212,8 @@ def load_pair_reader(
         if kind == DECODER:
             from models.retriever.decoder_pair import load_decoder_pair
 
-            return load_decoder_pair(folder, body, device, base, learns=learns), dict(body["about"])
+            reader = load_decoder_pair(folder, body, device, base, learns=learns, words=words)
+            return reader, dict(body["about"])
         if kind != BERT:
             raise ValueError(f"kind: given {kind!r}; allowed: {BERT}, {DECODER}, {COMBINED}")
         model = PairModel(body["model"])

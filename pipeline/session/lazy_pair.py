@@ -16,8 +16,8 @@ class LazyPair:
     LookupError from then on where it turns out to be broken, or its device has no room for a question.
     """
 
-    def __init__(self, folder: Path, base: Callable[[], Path] | None, device: str) -> None:
-        self._folder, self._base, self._device = folder, base, device
+    def __init__(self, folder: Path, base: Callable[[], Path] | None, device: str, words: Any = None) -> None:
+        self._folder, self._base, self._device, self._words = folder, base, device, words
         self._lock = threading.Lock()
         self._broken = False
         self._reader: Any = None
@@ -31,7 +31,8 @@ class LazyPair:
             if self._reader is None:
                 base = self._base() if self._base else None
                 if reads_by_decoder(self._folder):
-                    self._reader = load_pair_reader(self._folder, self._device, base=base)[0]
+                    words = self._words
+                    self._reader = load_pair_reader(self._folder, self._device, base, words=words)[0]
                 else:
                     self._reader = load_pair_reader(self._folder, base=base)[0]
             return self._reader

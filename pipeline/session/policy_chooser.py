@@ -37,7 +37,7 @@ class PolicyChooser:
     (`pair-reader` in its folder) or takes the shipped one; without `pair_reader` such a policy does not serve.
     `pair_base` finds the folder of the weights that a pair reader over a decoder was trained on (default: the
     project's own reader's), when one is first loaded; `pair_device` is where a decoder in it reads (MiniLM alone
-    reads on the CPU).
+    reads on the CPU), and `pair_words` the input embedding of the sessions' model there, which is not held twice.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class PolicyChooser:
         pair_reader: bool = True,
         pair_base: Callable[[], Path] | None = None,
         pair_device: str = "cpu",
+        pair_words: Any = None,
         poll_s: float = POLL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -61,7 +62,7 @@ class PolicyChooser:
         self._folder: Path | None = None
         self._network: Any = None
         self._may_pair, self._pair_base = pair_reader, pair_base
-        self._pair_device = pair_device
+        self._pair_device, self._pair_words = pair_device, pair_words
         self._pair: LazyPair | None = None
         self._most = 64
         self._told_of: Path | None = None
@@ -229,8 +230,9 @@ class PolicyChooser:
                 + ("" if self._may_pair else " (session.pair_reader is off)")
             )
         place = pair_folder_for(folder, features)
-        check_pins(about, place)
-        pair = None if place is None else LazyPair(place, self._pair_base, self._pair_device)
+        check_pins(about, place, folder)
+        read = (self._pair_base, self._pair_device, self._pair_words)
+        pair = None if place is None else LazyPair(place, *read)
         return network, about, pair
 
     def _serve(self, folder: Path, network: Any, about: dict[str, Any], pair: LazyPair | None) -> None:

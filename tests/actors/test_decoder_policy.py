@@ -66,13 +66,18 @@ def test_its_columns_are_those_that_it_was_trained_on() -> None:
 def test_another_pair_reader_in_its_place_is_refused(copied: Path) -> None:
     """It would load and make as many columns, of other meaning: told by name, in sessions and by hand."""
     about = load_policy(copied)[1]
-    check_pins(about, copied / BESIDE)
+    check_pins(about, copied / BESIDE, copied)
     check_pins({}, copied / BESIDE)  # a policy of before they were noted
     path = copied / BESIDE / "config.json"
     body = json.loads(path.read_text())
     path.write_text(json.dumps(body | {"weights": [0.4, 0.4]}))
-    with pytest.raises(ValueError, match=r"not the one that this policy was trained with \(config\.json"):
-        check_pins(about, copied / BESIDE)
+    noted, given = about[PINS]["config.json"][:12], pins_of(copied / BESIDE)["config.json"][:12]
+    with pytest.raises(
+        ValueError,
+        match=rf"{BESIDE} is not the one that {copied} was trained with \(config\.json is {given}, ",
+    ) as told:
+        check_pins(about, copied / BESIDE, copied)
+    assert f"trained with {noted})" in str(told.value)
     with pytest.raises(UsageError, match=r"session\.policy: decoder cannot serve.*trained with"):
         chooser_of(CONFIG, no_vectors)
 

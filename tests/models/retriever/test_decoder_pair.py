@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from models.formats import NewerFormat
 from models.hf.cut import VOCABULARY
 from models.retriever import pair_reader as pair
-from models.retriever.decoder_base import digest_of, open_base
+from models.retriever.decoder_base import LentWords, digest_of, open_base
 from models.retriever.decoder_pair import DecoderPairConfig, DecoderPairReader
 from models.retriever.pair_base import PairRow
 from models.retriever.pair_reader import load_pair_reader, pair_reader_for, save_pair_reader
@@ -178,6 +178,41 @@ def test_another_base_is_refused_naming_both(tmp_path: Path, monkeypatch: pytest
     saved.rename(policy / pair.BESIDE)
     monkeypatch.setattr("models.retriever.decoder_pair.default_folder", lambda: folder)
     assert isinstance(pair_reader_for(policy, len(ALL_FEATURES)), DecoderPairReader)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_vectors_of_words_that_a_model_holds_are_not_held_twice(tmp_path: Path, dtype: torch.dtype) -> None:
+    """The same scores to the last bit with the embedding lent; other words, or these in fewer bits than it reads
+    in, are not taken: then it holds its own."""
+    folder = decoder_case.base(tmp_path / "base")
+    learner = shaken(decoder_case.reader(folder))
+    learner.tuning()
+    saved = save_pair_reader(learner, tmp_path / "saved", {})
+    plain = load_pair_reader(saved, base=folder)[0]
+    held = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    exact = torch.equal(held.to(dtype).float(), held)
+    assert exact == (dtype == torch.float32)
+    for words, lent in ((held.to(dtype), exact), (held + 1e-3, False), (held[:-1], False)):
+        reader = load_pair_reader(saved, base=folder, words=words)[0]
+        assert isinstance(reader, DecoderPairReader) and isinstance(plain, DecoderPairReader)
+        own = {
+            name for name, _ in reader.model.decoder.named_parameters() if name.startswith("embed_tokens.")
+        }
+        assert (not own) == lent
+        if lent:
+            assert reader.model.decoder.embed_tokens.words.data_ptr() == words.data_ptr()
+        assert reader.model.decoder.config.vocab_size == len(held)
+        np.testing.assert_array_equal(reader.scores(rows_of(plain)), plain.scores(rows_of(plain)))
+
+
+def test_what_is_lent_in_more_bits_reads_as_its_own_in_fewer(tmp_path: Path) -> None:
+    """A session in float32 lends to a pair reader in bf16: rows are cast, then scaled, as bf16 ones are."""
+    folder = decoder_case.base(tmp_path / "base")
+    ids = torch.tensor([[2, 7, 8, 9, 4]])
+    embedding = open_base(folder).model.embed_tokens
+    lent = LentWords(embedding.weight, torch.bfloat16, embedding.embed_scale)
+    assert not list(lent.parameters()) and not lent.state_dict()
+    torch.testing.assert_close(lent(ids), embedding.to(torch.bfloat16)(ids), atol=0, rtol=0)
 
 
 def test_what_it_is_not_made_for_is_refused(tmp_path: Path) -> None:
