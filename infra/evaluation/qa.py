@@ -238,9 +238,10 @@ def _chooser(
         settings = ChoiceSettings(
             method=config.method, unit=config.unit, budget=config.budget, span_tokens=config.span,
             passages=config.passages, reach=config.reach, stop_bias=config.stop_bias, policy=config.policy,
-            cache=config.cache,
+            cache=config.cache, device=str(getattr(backbone, "device", "cpu")),
         )  # fmt: skip
-        return ChoosingMethod(source, settings, encode, count).context, lambda: 0
+        words = getattr(backbone, "words", None)
+        return ChoosingMethod(source, settings, encode, count, words).context, lambda: 0
     plain = _embedder(config.embedder) if config.method in ("dense", "hybrid") else None
     return lambda question: _context(question, source, config, count, plain), lambda: 0
 

@@ -6,15 +6,18 @@ into units. So they differ in choosing alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from infra.evaluation.hybrid_pool import HybridPool
 from infra.evaluation.qa_sources import QaSource
 from models.retriever.network import PolicyNetwork
-from models.retriever.pair_reader import pair_reader_for
+from models.retriever.pair_pins import check_pins, reads_by_decoder
+from models.retriever.pair_reader import load_pair_reader, pair_folder_for
 from models.retriever.router import router_scores
 from models.retriever.selecting import fill, select
 from models.retriever.storage import SHIPPED, load_policy
@@ -45,14 +48,18 @@ class ChoiceSettings:
     stop_bias: float
     policy: Path | None
     cache: int = 0
+    device: str = "cpu"
+    """Where a decoder in the policy's pair reader reads; MiniLM alone reads on the CPU, as sessions have it."""
 
 
 class ChoosingMethod:
     """`context(question)`: what one of `policy`, `supervised`, `router`, `cascade` gives to read."""
 
     def __init__(
-        self, source: QaSource, settings: ChoiceSettings, encode: Encode, count: CountTokens
-    ) -> None:
+        self, source: QaSource, settings: ChoiceSettings, encode: Encode, count: CountTokens,
+        words: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """`words`: the input embedding of the model that reads, on the settings' device."""
         self._settings, self._encode, self._count = settings, encode, count
         self._newest = source.newest
         if settings.cache and (self._newest is None or settings.unit != "sentence"):
@@ -68,7 +75,7 @@ class ChoosingMethod:
         self._bias = settings.stop_bias
         if settings.method in LEARNED:
             self._network, about = open_policy(settings.policy)
-            self._pair = pair_columns_of(settings.policy, self._network)
+            self._pair = pair_columns_of(settings.policy, self._network, about, settings.device, words)
             self._candidates = int(about.get("candidates", 64))
             self._words = self._network.config.encoder != "vectors"
             self._bias = settings.stop_bias + float(about.get("stop_bias", 0.0))
@@ -128,13 +135,26 @@ def open_policy(folder: Path | None) -> tuple[PolicyNetwork, dict[str, Any]]:
     return network, about
 
 
-def pair_columns_of(folder: Path | None, network: PolicyNetwork) -> PairColumns | None:
-    """What makes the pair features that the policy of a folder (else the shipped one) knows; None without them."""
+def pair_columns_of(
+    folder: Path | None, network: PolicyNetwork, about: Mapping[str, Any], device: str = "cpu",
+    words: Tensor | None = None,
+) -> PairColumns | None:  # fmt: skip
+    """What makes the pair features that the policy of a folder (else the shipped one) knows; None without them.
+
+    `device` and `words` (an input embedding on it): for a decoder in the pair reader. UsageError where there is no
+    pair reader, or another one than `about` notes.
+    """
+    policy = folder or SHIPPED
     try:
-        reader = pair_reader_for(folder or SHIPPED, network.config.num_features)
+        place = pair_folder_for(policy, network.config.num_features)
+        check_pins(about, place, policy)
+        if place is None:
+            return None
+        if not reads_by_decoder(place):
+            return load_pair_reader(place)[0].features
+        return load_pair_reader(place, device, words=words)[0].features
     except ValueError as error:
         raise UsageError(str(error)) from None
-    return None if reader is None else reader.features
 
 
 def long_units(

@@ -11,11 +11,16 @@ import torch
 
 from infra.evaluation.attention_rag import attended_sentences
 from infra.evaluation.qa import QaConfig, run
+from infra.evaluation.qa_choosing import open_policy, pair_columns_of
 from models.retriever import PolicyNetwork, RetrieverConfig, save_policy
+from models.retriever.pair_pins import PINS, pins_of
+from models.retriever.pair_reader import BESIDE, load_pair_reader, save_pair_reader
+from models.retriever.table import ALL_FEATURES
 from pipeline.candidate_features import FEATURES
 from pipeline.errors import UsageError
 from tests.infra.evaluation.test_qa import data, reader
 from tests.models.embed.tiny import TINY_DIM, make_tiny_embedder
+from tests.models.retriever import decoder_case, pair_case
 
 __all__ = ["data", "reader"]
 
@@ -88,6 +93,46 @@ def test_a_policy_of_another_unit_or_none_is_refused(
         cell(reader, data, method="policy", embedder=str(embedder))
     with pytest.raises(UsageError, match=r"allowed: a folder with config.json"):
         cell(reader, data, method="policy", embedder=str(embedder), policy=tmp_path)
+
+
+def test_a_pair_reader_reads_where_the_reader_does_and_must_be_the_policy_s_own(
+    reader: Path, data: Path, embedder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder reads on the cell's device with the reader's embedding at hand, MiniLM's alone on the CPU; another
+    pair reader than the one that the policy notes is refused with both digests."""
+    network = PolicyNetwork(
+        RetrieverConfig(
+            dim=TINY_DIM,
+            num_features=len(ALL_FEATURES),
+            feature_names=ALL_FEATURES,
+            width=16,
+            layers=1,
+            heads=2,
+        )
+    )
+    folder = tmp_path / "policy"
+    judge = decoder_case.reader(tmp_path / "base")
+    judge.tuning()
+    pair = save_pair_reader(judge, folder / BESIDE, {})
+    save_policy(network, folder, {"unit": "sentence", "candidates": 32, PINS: pins_of(pair)})
+    monkeypatch.setattr("models.retriever.decoder_pair.default_folder", lambda: tmp_path / "base")
+    asked: list[tuple[str, int]] = []
+
+    def load(place: Path, device: str = "cpu", *, words: torch.Tensor | None = None) -> Any:
+        asked.append((device, 0 if words is None else len(words)))
+        return load_pair_reader(place, "cpu", words=words)
+
+    monkeypatch.setattr("infra.evaluation.qa_choosing.load_pair_reader", load)
+    more = {"method": "policy", "embedder": str(embedder), "policy": folder}
+    assert cell(reader, data, **more)["cost"]["tokens_read"] > 0
+    assert asked == [("cpu", 258)], "the tiny reader's vocabulary"
+    given = open_policy(folder)
+    pair_columns_of(folder, *given, "cuda:1")
+    save_pair_reader(pair_case.reader(), folder / BESIDE, {})
+    with pytest.raises(UsageError, match=rf"pair-reader is not the one that {folder} was trained with \("):
+        cell(reader, data, **more)
+    pair_columns_of(folder, given[0], {}, "cuda:1")
+    assert asked[1:] == [("cuda:1", 0), ("cpu", 0)]
 
 
 def test_attention_names_the_sentences_of_the_most_attended_tokens() -> None:
