@@ -25,7 +25,16 @@ RLLIB = {
     # RLlib's own checkpoint, written and read by one training run in its own folder; what ships is safetensors
     "rl/ppo.py": {"restore_from_path"},
 }
-FORBIDDEN_CALLS = {"read_pickle", "restore_from_path", "from_checkpoint", "unsafe_load", "full_load"}
+FORBIDDEN_CALLS = {
+    "read_pickle", "restore_from_path", "from_checkpoint", "unsafe_load", "full_load",
+    "load_model",  # of MLflow: a flavour's own pickle
+    "all_gather_object", "gather_object", "scatter_object_list", "broadcast_object_list", "recv_object_list",
+}  # fmt: skip
+FORBIDDEN_NAMES = {"torch.jit.load", "torch.hub.load", "torch.package.PackageImporter"}
+MAY_BE_PICKLED = {
+    # a model that the operator names for a peer of a benchmark; transformers reads it with weights_only
+    "infra/bench/peers/kvpress_worker.py",
+}
 
 
 def _called(node: ast.Call) -> str:
@@ -46,14 +55,16 @@ def findings(source: str, name: str) -> list[str]:
         if isinstance(node, ast.ImportFrom) and node.module:
             modules = [node.module]
         if name not in MAY_NAME_PICKLE:
-            wrong += [f"imports {m}" for m in modules if m.split(".")[0] in FORBIDDEN_MODULES]
+            wrong += [
+                f"imports {m}" for m in modules if FORBIDDEN_MODULES & {m.split(".")[0], m.split(".")[-1]}
+            ]
         if not isinstance(node, ast.Call):
             continue
         called, given = _called(node), {word.arg: word.value for word in node.keywords}
         last = called.rpartition(".")[2]
         if called in ("pickle.load", "pickle.loads", "pickle.Unpickler"):
             wrong.append(f"calls {called}")
-        if last in FORBIDDEN_CALLS - RLLIB.get(name, set()):
+        if last in FORBIDDEN_CALLS - RLLIB.get(name, set()) or called in FORBIDDEN_NAMES:
             wrong.append(f"calls {called}")
         if called == "torch.load" and not _is(given.get("weights_only"), True):
             wrong.append("calls torch.load without weights_only=True")
@@ -63,6 +74,9 @@ def findings(source: str, name: str) -> list[str]:
             wrong.append("calls yaml.load instead of yaml.safe_load")
         if called in ("eval", "exec"):
             wrong.append(f"calls {called}")
+        reads_weights = last == "from_pretrained" and "AutoModel" in called and name not in MAY_BE_PICKLED
+        if reads_weights and not _is(given.get("use_safetensors"), True):
+            wrong.append(f"calls {called} without use_safetensors=True")
         if last in ("from_pretrained", "load_checkpoint") and _is(given.get("trust_remote_code"), True):
             wrong.append(f"calls {called} with trust_remote_code")
     return [f"{name}: {what}" for what in wrong]
@@ -94,6 +108,11 @@ def test_no_module_can_unpickle(folder: str) -> None:
         "RLModule.from_checkpoint(path)",
         "AutoModel.from_pretrained(name, trust_remote_code=True)",
         "eval(text)",
+        "AutoModel.from_pretrained(folder)",
+        "import ray.cloudpickle",
+        "mlflow.pyfunc.load_model(address)",
+        "dist.all_gather_object(found, one)",
+        "torch.jit.load(path)",
     ],
 )
 def test_the_search_finds_what_it_looks_for(line: str) -> None:

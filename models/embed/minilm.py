@@ -147,7 +147,9 @@ def _torch_model(folder: Path) -> Any:
     class Pooled(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.bert = AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+            self.bert = AutoModel.from_pretrained(
+                folder, attn_implementation="eager", dtype=torch.float32, use_safetensors=True
+            )
 
         def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -176,7 +178,9 @@ def _cuda_forward(folder: Path) -> Forward:
     import torch
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float16)
+    model = AutoModel.from_pretrained(
+        folder, attn_implementation="sdpa", dtype=torch.float16, use_safetensors=True
+    )
     model = model.to("cuda").eval()
 
     def forward(ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Vectors:

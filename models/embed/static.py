@@ -107,6 +107,6 @@ def _distill(target: Path) -> None:
 
     source = str(minilm_folder())
     # It loads in the precision of the file; halves (as a GPU host carries them) meet float32 in there and fail.
-    model = AutoModel.from_pretrained(source).float()
+    model = AutoModel.from_pretrained(source, use_safetensors=True).float()
     tokenizer = AutoTokenizer.from_pretrained(source)
     distill_from_model(model, tokenizer, device="cpu", pca_dims=DISTILLED_DIM).save_pretrained(target)

@@ -8,6 +8,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
+from models.cache.snapshot import NewerSnapshot
 from models.subq.memory import MemoryConfig
 from models.subq.model import BlockState, SubqModel
 from models.subq.streaming import SubqStream
@@ -42,10 +43,16 @@ def stream_to_bytes(stream: SubqStream, model: str) -> bytes:
 
 
 def stream_from_bytes(data: bytes, model: SubqModel, identity: str, memory: MemoryConfig) -> SubqStream:
-    """What `stream_to_bytes` gave; raises ValueError for bytes of another model or of nothing of ours."""
+    """What `stream_to_bytes` gave; raises ValueError for bytes of another model or of nothing of ours,
+    its kind NewerSnapshot for what a later version wrote."""
     about = _about(data)
-    if about.get("format") not in (1, _FORMAT):
-        raise ValueError(f"snapshot format is {about.get('format')}; this version reads 1 and {_FORMAT}")
+    found = about.get("format")
+    if found not in (1, _FORMAT):
+        newer = isinstance(found, int) and found > _FORMAT
+        raise (NewerSnapshot if newer else ValueError)(
+            f"the snapshot has format {found}; this version reads formats 1 to {_FORMAT}: "
+            "use the version that wrote it, or read the stream again"
+        )
     if about["model"] != identity:
         raise ValueError(f"the cache belongs to model {about['model']}, this backbone is {identity}")
     tensors = {name: tensor.to(model.device) for name, tensor in load(data).items()}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
+from models.cache.snapshot import NewerSnapshot
 from models.subq import SubqConfig, SubqModel, SubqStream
 from models.subq.memory import SEGMENT, ChunkMemory, MemoryConfig
 from models.subq.snapshot import stream_from_bytes, stream_to_bytes
@@ -89,6 +92,32 @@ def test_a_stream_of_any_length_has_bounded_bytes_and_goes_on_from_its_snapshot(
     assert twin.memory.first == stream.memory.first > 0
     question = torch.randint(3, 600, (9,))
     torch.testing.assert_close(twin.fork().ask(question), stream.fork().ask(question), atol=1e-4, rtol=1e-3)
+
+
+def test_a_stream_of_a_later_version_is_refused_and_one_of_the_first_is_read() -> None:
+    """The later one by its kind, so that nobody takes it for damage and begins anew over it."""
+    torch.manual_seed(0)
+    model = SubqModel(MODEL).eval().requires_grad_(False)
+    stream = SubqStream(model, MemoryConfig())
+    stream.read(torch.randint(3, 600, (300,)))
+    data = stream_to_bytes(stream, "m")
+
+    def of_format(number: object) -> bytes:
+        about = json.loads(
+            json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["stream"]
+        )
+        kept = {name: value for name, value in about.items() if number != 1 or "first" not in name}
+        return bytes(save(load(data), metadata={"stream": json.dumps({**kept, "format": number})}))
+
+    with pytest.raises(NewerSnapshot, match="has format 3; this version reads formats 1 to 2"):
+        stream_from_bytes(of_format(3), model, "m", MemoryConfig())
+    for number in (0, "2", None):
+        with pytest.raises(ValueError, match="has format") as refused:
+            stream_from_bytes(of_format(number), model, "m", MemoryConfig())
+        assert not isinstance(refused.value, NewerSnapshot)
+    question = torch.randint(3, 600, (9,))
+    first = stream_from_bytes(of_format(1), model, "m", MemoryConfig())
+    torch.testing.assert_close(first.ask(question), stream.ask(question))
 
 
 def test_a_fork_keeps_what_its_origin_evicts() -> None:

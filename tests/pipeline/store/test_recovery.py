@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.store import OffsetGap, SearchRequest, Shard, StoreCorrupt, StoreFailed, StoreTooNew
+from pipeline.store import OffsetGap, SearchRequest, Shard, StoreCorrupt, StoreFailed, StoreTooNew, wal
 from pipeline.store.files import write_json
 from pipeline.store.lexical import LexicalIndex
+from pipeline.store.snapshots import restore
 from tests.forked import forkserver
 from tests.pipeline.store import kill_writer, make
 
@@ -229,6 +230,37 @@ def test_a_newer_manifest_is_refused_and_not_replaced(
         write_json(path, envelope["body"])
     with pytest.raises(StoreTooNew, match="schema version 3"):
         make.open_shard(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["manifest.json", "derived.json", "wal"])
+def test_any_file_of_a_newer_schema_is_refused_and_nothing_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """By name, also where repairing is allowed; a snapshot of a newer version is not restored either."""
+    filled(tmp_path)
+    folder = tmp_path / "shard-0000"
+    path = sorted(folder.glob("wal/*") if kind == "wal" else folder.rglob(kind))[-1]
+    with monkeypatch.context() as later:
+        if kind == "wal":
+            later.setattr(wal, "SCHEMA_VERSION", 3)
+            data = path.read_bytes()
+            path.write_bytes(wal._header(int.from_bytes(data[12:20], "little")) + data[24:])
+        else:
+            later.setattr("pipeline.store.files.SCHEMA_VERSION", 3)
+            write_json(path, orjson.loads(path.read_bytes())["body"])
+    held = {
+        one: one.read_bytes() for one in folder.rglob("*") if one.is_file() and "lexical" not in one.parts
+    }
+    for _ in range(2):
+        with pytest.raises(
+            StoreTooNew, match=f"{path} has schema version 3; this DySRA reads up to 2: upgrade"
+        ):
+            make.open_shard(tmp_path)
+    assert {one: one.read_bytes() for one in held} == held
+    if kind == "manifest.json":
+        with pytest.raises(StoreTooNew, match="schema version 3"):
+            restore(tmp_path, tmp_path / "restored")
+        assert not (tmp_path / "restored").exists()
 
 
 def test_a_lost_log_is_refused(tmp_path: Path) -> None:
