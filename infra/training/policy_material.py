@@ -89,6 +89,7 @@ class HostMaterialConfig:
     cache_share: float = field(
         default=0.5, metadata={"help": "of newswire's training questions, those that bring them"}
     )
+    judged: int = field(default=0, metadata={"help": "1: dev and test questions alone, nothing is trained"})
 
 
 class _Shared:
@@ -143,11 +144,11 @@ def make(carried: Path, config: HostMaterialConfig, device: str) -> tuple[Materi
     shared = _Shared
     shared.texts, shared.held_back, shared.config = texts, test_title_keys(every), config
     shared.index, shared.count = TextIndex(list(texts.values())), counter(carried)
-    questions = picked(every, config)
+    questions = [q for q in picked(every, config) if not (config.judged and q.split == "train")]
     _say(f"{time.monotonic() - began:.0f} s: {len(texts):,} passages indexed, {len(questions):,} questions")
     # forked before the device is touched: a process that has a CUDA context must not be
     with multiprocessing.get_context("fork").Pool(config.processes) as pool:
-        asked_of = [world | {"cache": config.cache} for world in WORLDS[: config.worlds]]
+        asked_of = [world | {"cache": config.cache} for world in worlds_of(config)]
         worlds = pool.map_async(_world, asked_of, chunksize=1)
         lexical = pool.map_async(_lexical, questions, chunksize=32)
         encode = Encoder(carried / "minilm", device)
@@ -164,7 +165,9 @@ def make(carried: Path, config: HostMaterialConfig, device: str) -> tuple[Materi
             )
             for question, found, near in zip(questions, lexical.get(), dense, strict=True)
         ]
-        pools = [both_ways(each, config.cache_share, config.seed) for each in _pools(carried, worlds.get())]
+        pools = [
+            both_ways(each, config.cache_share, config.seed) for each in _pools(carried, worlds.get(), config)
+        ]
         jobs += pooled_jobs(pools, encode, config)
         cuts = [each for each in pool.map(_cut, jobs, chunksize=16) if each is not None]
         asked = encode([made.text for made, _, _ in cuts])
@@ -287,10 +290,15 @@ def pooled_jobs(pools: Sequence[Pooled], encode: Encoder, config: HostMaterialCo
     return jobs
 
 
-def _pools(carried: Path, worlds: Sequence[Pooled]) -> list[Pooled]:
+def worlds_of(config: HostMaterialConfig) -> list[dict[str, Any]]:
+    """The newswire worlds of a run."""
+    return [world for world in WORLDS[: config.worlds] if not (config.judged and world["split"] == "train")]
+
+
+def _pools(carried: Path, worlds: Sequence[Pooled], config: HostMaterialConfig) -> list[Pooled]:
     files = sorted((carried / "pools").glob("*.json.xz"))
     found = [Pooled.load(path) for path in files]
-    for each, world in zip(WORLDS, worlds, strict=False):
+    for each, world in zip(worlds_of(config), worlds, strict=True):
         if each["split"] == "validation":
             asked = tuple(replace(question, split="dev") for question in world.questions)
             found.append(replace(world, questions=asked))
