@@ -64,7 +64,9 @@ class Retractions:
         if piece.waits:
             self._next_at = now + min(_LOOK_AGAIN_S, config.rebuild_within_s / 8)
         elif not self.urgent:
-            self._next_at = now + piece.tokens / config.rebuild_tokens_per_s
+            # a piece at a slow rate may not put the next one off beyond the time when the rate no longer counts
+            late_at = self._asked_at + config.rebuild_within_s / 2
+            self._next_at = min(now + piece.tokens / config.rebuild_tokens_per_s, late_at)
         self.rebuild_tokens += piece.tokens
         return not piece.waits, piece.complete
 

@@ -250,6 +250,27 @@ def test_withdrawal_is_told_rebuilt_in_the_background_and_saved(
         again.close()
 
 
+def test_a_rebuild_is_done_in_its_time_however_slow_its_rate(tmp_path: Path, library: ShardLibrary) -> None:
+    """At a token a second it would take minutes: once half of its time is over it no longer goes by its rate."""
+    pool = make_pool(
+        tmp_path / "sessions",
+        library,
+        SHORT,
+        rebuild_tokens_per_s=1,
+        rebuild_within_s=3.0,
+        retractions="rebuild",
+    )
+    try:
+        caught_up(pool)
+        rebuilt = until(
+            lambda: [e for e in pool.events_after(KEY, 0) if e["event"] == "rebuilt"], "no rebuild in 20 s"
+        )
+        assert rebuilt[0]["tokens"] > 60
+        assert 1.4 < rebuilt[0]["seconds"] < 3.0
+    finally:
+        assert pool.close() == []
+
+
 def test_kill_in_the_middle_of_a_rebuild_is_made_good(tmp_path: Path, library: ShardLibrary) -> None:
     """A process that ends while it rebuilds leaves a snapshot from which the next one finishes the work."""
     slow = make_pool(tmp_path / "sessions", library, SHORT, "killed", rebuild_tokens_per_s=1)
