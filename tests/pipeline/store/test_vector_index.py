@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import faiss
 import numpy as np
@@ -73,6 +75,68 @@ def test_the_best_allowed_rows_are_found(kind: str, share: float | None) -> None
         assert len(set(found.tolist())) == count
         np.testing.assert_allclose(truth[question, found], expected[question, :count], atol=tolerance)
     assert isinstance(index, FaissGpuIndex) == (kind == "ivf-gpu")
+
+
+class GpuFaiss:
+    """faiss' index on a GPU, as far as it is not like the one on a host: it knows no selector, and a bound of k."""
+
+    def __init__(self, index: Any) -> None:
+        self._index, self.ntotal, self.nlist = index, index.ntotal, index.nlist
+        self.fetched: list[int] = []
+
+    @property
+    def nprobe(self) -> int:
+        """Lists that a search reads."""
+        return int(self._index.nprobe)
+
+    @nprobe.setter
+    def nprobe(self, value: int) -> None:
+        self._index.nprobe = value
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Without parameters: a GPU ignores them, and takes no more than 2,048."""
+        assert k <= 2_048
+        self.fetched.append(k)
+        scores, rows = self._index.search(queries, k)
+        return scores.astype(np.float16).astype(np.float32), rows
+
+
+@pytest.mark.parametrize(
+    ("share", "on_device"),
+    [(None, True), (0.9, True), (0.3, True), (0.02, True), (0.001, False), (0.0, True)],
+)
+def test_what_a_gpu_cannot_leave_out_is_fetched_and_left_out_afterwards(
+    monkeypatch: pytest.MonkeyPatch, share: float | None, on_device: bool
+) -> None:
+    """Deleted and expired rows never come back, and k do where so many live; past its bound the host searches."""
+    made: list[GpuFaiss] = []
+
+    class Resources:
+        """faiss' scratch memory on a device."""
+
+        def setTempMemory(self, size: int) -> None:
+            """Nothing to do here."""
+
+    def to_gpu(resources: Any, device: int, index: Any, options: Any) -> GpuFaiss:
+        made.append(GpuFaiss(faiss.clone_index(index)))
+        return made[-1]
+
+    monkeypatch.setattr(faiss, "StandardGpuResources", Resources, raising=False)
+    monkeypatch.setattr(faiss, "GpuClonerOptions", SimpleNamespace, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", to_gpu, raising=False)
+    vectors, queries = unit_rows(4_000, 8), unit_rows(6, 9).astype(np.float32)
+    allowed = None if share is None else np.random.default_rng(10).random(len(vectors)) < share
+    index = device_index(FaissIndex.build(vectors, ivf=True, probes=10_000), vectors, "cpu:0")
+    assert isinstance(index, FaissGpuIndex)
+    scores, rows = index.search(queries, 20, allowed)
+    count = min(20, len(vectors) if allowed is None else int(allowed.sum()))
+    expected = np.sort(brute_force(vectors, queries, allowed), axis=1)[:, ::-1][:, :count]
+    np.testing.assert_allclose(scores[:, :count], expected, atol=2e-3)
+    assert rows.shape[1] == count and (rows >= 0).all()
+    assert allowed is None or allowed[rows].all()
+    assert all(len(set(found.tolist())) == count for found in rows)
+    fetched = made[0].fetched
+    assert (share == 0.0 and not fetched) or (on_device == bool(fetched))
 
 
 @pytest.mark.parametrize("ivf", [False, True])
