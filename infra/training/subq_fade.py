@@ -8,7 +8,8 @@ training does by itself). `alike` keeps it too and has harder needles (HARDER). 
 before and after. Optimizers and the bank of negatives begin anew, so the rate rises again to a third of the
 recipe's; nothing is forced in, so the choice lives by what the losses teach it. One process: two on one GPU have
 ended in a launch failure. What is done is kept in WORK and OUT, passed over when started again: fade-SEED.json has
-the curves, needles-*.json the exact matches. The page of it: infra.training.subq_fade_page.
+the curves, needles-*.json the exact matches, <arm>-SEED-int8 the weights of the arms that `--bring` names. Arms are
+judged in 8 bits, as they ship and as the checkpoint stands. The page of it: infra.training.subq_fade_page.
 """
 
 from __future__ import annotations
@@ -94,8 +95,15 @@ def go_on(given: argparse.Namespace, arm: str, data: SubqData, until: float) -> 
     if trainer.progress < 1:
         _say(f"{arm}: {100 * trainer.progress:.0f}% trained, the time is up; start again")
         return None
-    about = {"arm": arm, "seed": given.seed, "steps": trainer.step, "from": given.checkpoint.name}
-    save_checkpoint(trainer.model, folder, tokenizer=data.tokenizer, storage="bfloat16", about=about)
+    about = {
+        "arm": arm, "seed": given.seed, "steps": trainer.step, "from": given.checkpoint.name,
+        "tokens": trainer.step * trainer.stream.tokens, "seconds": round(trainer.seconds, 1),
+        "device": subq_gpu._device(given), "begun_with": load_checkpoint(given.checkpoint)[1]["about"],
+    }  # fmt: skip
+    # what is judged goes on being judged where it lies: it must be whole before the next call passes it over
+    brought = [given.out / f"{folder.name}-int8"] if arm in given.bring else []
+    for place in (*brought, folder):
+        save_checkpoint(trainer.model, place, tokenizer=data.tokenizer, storage="int8", about=about)
     return folder
 
 
@@ -174,6 +182,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, required=True, help="a trained backbone's folder")
     parser.add_argument(
         "--arms", nargs="+", default=["fade", "kept"], choices=list(ARMS), help="in this order"
+    )
+    parser.add_argument(
+        "--bring",
+        nargs="*",
+        default=["alike"],
+        choices=list(ARMS),
+        help="whose weights OUT gets too (32 MB each)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of batches and trials")
     parser.add_argument("--seconds", type=float, default=400.0, help="of everything")

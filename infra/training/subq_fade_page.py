@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,8 @@ def ratios(found: dict[str, Any]) -> dict[str, float]:
     """Exact match in percent by arm, wording and length, the mean over keys; nats that reading gains by arm."""
     named: dict[str, float] = {}
     for arm, rows in found["needles"].items():
-        for alone, length in sorted({(_alone(row), row["length"]) for row in rows}):
-            named[f"fade_{arm}_exact_known{'_alone' if alone else ''}_{short(length)}"] = _mean(
-                rows, alone, length
-            )
+        for kind, length in sorted({(_kind(row), row["length"]) for row in rows}):
+            named[f"fade_{arm}_exact_{kind}_{short(length)}"] = _mean(rows, kind, length)
         nats = found["language"][arm]
         if nats:
             named[f"fade_{arm}_gain_of_reading"] = round(nats["without"] - nats["with_retrieval"], 4)
@@ -86,7 +85,7 @@ def page(found: dict[str, Any]) -> str:
     lines += ["", shown + ", ".join(told_nats) + "."]
     lines += [
         "",
-        "Exact match / every gold chunk read, %, known wording:",
+        "Exact match / every gold chunk read, %:",
         "",
         f"| cell | tokens | n | {head} |",
     ]
@@ -105,12 +104,13 @@ def _told(rows: Sequence[dict[str, Any]], cell: str, length: int) -> str:
     return "" if row is None else f"{row['exact']} / {row['recall']}"
 
 
-def _alone(row: dict[str, Any]) -> bool:
-    return str(row["cell"]).endswith("-alone")
+def _kind(row: dict[str, Any]) -> str:
+    """What a cell asks, whatever the key's length: known, known_alone, heldout_forms, …"""
+    return re.sub(r"-\d+", "", str(row["cell"])).replace("-", "_")
 
 
-def _mean(rows: Sequence[dict[str, Any]], alone: bool, length: int) -> float:
-    exact = [float(row["exact"]) for row in rows if _alone(row) == alone and row["length"] == length]
+def _mean(rows: Sequence[dict[str, Any]], kind: str, length: int) -> float:
+    exact = [float(row["exact"]) for row in rows if _kind(row) == kind and row["length"] == length]
     return round(sum(exact) / len(exact), 2)
 
 

@@ -36,7 +36,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         "--data", str(packed(folder / "data")), "--work", str(folder / "work"), "--out", str(folder / "out"),
         "--checkpoint", str(checkpoint(folder / "begun", small_data().tokenizer)), "--device", "cpu", "--tiny",
         "--steps", "5", "--train-seconds", "500", "--seconds", "1000", "--warmup", "1", "--lengths", "8k",
-        "--cells", "known-5", "--trials", "2", "--seed", "4",
+        "--cells", "known-5", "--trials", "2", "--seed", "4", "--bring", "kept",
     ]  # fmt: skip
     assert subq_fade.main(told) == 0
     return folder, told
@@ -56,8 +56,22 @@ def test_both_arms_go_on_from_the_checkpoint_with_the_same_batches(done: tuple[P
     for arm in ("fade", "kept"):
         model, described = load_checkpoint(folder / "work" / f"{arm}-4")
         assert described["about"]["from"] == "begun" and model.config == begun.config
-        moved = [not a.equal(b) for a, b in zip(model.parameters(), begun.parameters(), strict=True)]
-        assert any(moved)
+        assert described["storage"] == "int8" and described["about"]["begun_with"] == {"seed": 0}
+    fade, kept = (load_checkpoint(folder / "work" / f"{arm}-4")[0] for arm in ("fade", "kept"))
+    assert any(not a.equal(b) for a, b in zip(fade.parameters(), kept.parameters(), strict=True))
+
+
+def test_only_the_weights_that_are_wanted_come_home_and_they_are_the_judged_ones(
+    done: tuple[Path, list[str]],
+) -> None:
+    """In 8 bits, in files that a call brings back, with where they come from; of the other arm nothing."""
+    folder, _ = done
+    brought, judged = folder / "out" / "kept-4-int8", folder / "work" / "kept-4"
+    for path in judged.iterdir():
+        assert (brought / path.name).read_bytes() == path.read_bytes()
+    about = json.loads((brought / "config.json").read_text())["about"]
+    assert (about["arm"], about["steps"], about["from"]) == ("kept", 5, "begun")
+    assert [path.name for path in (folder / "out").glob("*-int8")] == ["kept-4-int8"]
 
 
 def weighed(row: dict[str, float]) -> float:
@@ -97,6 +111,12 @@ def test_the_page_sets_the_arms_side_by_side(done: tuple[Path, list[str]], tmp_p
     text = (tmp_path / "made.md").read_text()
     assert "| faded | 5 |" in text and "| kept | 5 |" in text and "| known-5 | 8k | 2 |" in text
     assert text.endswith("Why.\n") and "cut off" not in text
+    rows = [
+        {"cell": "known-5", "length": 8_192, "exact": 50.0}, {"cell": "known-16", "length": 8_192, "exact": 100.0},
+        {"cell": "heldout-forms-16-alone", "length": 8_192, "exact": 25.0},
+    ]  # fmt: skip
+    named = subq_fade_page.ratios({"needles": {"kept": rows}, "language": {"kept": {}}})
+    assert named == {"fade_kept_exact_known_8k": 75.0, "fade_kept_exact_heldout_forms_alone_8k": 25.0}
     with pytest.raises(ValueError, match=r"holds no fade-SEED\.json"):
         subq_fade_page.found_in(tmp_path)
 
