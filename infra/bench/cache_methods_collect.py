@@ -1,12 +1,13 @@
 """One table of cache methods from what several leases brought home, and what it still lacks.
 
     python -m infra.bench.cache_methods_collect --home FOLDER [FOLDER …] \\
-        --known infra/bench/results/2026-11-{29,30}_cache_methods_h200_rows.jsonl.gz --out infra/bench/results/NAME
+        --known build/cache-rows/known.jsonl.gz --out infra/bench/results/NAME
 
 `--home` are folders in which infra/gpu_host/home.sh's archive was unpacked: every kvpress.jsonl and rows/*.jsonl in
-them is taken, and stands before the rows that are `--known`, so that a press' row with F1 takes the place of one
-without. Writes NAME.json, NAME.md and NAME_rows.jsonl.gz (the rows of `--home` alone). Without `--out` it only says
-what is missing and which stage of infra/gpu_host/jobs/cache_methods.sh makes it; without `--home`, of what is kept.
+them is taken, and stands before the rows that are `--known` (the newest first among them, too: of a cell the first
+row counts), so that a press' row with F1 takes the place of one without. Writes NAME.json, NAME.md and
+NAME_rows.jsonl.gz (the rows of `--home` alone). Without `--out` it only says what is missing and which stage of
+infra/gpu_host/jobs/cache_methods.sh makes it; without `--home`, of what is kept.
 
 Rows are joined by the name of their case, so a case must be the same text everywhere: one reader's rows that tell
 two lengths of one context, or two of its answer, are refused. An outside peer's rows of a case count where its full
@@ -167,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = "infra/gpu_host/jobs/cache_methods.sh; python -m infra.bench.cache_methods_collect"
         result = cache_methods.report(rows, given.device, given.model, command)
         result |= {"torch": given.torch, "commit": given.commit or result["commit"], "missing": lines}
+        result["misread"] = misread
         given.out.with_name(given.out.name + ".json").write_text(json.dumps(result, indent=1) + "\n")
         given.out.with_name(given.out.name + ".md").write_text(markdown(result))
         packed = "".join(json.dumps(row) + "\n" for row in new).encode()

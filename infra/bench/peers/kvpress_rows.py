@@ -7,7 +7,8 @@ wrote (needle*.jsonl, qa_*.jsonl), `--site` a folder with kvpress and the transf
 taken from all files in turn, so that a run cut short has some of all; OUT/kvpress.jsonl has rows for
 `cache_methods report` from the first second on, and a second call goes on. Its worker_*.jsonl hold the same as
 token ids: where only they came home, `--seconds 0` starts no worker and makes rows of them. `--known ROWS` names
-kept rows (.gz too), ours among them: a context of which they have all cells, soundly, is not read again. Questions
+kept rows (.gz too), the newest first, ours among them: a context of which they have all cells, soundly, is not read
+again, and at the end is told how many cases the peer misread. Questions
 are answered greedily through kvpress' cache, as ours are (24 tokens, to the end of the line): rows have nats,
 needles and F1, and no attention error.
 """
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from infra.bench.cache_methods import read_rows
+from infra.bench.cache_methods import read_rows, unique
 from infra.bench.cache_methods_collect import sound
 from infra.bench.peers.kvpress_peer import FULL, METHODS, WORKER
 from infra.console import say
@@ -200,9 +201,10 @@ def run(given: argparse.Namespace) -> int:
         raise ValueError(f"{given.cases} has no needle*.jsonl or qa_*.jsonl; make it by cache_methods_pack")
     every = contexts(files, coded)
     joined = Joined(given.out, every, coded)
+    kept = unique(row for path in given.known for row in read_rows(path))
     known = {
         cell_of(row)
-        for row in sound([row for path in given.known for row in read_rows(path)])[0]
+        for row in sound(kept)[0]
         if row["reader"] == "base" and (row["task"] == "needle" or "f1" in row)
     }
     cells = [(name, keep) for name in given.methods for keep in ([1.0] if name == FULL else given.keeps)]
@@ -232,6 +234,9 @@ def run(given: argparse.Namespace) -> int:
         f"{len(every) - len(left)} of {len(every)} contexts, {len(joined.cells)} rows after "
         f"{time.monotonic() - began:.0f} s"
     )
+    if kept:
+        misread = sound([*read_rows(joined.path), *kept])[1]
+        say(f"{misread} cases on which the peer's full cache is not what ours of --known says")
     return 5 if left else 0
 
 
