@@ -1,5 +1,6 @@
 #!/bin/bash
-# fade.sh: a trained subq goes on while the contrastive loss fades away, and beside it without fading; needles before and after (about 400 s).
+# fade.sh: a trained subq goes on while the contrastive loss fades away, and beside it without fading; needles before and after (about 400 s
+# alone; with alike and 4 lengths 600). An arm named alike comes home in 8 bits (OUT/alike-SEED-int8); subq.sh CHECKPOINT=... judges it whole.
 # Parts subq-[abc]. SEED (0); the checkpoint is job subq.sh's of this lease (ROUTING as there), else the shipped one (of the tree, or the part
 # weights-subq). ARGS: more options (--arms fade kept alike --lengths 16k,1M,16M). One process a GPU. Made again (the same NAME) it goes on.
 set -u

@@ -1,6 +1,7 @@
 #!/bin/bash
 # subq.sh: one seed of subq with lookahead. SEED; MINUTES: train so long; LENGTHS: then needles of these lengths (ALSO: other searches).
 # ROUTING (0.25): that share of the run first teaches what to read, the rest gives the contrastive term ROUTING_AFTER (0.1; 1: the stage alone).
+# CHECKPOINT: needles of that folder instead ($ROOT/work/fade/alike-0 of fade.sh: all cells from 16k to 16M, some 110 s).
 # Parts subq-*: the files of subq_pack. One process a GPU: two of them on one ended with "unspecified launch failure".
 set -u
 ROOT=${LEASE_ROOT:-/tmp}
@@ -23,6 +24,6 @@ if [ -n "${MINUTES:-}" ]; then
     || python3 -m infra.training.subq_gpu train "${common[@]}" --minutes "$MINUTES" --short-steps "${SHORT:-2000}" || exit 1
 fi
 if [ -n "${LENGTHS:-}" ]; then
-  python3 -m infra.training.subq_gpu needles "${common[@]}" --checkpoint "$ROOT/work/subq/$named-around-$SEED-int8" --lengths "$LENGTHS" --also "${ALSO:-}" \
+  python3 -m infra.training.subq_gpu needles "${common[@]}" --checkpoint "${CHECKPOINT:-$ROOT/work/subq/$named-around-$SEED-int8}" --lengths "$LENGTHS" --also "${ALSO:-}" \
     --call-seconds $((SECONDS_LIMIT - SECONDS))
 fi
