@@ -1,29 +1,22 @@
-"""Reading apart beside reading together: weights fitted, every way judged, as tables and JSON.
+"""Reading apart beside reading together: weights fitted, and every way judged at every choice (`apart_page` tells).
 
-    python -m infra.training.apart_fit --rows build/apart/rows-*.jsonl --out build/apart/found      # .json and .md
-    python -m infra.training.apart_fit --rows build/home/rows.jsonl.gz.* --fit dev --out build/apart/found
-
-`--fit halves` (default): the test questions are halved by a hash of their ids, each half answered with the weights
-of the other, all sets in one fit. `--fit dev`: the weights come from dev questions that the reader does not know
-(`--fit-sets`, RealTimeQA and newswire). Nothing is fitted on what it is judged by. Gains are over reading the same
-choice together, question by question, with 95% bootstrap intervals.
+Fit by halves: the test questions are halved by a hash of their ids, each half answered with the weights of the
+other, all sets in one fit. Fit by dev: the weights come from dev questions that the reader does not know
+(RealTimeQA and newswire). Nothing is fitted on what it is judged by. Gains are over reading the same choice
+together, question by question, with 95% bootstrap intervals.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from infra.evaluation.policy_judge import paired
-from infra.training.apart_gpu import read_rows
 from infra.training.apart_join import (
     CROSSED,
     FITTED,
@@ -39,9 +32,14 @@ from infra.training.apart_join import (
     voters,
 )
 
-FIT_SETS = ("rtqa", "newswire")
+FIT_SETS, FIT_METHODS = ("rtqa", "newswire"), ("hybrid", "pair")
+"""What weights are fitted on: dev questions of these sets, the choices of these methods."""
 _GRID = ((0.25, 0.5, 1.0, 2.0), (0.25, 0.5, 1.0), (0.0, 0.25, 0.5), (0.0, 0.5, 1.0))
 """Tried for `crossed`: the sharpness of the pair score, the weights under one sentence, under none, under all."""
+
+
+Weights = Mapping[str, Sequence[list[float] | None]]
+"""By way: the weights for questions of the first half, and of the second."""
 
 
 @dataclass(slots=True)
@@ -59,31 +57,16 @@ class Asked:
         return cls(row, said_of(row), digest[0] % 2)
 
 
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rows", type=Path, nargs="+", required=True)
-    parser.add_argument("--fit", choices=("halves", "dev"), default="halves")
-    parser.add_argument("--fit-sets", nargs="+", default=list(FIT_SETS), help="with --fit dev")
-    parser.add_argument(
-        "--fit-methods", nargs="+", default=["hybrid", "pair"], help="whose choices are fitted on"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="OUT.json and OUT.md are written")
-    given = parser.parse_args()
-    asked = [Asked.of(row) for row in read_rows(given.rows)]
-    found = judged(asked, given.fit, given.fit_sets, given.fit_methods)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    given.out.with_suffix(".md").write_text(tables(found), encoding="utf-8")
-    print(tables(found))  # noqa: T201
-
-
 def judged(
-    asked: Sequence[Asked], how: str, fit_sets: Sequence[str], fit_methods: Sequence[str]
+    asked: Sequence[Asked],
+    how: str,
+    fit_sets: Sequence[str] = FIT_SETS,
+    fit_methods: Sequence[str] = FIT_METHODS,
 ) -> dict[str, Any]:
-    """Every way at every choice of every set's test questions, with the weights that were used."""
+    """Every way at every choice of every set's test questions, with the weights that were used.
+
+    ValueError where the rows hold no test question, or no dev question to fit on.
+    """
     test = [each for each in asked if each.row["split"] == "test"]
     dev = [each for each in asked if each.row["split"] == "dev" and each.row["dataset"] in fit_sets]
     if how == "dev" and not dev:
@@ -136,7 +119,7 @@ def fitted(pool: Sequence[Asked], way: str, methods: Sequence[str]) -> list[floa
     return max(tried, key=mean)
 
 
-def _choice(own: Sequence[Asked], name: str, weights: dict[str, list[list[float] | None]]) -> dict[str, Any]:
+def _choice(own: Sequence[Asked], name: str, weights: Weights) -> dict[str, Any]:
     """One method at one limit: what each way gives and costs."""
     found: dict[str, Any] = {}
     base = f1_of(own, name, "together", None)
@@ -165,32 +148,3 @@ def f1_of(own: Sequence[Asked], name: str, way: str, weights: Sequence[list[floa
             for one in own
         ]
     )
-
-
-def tables(found: dict[str, Any]) -> str:
-    """The figures as Markdown: a table a set, a line a choice."""
-    lines = [f"Weights from {found['fit']} ({found['fit_questions']} questions).", ""]
-    for way, weights in found["weights"].items():
-        for each in weights:
-            named = (
-                zip(found["inputs"], each, strict=True) if way != CROSSED else zip("pson", each, strict=True)
-            )
-            lines.append(f"* {way}: " + ", ".join(f"{name} {value:g}" for name, value in named if value))
-    for dataset, body in found["sets"].items():
-        lines += ["", f"**{dataset}** ({body['n']} questions)", ""]
-        lines += [
-            "| choice | way | F1 | over together | text | prompts again |",
-            "| --- | --- | --- | --- | --- | --- |",
-        ]
-        for name, ways in body["choices"].items():
-            for way, told in ways.items():
-                over = told.get("over_together")
-                gain = f"{over['gain']:+.1f} ({over['low']:.1f} to {over['high']:.1f})" if over else ""
-                lines.append(
-                    f"| {name} | {way} | {told['f1']} | {gain} | {told['text']} | {told['prompts']} |"
-                )
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    main()

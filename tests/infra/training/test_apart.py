@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infra.training import apart_fit, apart_gpu, apart_join
+from infra.training import apart_fit, apart_gpu, apart_join, apart_page
 from infra.training.apart_join import INPUTS, Voter, answered, cost, fit, said_of, voters, winner
 from infra.training.apart_rows import ApartPlan, rows_read, wanted_of
 from models.hf import HfBackbone
@@ -183,6 +183,26 @@ def test_rows_come_home_in_pieces_and_a_cut_line_is_read_again(tmp_path: Path) -
     apart_gpu.main(arguments)
     found = apart_gpu.read_rows(list((tmp_path / "home").iterdir()))
     assert [each["id"] for each in found] == ["q0", "q1"]
-    assert apart_fit.tables(
+    assert apart_page.tables(
         apart_fit.judged([apart_fit.Asked.of(each) for each in found], "halves", (), ("pair",))
     )
+
+
+def test_a_halfs_point_is_chosen_on_the_other_half_at_no_more_tokens() -> None:
+    """What is best on a half itself has no say there; a point that reads more than is allowed has none anywhere."""
+    asked = []
+    for at in range(40):
+        made = row(at)
+        mine = apart_fit.Asked.of(made).half
+        made["chosen"] = {"policy:1": [mine], "policy:2": [1 - mine], "hybrid:9": [0, 1]}
+        asked.append(apart_fit.Asked.of(made))
+    points = apart_page.Points(asked, {})
+    # policy:1 is right on half 0 alone, policy:2 on half 1 alone: chosen on the other half both are wrong
+    found = points.crossed(("policy",), ("together",))
+    assert found is not None and found[2] == ["policy:2 together", "policy:1 together"]
+    assert found[0].mean() == 0.0
+    assert points.crossed(("hybrid",), ("together", "margin"), most=36) is not None
+    assert points.crossed(("hybrid",), ("margin",), most=36) is None
+    assert points.best(("hybrid",), ("together", "margin")) == ("hybrid:9", "margin")
+    lines = apart_page.summary(asked, {})["toy"]["lines"]
+    assert lines["simple, either"]["over"]["gain"] == 100.0 and lines["policy, together"]["f1"] == 0.0
