@@ -27,7 +27,8 @@ def evaluate(
             "--method",
             help="qa: none, random, bm25, dense, hybrid, cascade, policy, router, longrag, oracle, full, … "
             "(docs/policy.md); retrieval: bm25, dense, hybrid; needle, lm and qa: a way to compress the cache "
-            "(docs/cache-methods.md): snapkv, ours_ranker, …; a subq model: subq",
+            "(docs/cache-methods.md): snapkv, ours_ranker, …; a subq model: subq, or what it "
+            "was trained as: gca, linear-transformer, mamba-2",
         ),
     ],
     data: Annotated[

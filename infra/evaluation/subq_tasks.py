@@ -2,7 +2,9 @@
 
 `needle`: a file of cases (context, question, answers) is streamed and asked; a file of texts becomes a haystack of
 all its tokens, and infra/evaluation/passkey.py writes keys into it, at 16k tokens and every fourfold up to its
-length. The method is `subq`: what the model retrieves by itself.
+length. The method is `subq`: what the model retrieves by itself; or a compared one (gca, linear-transformer,
+mamba-2, …), which the checkpoint must be. All are read and asked alike, and their cost is of one cache: `kv_bytes`
+of it all, `state_bytes` of what does not grow with the stream (but a transformer's does), `memory_bytes` of chunks.
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ from infra.evaluation.needle_file import read_texts
 from infra.evaluation.readers import load_subq
 from models.subq import SubqBackbone
 from models.subq.backbone import SubqCache
+from models.subq.baselines import COMPARED, method_of
 from pipeline.errors import UsageError
 from pipeline.session.prompts import STOP_TEXTS, parse_answer
 from pipeline.tasks.qa import read_lines
 from pipeline.tasks.scores import answer_f1, exact_match
 
-METHODS = ("subq",)
+METHODS = ("subq", *COMPARED)
 SHORTEST, TRIALS = 16_384, 16
 OnProgress = Callable[[int], None]
 Ask = Callable[[SubqCache], Judged]
@@ -43,6 +46,11 @@ def run(cell: Cell, on_progress: OnProgress | None = None) -> dict[str, Any]:
             f"allowed: {', '.join(METHODS)} (other methods compress the cache of a transformers model)"
         )
     backbone = load_subq(cell.model, cell.device)
+    if cell.method not in ("subq", found := method_of(backbone.model.config)):
+        raise UsageError(
+            f"--method {cell.method} with --model {cell.model}: the checkpoint's shape is that of {found}; give "
+            f"--method {found}, or a checkpoint of {cell.method} (infra.training.subq_gpu trains one)"
+        )
     if cell.task == "needle" and not is_case_file(cell.data):
         return _keys_in_text(cell, backbone, on_progress)
     results: list[Judged] = []
@@ -55,6 +63,7 @@ def run(cell: Cell, on_progress: OnProgress | None = None) -> dict[str, Any]:
                 {
                     "tokens_read": cache.tokens_seen,
                     "kv_bytes": cache.nbytes,
+                    "state_bytes": cache.stream.state_bytes,
                     "seconds": time.perf_counter() - began + seconds / len(asked),
                 }
             )
@@ -96,6 +105,9 @@ def _work(cell: Cell, backbone: SubqBackbone) -> Iterator[tuple[SubqCache, float
 def _read(backbone: SubqBackbone, ids: Sequence[int]) -> tuple[SubqCache, float]:
     began, cache = time.perf_counter(), backbone.new_cache()
     backbone.read(ids, cache)
+    if backbone.model.encoder is None:
+        # hidden states wait for an upper half, which such a model lacks: no later token needs them
+        cache.stream._flush()
     return cache, time.perf_counter() - began
 
 
@@ -140,6 +152,11 @@ def _keys_in_text(cell: Cell, backbone: SubqBackbone, on_progress: OnProgress | 
     from infra.evaluation.haystack import Haystack
     from infra.evaluation.passkey import CELLS, PasskeyTest, table
 
+    if backbone.model.encoder is None:
+        raise UsageError(
+            f"--data {cell.data}: keys in a haystack of texts are looked up by a model's retrieval; {cell.model} "
+            "has none: give cases (lines of context, question, answers)"
+        )
     size = backbone.model.config.chunk
     texts = (
         [row.get("text", "") for row in read_lines(cell.data)] if _is_lines(cell) else read_texts(cell.data)
@@ -180,6 +197,14 @@ def _is_lines(cell: Cell) -> bool:
     return ".jsonl" in cell.data.suffixes
 
 
+def _apart(total: dict[str, float]) -> dict[str, int]:
+    """The bytes of the state and of the memory of chunks, where a cache was looked at."""
+    if "state_bytes" not in total:
+        return {}
+    state = round(total["state_bytes"])
+    return {"state_bytes": state, "memory_bytes": round(total["kv_bytes"]) - state}
+
+
 def _figures(
     cell: Cell, backbone: SubqBackbone, n: int, scores: dict[str, Any], total: dict[str, float]
 ) -> dict[str, Any]:
@@ -200,6 +225,7 @@ def _figures(
             "tokens_read": round(total["tokens_read"], 1),
             "prefill_tokens": round(total["tokens_read"], 1),
             "kv_bytes": round(total["kv_bytes"]),
+            **_apart(total),
             "ms_per_token": round(1000 * total["seconds"] / max(1.0, total["tokens_read"]), 4),
             "queries_per_s": round(1 / max(1e-9, total["seconds"]), 4),
             "peak_bytes": int(peak),

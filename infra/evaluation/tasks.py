@@ -10,6 +10,7 @@ from infra.console import progress, say
 from infra.evaluation.cell import Cell
 from infra.evaluation.readers import hf_name, kind_of
 from models.compared import METHODS as CACHE_METHODS
+from models.subq.baselines import COMPARED as BACKBONES
 from pipeline.errors import UsageError
 
 Task = Callable[[Cell], dict[str, Any]]
@@ -20,7 +21,7 @@ def qa(cell: Cell) -> dict[str, Any]:
     from infra.evaluation.qa import METHODS as READING
     from infra.evaluation.qa import QaConfig, run
 
-    if cell.method == "subq" or (cell.method in CACHE_METHODS and cell.method not in READING):
+    if cell.method in ("subq", *BACKBONES) or (cell.method in CACHE_METHODS and cell.method not in READING):
         return cache(cell)
 
     adapter = cell.reader_adapter("shipped")
@@ -67,6 +68,11 @@ def cache(cell: Cell) -> dict[str, Any]:
     """
     if kind_of(cell.model) == "subq":
         return _subq(cell)
+    if cell.method in ("subq", *BACKBONES):
+        raise UsageError(
+            f"--method {cell.method} with --model {cell.model}: {cell.method} is a backbone trained as such, not a "
+            "way to compress another model's cache; give the folder of its checkpoint: --model FOLDER"
+        )
     if cell.method not in CACHE_METHODS:
         raise UsageError(
             f"--method {cell.method!r} is unknown for {cell.task}; allowed: {', '.join(CACHE_METHODS)}"

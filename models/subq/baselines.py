@@ -7,6 +7,14 @@ from dataclasses import replace
 from models.subq.config import SubqConfig
 
 BASELINES = ("subq", "subq-lean", "no-retrieval", "transformer", "linear-transformer", "mamba-2", "gca")
+_MIXERS = {
+    "no-retrieval": "sliding",
+    "transformer": "full",
+    "linear-transformer": "gated_linear",
+    "mamba-2": "state_space",
+}
+COMPARED = ("gca", *_MIXERS)
+"""The baselines that `method_of` tells by their shape: what they hold is no compressed cache of another model."""
 
 
 def baseline(name: str, config: SubqConfig) -> SubqConfig:
@@ -28,22 +36,24 @@ def baseline(name: str, config: SubqConfig) -> SubqConfig:
             top_k=max(1, config.top_k // 2),
         )  # fmt: skip
         return _widened(lean, config)
-    mixers = {
-        "no-retrieval": "sliding",
-        "transformer": "full",
-        "linear-transformer": "gated_linear",
-        "mamba-2": "state_space",
-    }
-    if name not in mixers:
+    if name not in _MIXERS:
         raise ValueError(f"baseline: given {name!r}; allowed: {', '.join(BASELINES)}")
     plain = replace(
         config,
         lower_blocks=config.lower_blocks + config.upper_blocks,
         upper_blocks=0,
         retrieval="none",
-        lower_mixers=(mixers[name],),
+        lower_mixers=(_MIXERS[name],),
     )
     return _widened(plain, config)
+
+
+def method_of(config: SubqConfig) -> str:
+    """Which of COMPARED a model of this shape is; `subq` for any other."""
+    if config.retrieval == "none":
+        mixers = {*config.lower_mixers, *(config.upper_mixers if config.upper_blocks else ())}
+        return next((name for name, mixer in _MIXERS.items() if mixers == {mixer}), "subq")
+    return "subq" if config.tied else "gca"
 
 
 def _widened(config: SubqConfig, like: SubqConfig) -> SubqConfig:

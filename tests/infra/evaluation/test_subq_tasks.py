@@ -15,6 +15,8 @@ from infra.evaluation.cell import Cell
 from infra.evaluation.readers import kind_of
 from infra.evaluation.tasks import TASKS
 from models.subq import SubqBackbone, SubqModel
+from models.subq.backbone import SubqCache
+from models.subq.baselines import baseline
 from models.subq.checkpoint import save_checkpoint
 from pipeline.errors import UsageError
 from tests.infra.training.subq_case import MODEL, small_data
@@ -79,6 +81,56 @@ def test_lm_nats_are_those_of_one_pass(checkpoint: Path, tmp_path: Path) -> None
     assert figures["scores"]["nats"] == pytest.approx(nats, rel=1e-3)
 
 
+@pytest.mark.parametrize("method", ["gca", "linear-transformer", "mamba-2", "transformer"])
+def test_compared_backbones_answer_the_same_file_and_count_the_same_bytes(
+    method: str, tmp_path: Path
+) -> None:
+    """State and memory after 300 words and twice as many; a cache that travelled as bytes goes on the same."""
+    torch.manual_seed(0)
+    model = SubqModel(baseline(method, MODEL)).eval()
+    save_checkpoint(model, tmp_path / "model", tokenizer=small_data().tokenizer, storage="float32")
+    case = {"question": "what is the code of bado", "answers": ["4417"]}
+    costs = []
+    for words in (300, 600):
+        data = lines(tmp_path / f"{words}.jsonl", [{"context": text(words), **case}])
+        figures = TASKS["needle"](
+            Cell(task="needle", method=method, data=data, model=str(tmp_path / "model"), device="cpu")
+        )
+        assert figures["method"] == method and math.isfinite(figures["scores"]["nats"])
+        costs.append(figures["cost"])
+    for cost in costs:
+        assert cost["kv_bytes"] == cost["state_bytes"] + cost["memory_bytes"] > 0
+    state, memory = ([cost[name] for cost in costs] for name in ("state_bytes", "memory_bytes"))
+    tokens = [cost["tokens_read"] for cost in costs]
+    if method == "transformer":
+        # keys and values of a token in float32, every block's, and nothing else that grows
+        pairs = 2 * model.config.width * 4 * model.config.lower_blocks
+        assert state[1] - state[0] == pairs * (tokens[1] - tokens[0]) and memory == [0, 0]
+    elif method in ("linear-transformer", "mamba-2"):
+        assert state[0] == state[1] and memory == [0, 0]
+    else:
+        assert memory[1] / memory[0] == pytest.approx(tokens[1] / tokens[0], rel=0.1)
+
+    backbone = SubqBackbone.load(tmp_path / "model")
+    cache = backbone.new_cache()
+    backbone.read(backbone.encode(text(300)), cache)
+    twin = SubqCache.from_bytes(cache.to_bytes(), backbone)
+    assert (twin.nbytes, twin.tokens_seen) == (cache.nbytes, cache.tokens_seen)
+    later = torch.tensor(backbone.encode(text(90, seed=400)))
+    assert torch.equal(twin.stream.logits(later), cache.stream.logits(later))
+    assert twin.nbytes == cache.nbytes
+
+
+def test_a_model_without_retrieval_is_given_cases(tmp_path: Path) -> None:
+    """Keys in a haystack of texts are looked up by their landmarks."""
+    save_checkpoint(
+        SubqModel(baseline("mamba-2", MODEL)), tmp_path, tokenizer=small_data().tokenizer, storage="float32"
+    )
+    data = lines(tmp_path / "h.jsonl", [{"text": text(900)}])
+    with pytest.raises(UsageError, match=r"model's retrieval.*has none: give cases"):
+        TASKS["needle"](Cell(task="needle", method="mamba-2", data=data, model=str(tmp_path), device="cpu"))
+
+
 def test_texts_become_a_haystack_of_keys(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +178,10 @@ def test_questions_are_answered_over_what_a_method_chooses(checkpoint: Path, tmp
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"method": "snapkv"}, "a subq model reads by its own retrieval; allowed: subq"),
+        ({"method": "snapkv"}, "a subq model reads by its own retrieval; allowed: subq, gca"),
+        ({"method": "mamba-2"}, "shape is that of subq; give --method subq, or a checkpoint of mamba-2"),
+        ({"method": "gca", "model": "hf"}, "gca is a backbone trained as such.*give the folder"),
+        ({"method": "gca", "model": "hf", "task": "qa"}, "gca is a backbone trained as such"),
         ({"model": "subq", "method": "subq"}, "no checkpoint at"),
         ({"adapter": "shipped", "task": "qa", "method": "bm25"}, "adapters belong to transformers models"),
     ],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from models.subq import SubqConfig
-from models.subq.baselines import BASELINES, baseline, count
+from models.subq.baselines import BASELINES, COMPARED, baseline, choice, count, method_of
 
 WRONG = [
     ({"chunk": 48}, "chunk: given 48; allowed: a power of two"),
@@ -52,6 +54,16 @@ def test_compared_methods_have_about_as_many_parameters(name: str) -> None:
     full = count(SubqConfig(vocabulary=1_000))
     other = count(baseline(name, SubqConfig(vocabulary=1_000)))
     assert abs(other - full) <= 0.1 * full
+
+
+def test_a_shape_tells_which_method_it_is() -> None:
+    """Each compared method by its name; ours, ours with one thing changed, and mixtures as subq."""
+    full = SubqConfig(vocabulary=100, width=64, head_dim=32, feed_forward=96)
+    told = {name: method_of(baseline(name, full)) for name in BASELINES}
+    assert told == {name: name if name in COMPARED else "subq" for name in BASELINES}
+    assert {method_of(choice(name, full)) for name in ("subq-state-space", "subq-token")} == {"subq"}
+    mixed = replace(baseline("mamba-2", full), lower_mixers=("state_space", "sliding"))
+    assert method_of(mixed) == "subq"
 
 
 def test_reach_counts_what_can_change_a_token() -> None:
