@@ -90,9 +90,9 @@ def plain(
             hidden = ~attention_mask[:, :, None, start:end]
         scores = grouped[..., start:end, :].flatten(2, 3) @ key[:, :, least:most].transpose(-1, -2)
         scores *= width**-0.5 if scaling is None else scaling
-        scores.unflatten(2, (heads // few, end - start)).masked_fill_(hidden, float("-inf"))
+        scores.view(*grouped.shape[:3], end - start, most - least).masked_fill_(hidden, float("-inf"))
         read = scores.softmax(-1) @ value[:, :, least:most]
-        found[..., start:end, :] = read.unflatten(2, (heads // few, end - start))
+        found[..., start:end, :] = read.view(*grouped.shape[:3], end - start, width)
     return found.reshape(query.shape).transpose(1, 2).contiguous(), None
 
 
