@@ -16,6 +16,7 @@ DIM = 8
 TOPIC = "news"
 EMBEDDER = "test-embedder"
 START = datetime(2026, 1, 1, tzinfo=UTC)
+DAY_MS = 86_400_000
 
 
 def config(**fields: Any) -> StoreConfig:
@@ -113,6 +114,11 @@ def found(shard: Shard, request: SearchRequest) -> list[tuple[str, int]]:
     candidates = shard.candidates(request)
     passages = candidates.dense[0] if request.mode == "dense" else candidates.bm25[0]
     return [(passage.article_id, passage.ordinal) for passage in passages]
+
+
+def segment_names(shard: Shard) -> list[str]:
+    """The sealed segments in the shard's order."""
+    return [segment["name"] for segment in shard.stats()["segments"]]
 
 
 def crash(shard: Shard) -> None:

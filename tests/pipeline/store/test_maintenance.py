@@ -1,66 +1,17 @@
-"""Sealing, compaction, expiry, snapshots: what is stored never changes by them."""
+"""Compaction, expiry and what maintenance does when: what is stored never changes by them."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.errors import UsageError
-from pipeline.store import Shard, StoreCorrupt, StoreFailed, StoreLocked, StoreMismatch, maintenance
+from pipeline.store import maintenance
 from pipeline.store import shard as shard_module
 from tests.pipeline.store import make
-from tests.pipeline.store.test_recovery import everything, flip
-
-DAY_MS = 86_400_000
-
-
-def segment_names(shard: Shard) -> list[str]:
-    """The sealed segments in the shard's order."""
-    return [segment["name"] for segment in shard.stats()["segments"]]
-
-
-def test_a_full_segment_is_sealed_beside_the_appends(tmp_path: Path) -> None:
-    """By size, in the background; search sees the same before, during and after."""
-    shard = make.open_shard(tmp_path, seal_rows=8, merge_segments=0)
-    for n in range(20):
-        make.put(shard, make.upsert(f"n{n}", n))
-        assert len(everything(shard)) == 2 * (n + 1)
-        if n % 4 == 3:
-            shard._join_sealing()
-    shard.close()
-    again = make.open_shard(tmp_path, seal_rows=8, merge_segments=0)
-    assert len(segment_names(again)) >= 4
-    assert len(everything(again)) == 40
-    again.close()
-
-
-def test_a_segment_does_not_span_more_than_its_window(tmp_path: Path) -> None:
-    """Articles of different months go to different segments, so that expiry can drop whole ones."""
-    shard = make.open_shard(tmp_path, seal_rows=1_000, min_seal_rows=4, window_hours=24.0)
-    for n in range(6):
-        make.put(shard, make.upsert(f"n{n}", n, hours=48.0 * n))
-        shard._join_sealing()
-    spans = [s["newest_ms"] - s["oldest_ms"] for s in shard.stats()["segments"]]
-    assert len(spans) == 3
-    assert max(spans) <= 2 * DAY_MS
-    shard.close()
-
-
-def test_the_log_is_dropped_once_segments_hold_its_records(tmp_path: Path) -> None:
-    """Up to the checkpoint before the last, which stays usable."""
-    shard = make.open_shard(tmp_path)
-    sizes = []
-    for n in range(6):
-        make.put(shard, make.upsert(f"n{n}", n))
-        shard.seal()
-        sizes.append(shard.stats()["wal_bytes"])
-    assert max(sizes[2:]) <= sizes[1]
-    shard.close()
+from tests.pipeline.store.damage import everything, flip
 
 
 def test_compaction_rewrites_segments_with_too_much_dead(tmp_path: Path) -> None:
@@ -96,7 +47,7 @@ def test_a_segment_that_is_wholly_dead_disappears(tmp_path: Path) -> None:
     shard.seal()
     make.put(shard, make.upsert("d", 5))
     shard.seal()
-    assert "seg-000001" not in segment_names(shard)
+    assert "seg-000001" not in make.segment_names(shard)
     assert not (tmp_path / "shard-0000/segments/seg-000001").exists()
     assert everything(shard) == {(name, ordinal) for name in "cd" for ordinal in (0, 1)}
     shard.close()
@@ -133,7 +84,6 @@ def test_what_happens_during_a_compaction_is_carried_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Deletions, corrections and new articles while segments are rewritten: nothing comes back, nothing is lost."""
-    from pipeline.store import maintenance
 
     shard = make.open_shard(tmp_path, seal_rows=1_000, merge_segments=2)
     make.put(shard, *(make.upsert(f"n{n}", n) for n in range(6)))
@@ -181,8 +131,8 @@ def test_expiry_drops_whole_segments_past_retention(tmp_path: Path) -> None:
     make.put(shard, make.upsert("mid", 3, hours=24 * 5))
     shard.seal()
     make.put(shard, make.upsert("new", 4, hours=24 * 12))
-    assert shard.expire(start + 9 * DAY_MS) == 0
-    assert shard.expire(start + 11 * DAY_MS) == 2
+    assert shard.expire(start + 9 * make.DAY_MS) == 0
+    assert shard.expire(start + 11 * make.DAY_MS) == 2
     assert everything(shard) == {(name, ordinal) for name in ("mid", "new") for ordinal in (0, 1)}
     assert shard.article("old") is None
     assert shard.article("mixed-old") is None, "tombstones expire too"
@@ -192,7 +142,7 @@ def test_expiry_drops_whole_segments_past_retention(tmp_path: Path) -> None:
     again = make.open_shard(tmp_path, retention_days=10.0, merge_segments=0)
     assert everything(again) == {(name, ordinal) for name in ("mid", "new") for ordinal in (0, 1)}
     assert make.put(again, make.upsert("old", 5)) == ("stored",)
-    assert again.maintain(start + 30 * DAY_MS)["expired_chunks"] == 6
+    assert again.maintain(start + 30 * make.DAY_MS)["expired_chunks"] == 6
     assert everything(again) == set()
     again.close()
 
@@ -201,7 +151,7 @@ def test_files_of_what_expired_go_where_no_article_comes_any_more(tmp_path: Path
     """At the second look after it: until then the checkpoint before needs them. A shard at rest is left alone, and
     either manifest opens what is left."""
     shard = make.open_shard(tmp_path, retention_days=10.0, merge_segments=0)
-    late = make.article("x").published_ms + 11 * DAY_MS
+    late = make.article("x").published_ms + 11 * make.DAY_MS
     make.put(shard, *[make.upsert(f"old{n}", n) for n in range(5)])
     shard.seal()
     make.put(shard, make.upsert("new", 5, hours=24 * 8))
@@ -212,7 +162,7 @@ def test_files_of_what_expired_go_where_no_article_comes_any_more(tmp_path: Path
         return {path.name for path in folders}, shard.stats()["generation"]
 
     named, generation = looked()
-    assert len(named) == 2 and segment_names(shard) == ["seg-000002"]
+    assert len(named) == 2 and make.segment_names(shard) == ["seg-000002"]
     assert looked() == ({"seg-000002"}, generation + 1)
     assert looked() == ({"seg-000002"}, generation + 1)
     make.crash(shard)
@@ -238,7 +188,7 @@ def test_what_has_left_is_not_held_in_the_order_of_its_stream(tmp_path: Path) ->
             make.put(shard, *made)
             offset += len(made)
         shard.seal()
-        shard.expire(start + day * DAY_MS + 2)
+        shard.expire(start + day * make.DAY_MS + 2)
     state = shard._core.state
     assert sum(map(len, state.streams.values())) == len(state.catalog)
     assert set(state.streams) == {"wire"}, "a stream of which nothing lives is forgotten"
@@ -266,7 +216,7 @@ def test_no_table_outgrows_what_lives(tmp_path: Path) -> None:
         make.put(shard, *made)
         offset += len(made)
         shard._join_sealing()
-        shard.maintain(start + (day + 1) * DAY_MS)
+        shard.maintain(start + (day + 1) * make.DAY_MS)
         state, saved = core.state, core.checkpoint
         sizes.append(
             {
@@ -304,7 +254,7 @@ def test_maintenance_waits_its_turn_after_a_sealing(tmp_path: Path) -> None:
     held.acquire()
     ends = threading.Timer(0.3, held.release)
     ends.start()
-    done = shard.maintain(make.article("x").published_ms + 3 * DAY_MS)
+    done = shard.maintain(make.article("x").published_ms + 3 * make.DAY_MS)
     ends.join(10.0)
     assert done["expired_chunks"] == 1
     shard.close()
@@ -318,169 +268,6 @@ def test_maintenance_does_not_wait_for_a_long_sealing(
     shard = make.open_shard(tmp_path, retention_days=1.0)
     make.put(shard, make.upsert("old", 0))
     with shard._core.maintenance:
-        done = shard.maintain(make.article("x").published_ms + 3 * DAY_MS)
+        done = shard.maintain(make.article("x").published_ms + 3 * make.DAY_MS)
     assert done == {"expired_chunks": 0, "compacted_segments": 0}
     shard.close()
-
-
-def test_a_snapshot_restores_to_the_same_store(tmp_path: Path) -> None:
-    """With offsets, ledger, tombstones and changes, while the original goes on; then both take appends."""
-    shard = make.open_shard(tmp_path / "one")
-    make.put(shard, make.upsert("a", 0), make.upsert("b", 1), make.link("c", 2, "a"), make.delete("b", 3))
-    target = shard.snapshot(tmp_path / "copy")
-    assert target == tmp_path / "copy/shard-0000"
-    live, offsets, ledger = everything(shard), shard.offsets(), shard.ledger()
-    make.put(shard, make.upsert("later", 4))
-    assert Shard.restore(tmp_path / "copy", tmp_path / "two") == [tmp_path / "two/shard-0000"]
-    copy = make.open_shard(tmp_path / "two")
-    assert everything(copy) == live
-    assert copy.offsets() == offsets
-    assert copy.ledger() == ledger
-    assert copy.changes(0) == shard.changes(0)
-    assert copy.article("c") == shard.article("c")
-    assert make.put(copy, make.upsert("b", 4)) == ("same_version",)
-    make.put(copy, make.upsert("d", 5))
-    make.crash(copy)
-    again = make.open_shard(tmp_path / "two")
-    assert everything(again) == live | {("d", 0), ("d", 1)}
-    again.close()
-    shard.close()
-
-
-def _truth(root: Path) -> Path:
-    """The Parquet file of a shard's only segment."""
-    return next(root.glob("shard-0000/segments/*/chunks.parquet"))
-
-
-def test_a_damaged_snapshot_is_mended_or_not_restored(tmp_path: Path) -> None:
-    """From its mapped copy where that is whole; else the error names the file, and nothing is left behind."""
-    shard = make.open_shard(tmp_path / "one", snapshot_copies=True)
-    make.put(shard, make.upsert("a", 0))
-    live = everything(shard)
-    shard.snapshot(tmp_path / "copy")
-    shard.close()
-    path = _truth(tmp_path / "copy")
-    flip(path, 999)
-    damaged = path.read_bytes()
-    Shard.restore(tmp_path / "copy", tmp_path / "two")
-    restored = make.open_shard(tmp_path / "two")
-    assert everything(restored) == live and path.read_bytes() == damaged
-    restored.close()
-    flip(path.with_name("chunks.arrow"), 999)
-    with pytest.raises(StoreCorrupt, match=str(path)):
-        Shard.restore(tmp_path / "copy", tmp_path / "three")
-    assert list((tmp_path / "three").iterdir()) == []
-
-
-def test_a_bit_that_flips_in_the_live_file_is_not_in_a_copied_snapshot(tmp_path: Path) -> None:
-    """With `snapshot_copies` a snapshot shares no file with the store, nor a restored store with its snapshot."""
-    shard = make.open_shard(tmp_path / "one", snapshot_copies=True)
-    make.put(shard, make.upsert("a", 0))
-    live = everything(shard)
-    shard.snapshot(tmp_path / "copy")
-    shard.close()
-    for path in (tmp_path / "one").glob("shard-0000/segments/*/*"):
-        flip(path, path.stat().st_size // 2)
-    for target in ("two", "three"):
-        Shard.restore(tmp_path / "copy", tmp_path / target)
-        restored = make.open_shard(tmp_path / target)
-        assert everything(restored) == live
-        restored.close()
-        for path in (tmp_path / target).glob("shard-0000/segments/*/*"):
-            flip(path, path.stat().st_size // 2)
-
-
-@pytest.mark.parametrize("copies", [False, True])
-def test_a_damaged_live_file_is_mended_in_the_snapshot_or_refused(tmp_path: Path, copies: bool) -> None:
-    """A snapshot is never made of damage: it holds the file written again, or none is made."""
-    shard = make.open_shard(tmp_path / "one", snapshot_copies=copies)
-    make.put(shard, make.upsert("a", 0))
-    shard.seal()
-    live = everything(shard)
-    path = _truth(tmp_path / "one")
-    flip(path, 999)
-    shard.snapshot(tmp_path / "copy")
-    Shard.restore(tmp_path / "copy", tmp_path / "two")
-    restored = make.open_shard(tmp_path / "two")
-    assert everything(restored) == live and restored.stats()["repairs"] == []
-    restored.close()
-    flip(path.with_name("chunks.arrow"), 999)
-    with pytest.raises(StoreCorrupt, match=str(path)):
-        shard.snapshot(tmp_path / "second")
-    assert not (tmp_path / "second/shard-0000").exists()
-    shard.close()
-
-
-def test_snapshots_and_restores_never_overwrite(tmp_path: Path) -> None:
-    """Both need a place that is free; a folder without a store is told."""
-    shard = make.open_shard(tmp_path / "one")
-    shard.snapshot(tmp_path / "copy")
-    with pytest.raises(UsageError, match="exists"):
-        shard.snapshot(tmp_path / "copy")
-    shard.close()
-    with pytest.raises(UsageError, match="exists"):
-        Shard.restore(tmp_path / "copy", tmp_path / "one")
-    with pytest.raises(UsageError, match="holds no store"):
-        Shard.restore(tmp_path / "nowhere", tmp_path / "two")
-
-
-def test_a_restored_shard_still_knows_its_embedder(tmp_path: Path) -> None:
-    """A snapshot cannot be opened for another one."""
-    shard = make.open_shard(tmp_path / "one")
-    shard.snapshot(tmp_path / "copy")
-    shard.close()
-    Shard.restore(tmp_path / "copy", tmp_path / "two")
-    with pytest.raises(StoreMismatch, match="given 'other'"):
-        Shard.open(tmp_path / "two", make.config(), 0, 1, "other", make.DIM)
-
-
-@pytest.mark.parametrize("compress", [False, True])
-def test_a_large_segment_gets_an_ivf_and_still_finds_everything(tmp_path: Path, compress: bool) -> None:
-    """From the configured size on; the log may be compressed."""
-    shard = make.open_shard(tmp_path, seal_rows=1_000, ivf_rows=200, ivf_probes=1_000, wal_compress=compress)
-    make.put(shard, *(make.upsert(f"n{n}", n, num_chunks=4) for n in range(100)))
-    before = everything(shard)
-    shard.seal()
-    assert everything(shard) == before
-    assert make.found(shard, make.near("n50", k=1))[0] == ("n50", 0)
-    shard.close()
-
-
-def test_sealing_does_not_load_pandas(tmp_path: Path) -> None:
-    """Loading it would hold up the appends of a young process for seconds."""
-    program = (
-        "import sys; from pathlib import Path; from tests.pipeline.store import make; "
-        f"shard = make.open_shard(Path({str(tmp_path)!r})); make.put(shard, make.upsert('a', 0)); "
-        "assert shard.seal() == 1; print('pandas' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip().endswith("False"), done.stdout + done.stderr
-
-
-def test_a_sealing_that_does_not_end_keeps_the_folder_locked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Closing has a limit; the lock stays where a thread is still at the files, and what was appended is there
-    once that has ended."""
-    monkeypatch.setattr("pipeline.store.shard._SEALING_S", 0.2)
-    gate = threading.Event()
-    seal = maintenance.seal
-
-    def slow(*given: object) -> None:
-        gate.wait(60)
-        seal(*given)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(maintenance, "seal", slow)
-    shard = make.open_shard(tmp_path, seal_rows=8, merge_segments=0)
-    for n in range(6):
-        make.put(shard, make.upsert(f"n{n}", n))
-    with pytest.raises(StoreFailed, match="end this process"):
-        shard.close()
-    with pytest.raises(StoreLocked):
-        make.open_shard(tmp_path, seal_rows=8, merge_segments=0)
-    gate.set()
-    monkeypatch.setattr("pipeline.store.shard._SEALING_S", 60.0)
-    shard.close()
-    again = make.open_shard(tmp_path, seal_rows=8, merge_segments=0)
-    assert len(everything(again)) == 12
-    again.close()
