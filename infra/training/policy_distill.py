@@ -21,62 +21,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from infra.training.cards import card_text
-from infra.training.made_questions import read_made
-from infra.training.policy_made import LOWER, MADE
-from infra.training.policy_pairs import (
-    DECODER,
-    FOLDS,
-    MINILM,
-    PLACES,
-    PairBase,
-    fold_of,
-    fold_rows,
-    pair_features,
-    texts_of,
-)
+from infra.training.policy_made import MADE
+from infra.training.policy_pairs import DECODER, FOLDS, MINILM, PLACES
 from infra.training.policy_ranks import NAMES, pair_orders, ranks_of, table_of
-from models.retriever.pair_reader import CONFIG, PairReader, PairScorer, from_minilm, save_pair_reader
-from models.retriever.pair_taught import (
-    WORDS,
-    Plan,
-    TaughtConfig,
-    draw_plan,
-    measured,
-    train_taught,
-)
-from models.retriever.pair_training import PairTrainConfig
+from infra.training.policy_student import train_student
+from infra.training.policy_targets import Given, say, score_targets, scored_shards, target_path
+from models.retriever.pair_reader import CONFIG
 from pipeline.tasks.material import Material
 
 STAGES = ("made-targets", "made", "fold-targets", "folds")
 SHARES = {"made-targets": 150, "made": 110, "fold-targets": 110, "folds": 120}
-TEACHERS = {"made": MADE, "fold0": "fold1", "fold1": "fold0"}
-"""Which of the decoder's readers scores a plan: a fold's questions are scored by the one that did not see them."""
-HELD_OUT = 256
-"""Examples of the made questions that no student learns: they tell how near it came to its teacher."""
-CHUNK = 1_024
-SAYS = (
-    "Reads a question and a candidate sentence together, one score each against none of these (docs/policy.md); "
-    "six features of the retriever's policy are made of it. all-MiniLM-L6-v2 (Apache-2.0) fine-tuned with one "
-    "linear head, taught by a pair reader over Gemma-3-270M: its scores beside the labels. Matrices in 8 bits, a "
-    "scale for each row; words' vectors are MiniLM's own. Licence: Apache-2.0, as what it comes from."
-)
-ASKED = {True: "made of Wikipedia sentences", False: "of training: NQ, SQuAD 2, HotpotQA, MuSiQue, newswire"}
-Given = argparse.Namespace
 
 
 def main() -> None:
@@ -170,169 +135,8 @@ def works(given: Given, stage: str, devices: int) -> list[str]:
         for plan in plans
         if not scored_shards(given.out, plan)
         for at in range(shards)
-        if not _target(given.out, plan, f"{at}/{shards}").exists()
+        if not target_path(given.out, plan, f"{at}/{shards}").exists()
     ]
-
-
-def scored_shards(out: Path, plan: str) -> list[Path]:
-    """The files of a plan whose shards are all scored; none where one is missing."""
-    found = sorted((out / "taught").glob(f"{plan}-*of*.npz"))
-    for count in sorted({int(path.stem.rpartition("of")[2]) for path in found}):
-        own = [path for path in found if path.stem.endswith(f"of{count}")]
-        if len(own) == count:
-            return own
-    return []
-
-
-def _target(out: Path, plan: str, part: str) -> Path:
-    at, of = part.split("/")
-    return out / "taught" / f"{plan}-{at}of{of}.npz"
-
-
-def plan_config(given: Given, plan: str) -> PairTrainConfig:
-    """How a plan's examples are drawn."""
-    wide = given.made_candidates if plan == MADE else given.candidates
-    return PairTrainConfig(candidates=wide, seed={MADE: 11, "fold0": 12, "fold1": 13}[plan])
-
-
-def material_of(given: Given, plan: str) -> Material:
-    """The questions of a plan: the made ones, or the run's."""
-    return read_made(given.made) if plan == MADE else Material.load(given.out / "material")
-
-
-def plan_of(given: Given, plan: str, material: Material) -> Plan:
-    """What is drawn of a plan's questions; the same in every process."""
-    config = plan_config(given, plan)
-    if plan == MADE:
-        rows = material.rows(answerable=True)
-        examples = min(given.made_examples, math.ceil(given.made_passes * len(rows)))
-    else:
-        every = material.rows("train", answerable=True)
-        rows = every[np.array([fold_of(material, int(row)) for row in every]) == int(plan[-1])]
-        examples = math.ceil(given.passes * len(rows))
-    return draw_plan(material.tables, rows, examples, config)
-
-
-def _targets(given: Given) -> None:
-    """Score one shard of a plan by its teacher, in chunks, until the clock says no."""
-    _, plan, part = given.work.split(":")
-    at, of = map(int, part.split("/"))
-    began = time.monotonic()
-    material = material_of(given, plan)
-    whole = plan_of(given, plan, material)
-    own = whole.take(np.arange(at, len(whole), of))
-    from infra.training.reader_gpu import unpack_weights
-
-    folder = given.reader or given.carried
-    unpack_weights(folder)
-    teacher = PairBase(DECODER, folder).load(given.run / PLACES[DECODER] / TEACHERS[plan], given.device)
-    say(f"targets {plan} {part}: {own.num_rows:,} rows, begins after {time.monotonic() - began:.0f} s")
-    scored = taught_by(teacher, own, material, began + 1.5 * given.seconds)
-    path = _target(given.out, plan, part)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scored.save(path)
-    known = int((~np.isnan(scored.scores)).sum())
-    rate = known / max(1e-9, time.monotonic() - began)
-    say(f"targets {plan} {part}: {known:,} rows scored, {rate:,.0f} a second with all that comes before")
-
-
-def taught_by(teacher: PairScorer, plan: Plan, material: Material, until: float) -> Plan:
-    """The plan with the teacher's scores; rows from where the clock ended it stay NaN."""
-    scores = np.full(plan.num_rows, np.nan, np.float32)
-    for first in range(0, len(plan), CHUNK):
-        if time.monotonic() > until:
-            say(f"targets: out of time after {first:,} of {len(plan):,} examples; the labels teach the rest")
-            break
-        part = plan.take(np.arange(first, min(first + CHUNK, len(plan))))
-        here = np.unique(part.questions)
-        small = replace(part, questions=np.searchsorted(here, part.questions))
-        texts = texts_of(teacher, material.take(here))
-        start = int(plan.starts[first])
-        scores[start : start + part.num_rows] = teacher.scores(small.rows(texts))
-    return plan.scored(scores)
-
-
-def _student(given: Given) -> None:
-    """Train one student, save it (8 bits), and let it score its rows."""
-    fold = given.work.partition(":")[2]
-    folder = given.out / PLACES[MINILM] / fold
-    base = PairBase(MINILM, given.carried / "minilm")
-    if not (folder / CONFIG).exists():
-        learn(given, base, fold, folder)
-    if fold == MADE:
-        return
-    material = Material.load(given.out / "material")
-    _, scored = fold_rows(material, fold)
-    columns = pair_features(load_student(folder, base, given.device), material, scored)
-    part = folder / "scores.part.npz"
-    np.savez(part, rows=scored, columns=columns)
-    part.replace(folder / "scores.npz")
-
-
-def learn(given: Given, base: PairBase, fold: str, folder: Path) -> dict[str, Any]:
-    """Train a student and save it; what is said of it."""
-    began = time.monotonic()
-    first = fold == MADE
-    plans = (MADE,) if first else ("fold0", "fold1") if fold == "whole" else (fold,)
-    material = material_of(given, plans[0])
-    config = TaughtConfig(
-        lr=given.lr if first else LOWER * given.lr, soft=given.soft, temperature=given.temperature,
-        questions=given.questions if first else max(1, given.questions // 2), limit_s=1.2 * given.seconds,
-    )  # fmt: skip
-    plan = Plan.join([read_plan(given.out, name) for name in plans])
-    held = _apart(plan) if first else np.zeros(0, np.int64)
-    before = folder.parent / MADE
-    reader: PairScorer = (
-        from_minilm(base.folder, given.device) if first else load_student(before, base, given.device)
-    )
-    texts = texts_of(reader, material)
-    kept = np.setdiff1d(np.arange(len(plan)), held)
-    say(f"student {fold}: {len(kept):,} examples, begins after {time.monotonic() - began:.0f} s")
-    started = time.monotonic()
-
-    def tell(step: dict[str, float]) -> None:
-        if int(step["step"]) % 100 == 0:
-            figures = {name: round(value, 5) for name, value in step.items()}
-            say(f"student {fold} {time.monotonic() - started:.0f} s {json.dumps(figures)}")
-
-    records = train_taught(reader, plan.take(kept), texts, config, on_step=tell)
-    seconds = round(time.monotonic() - started, 1)
-    taught = float(np.mean(~np.isnan(plan.scores)))
-    about: dict[str, Any] = {
-        "taught_by": f"the decoder's pair reader, its {' and '.join(TEACHERS[name] for name in plans)}",
-        "trained_on": f"{len(np.unique(plan.questions[plan.starts[:-1]])):,} questions "
-        + ASKED[first],
-        "fold": fold, "after_made": not first, "examples": len(kept), "rows_taught": round(taught, 4),
-        "steps": int(records[-1]["step"]) + 1, "steps_planned": math.ceil(len(kept) / config.questions),
-        "loss": _last(records, "loss"), "soft_loss": _last(records, "soft"), "right": _last(records, "right"),
-        "seconds": seconds, "candidates": plan_config(given, plans[0]).candidates, **asdict(config),
-    }  # fmt: skip
-    if len(held):
-        about["held_out"] = measured(reader, plan.take(held), texts)
-    card = card_text("Pair reader", SAYS, about, {"Curve": records, **_before(folder)}, _command())
-    save_pair_reader(reader, folder, about, card)
-    (folder / "curve.json").write_text(json.dumps(records))
-    told = {name: about[name] for name in ("steps", "steps_planned", "loss", "soft_loss", "right", "seconds")}
-    say(f"student {fold}: {json.dumps(told | {'held_out': about.get('held_out')})}")
-    return about
-
-
-def read_plan(out: Path, plan: str) -> Plan:
-    """A plan with what its teachers left."""
-    shards = scored_shards(out, plan)
-    if not shards:
-        raise FileNotFoundError(f"{out / 'taught'} has not all of {plan}: run the stage of its targets first")
-    return Plan.join([Plan.load(path) for path in shards])
-
-
-def load_student(folder: Path, base: PairBase, device: str) -> PairScorer:
-    """A saved student with its words as they were learned with: MiniLM's as carried, not their 8 bits."""
-    reader = base.load(folder, device, learns=True)
-    assert isinstance(reader, PairReader)
-    own = from_minilm(base.folder).model.state_dict()[WORDS]
-    with torch.no_grad():
-        dict(reader.model.named_parameters())[WORDS].copy_(own.to(device))
-    return reader
 
 
 def write_ranks_beside(run: Path, out: Path) -> dict[str, Any]:
@@ -344,33 +148,7 @@ def write_ranks_beside(run: Path, out: Path) -> dict[str, Any]:
     return found
 
 
-def _apart(plan: Plan) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Examples of some questions, all of theirs: what is measured was never learned."""
-    asked = plan.questions[plan.starts[:-1]]
-    every = np.unique(asked)
-    some = np.random.default_rng(3).permutation(every)[: min(HELD_OUT, len(every) // 20)]
-    return np.flatnonzero(np.isin(asked, some))
-
-
-def _before(folder: Path) -> dict[str, Any]:
-    path = folder.parent / MADE / "curve.json"
-    return {"Curve before it, on made questions": json.loads(path.read_text())} if path.exists() else {}
-
-
-def _last(records: Sequence[dict[str, float]], name: str) -> float:
-    return round(float(np.mean([each[name] for each in records[-5:]])), 4)
-
-
-def _command() -> str:
-    return f"python3 -m infra.training.policy_distill {' '.join(sys.argv[1:])}"
-
-
-def say(what: str) -> None:
-    """A line with the time."""
-    print(f"{time.strftime('%H:%M:%S')} {what}", flush=True)  # noqa: T201
-
-
-WORK = {"targets": _targets, "student": _student}
+WORK = {"targets": score_targets, "student": train_student}
 
 
 def _given() -> Given:

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from infra.training import policy_distill
+from infra.training import policy_distill, policy_targets
 from infra.training.policy_against import ANYHOW, Served, against, load_curves, named
 from infra.training.policy_collect import collect, unpack
-from infra.training.policy_distill import scored_shards, works
+from infra.training.policy_distill import works
 from infra.training.policy_pairs import MINILM, PairBase, fold_of, pairs_seen, with_scores
 from infra.training.policy_served import as_served, load_served, scored_by_own
 from infra.training.policy_ship import ship
+from infra.training.policy_student import load_student
+from infra.training.policy_targets import scored_shards, taught_by
 from models.retriever.pair_reader import from_minilm, load_pair_reader, save_pair_reader
 from models.retriever.pair_taught import WORDS, Plan
 from models.retriever.table import ALL_FEATURES
@@ -80,7 +82,7 @@ def test_a_student_s_run_stands_beside_its_teacher_s(
         assert {fold_of(material, int(row)) for row in plan.questions} == {fold}
         # the decoder's other fold scores as the plan says it did
         teacher = PairBase("decoder", texts).load(big / "pairs_decoder" / f"fold{1 - fold}", "cpu")
-        again = policy_distill.taught_by(teacher, plan, material, float("inf"))
+        again = taught_by(teacher, plan, material, float("inf"))
         np.testing.assert_allclose(again.scores, plan.scores, atol=1e-3)
     about = json.loads((small / "pairs" / "whole" / "config.json").read_text())["about"]
     assert about["rows_taught"] == 1.0 and about["steps"] == about["steps_planned"]
@@ -133,9 +135,7 @@ def test_a_student_s_run_stands_beside_its_teacher_s(
         assert all(
             word in told_of for word in ("python3 -m infra.training", "seed", "curve", "trained", "licence")
         )
-    student = policy_distill.load_student(
-        small / "pairs" / "whole", PairBase(MINILM, texts / "minilm"), "cpu"
-    )
+    student = load_student(small / "pairs" / "whole", PairBase(MINILM, texts / "minilm"), "cpu")
     shipped = load_pair_reader(weights / "pair-reader")[0]
     for name, tensor in shipped.model.state_dict().items():
         torch.testing.assert_close(tensor, student.model.state_dict()[name], atol=2e-3, rtol=1e-2)
@@ -163,13 +163,12 @@ def test_a_teacher_that_the_clock_cuts_leaves_the_rest_to_the_labels(
     """No row is scored after the time is over, and the plan says which were not."""
     made = Material.load(made_folder(tmp_path / "made"))
     reader = from_minilm(texts / "minilm")
-    from infra.training.policy_distill import taught_by
     from models.retriever.pair_taught import draw_plan
     from models.retriever.pair_training import PairTrainConfig
 
     plan = draw_plan(made.tables, np.arange(4), 6, PairTrainConfig(candidates=3))
     assert np.isnan(taught_by(reader, plan, made, 0.0).scores).all()
-    monkeypatch.setattr(policy_distill, "CHUNK", 2)
+    monkeypatch.setattr(policy_targets, "CHUNK", 2)
     assert np.isfinite(taught_by(reader, plan, made, float("inf")).scores).all()
 
 
