@@ -22,15 +22,8 @@ from infra.training.reader_gpu import load_base
 from infra.training.reader_rows import Coder
 from models.reader_decoding import greedy_answers
 from models.reader_lowrank import LowRank
-from models.reader_packed import (
-    Pack,
-    PackedReader,
-    PackShape,
-    choose_attention,
-    make_pack,
-    pack_loss,
-    plan_packs,
-)
+from models.reader_packed import PackedReader, choose_attention, pack_loss
+from models.reader_packs import Pack, PackShape, make_pack, plan_packs
 from models.reader_training import ReadingRows
 
 BETWEEN = " | "

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from infra.training.reader_fast import FastRun, read_runs
+from infra.training.reader_fast_run import FastRun, read_runs
 from models.shipped import READER_LORA
 
 SHIPPABLE_RANK = 16

@@ -13,16 +13,8 @@ from peft import PeftModel
 from torch.nn import functional as F
 
 from models.reader_lowrank import LowRank, MasterWeights
-from models.reader_packed import (
-    NONE,
-    PackedReader,
-    PackShape,
-    choose_attention,
-    fill,
-    make_pack,
-    pack_loss,
-    plan_packs,
-)
+from models.reader_packed import PackedReader, choose_attention, pack_loss
+from models.reader_packs import NONE, PackShape, fill, make_pack, plan_packs
 from models.reader_training import ReadingRows, answer_loss, collate
 from tests.models.test_reader_training import tiny, toy
 

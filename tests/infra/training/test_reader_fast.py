@@ -15,21 +15,13 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from infra.training.reader_carry import dev_by_title
 from infra.training.reader_compare import Judged, equal_margin, figures, groups_of, paired, table
-from infra.training.reader_fast import (
-    Average,
-    FastRun,
-    dev_scores,
-    done_at,
-    prefetched,
-    rate_at,
-    read_runs,
-    train,
-)
+from infra.training.reader_fast import Average, dev_scores, prefetched, train
+from infra.training.reader_fast_run import FastRun, done_at, rate_at, read_runs
 from infra.training.reader_gpu import row_chooser
 from infra.training.reader_job import chosen_run, hand_over
 from infra.training.reader_rows import Coder, Rows, first_difference
 from models.reader_lowrank import LowRank
-from models.reader_packed import make_pack, plan_packs
+from models.reader_packs import make_pack, plan_packs
 from models.reader_training import answer_loss, collate
 from pipeline.prepare.near_misses import Misleading
 from pipeline.prepare.triples import Triple
