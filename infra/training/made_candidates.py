@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from infra.training.host_search import Encoder, counter, fused, nearest
 from infra.training.made_filters import Made
 from infra.training.made_hops import bare
-from infra.training.policy_material import Encoder, _nearest, counter, fused
 from models.retriever.table import GOLD, CandidateTable, TableBatch
 from pipeline.candidate_features import features, preselect
 from pipeline.prepare.pools import TextIndex, words_of
@@ -106,7 +106,7 @@ def material_of_made(
         encode = Encoder(carried / "minilm", device)
         passages = encode([f"{text.title}\n{text.text}" for text in shared.texts])
         asked = encode([each.question for each in made])
-        near = _nearest(asked, passages, config.reach, device)
+        near = nearest(asked, passages, config.reach, device)
         sentences = encode(
             [
                 f"{text.title}: {sentence}"

@@ -75,7 +75,8 @@ def jobs_of(given: Given, stage: str) -> list[PolicyJob]:
 
 
 def _material(given: Given, until: float) -> None:
-    from infra.training.policy_material import WORLDS, HostMaterialConfig, checked, counter, make
+    from infra.training.host_search import counter
+    from infra.training.policy_material import WORLDS, HostMaterialConfig, checked, make
     from infra.training.policy_worlds import cache_told
 
     folder = given.out / "material"

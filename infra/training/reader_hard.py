@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from infra.training.policy_material import Encoder
+from infra.training.host_search import Encoder
 from infra.training.reader_carry import POOL, Gathered, gather
 from infra.training.reader_rows import Coder, Rows, distractor_answers, load_pair_reader_with
 from models.retriever.pair_reader import PairRow
