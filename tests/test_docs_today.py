@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -45,10 +44,10 @@ def spans(page: Path) -> list[str]:
 
 @cache
 def files() -> frozenset[str]:
-    """Every file that is tracked or about to be."""
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    found = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    return frozenset(found.stdout.splitlines())
+    """Every file of the folders of ours, and those beside them."""
+    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
+    found += [path for path in ROOT.iterdir() if path.is_file()]
+    return frozenset(str(path.relative_to(ROOT)) for path in found if "__pycache__" not in path.parts)
 
 
 @cache
@@ -64,6 +63,14 @@ def options() -> dict[tuple[str, ...], set[str]]:
                 o for parameter in each.params for o in (*parameter.opts, *parameter.secondary_opts)
             }
     return found
+
+
+def with_imports(path: str) -> str:
+    """The text of a module and of those of ours that it imports: options may be declared there."""
+    source = (ROOT / path).read_text(encoding="utf-8")
+    ours = re.findall(rf"^from ((?:{'|'.join(FOLDERS)})\.[\w.]+) import", source, re.MULTILINE)
+    places = [f"{module.replace('.', '/')}.py" for module in ours]
+    return "\n".join([source, *((ROOT / p).read_text(encoding="utf-8") for p in places if p in files())])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
@@ -106,7 +113,7 @@ def test_modules_that_a_page_runs_take_its_options(page: Path) -> None:
         if path is None:
             wrong.append(module)
             continue
-        source = (ROOT / path).read_text(encoding="utf-8")
+        source = with_imports(path)
         for each in OPTION.findall(rest):
             # Some are made of names: add_argument(f"--{name}").
             made = 'f"--{' in source and re.search(rf"\b{each[2:].replace('-', '_')}\b", source)

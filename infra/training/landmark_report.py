@@ -5,11 +5,12 @@ python -m infra.training.landmark_report --found OUT/landmark.json --bench infra
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from infra.training.kept_page import keep, page_parser
 
 METHODS = (
     ("", "head, float32"),
@@ -109,18 +110,10 @@ def _named(value: Any) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """See the module's text."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--found", type=Path, required=True, help="landmark.json of landmark_gpu")
-    parser.add_argument("--bench", type=Path, required=True, help="where results go, without ending")
-    parser.add_argument("--device", default="NVIDIA H200")
-    parser.add_argument("--note", default="", help="added at the page's end")
-    given = parser.parse_args(arguments)
-    found = _named(json.loads(given.found.read_text()))
-    results = {"bench": "landmark", "device": given.device, "runs": found, "ratios": ratios(found)}
-    given.bench.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    given.bench.with_suffix(".md").write_text(page(found) + (f"\n{given.note}\n" if given.note else ""))
+    given = page_parser(__doc__, "landmark.json of landmark_gpu", device=True).parse_args(arguments)
+    found = _named(json.loads(given.found.read_text(encoding="utf-8")))
+    result = {"bench": "landmark", "device": given.device, "runs": found, "ratios": ratios(found)}
+    keep(given, result, page(found))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@ python -m infra.training.latents_report --found OUT/latents.json --bench infra/b
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from infra.training.cotrain_report import without_paths
+from infra.training.kept_page import keep, page_parser
 
 SHOWN = (("start", "as it is"), ("latents", "trained over compressed"), ("full", "trained over full"))
 
@@ -79,20 +78,11 @@ def _cell(figures: dict[str, float] | None, begun: dict[str, float] | None, part
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """See the module's text."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--found", type=Path, required=True, help="latents.json of reader_latents")
-    parser.add_argument("--bench", type=Path, required=True, help="where results go, without ending")
-    parser.add_argument("--device", default="NVIDIA H200")
-    parser.add_argument("--note", default="", help="added at the page's end")
-    given = parser.parse_args(arguments)
-    found = without_paths(json.loads(given.found.read_text()))
+    given = page_parser(__doc__, "latents.json of reader_latents", device=True).parse_args(arguments)
+    found = without_paths(json.loads(given.found.read_text(encoding="utf-8")))
     good, why = ships(found)
-    results = {"bench": "reader_latents", "device": given.device, "ships": good, "why": why, "runs": found}
-    given.bench.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    text = page(found, given.device) + (f"\n{given.note}\n" if given.note else "")
-    given.bench.with_suffix(".md").write_text(text)
+    result = {"bench": "reader_latents", "device": given.device, "ships": good, "why": why, "runs": found}
+    keep(given, result, page(found, given.device))
 
 
 if __name__ == "__main__":

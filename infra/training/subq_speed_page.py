@@ -7,12 +7,11 @@ python -m infra.training.subq_speed_page --found OUT/subq-speed.json --bench inf
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from infra.training.kept_page import keep, page_parser
 from infra.training.subq_report import short
 
 TIMED = ("read_tokens_a_second", "ask_ms", "token_ms_median", "token_ms", "token_ms_slowest_64th")
@@ -63,12 +62,7 @@ def page(found: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """See the module's text."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--found", type=Path, required=True, help="subq-speed.json of subq_speed")
-    parser.add_argument("--bench", type=Path, required=True, help="where results go, without ending")
-    parser.add_argument("--note", default="", help="added at the page's end")
+    parser = page_parser(__doc__, "subq-speed.json of subq_speed")
     given = parser.parse_args(arguments)
     found = json.loads(given.found.read_text(encoding="utf-8"))
     if not found.get("rows"):
@@ -76,9 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{given.found} has no rows: no length was measured; run infra.training.subq_speed again"
         )
     found = found | {"ratios": ratios(found["rows"])}
-    given.bench.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    note = f"\n{given.note}\n" if given.note else ""
-    given.bench.with_suffix(".md").write_text(page(found) + note, encoding="utf-8")
+    keep(given, found, page(found))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ A result of a call that was cut off makes a page of what is there, and says so.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
+
+from infra.training.kept_page import keep, page_parser
 
 TERMS = (
     ("loss", "loss"), ("language", "language modelling"), ("answers", "answers"), ("contrastive", "contrastive"),
@@ -97,17 +97,9 @@ def _cell(found: dict[str, Any], name: str, size: int, form: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """See the module's text."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--found", type=Path, required=True, help="two_gpus.json of train_two_gpus")
-    parser.add_argument("--bench", type=Path, required=True, help="where results go, without ending")
-    parser.add_argument("--note", default="", help="added at the page's end")
-    given = parser.parse_args(arguments)
-    found = json.loads(given.found.read_text())
-    results = {"bench": "two_gpus", **found}
-    given.bench.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    given.bench.with_suffix(".md").write_text(page(found) + (f"\n{given.note}\n" if given.note else ""))
+    given = page_parser(__doc__, "two_gpus.json of train_two_gpus").parse_args(arguments)
+    found = json.loads(given.found.read_text(encoding="utf-8"))
+    keep(given, {"bench": "two_gpus", **found}, page(found))
 
 
 if __name__ == "__main__":
