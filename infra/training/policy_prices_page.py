@@ -40,10 +40,15 @@ def page(rows: Sequence[Row], device: str) -> str:
         "Command: the head of `infra/training/policy_prices.py`. Test questions, F1 (tokens read), made to answer, "
         "by own STOP: nothing is chosen on any question. Means over seeds, F1 of each in brackets beside them.",
     ]  # fmt: skip
-    if learned:
-        done = sorted({int(row["iterations"]) for row in learned})
+    stopped = [row for row in learned if row.get("alarm")]
+    if done := sorted({int(row["iterations"]) for row in learned if not row.get("alarm")}):
         shown = str(done[0]) if len(done) == 1 else f"{done[0]} to {done[-1]} (not all ended in time)"
         lines.append(f"REINFORCE from the supervised policy of its seed, iterations: {shown}.")
+    for row in stopped:
+        reasons = "; ".join(row["alarm"])
+        lines.append(
+            f"{row['kind']}, seed {row['seed']}, was ended after {row['iterations']} by its alarm: {reasons}."
+        )
     budgets = sorted({b for row in rows for cells in row["sets"].values() for b in cells}, key=int)
     for budget in budgets:
         for form, word, says in (

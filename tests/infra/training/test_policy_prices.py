@@ -93,6 +93,15 @@ def test_policies_differ_in_nothing_but_the_price_and_are_judged_once(
     assert told["ratios"][f"price_gamma0_f1_{dataset}"] == rows["gamma0"]["sets"][dataset]["96"]["forced_f1"]
     text = (tmp_path / "page.md").read_text()
     assert "| 0.01 |" in text and "| minimal sets, ours |" in text and "iterations: 1." in text
+    ended = [
+        row | {"alarm": ["the return fell"], "iterations": 7} if "gamma" in row["kind"] else row
+        for row in rows.values()
+    ]
+    text = policy_prices_page.page(ended, "cpu")
+    assert (
+        "iterations: 1." in text
+        and "gamma0.01, seed 0, was ended after 7 by its alarm: the return fell." in text
+    )
 
 
 def test_a_policy_that_was_ended_in_its_middle_goes_on_to_as_many_iterations_as_the_others(
