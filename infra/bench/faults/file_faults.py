@@ -93,13 +93,18 @@ def snapshot_flip(world: ShardWorld, draw: random.Random) -> str:
     except DysraError as error:
         note += f", refused ({type(error).__name__})"
         _lose(world)
-    world.snapshots.remove(snapshot)
-    shutil.rmtree(snapshot)
+    world.drop(snapshot)
     return note
 
 
 def snapshot_restored(world: ShardWorld, draw: random.Random) -> str:
-    """The shard's folder is lost and a snapshot of some time ago put in its place."""
+    """The shard's folder is lost and a snapshot of some time ago put in its place.
+
+    Its files are hard links to the store's, so bits that earlier faults turned over there are turned over in it
+    too. Where that took both forms of a segment, it must be refused by name, and the shard starts anew from the
+    topic. Any other refusal is a fault that did not hold.
+    """
+    from pipeline.store.errors import StoreCorrupt
     from pipeline.store.shard import Shard
 
     if not world.snapshots:
@@ -109,7 +114,15 @@ def snapshot_restored(world: ShardWorld, draw: random.Random) -> str:
     world.kill()
     _lose(world)
     snapshot = draw.choice(world.snapshots)
-    Shard.restore(snapshot, world.root)
+    try:
+        Shard.restore(snapshot, world.root)
+    except StoreCorrupt:
+        lost = world.lost_in(snapshot)
+        if not lost:
+            raise
+        _lose(world)
+        world.drop(snapshot)
+        return f"{snapshot.name}, refused: both forms of {lost[0]} had been damaged before"
     return snapshot.name
 
 

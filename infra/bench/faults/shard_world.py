@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +40,7 @@ class ShardWorld(Worker):
         self.timeline = Timeline(seed)
         self.topic: list[Published] = []
         self.snapshots: list[Path] = []
+        self._sums: dict[Path, dict[Path, int]] = {}  # of a snapshot's segments, as they were made
         self.epoch = 1
         self.num_faults = 0
         self._known = 0
@@ -98,7 +101,22 @@ class ShardWorld(Worker):
         target = self.folder / f"snapshot-{self.num_faults:06d}-{len(self.topic)}"
         self.call("snapshot", str(target))
         self.snapshots = [*self.snapshots, target][-2:]
+        self._sums[target] = {path: zlib.crc32(path.read_bytes()) for path in target.rglob("seg-*/*")}
         return target
+
+    def lost_in(self, snapshot: Path) -> list[str]:
+        """Tables of its segments of which neither the truth nor the mapped copy is what it was."""
+        sums = self._sums[snapshot]
+        changed = {path for path, made in sums.items() if zlib.crc32(path.read_bytes()) != made}
+        truths = sorted(
+            path for path in changed if path.suffix == ".parquet" and path.with_suffix(".arrow") in changed
+        )
+        return [f"{path.parent.name}/{path.stem}" for path in truths]
+
+    def drop(self, snapshot: Path) -> None:
+        """Remove a snapshot that is of no use any more."""
+        self.snapshots.remove(snapshot)
+        shutil.rmtree(snapshot)
 
     def recover(self) -> None:
         """What a supervisor and ingest do: start the process if it is gone, and go on from the shard's offset."""

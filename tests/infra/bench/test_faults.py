@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import signal
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ import pytest
 from infra.bench.faults import cluster_run
 from infra.bench.faults.check import compare
 from infra.bench.faults.cluster_world import same_end
+from infra.bench.faults.file_faults import flip_one, snapshot_restored
 from infra.bench.faults.kinds import KINDS
 from infra.bench.faults.news import Expected, Known, Timeline
 from infra.bench.faults.plan import FaultsConfig, faults
@@ -22,6 +24,7 @@ from infra.bench.faults.shard_world import ShardWorld
 from infra.bench.faults.tmpfs import small_disk
 from infra.bench.faults.world_run import WorldRun
 from pipeline.errors import UsageError
+from pipeline.store.errors import StoreCorrupt
 from tests.forked import forkserver
 
 
@@ -167,6 +170,36 @@ def test_every_fault_of_a_shard_and_its_files_is_held(tmp_path: Path) -> None:
         finally:
             worlds.close()
     assert [result for result in results if not result.held] == []
+
+
+def test_a_snapshot_that_shares_two_damages_is_refused_and_any_other_is_restored(tmp_path: Path) -> None:
+    """Its files are the store's (hard links): one form is mended, both are lost; no other damage is excused."""
+    world = ShardWorld(tmp_path, 6)
+    draw = random.Random(6)
+    try:
+        world.start()
+        world.publish(40)
+        while world.append_next(8):
+            pass
+        world.call("seal")
+        snapshot = world.snapshot()
+        (segment,) = (world.shard_folder / "segments").glob("seg-??????")
+        flip_one([segment / "chunks.parquet"], draw)
+        assert world.lost_in(snapshot) == []
+        assert snapshot_restored(world, draw) == snapshot.name
+        world.recover()
+        flip_one([snapshot / "shard-0000/segments" / segment.name / "chunks.arrow"], draw)
+        assert world.lost_in(snapshot) == [f"{segment.name}/chunks"]
+        assert "refused: both forms of" in snapshot_restored(world, draw)
+        assert world.snapshots == [] and not snapshot.exists()
+        world.recover()
+        world.snapshot()
+        for manifest in world.snapshots[0].rglob("manifest*.json"):
+            manifest.write_bytes(manifest.read_bytes()[:40])
+        with pytest.raises(StoreCorrupt):
+            snapshot_restored(world, draw)
+    finally:
+        world.close()
 
 
 def test_a_run_that_was_cut_goes_on(tmp_path: Path) -> None:
