@@ -4,7 +4,7 @@
 # ingest soak freshness soak-long search-gpu, in the order given), SIZE (host: 32 cores; small: a try on two).
 # CORES=40-63: only these cores, as taskset takes them (soak-long is sized to them: Ray, Java and the numbers of processes; trainings keep the others).
 # Parts ingest-*: host-java, host-ray, host-store and host-minilm as infra/bench/host_pack.py --carry dealt them. Seconds: ingest 190 on 32 cores (REPEATS=2: 145; ARTICLES=200000 on 16), soak
-# 140, freshness 150, soak-long 760 (it takes what it is given, 660 of it under load; what comes after the first 330 counts), search-gpu 100. Ingest wants the cores to itself. What a stage found is in $OUT (host.json, host.md, host.log) as soon as it ends; started again it does what is left.
+# 140, freshness 152 where it is quiet (give 200 s: cut at 155 beside others), soak-long 760 (it takes what it is given, 660 of it under load; what comes after the first 330 counts), search-gpu 100. Ingest wants the cores to itself. What a stage found is in $OUT (host.json, host.md, host.log) as soon as it ends; started again it does what is left.
 set -u
 if [ -n "${CORES:-}" ] && [ -z "${PINNED:-}" ]; then  # all that follows inherits it
   PINNED=1 exec taskset -c "$CORES" bash "$0"
