@@ -2,7 +2,8 @@
 
 python -m infra.training.cotrain_report --found OUT/cotrain.json --bench infra/bench/results/NAME
 
-OUT/cotrain.jsonl does as well: it has what was found up to the moment in which a host went away.
+OUT/cotrain.jsonl does as well: it has what was found up to the moment in which a host went away. It has F1 by question
+too, so that the page sets each way of training against the others.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from infra.training.cotrain_between import between, table
 from infra.training.cotrain_rows import assemble, read_rows
 
 SHOWN = (
@@ -237,17 +239,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--found", type=Path, required=True, help="cotrain.json or .jsonl")
     parser.add_argument("--bench", type=Path, required=True, help="where results go, without ending")
     parser.add_argument("--device", default="NVIDIA H200")
+    parser.add_argument("--commit", default="", help="that was run")
     parser.add_argument("--note", default="", help="added at the page's end")
     given = parser.parse_args(arguments)
+    each_other = {}
     if given.found.suffix == ".jsonl":
-        found = without_paths(assemble(read_rows(given.found)))
+        rows = read_rows(given.found)
+        found, each_other = without_paths(assemble(rows)), between(rows)
     else:
         found = without_paths(json.loads(given.found.read_text()))
     if "start" not in found:
         raise SystemExit(f"{given.found} has no run `start`: nothing to compare with")
-    results = {"bench": "cotrain", "device": given.device, "runs": found, "gains": gains(found)}
+    results = {
+        "bench": "cotrain", "device": given.device, "commit": given.commit, "runs": found, "gains": gains(found),
+        "between": each_other,
+    }  # fmt: skip
     given.bench.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    text = page(found, given.device) + (f"\n{given.note}\n" if given.note else "")
+    against = "\n".join([*table(each_other, dict(SHOWN)), ""]) if each_other else ""
+    text = page(found, given.device) + against + (f"\n{given.note}\n" if given.note else "")
     given.bench.with_suffix(".md").write_text(text)
 
 
