@@ -2,8 +2,8 @@
 
 python -m infra.training.cotrain_report --found OUT/cotrain.json --bench infra/bench/results/NAME
 
-OUT/cotrain.jsonl does as well: it has what was found up to the moment in which a host went away. It has F1 by question
-too, so that the page sets each way of training against the others.
+OUT/cotrain.jsonl does as well: it has what was found up to the moment in which a host went away. It has F1 by
+question too, so that the page sets each way of training against the others.
 """
 
 from __future__ import annotations
