@@ -7,19 +7,17 @@ With every candidate read once alone, what any choice would be answered with is 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from models.formats import FORMAT, check_format, format_of
 from models.retriever.table import Floats
 from models.retriever.trust import UNREAD, SingleReadings, most_trusted
-from pipeline.errors import BadData
 from pipeline.tasks.reading import Spoken
 from pipeline.tasks.scores import normalize_answer
 from rl.episodes import Outcome, Request
+from rl.tables import load_table, save_table
 
 _NUMBERS = ("f1", "loss", "margin", "confidence", "num_tokens")
 
@@ -52,28 +50,21 @@ class SpokenTable:
     def save(self, path: Path) -> None:
         """Write the table (npz), whole or not at all."""
         keys = sorted(self._known)
-        part = path.with_suffix(".part.npz")
-        np.savez_compressed(
-            part,
+        save_table(
+            path,
+            self.material,
             keys=np.array(keys, np.int32).reshape(-1, 2),
             numbers=np.array(
                 [[getattr(self._known[key], name) for name in _NUMBERS] for key in keys], np.float32
             ).reshape(-1, len(_NUMBERS)),
             texts=np.array("\n".join(self._known[key].text.replace("\n", " ") for key in keys)),
-            material=np.array(self.material),
-            dysra_format=np.array(FORMAT),
         )
-        os.replace(part, path)
 
     def load(self, path: Path) -> int:
         """Add a table written by `save`; BadData where it is of another material. Returns its readings."""
-        with np.load(path) as packed:
-            check_format(format_of(packed), path)
-            told = str(packed["material"])
-            if self.material and told and told != self.material:
-                raise BadData(f"{path}: readings of material {told}, this is {self.material}")
-            keys, numbers = packed["keys"], packed["numbers"]
-            texts = str(packed["texts"]).split("\n")
+        packed = load_table(path, self.material)
+        keys, numbers = packed["keys"], packed["numbers"]
+        texts = str(packed["texts"]).split("\n")
         if len(keys):
             for (row, pick), row_of, text in zip(keys.tolist(), numbers.tolist(), texts, strict=True):
                 f1, loss, margin, confidence, num_tokens = row_of

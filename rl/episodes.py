@@ -6,7 +6,6 @@ A choice is a set: the reader is always given it in reading order. It is kept as
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from models.formats import FORMAT, check_format, format_of
-from pipeline.errors import BadData
 from pipeline.tasks.material import Material
+from rl.tables import load_table, save_table
 
 Request = tuple[int, tuple[int, ...]]
 """A row of the material and the candidates chosen for it."""
@@ -116,28 +114,21 @@ class Readings:
         """Write the table (npz), whole or not at all."""
         keys = sorted(self._known)
         found = [self._known[key] for key in keys]
-        part = path.with_suffix(".part.npz")
-        np.savez_compressed(
-            part,
+        save_table(
+            path,
+            self.material,
             rows=np.array([row for row, _ in keys], np.int32),
             masks=np.array([mask for _, mask in keys], np.uint64),
             f1=np.array([outcome.f1 for outcome in found], np.float16),
             loss=np.array([outcome.loss for outcome in found], np.float16),
             margin=np.array([outcome.margin for outcome in found], np.float16),
-            material=np.array(self.material),
-            dysra_format=np.array(FORMAT),
         )
-        os.replace(part, path)
 
     def load(self, path: Path) -> int:
         """Add a table written by `save`; raises BadData where it is of another material. Returns its readings."""
-        with np.load(path) as packed:
-            check_format(format_of(packed), path)
-            told = str(packed["material"])
-            if self.material and told and told != self.material:
-                raise BadData(f"{path}: readings of material {told}, this is {self.material}")
-            parts = [packed[name] for name in ("f1", "loss", "margin")]
-            rows, masks = packed["rows"], packed["masks"]
+        packed = load_table(path, self.material)
+        parts = [packed[name] for name in ("f1", "loss", "margin")]
+        rows, masks = packed["rows"], packed["masks"]
         outcomes = [Outcome(float(f), float(n), float(m)) for f, n, m in zip(*parts, strict=True)]
         self.add([int(row) for row in rows], [int(mask) for mask in masks], outcomes)
         return len(outcomes)
