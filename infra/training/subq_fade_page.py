@@ -96,7 +96,61 @@ def page(found: dict[str, Any]) -> str:
     for cell, length, trials in sorted(cells, key=lambda each: (each[1], "alone" in each[0], each[0])):
         told = [_told(found["needles"][arm], cell, length) for arm in arms]
         lines.append(f"| {cell} | {short(length)} | {trials} | {' | '.join(told)} |")
+    lines += _wrong_table(found, arms)
     return "\n".join(lines) + "\n"
+
+
+def wrong(found: dict[str, Any]) -> dict[tuple[str, int, str], dict[str, int]]:
+    """Trials answered wrong by (kind, length, arm), over the keys: `wrong` of `n`; of these the ones that were right
+    before (`broken`), and the ones that were wrong before and are right (`mended`).
+
+    Arms are asked the same needles. Rows that do not keep their misses, or were not asked before, are left out.
+    """
+    missed = {
+        arm: {(row["cell"], row["length"]): row for row in rows if "misses" in row}
+        for arm, rows in found["needles"].items()
+    }
+    counted: dict[tuple[str, int, str], dict[str, int]] = {}
+    for arm, cells in missed.items():
+        for (cell, length), row in cells.items():
+            begun = missed.get("before", {}).get((cell, length))
+            if begun is None or begun["n"] != row["n"]:
+                continue
+            ours, theirs = ({miss["trial"] for miss in each["misses"]} for each in (row, begun))
+            some = counted.setdefault(
+                (_kind(row), length, arm), dict.fromkeys(("n", "wrong", "mended", "broken"), 0)
+            )
+            some["n"] += row["n"]
+            some["wrong"] += len(ours)
+            some["mended"] += len(theirs - ours)
+            some["broken"] += len(ours - theirs)
+    return counted
+
+
+def _wrong_table(found: dict[str, Any], arms: Sequence[str]) -> list[str]:
+    counted = wrong(found)
+    if not counted:
+        return []
+    lines = [
+        "", "Answered wrong, all keys of a length together; in brackets, on the same needles, those that were "
+        "wrong before and are right / those that were right and are wrong:", "",
+        f"| wording | tokens | n | {' | '.join(ARMS[arm] for arm in arms)} |",
+        "| --- | --- | --- |" + " --- |" * len(arms),
+    ]  # fmt: skip
+    for kind, length in sorted({(kind, length) for kind, length, _ in counted}, key=lambda each: each[::-1]):
+        cells = {arm: counted[kind, length, arm] for arm in arms if (kind, length, arm) in counted}
+        trials = max(cell["n"] for cell in cells.values())
+        told = []
+        for arm in arms:
+            cell = cells.get(arm)
+            if cell is None:
+                told.append("")
+            elif arm == "before":
+                told.append(str(cell["wrong"]))
+            else:
+                told.append(f"{cell['wrong']} ({cell['mended']} / {cell['broken']})")
+        lines.append(f"| {kind.replace('_', ' ')} | {short(length)} | {trials} | {' | '.join(told)} |")
+    return lines
 
 
 def _told(rows: Sequence[dict[str, Any]], cell: str, length: int) -> str:

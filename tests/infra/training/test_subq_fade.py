@@ -117,8 +117,25 @@ def test_the_page_sets_the_arms_side_by_side(done: tuple[Path, list[str]], tmp_p
     ]  # fmt: skip
     named = subq_fade_page.ratios({"needles": {"kept": rows}, "language": {"kept": {}}})
     assert named == {"fade_kept_exact_known_8k": 75.0, "fade_kept_exact_heldout_forms_alone_8k": 25.0}
+    assert "Answered wrong" in text and "| known | 8k | 2 |" in text
     with pytest.raises(ValueError, match=r"holds no fade-SEED\.json"):
         subq_fade_page.found_in(tmp_path)
+
+
+def test_wrong_answers_are_told_needle_by_needle_against_before() -> None:
+    """As many wrong as before may be others: keys 5 and 16 lose one each, and 5 gains one."""
+
+    def row(cell: str, *missed: int, trials: int = 4) -> dict[str, object]:
+        return {"cell": cell, "length": 8_192, "n": trials, "misses": [{"trial": trial} for trial in missed]}
+
+    needles = {
+        "before": [row("known-5", 1), row("known-16"), row("heldout-10", 0)],
+        "kept": [row("known-5", 2), row("known-16", 1), row("heldout-10", 0, trials=8)],
+    }
+    counted = subq_fade_page.wrong({"needles": needles})
+    assert counted["known", 8_192, "kept"] == {"n": 8, "wrong": 2, "mended": 1, "broken": 2}
+    assert counted["known", 8_192, "before"] == {"n": 8, "wrong": 1, "mended": 0, "broken": 0}
+    assert ("heldout", 8_192, "kept") not in counted, "asked more needles than before"
 
 
 def test_a_second_start_trains_nothing_again(
