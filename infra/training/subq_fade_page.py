@@ -101,7 +101,7 @@ def page(found: dict[str, Any]) -> str:
 
 
 def wrong(found: dict[str, Any]) -> dict[tuple[str, int, str], dict[str, int]]:
-    """Trials answered wrong by (kind, length, arm), over the keys: `wrong` of `n`; of these the ones that were right
+    """Trials answered wrong by (kind, length, arm), over the keys: `wrong` of `n`; of these those that were right
     before (`broken`), and the ones that were wrong before and are right (`mended`).
 
     Arms are asked the same needles. Rows that do not keep their misses, or were not asked before, are left out.
