@@ -27,8 +27,9 @@ from infra.training import policy_points as points
 from infra.training.policy_apart import CHUNK
 from infra.training.policy_collect import collect
 from infra.training.policy_made import MADE, STEPS
+from infra.training.policy_opened import say
 from infra.training.policy_pairs import BOTH, DECODER, FOLDS, MINILM, PAIRS_BOTH, PLACES, kinds_of
-from infra.training.policy_work import WORK, jobs_of, say, trainings
+from infra.training.policy_work import WORK, jobs_of, trainings
 from models.retriever.pair_reader import CONFIG
 
 SHARES = {
