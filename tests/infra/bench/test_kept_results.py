@@ -41,7 +41,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     r"faults_\w+": (
         "faults", "lost", "doubled", "wrong_version", "sessions_differing", "recovery_p50_s", "recovery_p99_s",
     ),
-    "ingest_many_cores": ("ingest_over_bare_loop",),
+    r"ingest_(?:many|16)_cores": ("ingest_over_bare_loop",),
     "search_gpu_h200": ("search_over_bare_faiss_gpu",),
     "freshness_h200": ("published_to_searchable_p99_ms_200",),
     # issue 6
