@@ -58,7 +58,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         ),
     ),
     "reader_h200": tuple(f"reader_f1_{form}_{name}" for form in ("base", "lora", "full") for name in SETS),
-    r"policy_(?!sessions)\w+_h200": (
+    r"policy_(?!sessions|prices|apart)\w+_h200": (
         "tokens_ratio_at_equal_f1", "rl_over_supervised_f1",
         *(
             f"{figure}_{name}"

@@ -12,6 +12,7 @@ from models.hf import HfConfig
 from models.retriever.table import FEATURES, GOLD, TableBatch
 from pipeline.prepare.files import write_triples
 from pipeline.prepare.triples import Triple
+from pipeline.session.prompts import GIVEN_UP
 from pipeline.tasks.material import ChoiceQuestion, Material
 from tests.models import tiny
 from tests.rl.toy import tables
@@ -19,15 +20,17 @@ from tests.rl.toy import tables
 NAMES = ("Ann", "Bob", "Cid", "Dee", "Eve", "Fay")
 
 
-def reader(folder: Path) -> HfConfig:
-    """A decoder with bytes as tokens, saved in `folder`."""
+def reader(folder: Path, gives_up: bool = False) -> HfConfig:
+    """A decoder with bytes as tokens, saved in `folder`; `gives_up`: with one token for giving up, as Gemma has."""
     names = ["<eos>", "<bos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={text: at for at, text in enumerate(names)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<eos>", "<bos>"])
+    extra = tokenizer.add_tokens([GIVEN_UP]) if gives_up else 0
     tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    tiny.save(folder / "reader", model_config=tiny.config(max_position_embeddings=256, vocab_size=len(names)))
+    made = tiny.config(max_position_embeddings=256, vocab_size=len(names) + extra)
+    tiny.save(folder / "reader", model_config=made)
     tokenizer.save(str(folder / "reader" / "tokenizer.json"))
     return HfConfig(model=str(folder / "reader"), adapter="none", device="cpu")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from infra.training.backbone_loop import LoopConfig
 from infra.training.cotrain import CoTrainConfig, contexts, cotrain
 from infra.training.learners.joint import POLICY, JointLearner, JointSpec
 from infra.training.learners.reader import ReaderSpec
-from models.hf import HfConfig
+from models.hf import HfBackbone, HfConfig
 from models.retriever import load_policy
+from models.retriever.selecting import select
 from models.subq.losses import LossWeights
 from pipeline.tasks.material import Material
+from pipeline.tasks.reading import MaterialReader, voice_of
 from tests.infra.training.learning_case import material, reader, triples
 
 
@@ -117,6 +120,38 @@ def test_rounds_alternate_under_one_tracked_run_and_none_is_repeated(
     assert figures["rounds"][0]["retriever"]["learning"]["iterations"] == 2
     assert [each["round"] for each in again["rounds"]] == [0]
     assert Path(figures["policy"]).joinpath("policy.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_alternating_rounds_end_with_a_reader_that_answers_what_the_policy_chooses(tmp_path: Path) -> None:
+    """New questions are answered over half by what the two rounds leave; a chance choice tells in one of four, and
+    the reader that they began with answers nothing over the same choices."""
+    begun = reader(tmp_path, gives_up=True)
+    config = CoTrainConfig(
+        data=material(tmp_path / "material", 96), out=tmp_path / "run", backbone=begun,
+        method="full", rounds=2, reader_steps=40, reader_lr=3e-3, policy_steps=3, warm_steps=90, questions=32,
+        tokens_per_batch=1024, budget=40, algorithm="plain_ppo",
+    )  # fmt: skip
+    with track(TrackingConfig(enabled=False), "co-train", tmp_path) as parent:
+
+        def child(name: str, params: dict[str, Any]) -> Any:
+            return track_child(TrackingConfig(enabled=False), parent, name, tmp_path, params)
+
+        done = cotrain(config, lambda job: run_job(job, 0, False), child)
+    made = Material.load(config.data)
+    rows = [int(row) for row in made.rows("test")]
+    chosen = select(load_policy(Path(done["policy"]))[0], made.tables.take(rows), 40)
+    asked = [(row, choice.picks) for row, choice in zip(rows, chosen, strict=True)]
+
+    def answered(backbone: HfConfig) -> float:
+        read = MaterialReader(made, voice_of(HfBackbone.load(backbone), True), want_loss=False)
+        return float(np.mean([f1 for f1, _, _ in read.outcomes(asked)]))
+
+    assert answered(begun) < 0.1
+    assert answered(replace(begun, model=done["reader"])) > 0.5
+    first, last = (each["reader"] for each in done["rounds"])
+    assert last["loss_last"] < first["loss_last"] < first["loss_first"]
 
 
 def test_reader_of_a_round_reads_what_the_policy_chooses(toy: tuple[HfConfig, Path], tmp_path: Path) -> None:
