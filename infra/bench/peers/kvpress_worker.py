@@ -284,6 +284,15 @@ def held_bytes(model: Any, cache: Any, kind: str) -> int:
     )
 
 
+def bound(device: str, gib: float) -> None:
+    """Lets this process hold at most `gib` GiB of a GPU; "cuda" is the current one."""
+    index = torch.device(device).index
+    if index is None:  # which torch refuses to bound
+        index = torch.cuda.current_device()
+    whole = torch.cuda.get_device_properties(index).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / whole), index)
+
+
 @torch.no_grad()
 def main(source: Path, target: Path) -> None:
     """See the module's text."""
@@ -295,10 +304,7 @@ def main(source: Path, target: Path) -> None:
         given["model"], dtype=torch.float32, attn_implementation="plain_products"
     )
     if given["device"].startswith("cuda"):
-        whole = torch.cuda.get_device_properties(given["device"]).total_memory
-        torch.cuda.set_per_process_memory_fraction(
-            min(1.0, given["memory_gib"] * 2**30 / whole), given["device"]
-        )
+        bound(given["device"], given["memory_gib"])
     model.eval().to(given["device"])
     stop = ends(model) | set(given.get("stop", ()))
     presses = {

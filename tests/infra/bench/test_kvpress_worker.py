@@ -197,3 +197,19 @@ def test_batches_hold_their_bytes_and_a_full_device_halves_them(
     monkeypatch.setattr(worker, "judged", judged)
     worker.main(source, target)
     assert asked == [worker.BATCH_BYTES >> n for n in range(3)] and target.read_text() == '{"line": 1}\n'
+
+
+@pytest.mark.parametrize(("device", "index"), [("cuda", 3), ("cuda:0", 0), ("cuda:1", 1)])
+def test_a_worker_bounds_the_gpu_that_it_is_given(
+    monkeypatch: pytest.MonkeyPatch, device: str, index: int
+) -> None:
+    """ "cuda" too, which torch bounds only by its number: the current one's."""
+    worker = _worker(monkeypatch)
+    cuda = worker.torch.cuda
+    bounds: list[tuple[float, int]] = []
+    monkeypatch.setattr(cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(cuda, "get_device_properties", lambda of: SimpleNamespace(total_memory=36 << 30))
+    monkeypatch.setattr(cuda, "set_per_process_memory_fraction", lambda part, of: bounds.append((part, of)))
+    worker.bound(device, 9.0)
+    worker.bound(device, 99.0)
+    assert bounds == [(0.25, index), (1.0, index)]
