@@ -235,7 +235,7 @@ def run(given: argparse.Namespace) -> int:
         f"{time.monotonic() - began:.0f} s"
     )
     if kept:
-        misread = sound([*read_rows(joined.path), *kept])[1]
+        misread = sound(unique([*read_rows(joined.path), *kept]))[1]
         say(f"{misread} cases on which the peer's full cache is not what ours of --known says")
     return 5 if left else 0
 
