@@ -10,7 +10,6 @@ Processes are forked before the device is touched; what the device makes after t
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from infra.training.forked import forked_pool
 from infra.training.host_search import Encoder, counter, fused, nearest
 from infra.training.made_filters import Made
 from infra.training.made_hops import bare
@@ -84,10 +84,9 @@ def material_of_made(
     Vectors are left out of the tables (width 1): pair readers read words. ValueError where nothing is left.
     """
     began, shared = time.monotonic(), _Shared
-    fork = multiprocessing.get_context("fork")
     shared.texts, shared.made, shared.config, shared.folder = list(texts), made, config, work
     work.mkdir(parents=True, exist_ok=True)
-    with fork.Pool(config.processes, initializer=_quiet) as pool:
+    with forked_pool(config.processes) as pool:
         cut = pool.map(_split, range(len(texts)), chunksize=1024)
     shared.sentences = [sentences for sentences, _ in cut]
     shared.index = TextIndex(shared.texts, [bag for _, bag in cut])
@@ -101,7 +100,7 @@ def material_of_made(
     questions: list[ChoiceQuestion] = []
     tables: list[CandidateTable] = []
     # forked before the device is touched: a process that has a CUDA context must not be
-    with fork.Pool(config.processes, initializer=_quiet) as pool:
+    with forked_pool(config.processes) as pool:
         lexical = pool.map_async(_lexical, range(len(made)), chunksize=64)
         encode = Encoder(carried / "minilm", device)
         passages = encode([f"{text.title}\n{text.text}" for text in shared.texts])

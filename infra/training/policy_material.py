@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from infra.training.forked import forked_pool
 from infra.training.host_search import Encoder, counter, fused, nearest
 from infra.training.policy_carry import CORPUS, SETS
 from infra.training.policy_pack import main_directions, turn
@@ -147,7 +147,7 @@ def make(carried: Path, config: HostMaterialConfig, device: str) -> tuple[Materi
     questions = [q for q in picked(every, config) if not (config.judged and q.split == "train")]
     _say(f"{time.monotonic() - began:.0f} s: {len(texts):,} passages indexed, {len(questions):,} questions")
     # forked before the device is touched: a process that has a CUDA context must not be
-    with multiprocessing.get_context("fork").Pool(config.processes) as pool:
+    with forked_pool(config.processes) as pool:
         asked_of = [world | {"cache": config.cache} for world in worlds_of(config)]
         worlds = pool.map_async(_world, asked_of, chunksize=1)
         lexical = pool.map_async(_lexical, questions, chunksize=32)

@@ -19,8 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
-import multiprocessing
-import os
 import random
 import shutil
 import time
@@ -30,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from infra.training.forked import forked_pool
 from infra.training.policy_carry import CORPUS, SETS
 from infra.training.policy_readers import FOLDS_FILE, OWN_WORLDS, SHIPPED_READS, fold_names
 from infra.training.reader_among import Offered, cloze_among, contexts, offered
@@ -208,13 +207,12 @@ def make(
     names = list(shared.passages)
     counts = [sum(fold == at for fold in shared.folds.values()) for at in range(folds)]
     _say(f"{len(names):,} passages, {len(shared.questions):,} questions, folds of {counts}", began)
-    fork = multiprocessing.get_context("fork")
-    with fork.Pool(processes, initializer=_quiet) as pool:
+    with forked_pool(processes) as pool:
         bags = pool.map(_bag, names, chunksize=1024)
     shared.index = TextIndex([shared.passages[name] for name in names], bags)
     shared.weights = WordWeights(bags=bags)
     _say("passages indexed", began)
-    with fork.Pool(processes, initializer=_quiet) as pool:
+    with forked_pool(processes) as pool:
         news = pool.map_async(_world, sorted(worlds, key=lambda world: -world.num_articles), chunksize=1)
         asked = pool.map_async(_rows, range(len(shared.questions)), chunksize=8)
         free = [at for at in names if _open_to_all(at)]
@@ -303,10 +301,6 @@ def _page_pool(question: Question) -> list[SourceText]:
 def _some(path: Path, limit: int) -> list[Question]:
     found = read_questions(path)
     return found[:limit] if limit else found
-
-
-def _quiet() -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _bag(name: str) -> list[str]:

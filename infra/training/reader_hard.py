@@ -12,8 +12,6 @@ rows they are).
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 import random
 import time
 from collections.abc import Iterable, Sequence
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from infra.training.forked import forked_pool
 from infra.training.host_search import Encoder
 from infra.training.reader_carry import POOL, Gathered, gather
 from infra.training.reader_rows import Coder, Rows, distractor_answers, load_pair_reader_with
@@ -89,8 +88,7 @@ def make(carried: Path, reader: Path, out: Path, config: HardConfig, device: str
         answer for each in asked if each.question.split == "train" for answer in each.question.answers
     )
     clock.say(f"{len(texts):,} texts, {len(asked):,} questions read")
-    fork = multiprocessing.get_context("fork")
-    with fork.Pool(config.processes, initializer=_quiet) as first:
+    with forked_pool(config.processes) as first:
         cut = first.map_async(_cut, range(len(texts)), chunksize=1024)
         bags = first.map(_bag, range(num_wiki), chunksize=1024)
         shared.sentences = cut.get()
@@ -99,7 +97,7 @@ def make(carried: Path, reader: Path, out: Path, config: HardConfig, device: str
         shared.weights = WordWeights(bags=bags)
         clock.say(f"{sum(map(len, shared.sentences)):,} sentences cut, {num_wiki:,} texts indexed")
         # forked before the device is touched: a process that has a CUDA context must not be
-        with fork.Pool(config.processes, initializer=_quiet) as pool:
+        with forked_pool(config.processes) as pool:
             lexical = pool.map_async(_search, range(len(asked)), chunksize=32)
             encode, questions, near = _embedded(carried, device)
             clock.say("texts and questions embedded")
@@ -234,10 +232,6 @@ def _add_pairs(
         own = scores[start : start + len(best)]
         start += len(best)
         order["pair"] = [best[int(at)] for at in np.argsort(-own, kind="stable")] + others
-
-
-def _quiet() -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _cut(at: int) -> list[str]:
