@@ -191,6 +191,11 @@ def cell_of(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("data", "case", "method", "keep"))
 
 
+def misread(made: Sequence[dict[str, Any]], kept: Sequence[dict[str, Any]]) -> int:
+    """Cases on which the peer's full cache is not ours of `kept`; one read anew is judged by what is `made` now."""
+    return sound(unique([*made, *kept]))[1]
+
+
 def run(given: argparse.Namespace) -> int:
     """Start the workers, write rows as theirs come, up to the limit; 0 where all contexts are judged."""
     began = time.monotonic()
@@ -235,8 +240,8 @@ def run(given: argparse.Namespace) -> int:
         f"{time.monotonic() - began:.0f} s"
     )
     if kept:
-        misread = sound(unique([*read_rows(joined.path), *kept]))[1]
-        say(f"{misread} cases on which the peer's full cache is not what ours of --known says")
+        number = misread(read_rows(joined.path), kept)
+        say(f"{number} cases on which the peer's full cache is not what ours of --known says")
     return 5 if left else 0
 
 

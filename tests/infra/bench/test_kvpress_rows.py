@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -150,3 +151,24 @@ def test_unknown_presses_are_refused_by_name(tmp_path: Path) -> None:
     ]
     with pytest.raises(SystemExit):
         kvpress_rows.main(told)
+
+
+def test_a_case_that_was_read_anew_is_judged_by_its_new_row() -> None:
+    """Not by the kept one, which had been misread; a case that was not read anew stays counted."""
+
+    def row(method: str, case: str, nats: float) -> dict[str, Any]:
+        return {
+            "reader": "base",
+            "task": "needle",
+            "data": "n.jsonl",
+            "case": case,
+            "method": method,
+            "keep": 1.0,
+            "nats": nats,
+        }
+
+    kept = [
+        row(method, case, nats) for case in "ab" for method, nats in (("full", 1.0), ("kvpress_full", 3.0))
+    ]
+    assert kvpress_rows.misread([], kept) == 2
+    assert kvpress_rows.misread([row("kvpress_full", "a", 1.0)], kept) == 1
