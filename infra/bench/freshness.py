@@ -4,6 +4,7 @@ Two clocks: every article's own, from its Kafka timestamp to the append that mak
 job's histogram, 10% wide buckets); and probes from outside, one article a second whose only word nobody else has,
 asked for by keyword until it is found (keyword search commits at most every `store.lexical_commit_ms`).
 
+A search that no shard answers in time is counted and asked again: a store that stands still for a moment is a wait.
 With `searches` so many titles a second are asked for meanwhile, by words and by vector; `device` is where shards
 search by vector. On a GPU: `--set embedder=minilm --set device=cuda:0 --set searches=20`, with
 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0, since Ray hides the GPUs from actors that claim none, as shards do.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
@@ -25,31 +27,70 @@ from actors.delays import Delays
 from infra.bench.local import Local, local, news, publish_steadily, until
 from infra.bench.measure import commit, environment
 from pipeline.article import isoformat
+from pipeline.errors import DependencyUnreachable, DysraError
 from pipeline.publisher import Publisher
 
 _PROBE_LIMIT_S = 60.0
 
 
-class Prober:
-    """Publishes one article a second and asks for it until it is found."""
+class _Asking(ABC):
+    """A thread that asks a store beside what is measured.
 
-    def __init__(self, kafka: Any, client: Any) -> None:
-        self._kafka, self._client = kafka, client
+    `waits_ms`: of each answer; `failed`: searches that no shard answered in time: they are counted, and it goes on,
+    for a store that is slow for a moment is what is measured here.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
         self._over = threading.Event()
         self.waits_ms: list[float] = []
-        self.lost = 0
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.failed = 0
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._watched, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the probe at hand."""
+        """End after what is at hand; raises what ended it before, and where it does not end."""
         self._over.set()
         self._thread.join(timeout=_PROBE_LIMIT_S + 5)
+        if self._failure is not None:
+            raise self._failure
+        if self._thread.is_alive():
+            raise DysraError(f"{type(self).__name__} did not end within {_PROBE_LIMIT_S + 5:.0f} s")
+
+    @abstractmethod
+    def _run(self) -> None:
+        """Ask until `_over`."""
+
+    def _watched(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            self._failure = error
+
+    def _search(self, text: str, k: int, mode: str) -> Any:
+        """The store's result, None where the search failed."""
+        try:
+            return self._client.search([text], k=k, mode=mode)
+        except DependencyUnreachable:
+            self.failed += 1
+            return None
+
+
+class Prober(_Asking):
+    """Publishes one article a second and asks for it until it is found; `lost`: not found within a minute."""
+
+    def __init__(
+        self, kafka: Any, client: Any, interval_s: float = 1.0, limit_s: float = _PROBE_LIMIT_S
+    ) -> None:
+        self._kafka, self._interval_s, self._limit_s = kafka, interval_s, limit_s
+        self.lost = 0
+        super().__init__(client)
 
     def _run(self) -> None:
         with Publisher(self._kafka) as publisher:
             for number in itertools.count():
-                if self._over.wait(1.0):
+                if self._over.wait(self._interval_s):
                     return
                 word = f"probe{number}x{time.time_ns()}"
                 now = isoformat(datetime.now(UTC))
@@ -65,9 +106,9 @@ class Prober:
                 started = time.perf_counter()
                 publisher.publish_raw(word.encode(), value, stream="probe")
                 publisher.flush()
-                while time.perf_counter() - started < _PROBE_LIMIT_S:
-                    found = self._client.search([word], k=1, mode="bm25").passages[0]
-                    if found and found[0].article_id == word:
+                while time.perf_counter() - started < self._limit_s:
+                    found = self._search(word, 1, "bm25")
+                    if found is not None and found.passages[0] and found.passages[0][0].article_id == word:
                         self.waits_ms.append((time.perf_counter() - started) * 1e3)
                         break
                     time.sleep(0.01)
@@ -75,42 +116,27 @@ class Prober:
                     self.lost += 1
 
 
-class Searcher:
+class Searcher(_Asking):
     """Asks for titles of the newswire at a steady rate, one search at a time, by words and by vector."""
 
     def __init__(self, client: Any, rate: float) -> None:
-        self._client, self._rate = client, rate
-        self._over = threading.Event()
-        self.waits_ms: list[float] = []
+        self._rate = rate
         self.partial = 0
-        self.failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End after the search at hand; raises what ended it before."""
-        self._over.set()
-        self._thread.join(timeout=_PROBE_LIMIT_S)
-        if self.failure is not None:
-            raise self.failure
+        super().__init__(client)
 
     def _run(self) -> None:
         values = (value for _, value, _ in news(200, seed=3) if value is not None)
         titles = [str(orjson.loads(value)["title"]) for value in values]
         due = time.perf_counter()
-        try:
-            for title in itertools.cycle(titles):
-                due = max(
-                    due + 1.0 / self._rate, time.perf_counter() - 1.0
-                )  # what was missed is not made up for
-                if self._over.wait(max(0.0, due - time.perf_counter())):
-                    return
-                started = time.perf_counter()
-                found = self._client.search([title], k=10, mode="hybrid")
+        for title in itertools.cycle(titles):
+            due = max(due + 1.0 / self._rate, time.perf_counter() - 1.0)  # what was missed is not made up for
+            if self._over.wait(max(0.0, due - time.perf_counter())):
+                return
+            started = time.perf_counter()
+            found = self._search(title, 10, "hybrid")
+            if found is not None:
                 self.waits_ms.append((time.perf_counter() - started) * 1e3)
                 self.partial += bool(found.partial)
-        except BaseException as error:
-            self.failure = error
 
 
 def steady(
@@ -159,6 +185,7 @@ def steady(
         "probe_keyword_max_ms": round(max(waits), 1),
         "probes": len(prober.waits_ms),
         "probes_lost": prober.lost,
+        "probe_searches_failed": prober.failed,
         "lag_at_end": lag,
         "chunks_at_end": chunks,
         "store_device": device,
@@ -173,6 +200,7 @@ def _asked(searcher: Searcher, seconds: float) -> dict[str, Any]:
         "search_p50_ms": round(float(np.percentile(waits, 50)), 1),
         "search_p99_ms": round(float(np.percentile(waits, 99)), 1),
         "searches_partial": searcher.partial,
+        "searches_failed": searcher.failed,
     }
 
 
