@@ -212,7 +212,7 @@ def taught_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of a plan's examples, the soft part of it, and the share whose best row is right by the labels."""
     examples = plan.examples(texts)
-    scores = _learned(reader, [row for example in examples for row in example.rows])
+    scores = learned(reader, [row for example in examples for row in example.rows])
     label, right = listwise_loss(scores, examples)
     targets = torch.from_numpy(plan.scores).to(scores.device)
     soft = soft_loss(scores, targets, np.diff(plan.starts).tolist(), config.temperature)
@@ -309,7 +309,7 @@ def _is_right(best: Ints, plan: Plan) -> Bools:
     return np.array(told, bool)
 
 
-def _learned(reader: PairScorer, rows: Sequence[PairRow]) -> Tensor:
+def learned(reader: PairScorer, rows: Sequence[PairRow]) -> Tensor:
     """Scores with their gradient, in order: rows of like length in a batch of their own. [N]"""
     lengths = np.array(
         [
