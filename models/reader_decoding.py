@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class GreedyAnswer:
-    """`ids` up to the stop token; `margin` is the giving-up token's first logit minus the best other one's."""
+    """`ids` up to the stop token; `margin` is the giving-up token's first logit minus the best other one's.
+
+    -inf where there is no giving-up token.
+    """
 
     ids: tuple[int, ...]
     margin: float
@@ -28,7 +32,7 @@ def greedy_answers(
     prompts: Sequence[Sequence[int]],
     *,
     stop_id: int,
-    give_up_id: int,
+    give_up_id: int | None,
     may_give_up: bool = True,
     max_new_tokens: int = 16,
     tokens_per_batch: int = 65536,
@@ -38,7 +42,8 @@ def greedy_answers(
 ) -> list[GreedyAnswer]:
     """The greedy continuation of every prompt, in the order given; `pick` chooses a token of logits [B, V].
 
-    With `may_give_up` False the giving-up token is barred as the first one. Prompts of like length share a batch,
+    With `may_give_up` False the giving-up token is barred as the first one, if there is one
+    (`pipeline.session.prompts.giving_up_token`). Prompts of like length share a batch,
     left-padded; padding is masked and positions count from each prompt's own start.
     """
     if any(not len(prompt) for prompt in prompts):
@@ -77,7 +82,7 @@ def _one_batch(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
     stop_id: int,
-    give_up_id: int,
+    give_up_id: int | None,
     may_give_up: bool,
     max_new_tokens: int,
     device: str,
@@ -111,7 +116,9 @@ def _one_batch(
                 logits_to_keep=1,
             )
         logits = out.logits[:, -1].float()
-        if step == 0:
+        if step == 0 and give_up_id is None:
+            margins = [-math.inf] * len(prompts)
+        elif step == 0:
             own = logits[:, give_up_id].clone()
             logits[:, give_up_id] = -torch.inf
             margins = (own - logits.amax(-1)).tolist()

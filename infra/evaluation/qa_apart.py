@@ -17,7 +17,7 @@ from models.reader_decoding import greedy_answers
 from models.reader_scoring import answer_losses
 from models.retriever.trust import OWN_PROBABILITY, Combination, most_trusted
 from pipeline.errors import UsageError
-from pipeline.session.prompts import GIVEN_UP, PromptForm, Sentence, parse_answer, reader_prompt
+from pipeline.session.prompts import PromptForm, Sentence, giving_up_token, parse_answer, reader_prompt
 from pipeline.tasks.qa import Question
 from pipeline.tasks.scores import normalize_answer
 
@@ -73,9 +73,9 @@ def answers_apart(
             owner.append(at)
     device = str(backbone.device)
     per_batch = 65536 if device.startswith("cuda") else 2048
-    end = backbone.encode("\n")
+    end, give_up = backbone.encode("\n"), giving_up_token(backbone.encode)
     said = greedy_answers(
-        backbone.model, prompts, stop_id=end[0], give_up_id=backbone.encode(GIVEN_UP)[0], may_give_up=False,
+        backbone.model, prompts, stop_id=end[0], give_up_id=give_up, may_give_up=False,
         max_new_tokens=24, tokens_per_batch=per_batch, device=device, on_batch=on_progress,
     )  # fmt: skip
     losses = answer_losses(
@@ -85,7 +85,8 @@ def answers_apart(
         device=device,
     )
     inputs = {
-        "margin": np.array([np.clip(-answer.margin / 4, -4, 4) for answer in said]),
+        # as in a session: nothing for a reader that has no token for giving up
+        "margin": np.array([0.0 if give_up is None else np.clip(-a.margin / 4, -4, 4) for a in said]),
         "sure": np.clip(-np.array(losses), -5, 0),
         "whole": np.clip(-np.array(losses) * np.array([len(answer.ids) + 1 for answer in said]) / 4, -5, 0),
     }
@@ -100,7 +101,7 @@ def answers_apart(
         found.append(
             ApartAnswer(
                 text=texts[best],
-                given_up=said[mine[best]].margin > 0,
+                given_up=said[mine[best]].margin > 0 or (give_up is None and not texts[best]),
                 prompts=tuple(tuple(prompts[place]) for place in mine),
                 said=tuple(said[place].ids for place in mine),
             )

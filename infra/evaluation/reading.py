@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from infra.evaluation.readers import hf_name, kind_of, load_subq
-from pipeline.session.prompts import GIVEN_UP, STOP_TEXTS
+from pipeline.session.prompts import STOP_TEXTS, giving_up_token
 
 if TYPE_CHECKING:
     from models.hf import HfBackbone
@@ -65,7 +65,7 @@ class HfReader:
         from models.reader_decoding import greedy_answers
 
         backbone = self.backbone
-        give_up, *more = backbone.encode(GIVEN_UP)
+        give_up = giving_up_token(backbone.encode)
         on_gpu = backbone.device.type == "cuda"
         options: dict[str, Any] = {
             "stop_id": backbone.encode("\n")[0],
@@ -75,7 +75,7 @@ class HfReader:
         }
         found = greedy_answers(backbone.model, prompts, on_batch=on_progress, **options)
         said = [answer.ids for answer in found]
-        gave_up = [at for at, ids in enumerate(said) if not more and ids[:1] == (give_up,)]
+        gave_up = [at for at, ids in enumerate(said) if give_up is not None and ids[:1] == (give_up,)]
         again = greedy_answers(backbone.model, [prompts[at] for at in gave_up], may_give_up=False, **options)
         return said, {at: answer.ids for at, answer in zip(gave_up, again, strict=True)}
 

@@ -26,7 +26,7 @@ from models.reader_scoring import answer_losses
 from models.retriever.network import PolicyNetwork
 from models.retriever.selecting import fill, trails
 from models.retriever.table import ALL_FEATURES, TableBatch
-from pipeline.session.prompts import GIVEN_UP, parse_answer, reader_prompt
+from pipeline.session.prompts import giving_up_token, parse_answer, reader_prompt
 from pipeline.tasks.material import Material
 from pipeline.tasks.reading import STOP, Voice
 from pipeline.tasks.scores import answer_f1, normalize_answer
@@ -208,7 +208,7 @@ def readings(part: Material, asked: Sequence[tuple[int, Picks]], voice: Voice) -
     prompts = [[*voice.begin, *voice.encode(part.prompt(row, picks, voice.form))] for row, picks in asked]
     heard = Heard()
     said: list[GreedyAnswer] = greedy_answers(
-        voice.model, prompts, stop_id=voice.encode(STOP)[0], give_up_id=voice.encode(GIVEN_UP)[0],
+        voice.model, prompts, stop_id=voice.encode(STOP)[0], give_up_id=giving_up_token(voice.encode),
         may_give_up=False, max_new_tokens=voice.max_new_tokens, tokens_per_batch=voice.tokens_per_batch,
         device=voice.device, pick=heard.pick, on_batch=heard.end_batch,
     )  # fmt: skip

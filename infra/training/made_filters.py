@@ -17,7 +17,7 @@ from infra.training.made_generator import BETWEEN
 from infra.training.made_hops import names
 from infra.training.made_sources import Source, span_in
 from models.reader_decoding import greedy_answers
-from pipeline.session.prompts import GIVEN_UP, one_line, parse_answer, reader_prompt
+from pipeline.session.prompts import giving_up_token, one_line, parse_answer, reader_prompt
 from pipeline.tasks.contexts import words
 from pipeline.tasks.reading import STOP, Voice
 from pipeline.tasks.scores import answer_f1, holds_answer, normalize_answer
@@ -168,7 +168,7 @@ def _read(
         voice.model,
         prompts,
         stop_id=voice.encode(STOP)[0],
-        give_up_id=voice.encode(GIVEN_UP)[0],
+        give_up_id=giving_up_token(voice.encode),
         may_give_up=False,
         max_new_tokens=voice.max_new_tokens,
         tokens_per_batch=voice.tokens_per_batch,

@@ -17,7 +17,7 @@ import numpy as np
 from models.backbone import Backbone
 from pipeline.session.chooser import Chooser, HybridChooser, fill
 from pipeline.session.ports import ModelRunner
-from pipeline.session.prompts import GIVEN_UP, STOP_TEXTS, ParsedAnswer, PromptForm, parse_answer
+from pipeline.session.prompts import STOP_TEXTS, ParsedAnswer, PromptForm, giving_up_token, parse_answer
 from pipeline.session.sentences import Candidate
 from pipeline.tasks.scores import normalize_answer
 
@@ -203,18 +203,14 @@ def _read_one(
     stopped: threading.Event,
 ) -> Reading:
     """Generate the answer that the reader gives when it must, and score it."""
-    unknown, end = backbone.encode(GIVEN_UP)[0], backbone.encode(STOP_TEXTS[0])[:1]
-    adapted = form == "adapted"
-    written = list(
-        backbone.generate(
-            prompt, cache, limit, STOP_TEXTS, stopped.is_set, suppress_first=[unknown] if adapted else []
-        )
-    )
+    unknown, end = giving_up_token(backbone.encode), backbone.encode(STOP_TEXTS[0])[:1]
+    barred = [unknown] if form == "adapted" and unknown is not None else []
+    written = list(backbone.generate(prompt, cache, limit, STOP_TEXTS, stopped.is_set, suppress_first=barred))
     whole = backbone.score(prompt, [*written, *end], cache)
     margin = 0.0
-    if adapted:
+    if barred:
         other = written[0] if written else end[0]
-        margin = backbone.score(prompt, [unknown], cache) - backbone.score(prompt, [other], cache)
+        margin = backbone.score(prompt, barred, cache) - backbone.score(prompt, [other], cache)
     return Reading(
         written=tuple(written),
         parsed=parse_answer(backbone.decode(written)),

@@ -21,7 +21,14 @@ from pipeline.session.config import SessionConfig
 from pipeline.session.guard import is_order
 from pipeline.session.hops import HopChooser, leads_on
 from pipeline.session.ports import Library, ModelRunner, Query
-from pipeline.session.prompts import GIVEN_UP, STOP_TEXTS, PromptForm, parse_answer, reader_prompt
+from pipeline.session.prompts import (
+    GIVEN_UP,
+    STOP_TEXTS,
+    PromptForm,
+    giving_up_token,
+    parse_answer,
+    reader_prompt,
+)
 from pipeline.session.sentences import Candidate, candidates
 from pipeline.store.records import Passage
 
@@ -193,9 +200,14 @@ def _write(
     limit = min(question.max_new_tokens or config.max_new_tokens, config.max_new_tokens_limit)
     job = partial(backbone.generate, ids, cache, limit, STOP_TEXTS, stopped.is_set)
     written = yield from _tell(job, parts)
-    unknown = backbone.encode(GIVEN_UP)[0]
-    gave_up = written[:1] == [unknown] and parts.form == "adapted" and not stopped.is_set()
-    if gave_up and config.give_up_margin > 0 and _is_hasty(ids, cache, unknown, parts):
+    unknown = giving_up_token(backbone.encode)
+    thinks_over = parts.form == "adapted" and config.give_up_margin > 0 and not stopped.is_set()
+    if (
+        thinks_over
+        and unknown is not None
+        and written[:1] == [unknown]
+        and _is_hasty(ids, cache, unknown, parts)
+    ):
         written = yield from _tell(partial(job, suppress_first=[unknown]), parts)
     parsed = parse_answer(backbone.decode(written))
     tokens = Tokens(

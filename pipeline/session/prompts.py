@@ -7,7 +7,7 @@ model that was never tuned (measured: one example reads better than none or thre
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,6 +61,16 @@ def reader_prompt(
 def article_head(title: str, date: str = "") -> str:
     """How an article is named before its text: "Title (date)"."""
     return f"{one_line(title)} ({date})" if date else one_line(title)
+
+
+def giving_up_token(encode: Callable[[str], list[int]]) -> int | None:
+    """The id that means giving up and begins no other answer (Gemma has one); `encode` adds no special tokens.
+
+    None where the vocabulary spells GIVEN_UP in several tokens: the first of them begins other answers too, so it
+    must neither be barred nor taken for giving up; what is said tells then (`parse_answer`).
+    """
+    first, *more = encode(GIVEN_UP)
+    return None if more else first
 
 
 def target_text(answer: str | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from models.reader_decoding import GreedyAnswer, greedy_answers
 from models.reader_scoring import answer_losses
-from pipeline.session.prompts import GIVEN_UP, PromptForm, parse_answer, target_text
+from pipeline.session.prompts import PromptForm, giving_up_token, parse_answer, target_text
 from pipeline.tasks.material import Material
 from pipeline.tasks.scores import answer_f1
 
@@ -70,28 +70,30 @@ class MaterialReader:
     F1 is of the answer that the reader gives when it must answer; `margin` tells by how much it would rather give
     up (docs/reader.md). A question without an answer is read rightly by giving up: its F1 is 1 then, else 0, its
     loss that of giving up, its margin -inf, so that nothing is taken off again. Without `want_loss` losses are NaN.
+
+    A reader whose vocabulary has no token that means giving up alone cannot be made to answer: its F1 is of what it
+    says, its margin inf where that is giving up and -inf where it answers.
     """
 
     def __init__(self, material: Material, voice: Voice, want_loss: bool = True) -> None:
         self.material, self.voice, self._want_loss = material, voice, want_loss
-        self._give_up = voice.encode(GIVEN_UP)[0]
+        self._give_up = giving_up_token(voice.encode)
         self.num_read = self.num_tokens = 0
 
     def outcomes(self, requests: Sequence[tuple[int, tuple[int, ...]]]) -> list[tuple[float, float, float]]:
         """(f1, loss, margin) of each request, in order."""
         if not requests:
             return []
-        voice = self.voice
         prompts, said = self._answers(requests)
         losses = self._losses(requests, prompts) if self._want_loss else [math.nan] * len(requests)
         found = []
         for (row, _), answer, loss in zip(requests, said, losses, strict=True):
             golds = self.material.questions[row].answers
+            text, margin = self._heard(answer)
             if golds:
-                text = parse_answer(voice.decode(answer.ids)).text
-                found.append((answer_f1(text, golds), loss, answer.margin))
+                found.append((answer_f1(text, golds), loss, margin))
             else:
-                found.append((float(answer.margin > 0), loss, -math.inf))
+                found.append((float(margin > 0), loss, -math.inf))
         self.num_read += len(requests)
         self.num_tokens += sum(map(len, prompts))
         return found
@@ -112,9 +114,9 @@ class MaterialReader:
         losses = self._losses(requests, prompts) if self._want_loss else [math.nan] * len(requests)
         found = []
         for (row, _), answer, loss, surprise in zip(requests, said, losses, own, strict=True):
-            text = parse_answer(voice.decode(answer.ids)).text
+            text, margin = self._heard(answer)
             f1 = answer_f1(text, self.material.questions[row].answers)
-            found.append(Spoken(f1, loss, answer.margin, -surprise, len(answer.ids), text))
+            found.append(Spoken(f1, loss, margin, -surprise, len(answer.ids), text))
         self.num_read += len(requests)
         self.num_tokens += sum(map(len, prompts))
         return found
@@ -139,6 +141,13 @@ class MaterialReader:
             device=voice.device,
         )
         return prompts, said
+
+    def _heard(self, answer: GreedyAnswer) -> tuple[str, float]:
+        """The answer's text, and by how much the reader would rather give up."""
+        parsed = parse_answer(self.voice.decode(answer.ids))
+        if self._give_up is not None:
+            return parsed.text, answer.margin
+        return parsed.text, math.inf if parsed.given_up else -math.inf
 
     def _losses(
         self, requests: Sequence[tuple[int, tuple[int, ...]]], prompts: Sequence[list[int]]

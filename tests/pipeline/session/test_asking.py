@@ -183,6 +183,25 @@ def test_hasty_giving_up_is_thought_over(library: ShardLibrary, margin: float, g
     assert done(ask(plain))["given_up"]
 
 
+class _Spelled(_Unsure):
+    """A model that spells giving up in two tokens, the first of which opens its answer too."""
+
+    def encode(self, text: str) -> list[int]:
+        spelled: list[int] = self._model.encode(text)
+        return [*self._model.encode(" pier"), self.unknown] if text == GIVEN_UP else spelled
+
+    def generate(self, *arguments: Any, suppress_first: Sequence[int] = (), **more: Any) -> Iterator[int]:
+        yield from self._model.encode(" ship" if suppress_first else " pier 7")
+
+
+def test_an_answer_that_begins_like_giving_up_is_told_as_it_is(library: ShardLibrary) -> None:
+    """Where no token means giving up alone, none is barred: what was written stands."""
+    from dataclasses import replace
+
+    result = done(ask(replace(ask_parts(library), adapted=True, backbone=_Spelled(0.5))))
+    assert (result["given_up"], result["text"]) == (False, "pier 7")
+
+
 @pytest.mark.parametrize(
     "fields", [{"text": " "}, {"passages": 0}, {"token_budget": 0}, {"since_ms": 5, "as_of_ms": 4}], ids=str
 )
