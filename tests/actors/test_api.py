@@ -22,7 +22,7 @@ from actors.serve_config import ServeConfig
 from actors.session_service import Refused, SessionService
 from pipeline.session.state import SessionKey
 from tests.actors.session_support import make_service
-from tests.pipeline.session.support import STREAM, ShardLibrary, article, record
+from tests.pipeline.session.support import STREAM, ShardLibrary, article, record, stocked
 
 ASK = f"/v1/streams/{STREAM}/ask"
 CHAT = "/v1/chat/completions"
@@ -59,10 +59,11 @@ class Client:
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShardLibrary]:
     """A store with five articles of the stream."""
-    shelf = ShardLibrary(tmp_path_factory.mktemp("store"))
-    shelf.add(*(article(n, url=f"https://courier.example/{n}") for n in range(1, 6)))
-    yield shelf
-    shelf.close()
+    with stocked(
+        tmp_path_factory.mktemp("store"),
+        *(article(n, url=f"https://courier.example/{n}") for n in range(1, 6)),
+    ) as shelf:
+        yield shelf
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from pipeline.session.policy_chooser import PolicyChooser
 from pipeline.session.state import SessionKey
 from pipeline.session.summary import SummaryRequest
 from tests.actors.session_support import make_service
-from tests.pipeline.session.support import KEY, ShardLibrary, article, record
+from tests.pipeline.session.support import KEY, ShardLibrary, article, record, stocked
 from tests.pipeline.session.test_policy_chooser import embed, policy
 
 ASKED = Question(text="Which pier opened?")
@@ -33,10 +33,8 @@ ASKED = Question(text="Which pier opened?")
 @pytest.fixture
 def library(tmp_path: Path) -> Iterator[ShardLibrary]:
     """A store with five articles."""
-    shelf = ShardLibrary(tmp_path / "store")
-    shelf.add(*(article(n) for n in range(5)))
-    yield shelf
-    shelf.close()
+    with stocked(tmp_path / "store", *(article(n) for n in range(5))) as shelf:
+        yield shelf
 
 
 @pytest.fixture

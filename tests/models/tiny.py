@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from models.cache import CacheConfig
 from models.hf import HfBackbone, HfConfig
+from models.hf.captured import CapturedSteps
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,0123456789"
 VOCABULARY = 3 + len(LETTERS)  # <eos>, <bos>, <turn>, then one token a letter
@@ -68,6 +71,18 @@ def backbone(seed: int = 0, **changes: Any) -> HfBackbone:
     with TemporaryDirectory() as folder:
         save(Path(folder) / "tiny", seed=seed, model_config=config(**changes))
         return HfBackbone.load(HfConfig(model=str(Path(folder) / "tiny"), device="cpu", prompt_block=32))
+
+
+@contextlib.contextmanager
+def in_fixed_shapes() -> Iterator[HfBackbone]:
+    """The tiny backbone, which decodes in fixed shapes as a GPU's would, but not captured; as it was on leaving."""
+    found = backbone()
+    before = found.steps
+    found.steps = CapturedSteps(found, enabled=True, capture=False)
+    try:
+        yield found
+    finally:
+        found.steps = before
 
 
 def budgets(**changes: Any) -> CacheConfig:

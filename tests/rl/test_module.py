@@ -118,13 +118,12 @@ def test_rllib_ppo_learns_and_survives_the_killing_of_a_runner(local_ray: None, 
         ),
         num_env_runners=1, num_envs=16, train_batch=384, minibatch=128, lr=1e-3, entropy_weight=0.02,
     )  # fmt: skip
-    job = PpoJob(
-        tmp_path / "material",
-        tmp_path / "rows.npy",
-        network_config(),
-        config,
-        readings=tmp_path / "readings.npz",
-    )
+
+    def a_job() -> PpoJob:
+        rows, readings = tmp_path / "rows.npy", tmp_path / "readings.npz"
+        return PpoJob(tmp_path / "material", rows, network_config(), config, readings=readings)
+
+    job = a_job()
     try:
         first = job.step()
         assert first["episode_return"] < 0.5
@@ -147,13 +146,7 @@ def test_rllib_ppo_learns_and_survives_the_killing_of_a_runner(local_ray: None, 
         before, _ = network(observed)
     finally:
         job.close()
-    other = PpoJob(
-        tmp_path / "material",
-        tmp_path / "rows.npy",
-        network_config(),
-        config,
-        readings=tmp_path / "readings.npz",
-    )
+    other = a_job()
     try:
         other.restore(tmp_path / "checkpoint")
         after, _ = other.network()(observed)

@@ -25,11 +25,8 @@ from tests.models import tiny
 @pytest.fixture
 def backbone() -> Iterator[HfBackbone]:
     """The tiny backbone, which decodes in fixed shapes as a GPU's would, but not captured."""
-    found = tiny.backbone()
-    before = found.steps
-    found.steps = CapturedSteps(found, enabled=True, capture=False)
-    yield found
-    found.steps = before
+    with tiny.in_fixed_shapes() as found:
+        yield found
 
 
 def _plainly(backbone: HfBackbone) -> None:

@@ -16,7 +16,6 @@ from models.cache.full_layer import RotatingLayer
 from models.cache.rotating import RotatingCompressiveCache
 from models.cache.svd import SvdCompressor
 from models.hf import HfBackbone, HfConfig
-from models.hf.captured import CapturedSteps
 from models.hf.session_decoding import SessionDecoding
 from tests.models import tiny
 
@@ -32,11 +31,8 @@ FORMS: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def backbone() -> Iterator[HfBackbone]:
     """The tiny backbone, which decodes in fixed shapes as a GPU's would, but not captured."""
-    found = tiny.backbone()
-    before = found.steps
-    found.steps = CapturedSteps(found, enabled=True, capture=False)
-    yield found
-    found.steps = before
+    with tiny.in_fixed_shapes() as found:
+        yield found
 
 
 def _session(backbone: HfBackbone, tokens: int, seed: int, **budgets: Any) -> RotatingCompressiveCache:

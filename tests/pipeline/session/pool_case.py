@@ -14,7 +14,7 @@ from pipeline.session.pool import SessionPool
 from pipeline.session.state import SessionKey
 from pipeline.source import Record
 from tests.actors.session_support import make_pool
-from tests.pipeline.session.support import KEY, ShardLibrary, article, new_session, record
+from tests.pipeline.session.support import KEY, ShardLibrary, article, new_session, record, stocked
 
 TOPIC = [record(n, article(n)) for n in range(8)]
 
@@ -22,10 +22,8 @@ TOPIC = [record(n, article(n)) for n in range(8)]
 @pytest.fixture
 def library(tmp_path: Path) -> Iterator[ShardLibrary]:
     """A store with the topic's articles."""
-    shelf = ShardLibrary(tmp_path / "store")
-    shelf.add(*(article(n) for n in range(8)))
-    yield shelf
-    shelf.close()
+    with stocked(tmp_path / "store", *(article(n) for n in range(8))) as shelf:
+        yield shelf
 
 
 @pytest.fixture

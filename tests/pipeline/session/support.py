@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -104,6 +106,17 @@ class ShardLibrary(OneShardLibrary):
         batch = list(records)
         self._offset += len(batch)
         self._shard.append(batch, {("news", 0): self._offset}, 1)
+
+
+@contextlib.contextmanager
+def stocked(root: Path, *articles: Article) -> Iterator[ShardLibrary]:
+    """A store in `root` that holds these articles; closed on leaving."""
+    shelf = ShardLibrary(root)
+    try:
+        shelf.add(*articles)
+        yield shelf
+    finally:
+        shelf.close()
 
 
 def ask_parts(library: Any, **changes: Any) -> AskParts:

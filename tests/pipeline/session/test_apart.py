@@ -26,7 +26,7 @@ from pipeline.session.ports import InlineRunner
 from pipeline.session.prompts import GIVEN_UP
 from pipeline.session.sentences import Candidate
 from tests.models.retriever.pair_case import reader
-from tests.pipeline.session.support import ShardLibrary, article, ask_parts
+from tests.pipeline.session.support import ShardLibrary, article, ask_parts, stocked
 from tests.pipeline.session.test_asking import ask, done, read_ids
 from tests.pipeline.session.test_policy_chooser import CANDIDATES, embed, policy
 
@@ -200,10 +200,8 @@ def test_what_a_run_lacks_is_not_shipped(tmp_path: Path) -> None:
 @pytest.fixture
 def library(tmp_path: Path) -> Iterator[ShardLibrary]:
     """A store with articles 1 to 5."""
-    shelf = ShardLibrary(tmp_path / "shelf")
-    shelf.add(*(article(n) for n in range(1, 6)))
-    yield shelf
-    shelf.close()
+    with stocked(tmp_path / "shelf", *(article(n) for n in range(1, 6))) as shelf:
+        yield shelf
 
 
 def test_a_session_reads_apart_where_it_is_told_to(library: ShardLibrary) -> None:

@@ -20,6 +20,7 @@ from tests.pipeline.session.support import (
     backbone,
     new_session,
     record,
+    stocked,
 )
 
 VIEW = View(stream=STREAM, cache=None, session_bytes=123, lag=Lag(records=4, seconds=1.5))
@@ -28,10 +29,8 @@ VIEW = View(stream=STREAM, cache=None, session_bytes=123, lag=Lag(records=4, sec
 @pytest.fixture
 def library(tmp_path: Path) -> Iterator[ShardLibrary]:
     """A store with articles 1 to 5, and one of another stream."""
-    shelf = ShardLibrary(tmp_path)
-    shelf.add(*(article(n) for n in range(1, 6)), article(9, stream="elsewhere"))
-    yield shelf
-    shelf.close()
+    with stocked(tmp_path, *(article(n) for n in range(1, 6)), article(9, stream="elsewhere")) as shelf:
+        yield shelf
 
 
 def ask(parts: AskParts, text: str = "Which pier opened?", view: View = VIEW, **fields: Any) -> list[Event]:

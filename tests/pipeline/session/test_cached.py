@@ -15,7 +15,16 @@ from pipeline.session.asking import AskParts, View
 from pipeline.session.chooser import HybridChooser
 from pipeline.session.sentences import Candidate
 from tests.actors.session_support import make_pool
-from tests.pipeline.session.support import KEY, STREAM, ShardLibrary, article, ask_parts, new_session, record
+from tests.pipeline.session.support import (
+    KEY,
+    STREAM,
+    ShardLibrary,
+    article,
+    ask_parts,
+    new_session,
+    record,
+    stocked,
+)
 from tests.pipeline.session.test_asking import ask, done
 
 UNLIKE = {
@@ -28,11 +37,9 @@ UNLIKE = {
 @pytest.fixture
 def library(tmp_path: Path) -> Iterator[ShardLibrary]:
     """Articles about piers, and two later ones about something else."""
-    shelf = ShardLibrary(tmp_path / "store")
-    shelf.add(*(article(n) for n in range(1, 6)))
-    shelf.add(*(article(n, text=text, title=f"News {n}") for n, text in UNLIKE.items()))
-    yield shelf
-    shelf.close()
+    with stocked(tmp_path / "store", *(article(n) for n in range(1, 6))) as shelf:
+        shelf.add(*(article(n, text=text, title=f"News {n}") for n, text in UNLIKE.items()))
+        yield shelf
 
 
 class Listening(HybridChooser):

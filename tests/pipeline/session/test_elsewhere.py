@@ -20,8 +20,8 @@ from pipeline.session.session import Session
 from pipeline.session.state import SessionState
 from pipeline.source import Record
 from tests.actors.session_support import ListTail, make_pool
-from tests.pipeline.session.support import KEY, ShardLibrary, article, new_session, record
-from tests.pipeline.session.test_pool import caught_up, until
+from tests.pipeline.session.pool_case import caught_up, until
+from tests.pipeline.session.support import KEY, ShardLibrary, article, new_session, record, stocked
 
 LATER = {"updated": "2024-03-20T00:00:00Z"}
 MOVED = article(1, **LATER, stream="elsewhere", text="Pier 1 stays shut, the other desk now says.")
@@ -31,10 +31,8 @@ TOPIC = [record(n, article(n)) for n in range(4)]
 @pytest.fixture
 def library(tmp_path: Path) -> Iterator[ShardLibrary]:
     """A store with the topic's articles."""
-    shelf = ShardLibrary(tmp_path / "store")
-    shelf.add(*(article(n) for n in range(4)))
-    yield shelf
-    shelf.close()
+    with stocked(tmp_path / "store", *(article(n) for n in range(4))) as shelf:
+        yield shelf
 
 
 class _Seen:

@@ -12,7 +12,7 @@ from pipeline.session.asking import View, answer
 from pipeline.session.chooser import HybridChooser
 from pipeline.session.hops import HopChooser, leads_on, names, new_names
 from pipeline.session.sentences import Candidate
-from tests.pipeline.session.support import STREAM, ShardLibrary, article, ask_parts
+from tests.pipeline.session.support import STREAM, ShardLibrary, article, ask_parts, stocked
 
 
 @pytest.mark.parametrize(
@@ -74,17 +74,16 @@ def test_new_name_is_the_one_that_stands_beside_the_root_most_often() -> None:
 @pytest.fixture
 def library(tmp_path: Path) -> Iterator[ShardLibrary]:
     """A sponsor in one article, its seat in another, and much that only sounds alike."""
-    shelf = ShardLibrary(tmp_path)
-    shelf.add(
+    with stocked(
+        tmp_path,
         article(1, title="Shirts", text="The shirts of Delta Rovers carry the name of Zephoss Health."),
         article(2, title="Seats", text="Zephoss Health keeps its seat in Ostisham since last year."),
         *(
             article(n, title="Towns", text=f"The town where company {n} is based is called Quarl{n} by name.")
             for n in range(3, 30)
         ),
-    )
-    yield shelf
-    shelf.close()
+    ) as shelf:
+        yield shelf
 
 
 def test_second_search_finds_what_the_first_cannot(library: ShardLibrary) -> None:

@@ -22,6 +22,7 @@ from pipeline.session.session import Session
 from pipeline.session.snapshot import Snapshot
 from pipeline.session.state import SessionState
 from tests.actors.session_support import make_pool
+from tests.pipeline.session.pool_case import caught_up, until
 from tests.pipeline.session.support import (
     CACHE,
     KEY,
@@ -32,8 +33,8 @@ from tests.pipeline.session.support import (
     new_session,
     parts,
     record,
+    stocked,
 )
-from tests.pipeline.session.test_pool import caught_up, until
 
 WIDE = replace(CACHE, latent_blocks=16)  # holds all of a short stream
 CORRECTED = article(2, updated="2024-03-20T00:00:00Z", text="Pier 2 stays shut, the council now says.")
@@ -50,11 +51,9 @@ NEVER_READ = [record(n, a) for n, a in enumerate([*map(article, (0, 3, 4, 6)), C
 @pytest.fixture
 def library(tmp_path: Path) -> Iterator[ShardLibrary]:
     """The store as it is once it has taken in all of SHORT."""
-    shelf = ShardLibrary(tmp_path / "store")
-    shelf.add(*(article(n) for n in (*range(5), 6)), CORRECTED, article(8))
-    shelf.delete("a1")
-    yield shelf
-    shelf.close()
+    with stocked(tmp_path / "store", *(article(n) for n in (*range(5), 6)), CORRECTED, article(8)) as shelf:
+        shelf.delete("a1")
+        yield shelf
 
 
 def _wide(**changes: object) -> Session:
