@@ -36,7 +36,8 @@ STAGED_TRUSTS = (0.6, 0.75, 0.85, 0.95)
 WITHIN = 0.98
 """A point may read at most this share of the best simple method's tokens on dev questions."""
 SHOWN_BIAS = -4.0
-LEARNED = ("reinforce", "plain_ppo")
+LEARNED = ("reinforce", "plain_ppo", "reinforce_rewarded", "plain_ppo_rewarded")
+"""What may stand for "the policy"; `_rewarded` sees pair readers that reward trained too."""
 READINGS = ("", APART, STAGED)
 Curve = Sequence[Mapping[str, Any]]
 Key = tuple[str, int, float, float]

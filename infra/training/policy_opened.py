@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -15,12 +17,14 @@ from infra.training.policy_apart import (
 )
 from infra.training.policy_pairs import (
     BOTH,
+    FOLDS,
     PAIRS_BOTH,
     PLACES,
     kinds_of,
     with_scores,
 )
 from infra.training.policy_readers import open_readers, readings_of
+from infra.training.policy_stages import REWARDED
 from models.retriever.trust import KINDS, Combination
 from pipeline.tasks.material import Material
 from rl.episodes import Outcome, OutcomeReader, Readings
@@ -29,15 +33,53 @@ Given = argparse.Namespace
 """The options of `infra.training.policy_gpu`."""
 
 
+ARMS = "arms.json"
+"""What `policy_rewarded` says of its pair readers, under OUT."""
+LABELS = "labels"
+"""The arm without reward."""
+LONGER = "longer"
+"""With REWARDED: the scores that policies see of the best arm, and of the one without reward."""
+
+
 def seen_place(given: Given) -> str:
     """Where under OUT the scores lie that policies see."""
     return PAIRS_BOTH if given.pair_features == BOTH else PLACES[kinds_of(given.pair_base)[0]]
 
 
-def open_material(given: Given) -> Material:
-    """The material with the pair reader's features, where it has looked."""
+def arm_home(out: Path, arm: str) -> Path:
+    """Where an arm's pair readers lie, as a run's own do under OUT."""
+    return out / "arms" / arm
+
+
+def best_arm(out: Path) -> str:
+    """The form whose first picks are worth most; FileNotFoundError before the stage `rewarded` has ended."""
+    path = out / ARMS
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: run the stage rewarded to its end first")
+    return str(json.loads(path.read_text())["best"])
+
+
+def seen_by(given: Given, scores: str, seed: int = 0) -> Path:
+    """Where the scores lie that a policy of this seed sees: `scores` is "", `rewarded` or `longer`.
+
+    Of `rewarded` the seed's own pair readers (seeds in turn) where all their folds are there, else the first's;
+    FileNotFoundError where there are none.
+    """
+    if not scores:
+        return Path(given.out / seen_place(given))
+    arm = LABELS if scores == LONGER else best_arm(given.out)
+    own = seed % given.arm_seeds
+    for name in (*([f"{arm}-{own}"] if scores == REWARDED and own else []), arm):
+        place = arm_home(given.out, name) / seen_place(given)
+        if all((place / fold / "scores.npz").exists() for fold in FOLDS):
+            return place
+    raise FileNotFoundError(f"{place} has not all folds: run the stage rewarded_whole to its end first")
+
+
+def open_material(given: Given, scores: str = "", seed: int = 0) -> Material:
+    """The material with the pair reader's features, where it has looked; `scores` as in `seen_by`."""
     material = Material.load(given.out / "material")
-    pairs = given.out / seen_place(given)
+    pairs = seen_by(given, scores, seed)
     return with_scores(material, pairs) if pairs.exists() else material
 
 

@@ -124,6 +124,13 @@ def names_to_judge(
     return made
 
 
+def scores_seen(name: str, policies: Path) -> tuple[str, int]:
+    """Whose pair features a method's policy sees, as its record says (`policy_opened.seen_by`), and its seed."""
+    record = policies / name / "record.json"
+    told = json.loads(record.read_text()) if is_policy(name) and record.is_file() else {}
+    return str(told.get("scores", "")), int(told.get("seed", 0))
+
+
 def network_of(name: str, policies: Path, device: str) -> PolicyNetwork | None:
     """The policy of a method, None where it has none; `supervised_apart-0` is `supervised-0`."""
     if not is_policy(name):

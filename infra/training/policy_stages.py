@@ -35,6 +35,8 @@ LEARNING = ("reinforce", "plain_ppo")
 READINGS = ("together", "apart")
 MINED = ("minimal", "picker")
 """Supervised by minimal sufficient sets: mined as ours are, or as Context-Picker's (arXiv 2512.14465)."""
+REWARDED = "rewarded"
+"""What `PolicyJob.scores` says of pair readers that reward trained."""
 MULTI_HOP = ("hotpot", "musique")
 """Sets with few training questions, of two hops and more, that a job may weigh up."""
 MADE_TO_ANSWER = math.inf
@@ -57,6 +59,8 @@ class PolicyJob:
     """How what it chooses is read, so what it is paid for."""
     multi_hop: int = 1
     """How often a question of `MULTI_HOP` stands among those that it learns from."""
+    scores: str = ""
+    """Whose pair features it sees: the label-trained readers', `rewarded` or `longer` (`policy_opened.seen_by`)."""
 
     @property
     def name(self) -> str:
@@ -64,11 +68,19 @@ class PolicyJob:
         return f"{self.kind}-{self.seed}"
 
 
-def taught_jobs(seeds: Sequence[int]) -> list[PolicyJob]:
-    """Policies that learn from labels, the warm starts: every seed, and one without the pair reader."""
+def taught_jobs(seeds: Sequence[int], arms: Sequence[str] = ()) -> list[PolicyJob]:
+    """Policies that learn from labels, the warm starts: every seed, and one without the pair reader.
+
+    `arms`: every seed over these pair readers' scores too, `supervised_rewarded` and `supervised_longer`.
+    """
     return [
         *(PolicyJob(kind="supervised", algorithm="supervised", seed=seed) for seed in seeds),
         PolicyJob(kind="supervised_without_pair", algorithm="supervised", seed=seeds[0], pair=False),
+        *(
+            PolicyJob(kind=f"supervised_{scores}", algorithm="supervised", seed=seed, scores=scores)
+            for scores in arms
+            for seed in seeds
+        ),
     ]
 
 
@@ -78,15 +90,22 @@ def routed_jobs(seeds: Sequence[int]) -> list[PolicyJob]:
 
 
 def reward_jobs(
-    seeds: Sequence[int], prices: Sequence[float] = (), *, together: bool = False, multi_hop: int = 1
-) -> list[PolicyJob]:
+    seeds: Sequence[int], prices: Sequence[float] = (), *, together: bool = False, multi_hop: int = 1,
+    rewarded: bool = False,
+) -> list[PolicyJob]:  # fmt: skip
     """Policies that learn by reward: both algorithms in both readings, every seed; one a reading without pairs.
 
     `prices`: other prices of a token, PPO read together, the first seed. `together`: none that is read apart.
-    `multi_hop` above 1: also `reinforce_hops`, which meets multi-hop questions so often.
+    `multi_hop` above 1: also `reinforce_hops`, which meets multi-hop questions so often. `rewarded`: first of all
+    both algorithms over the scores of pair readers that reward trained.
     """
     first = seeds[0]
-    made = []
+    made = [
+        PolicyJob(kind=f"{kind}_{REWARDED}", algorithm=kind, seed=seed, scores=REWARDED)
+        for kind in LEARNING
+        for seed in seeds
+        if rewarded
+    ]
     for reading, ending in (("together", ""), ("apart", "_apart"))[: 1 if together else 2]:
         told: Any = {"reading": reading}
         made += [
@@ -173,7 +192,8 @@ def train_one(
     record = begin_record(job, len(rows))
     warm: list[dict[str, float]] = []
     before = folder / "loop.pt"
-    taught = out / f"supervised{'' if job.pair else '_without_pair'}-{job.seed}" / "carried"
+    of_scores = f"_{job.scores}" if job.scores else "" if job.pair else "_without_pair"
+    taught = out / f"supervised{of_scores}-{job.seed}" / "carried"
     if job.algorithm == "router":
         if losses is None:
             raise ValueError("losses: given none; allowed: those of single readings, for a router")

@@ -248,13 +248,13 @@ def backward(
     The worth is 0 where the form does not look at it.
     """
     size = config.together or len(batch)
-    found: dict[str, list[Tensor]] = {"loss": [], "worth": [], "labels": []}
+    found: dict[str, list[Tensor]] = {"loss": [], "worth": [], "label_loss": []}
     for at in range(0, len(batch), size):
         part = batch[at : at + size]
         share = len(part) / len(batch)
         loss, worth, labels = _loss(reader, part, config, chance)
         (loss * share).backward()  # type: ignore[no-untyped-call]
-        for name, value in (("loss", loss), ("worth", worth), ("labels", labels)):
+        for name, value in (("loss", loss), ("worth", worth), ("label_loss", labels)):
             found[name].append(value.detach() * share)
     return {name: torch.stack(values).sum() for name, values in found.items()}
 

@@ -1,0 +1,114 @@
+"""Reward over labels on all sets together: the mean of the sets' gains, its interval, and each seed's.
+
+Points are those that dev questions choose for each policy and seed (`policy_evaluation.at_no_more_tokens`); gains
+are question by question against the policies that learned from labels alone, over the label-trained pair readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from infra.training.policy_evaluation import (
+    LEARNED,
+    Curves,
+    Each,
+    at_no_more_tokens,
+    best_simple,
+    key_of,
+    others_dev,
+)
+from infra.training.policy_points import is_policy, kind_of
+
+LABELLED = ("supervised", "supervised_longer")
+"""What is compared with: labels alone, and labels alone with as many steps of the pair reader as reward had."""
+COMPARED = (*LEARNED, "supervised_rewarded", "supervised_longer")
+DRAWS = 2_000
+BySeed = Mapping[str, Sequence[Each]]
+"""F1 question by question of each seed, by the set."""
+
+
+def chosen_scores(curves: Curves) -> dict[str, dict[str, list[Each]]]:
+    """{kind: {set: [F1 question by question of each seed]}} at the points that dev questions choose."""
+    found: dict[str, dict[str, list[Each]]] = {}
+    for dataset in curves.sets:
+        dev, test = curves.of(dataset, "dev") or others_dev(curves, dataset), curves.of(dataset, "test")
+        each = curves.scores.get(("test", dataset), {})
+        if not dev or not test:
+            continue
+        simple = best_simple(test)
+        for name in sorted({p["name"] for p in test if is_policy(p["name"])}):
+            point = at_no_more_tokens(name, dev, test, simple)
+            if point is not None and key_of(point) in each:
+                found.setdefault(kind_of(name), {}).setdefault(dataset, []).append(each[key_of(point)])
+    return found
+
+
+def gains(ours: BySeed, theirs: BySeed, seed: int = 0) -> dict[str, Any] | None:
+    """Points of F1 on the mean of the sets that both have, with a 95% bootstrap interval over the questions.
+
+    `seeds`: the same of each seed by itself, by what the other kind's seed of its number has; None without a set.
+    """
+    sets = [name for name in ours if name in theirs]
+    if not sets:
+        return None
+    chance = np.random.default_rng(seed)
+    means, draws = [], np.zeros(DRAWS)
+    for name in sets:
+        gap = 100 * (np.mean(ours[name], axis=0) - np.mean(theirs[name], axis=0))
+        means.append(float(gap.mean()))
+        draws += gap[chance.integers(0, len(gap), (DRAWS, len(gap)))].mean(1) / len(sets)
+    count = min(len(each[name]) for each in (ours, theirs) for name in sets)
+    own = [
+        float(np.mean([100 * (ours[name][at] - theirs[name][at]).mean() for name in sets]))
+        for at in range(count)
+    ]
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return {
+        "gain": round(float(np.mean(means)), 2), "low": round(float(low), 2), "high": round(float(high), 2),
+        "seeds": [round(each, 2) for each in own],
+        "spread": round(float(np.std(own, ddof=1)), 2) if count > 1 else None,
+        "sets": dict(zip(sets, (round(each, 2) for each in means), strict=True)),
+    }  # fmt: skip
+
+
+def over_supervised(curves: Curves, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """{than: {kind: gains}}; `policy` is on each set the kind that its dev questions choose (`policy_<set>`)."""
+    found = chosen_scores(curves)
+    policy = {
+        dataset: found[kind][dataset]
+        for dataset in curves.sets
+        if (kind := summary.get(f"policy_{dataset}")) in found and dataset in found[kind]
+    }
+    every: dict[str, BySeed] = {"policy": policy, **{kind: found[kind] for kind in COMPARED if kind in found}}
+    out: dict[str, Any] = {}
+    for than in LABELLED:
+        if than in found:
+            out[than] = {
+                kind: told
+                for kind, scores in every.items()
+                if kind != than and (told := gains(scores, found[than])) is not None
+            }
+    return out
+
+
+def table(found: Mapping[str, Any]) -> list[str]:
+    """The gains as a table in Markdown."""
+    if not found:
+        return []
+    sets = sorted({name for kinds in found.values() for told in kinds.values() for name in told["sets"]})
+    lines = [
+        "", "Reward over labels, F1 points on the mean of the sets, at the points that dev questions choose (95%,",
+        "then each seed, then the sets):", "",
+        f"| over | of | gain | seeds | {' | '.join(sets)} |", "| --- | --- | --- | --- |" + " --- |" * len(sets),
+    ]  # fmt: skip
+    for than, kinds in found.items():
+        for kind, told in kinds.items():
+            cells = " | ".join(str(told["sets"].get(name, "")) for name in sets)
+            seeds = ", ".join(map(str, told["seeds"]))
+            lines.append(
+                f"| {than} | {kind} | {told['gain']} ({told['low']} to {told['high']}) | {seeds} | {cells} |"
+            )
+    return lines
