@@ -1,5 +1,5 @@
 #!/bin/bash
-# pack.sh [PART ...]: makes the parts that infra/gpu_host/jobs want under build/ (ignored by git): reader, policy, subq, fla, ray, weights, served, policy-decoder, head.
+# pack.sh [PART ...]: makes the parts that infra/gpu_host/jobs want under build/ (ignored by git): reader, policy, subq, fla, ray, weights, served, policy-decoder, e5, bge, head.
 # Wants `make setup` and DYSRA_DATA; 15 to 20 minutes on two quiet cores for all of them, a part that is there is passed over.
 # A call carries at most 64 MiB, the tree's 6 included (see CONTRIBUTING.md): e.g. carry-0 subq-a head | carry-1 subq-b | reader-1 | …
 set -eu
@@ -27,6 +27,11 @@ for part in "$@"; do
       git archive --format=tar HEAD -- . ':!models/weights/*/*' ':!infra/bench/results' | gzip -6 > build/head/tree.tgz ;;
     weights) mkdir -p build/weights && cp -r models/weights/reader-lora build/weights/ ;;
     served) mkdir -p build/served && cp -r models/weights/retriever models/weights/pair-reader build/served/ ;;  # 13 MiB: judged by policy_small.sh
+    e5|bge)  # 32 MiB in two parts each: encoders for policy.sh's --pair-base, from Maven Central
+      if [ ! -d "build/encoder-$part-0" ]; then
+        "$python" -m infra.training.encoders "$part" --pack build/encoders
+        for folder in "build/encoders/$part"/part-*; do mkdir -p "build/encoder-$part-${folder##*-}" && mv "$folder" "build/encoder-$part-${folder##*-}/"; done
+      fi ;;
     policy-decoder) mkdir -p build/policy-decoder && cp -r models/weights/retriever-decoder build/policy-decoder/ ;;  # 19 MB: apart.sh
     subq)
       [ -f build/subq-data/manifest.json ] || "$python" -m infra.training.subq_pack --out build/subq-data
@@ -56,7 +61,7 @@ for part in "$@"; do
         mkdir -p build/fla/site && "$python" -m zipfile -e build/fla-wheels/*.whl build/fla/site
       fi ;;
     ray) [ -f build/ray-part/part-00 ] || "$python" "$bundle" pack build/ray-part "$(grep '^ray==' constraints.txt | sed 's/ray==/ray[train]==/')" ;;
-    *) echo "pack.sh: given $part; allowed: head weights served policy-decoder subq reader policy fla ray cache-rows kvpress" >&2; exit 2 ;;
+    *) echo "pack.sh: given $part; allowed: head weights served policy-decoder subq reader policy e5 bge fla ray cache-rows kvpress" >&2; exit 2 ;;
   esac
 done
 du -sm build/*/ | sort -k2

@@ -36,7 +36,7 @@ from infra.training.policy_readers import OWN_WORLDS
 from infra.training.policy_served import load_served, served_reader
 from models.retriever.network import PolicyNetwork
 from models.retriever.pair_base import PairRow, PairScorer, pair_columns
-from models.retriever.pair_reader import COMBINED, CONFIG, SHIPPED_PAIR_READER, load_pair_reader
+from models.retriever.pair_reader import COMBINED, CONFIG, DECODER, SHIPPED_PAIR_READER, load_pair_reader
 from models.retriever.storage import load_policy
 from models.retriever.table import FEATURES
 from pipeline.tasks.material import Material
@@ -219,7 +219,7 @@ def scored(part: Material, reader: PairScorer, *, second: bool) -> Material:
 
 def pair_reader_of(policy: Path, carried: Path | None, base: Path | None, device: str) -> PairScorer:
     """The pair reader that a policy brings (else the shipped one), where words of MiniLM are carried too."""
-    from models.retriever.combined_pair import PARTS, CombinedPairReader
+    from models.retriever.combined_pair import CombinedPairReader, parts_of
 
     folder = served_reader(policy) or SHIPPED_PAIR_READER
     body = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -227,10 +227,14 @@ def pair_reader_of(policy: Path, carried: Path | None, base: Path | None, device
         return load_pair_reader(folder, device, base)[0]
     if body.get("kind") != COMBINED:
         return load_served(folder, carried / "minilm", device)
-    decoder = load_pair_reader(folder / PARTS[0], device, base)[0]
-    minilm = load_served(folder / PARTS[1], carried / "minilm", device)
-    first, second = (float(weight) for weight in body["weights"])
-    return CombinedPairReader((decoder, minilm), (first, second))
+    parts = parts_of(body)
+    readers = [
+        load_pair_reader(folder / name, device, base)[0]
+        if name == DECODER
+        else load_served(folder / name, carried / "minilm", device)
+        for name in parts
+    ]
+    return CombinedPairReader(readers, [float(weight) for weight in body["weights"]], parts)
 
 
 def _opened(given: argparse.Namespace) -> Material:

@@ -1,7 +1,7 @@
-"""Both kinds of pair reader as one: the weights of their scores, and the features that policies see of both.
+"""All kinds of pair reader of a run as one: the weights of their scores, and the features that policies see of all.
 
 The weights are fitted on training questions, each scored by the folds that were not trained on it. The first pass
-is known from each kind's scores.npz; the best candidate of both together may be neither's, so the second is read.
+is known from each kind's scores.npz; the best candidate of all together may be no one's, so the second is read.
 OUT/pairs_both/<fold>/scores.npz is as each kind's own; the whole's folder says the weights (the readers themselves
 stay where they are: `policy_ship` puts them together).
 """
@@ -9,9 +9,9 @@ stay where they are: `policy_ship` puts them together).
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 from infra.training.policy_pairs import (
     DECODER,
     FOLDS,
+    KINDS,
     MINILM,
     PAIRS_BOTH,
     PLACES,
@@ -31,16 +32,16 @@ from infra.training.policy_pairs import (
     scores_in,
     texts_asked,
 )
-from models.retriever.combined_pair import PARTS, CombinedPairReader, put_weights
+from models.retriever.combined_pair import CombinedPairReader, parts_of, put_weights
 from models.retriever.pair_base import SCORE_LIMIT
 from models.retriever.pair_reader import CONFIG
 from models.retriever.table import GOLD
 from pipeline.tasks.material import Material
 
 Doubles = npt.NDArray[np.float64]
-KINDS = (DECODER, MINILM)
-"""In the order of `PARTS`."""
 BATCH = 512
+MIX = "pair_mix"
+"""What orders by weighted sums of some kinds are called: `pair_mix_e5_minilm`."""
 
 
 def first_scores(columns: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -48,8 +49,8 @@ def first_scores(columns: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return columns[..., 0] * np.float32(SCORE_LIMIT / 2)
 
 
-def fit_weights(material: Material, out: Path) -> tuple[float, float]:
-    """The weights of the decoder's and of MiniLM's scores that make training questions' labels likeliest.
+def fit_weights(material: Material, out: Path, kinds: Sequence[str] = (DECODER, MINILM)) -> tuple[float, ...]:
+    """The weights of these kinds' scores that make training questions' labels likeliest, in their order.
 
     Rows with a gold candidate: it, or each where all are needed, against the others that hold no answer and "none".
     Rows where nothing tells: "none". ValueError where no training question tells anything.
@@ -67,12 +68,12 @@ def fit_weights(material: Material, out: Path) -> tuple[float, float]:
     shown = torch.from_numpy((present & ((labels == 0) | (labels == GOLD)))[usable])
     firsts = [
         torch.from_numpy(first_scores(scores_in(material, out / PLACES[kind])[rows])).double()
-        for kind in KINDS
+        for kind in kinds
     ]
     right = torch.from_numpy(gold).double()
     every = torch.from_numpy(tables.needs_all[rows])
     none = ~right.any(1)
-    logs = torch.full((2,), float(np.log(0.5)), dtype=torch.float64, requires_grad=True)
+    logs = torch.full((len(kinds),), float(np.log(1 / len(kinds))), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([logs], max_iter=60, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
@@ -88,24 +89,44 @@ def fit_weights(material: Material, out: Path) -> tuple[float, float]:
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call, arg-type]
-    found = logs.detach().exp().tolist()
-    return float(found[0]), float(found[1])
+    return tuple(float(each) for each in logs.detach().exp().tolist())
+
+
+def mixed_orders(material: Material, out: Path) -> dict[str, npt.NDArray[np.float32]]:
+    """The orders [N, K] by weighted sums of two or more kinds, where the folds of three kinds are there."""
+    there = [
+        kind for kind in KINDS if all((out / PLACES[kind] / fold / "scores.npz").exists() for fold in FOLDS)
+    ]
+    firsts = {kind: first_scores(scores_in(material, out / PLACES[kind])) for kind in there}
+    found = {}
+    for count in range(2, len(there) + 1) if len(there) > 2 else ():
+        for kinds in combinations(there, count):
+            weights = fit_weights(material, out, kinds)
+            found["_".join([MIX, *kinds])] = sum(
+                (np.float32(weight) * firsts[kind] for weight, kind in zip(weights, kinds, strict=True)),
+                np.zeros(material.tables.present.shape, np.float32),
+            )
+    return found
 
 
 def combine_fold(
     material: Material, bases: Mapping[str, PairBase], fold: str, out: Path, device: str, say: Say
 ) -> None:
-    """Fit the weights, and make one fold's features of both readers: OUT/pairs_both/<fold>/scores.npz."""
+    """Fit the weights, and make one fold's features of all readers: OUT/pairs_both/<fold>/scores.npz."""
     folder = out / PAIRS_BOTH / fold
     if (folder / "scores.npz").exists():
         return
     began = time.monotonic()
-    weights = fit_weights(material, out)
-    readers = [bases[kind].load(out / PLACES[kind] / fold, device) for kind in KINDS]
-    reader = CombinedPairReader((readers[0], readers[1]), weights)
+    kinds = [kind for kind in KINDS if kind in bases]
+    weights = fit_weights(material, out, kinds)
+    readers = [bases[kind].load(out / PLACES[kind] / fold, device) for kind in kinds]
+    reader = CombinedPairReader(readers, weights, kinds)
     _, scored = fold_rows(material, fold)
-    known = [first_scores(_columns(out / PLACES[kind] / fold, scored)) for kind in KINDS]
-    firsts = np.float32(weights[0]) * known[0] + np.float32(weights[1]) * known[1]
+    known = [first_scores(_columns(out / PLACES[kind] / fold, scored)) for kind in kinds]
+    firsts = sum(
+        (np.float32(weight) * each for weight, each in zip(weights, known, strict=True)),
+        np.zeros_like(known[0]),
+    )
     columns = np.zeros((len(scored), material.tables.num_candidates, 6), np.float32)
     for start in range(0, len(scored), BATCH):
         asked = texts_asked(material, scored[start : start + BATCH])
@@ -114,20 +135,22 @@ def combine_fold(
             columns[at, : len(found)] = found
     folder.mkdir(parents=True, exist_ok=True)
     if fold == FOLDS[-1]:
-        put_weights(folder, weights, {"fold": fold, "fitted_on": "training questions, by folds without them"})
+        about = {"fold": fold, "fitted_on": "training questions, by folds without them"}
+        put_weights(folder, weights, about, kinds)
     part = folder / "scores.part.npz"
     np.savez(part, rows=scored, columns=columns)
     part.rename(folder / "scores.npz")
-    told = dict(zip(PARTS, (round(weight, 4) for weight in weights), strict=True))
+    told = dict(zip(kinds, (round(weight, 4) for weight in weights), strict=True))
     hit = hit_of(material, scored, columns[..., 0])
     say(f"both {fold}: {json.dumps(told)}, hit@1 {hit:.1f}, {time.monotonic() - began:.0f} s")
 
 
 def put_both(home: Path, target: Path, copied: Callable[[Path, Path], Path]) -> Path:
-    """The folder of two readers that a session serves, from a run's; `copied` brings one reader's folder over."""
-    for name, kind in zip(PARTS, KINDS, strict=True):
-        copied(home / PLACES[kind] / "whole", target / name)
-    shutil.copyfile(home / PAIRS_BOTH / "whole" / CONFIG, target / CONFIG)
+    """The folder of all readers that a session serves, from a run's; `copied` brings one reader's folder over."""
+    config = home / PAIRS_BOTH / "whole" / CONFIG
+    for kind in parts_of(json.loads(config.read_text(encoding="utf-8"))):
+        copied(home / PLACES[kind] / "whole", target / kind)
+    (target / CONFIG).write_bytes(config.read_bytes())
     return target
 
 

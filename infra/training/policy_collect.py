@@ -13,6 +13,8 @@ from pathlib import Path
 
 PIECE = 15 << 20
 MOST_FILES = 12
+PAIRS = {"pair": "pairs", "pair_decoder": "pairs_decoder", "pair_e5": "pairs_e5", "pair_bge": "pairs_bge"}
+"""Where the pair readers lie that come home, by the name of their file."""
 
 
 def collect(state: Path, out: Path) -> dict[str, int]:
@@ -30,10 +32,10 @@ def collect(state: Path, out: Path) -> dict[str, int]:
             *sorted(state.glob("trust/*.json")),
             *sorted(state.glob("trust/*/config.json")),
         ],
-        "pair": [path for path in sorted(state.glob("pairs/whole/*")) if path.suffix != ".npz"],
-        "pair_decoder": [
-            path for path in sorted(state.glob("pairs_decoder/whole/*")) if path.suffix != ".npz"
-        ],
+        **{
+            name: [path for path in sorted(state.glob(f"{place}/whole/*")) if path.suffix != ".npz"]
+            for name, place in PAIRS.items()
+        },
         "verifier": [path for path in sorted(state.glob("trust/whole/*")) if path.suffix != ".npz"],
     }
     for name, paths in groups.items():

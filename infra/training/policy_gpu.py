@@ -28,7 +28,7 @@ from infra.training.policy_apart import CHUNK
 from infra.training.policy_collect import collect
 from infra.training.policy_made import MADE, STEPS
 from infra.training.policy_opened import say
-from infra.training.policy_pairs import BOTH, DECODER, FOLDS, MINILM, PAIRS_BOTH, PLACES, kinds_of
+from infra.training.policy_pairs import BOTH, DECODER, FOLDS, KINDS, MINILM, PAIRS_BOTH, PLACES, kinds_of
 from infra.training.policy_work import WORK, jobs_of, trainings
 from models.retriever.pair_reader import CONFIG
 
@@ -178,17 +178,26 @@ def _given() -> argparse.Namespace:
         help="newest articles of a cache that half of newswire's questions bring beside what the search finds",
     )  # fmt: skip
     parser.add_argument(
-        "--pair-base", choices=(MINILM, DECODER, BOTH), default=MINILM,
-        help="what the pair reader is trained over; of both, policies see the decoder's scores",
+        "--pair-base", default=MINILM,
+        help=f"what pair readers are trained over: {', '.join(KINDS)}, several joined by + (both: decoder+minilm); "
+        "of several, policies see the scores of the first of these",
     )  # fmt: skip
     parser.add_argument(
         "--pair-features", choices=("one", BOTH), default="one",
-        help="both: policies see a weighted sum of both pair readers' scores (wants --pair-base both)",
+        help="both: policies see a weighted sum of all pair readers' scores (wants several in --pair-base)",
     )  # fmt: skip
+    parser.add_argument(
+        "--encoders",
+        type=Path,
+        help="folder with e5 and bge, as `encoders --unpack` left it (default: --carried)",
+    )
     parser.add_argument("--pair-epochs", type=float, default=4.0, help="passes of MiniLM's")
     parser.add_argument("--decoder-epochs", type=float, default=3.0, help="passes of the decoder's")
     parser.add_argument("--decoder-candidates", type=int, default=24, help="candidates of a question in one")
     parser.add_argument("--decoder-lr", type=float, default=3e-4)
+    parser.add_argument("--encoder-epochs", type=float, default=4.0, help="passes of e5's and bge's")
+    parser.add_argument("--encoder-candidates", type=int, default=20, help="candidates of a question in one")
+    parser.add_argument("--encoder-lr", type=float, default=8e-5)
     parser.add_argument(
         "--made", type=Path, help="folder of made_questions: pair readers learn these first, then each fold"
     )
@@ -213,9 +222,13 @@ def _given() -> argparse.Namespace:
         help="(its own) several pair readers over the decoder are trained on one device",
     )  # fmt: skip
     given = parser.parse_args()
-    if given.pair_features == BOTH and given.pair_base != BOTH:
+    try:
+        kinds = kinds_of(given.pair_base)
+    except ValueError as error:
+        parser.error(f"--pair-base: {error}")
+    if given.pair_features == BOTH and len(kinds) < 2:
         parser.error(
-            f"--pair-features both wants both kinds of pair readers: given --pair-base {given.pair_base}; "
+            f"--pair-features both wants several kinds of pair readers: given --pair-base {given.pair_base}; "
             "add --pair-base both"
         )
     return given

@@ -12,11 +12,12 @@ import numpy as np
 from infra.training import policy_evaluation as judging
 from infra.training import policy_halves as otherwise
 from infra.training import policy_points as points
+from infra.training.policy_both import mixed_orders
 from infra.training.policy_opened import Given, open_apart, open_material, reader_of, remember, say
 from infra.training.policy_pairs import (
-    BOTH,
     MINILM,
     PLACES,
+    kinds_of,
     with_scores,
 )
 from infra.training.policy_ranks import pair_orders, write_ranks
@@ -47,7 +48,7 @@ def choose(given: Given, until: float) -> None:
         own = as_served(material, given.shipped, given.out, minilm, given.device, say)
         if own is not None:
             served = own
-        elif given.pair_base == BOTH:
+        elif MINILM in kinds_of(given.pair_base)[1:]:
             served = with_scores(material, given.out / PLACES[MINILM])
     for name in names[given.worker :: given.workers]:
         if points.kind_of(name).endswith(points.APART) and apart is not None:
@@ -144,7 +145,7 @@ def report(given: Given, until: float) -> None:
     otherwise.save_scores(curves, halves, given.out / "scores.npz")
     found["questions"] = json.loads((given.out / "material" / "manifest.json").read_text())["told"]
     found["pair_base"], found["pair_features"] = given.pair_base, given.pair_features
-    found["ranks"] = write_ranks(material, given.out)
+    found["ranks"] = write_ranks(material, given.out, mixed_orders(material, given.out))
     found["adapter"] = str(given.adapter or "reader-lora")
     found["rewarded_by"] = "fold readers" if given.fold_readers is not None else "the same reader"
     if given.fold_readers is not None:

@@ -1,7 +1,8 @@
 """The pair readers trained beside the policy's material, and the scores of one put among the features.
 
-Two kinds (`--pair-base`): over MiniLM, in OUT/pairs, and over the reader's own decoder, in OUT/pairs_decoder. What
-`policy_both` makes of both lies in OUT/pairs_both.
+Kinds (`--pair-base`, several joined by "+"): over MiniLM, in OUT/pairs, over the encoders of twice its layers that
+`encoders` fetches, in OUT/pairs_e5 and OUT/pairs_bge, and over the reader's own decoder, in OUT/pairs_decoder. What
+`policy_both` makes of all that a run has lies in OUT/pairs_both.
 
 Scores of training questions come from a reader that was not trained on them (two folds, by the title of the first
 gold candidate); those of dev and test questions from the one trained on all training questions, in the 8 bits in
@@ -28,11 +29,15 @@ from models.retriever.table import FEATURES, GOLD
 from pipeline.tasks.material import Material
 
 FOLDS = ("fold0", "fold1", "whole")
-MINILM, DECODER, BOTH = "minilm", "decoder", "both"
-PLACES = {MINILM: "pairs", DECODER: "pairs_decoder"}
+MINILM, DECODER, E5, BGE = "minilm", "decoder", "e5", "bge"
+BOTH = "both"
+"""The decoder's and MiniLM's."""
+KINDS = (DECODER, E5, BGE, MINILM)
+"""Every kind; policies see the scores of a run's first one, or the weighted sum of all its kinds'."""
+PLACES = {MINILM: "pairs", DECODER: "pairs_decoder", E5: "pairs_e5", BGE: "pairs_bge"}
 """Where each kind lies under OUT."""
 PAIRS_BOTH = "pairs_both"
-"""Where lies what both kinds say together."""
+"""Where lies what all kinds of a run say together."""
 Say = Callable[[str], None]
 
 
@@ -45,7 +50,7 @@ class PairBase:
 
     def new(self, device: str) -> PairScorer:
         """An untrained reader; the decoder's begins with the plain base: the adapter knows training questions."""
-        if self.kind == MINILM:
+        if self.kind != DECODER:
             return from_minilm(self.folder, device)
         from models.retriever.decoder_pair import from_decoder
 
@@ -57,13 +62,22 @@ class PairBase:
 
 
 def kinds_of(pair_base: str) -> tuple[str, ...]:
-    """The kinds that are trained, the one whose scores policies see first."""
-    return (DECODER, MINILM) if pair_base == BOTH else (pair_base,)
+    """The kinds that are trained ("e5+minilm", or "both"), in the order of KINDS; ValueError for another name.
+
+    Of several without a weighted sum, policies see the scores of the first.
+    """
+    names = {DECODER, MINILM} if pair_base == BOTH else set(pair_base.split("+"))
+    if unknown := names - set(KINDS):
+        raise ValueError(
+            f"pair base: given {pair_base!r}, {', '.join(sorted(unknown))} of it unknown; allowed: {BOTH}, or "
+            f"one or several of {', '.join(KINDS)} joined by +"
+        )
+    return tuple(kind for kind in KINDS if kind in names)
 
 
 def pairs_seen(home: Path) -> Path:
     """Where the pair readers of a run lie whose scores its policies see."""
-    places = [home / PAIRS_BOTH, *(home / PLACES[kind] for kind in kinds_of(BOTH))]
+    places = [home / PAIRS_BOTH, *(home / PLACES[kind] for kind in KINDS)]
     return next((folder for folder in places if (folder / "whole" / CONFIG).exists()), places[-1])
 
 

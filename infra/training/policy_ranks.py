@@ -15,21 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.training.policy_made import MADE, UNMADE
-from infra.training.policy_pairs import BOTH, DECODER, FOLDS, MINILM, PAIRS_BOTH, PLACES, scores_in
+from infra.training.policy_pairs import BGE, BOTH, DECODER, E5, FOLDS, MINILM, PAIRS_BOTH, PLACES, scores_in
 from models.retriever.table import ALL_FEATURES, FEATURES, GOLD
 from pipeline.tasks.material import Material
 
 Orders = Mapping[str, npt.NDArray[np.float32]]
 """Scores [N, K] by which candidates are ranked, by the order's name."""
 DEPTHS = (1, 2, 4)
-NAMES = {MINILM: "pair", DECODER: "pair_decoder", BOTH: "pair_both"}
+NAMES = {MINILM: "pair", DECODER: "pair_decoder", E5: "pair_e5", BGE: "pair_bge", BOTH: "pair_both"}
 """What a pair reader's order is called among the simple methods."""
 SIMPLE = {"dense": "dense", "bm25": "bm25", "hybrid": "fused"}
 RANKS = "ranks.json"
 
 
 def pair_orders(material: Material, out: Path) -> dict[str, npt.NDArray[np.float32]]:
-    """The orders of the pair readers whose folds are all there, and of both together."""
+    """The orders of the pair readers whose folds are all there, and of all of a run together."""
     at = ALL_FEATURES.index("pair") - len(FEATURES)
     found = {}
     for kind, place in (PLACES | {BOTH: PAIRS_BOTH}).items():
@@ -80,9 +80,10 @@ def ranks_of(material: Material, orders: Orders) -> dict[str, Any]:
     return found
 
 
-def write_ranks(material: Material, out: Path) -> dict[str, Any]:
-    """Write OUT/ranks.json, whole or not at all; what it says."""
-    found = ranks_of(material, pair_orders(material, out) | beside_orders(material, out))
+def write_ranks(material: Material, out: Path, others: Orders | None = None) -> dict[str, Any]:
+    """Write OUT/ranks.json, with `others` among the orders, whole or not at all; what it says."""
+    orders = {**pair_orders(material, out), **beside_orders(material, out), **(others or {})}
+    found = ranks_of(material, orders)
     part = out / f"{RANKS}.part"
     part.write_text(json.dumps(found, indent=1))
     part.replace(out / RANKS)

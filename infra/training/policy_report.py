@@ -14,7 +14,7 @@ from typing import Any
 
 from infra.training import policy_halves as otherwise
 from infra.training.policy_evaluation import SHOWN_BIAS, Curves
-from infra.training.policy_pairs import BOTH, DECODER, MINILM, pairs_seen
+from infra.training.policy_pairs import BGE, BOTH, DECODER, E5, MINILM, kinds_of, pairs_seen
 from infra.training.policy_points import APART_BUDGETS, BUDGETS, is_policy
 from infra.training.policy_ranks import table_of as ranks_table
 from infra.training.policy_tables import (
@@ -45,6 +45,10 @@ PAIR_COSTS = {
     "reads, but 71 pairs of some 60 tokens of a decoder of its size and of MiniLM a question.",
 }
 """What the pair readers of a run cost beside the tokens that are counted."""
+WEIGHTS_OF = {
+    DECODER: "the reader's decoder (270M weights)", E5: "E5 small (33M)", BGE: "BGE small (33M)",
+    MINILM: "MiniLM (22.7M)",
+}  # fmt: skip
 PRICES = ("plain_ppo_gamma0", "plain_ppo", "plain_ppo_gamma0.002", "plain_ppo_stepwise")
 
 
@@ -154,7 +158,7 @@ def page(found: Mapping[str, Any], device: str, commit: str, preface: str = "") 
         f"with the adapter {found.get('adapter', 'reader-lora')}, made to answer. All methods choose among",
         f"the same 48 sentences of the twelve passages that BM25 and MiniLM find together. Questions: {told}.",
         "Budget and STOP's bias of each seed are chosen on dev questions, the best simple method on test ones.",
-        PAIR_COSTS["features" if found.get("pair_features") == BOTH else found.get("pair_base", MINILM)],
+        pair_costs(found),
         *rewarded_by(found),
         "",
         *([preface.rstrip(), "", "## Figures", ""] if preface.strip() else []),
@@ -307,6 +311,21 @@ def _bar(summary: Mapping[str, Any], name: str, closed: float) -> str:
         f"{summary.get(f'tokens_ratio_at_equal_f1_{name}', 'not reached')}; reward over supervised "
         f"{gain.get('gain')} points ({gain.get('low')} to {gain.get('high')}), over {best.get('than')} "
         f"{best.get('gain')} ({best.get('low')} to {best.get('high')})."
+    )
+
+
+def pair_costs(found: Mapping[str, Any]) -> str:
+    """What the pair readers of a run cost beside the tokens that are counted."""
+    base = found.get("pair_base", MINILM)
+    kinds = kinds_of(base)
+    if kinds == kinds_of(BOTH) or (len(kinds) == 1 and base in PAIR_COSTS):
+        return PAIR_COSTS["features" if found.get("pair_features") == BOTH else base]
+    if found.get("pair_features") != BOTH:
+        kinds = kinds[:1]
+    seen = "a weighted sum of the scores of pair readers over" if len(kinds) > 1 else "a pair reader over"
+    return (
+        f"Policies see {seen} {', '.join(WEIGHTS_OF[kind] for kind in kinds)}:\nno token that the reader reads, "
+        "but 71 pairs of some 60 tokens of each a question."
     )
 
 

@@ -20,7 +20,7 @@ HEALTH = (
     "explained",
 )
 KINDS = (
-    "pair", "pair_decoder", "pair_both", "supervised_without_pair", "supervised", "router",
+    "pair", "pair_decoder", "pair_e5", "pair_bge", "pair_both", "supervised_without_pair", "supervised", "router",
     "reinforce_without_pair", "reinforce", "plain_ppo", "reinforce_hops", "shipped",
 )  # fmt: skip
 READINGS = ("", "_apart", "_staged")
@@ -50,8 +50,8 @@ def what_is_read(sets: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
     for dataset, splits in sets.items():
         for kind in (
-            "bm25", "dense", "hybrid", "pair_decoder", "pair_both", "supervised", "reinforce", "plain_ppo",
-            "shipped", "oracle",
+            "bm25", "dense", "hybrid", "pair_decoder", "pair_e5", "pair_bge", "pair_both", "supervised",
+            "reinforce", "plain_ppo", "shipped", "oracle",
         ):  # fmt: skip
             points = [
                 p for p in splits.get("test", ())

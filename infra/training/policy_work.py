@@ -26,11 +26,13 @@ from infra.training.policy_apart import (
     read_singles,
     train_verifier,
 )
-from infra.training.policy_both import combine_fold
+from infra.training.policy_both import combine_fold, mixed_orders
 from infra.training.policy_made import UNMADE, after_made, made_config, score_made, train_on_made
 from infra.training.policy_opened import Given, open_apart, open_material, remember, say
 from infra.training.policy_pairs import (
+    BGE,
     DECODER,
+    E5,
     FOLDS,
     MINILM,
     PAIRS_BOTH,
@@ -53,7 +55,7 @@ from pipeline.tasks.material import Material
 from rl.apart import ApartReader
 from rl.episodes import OutcomeReader, Readings
 
-PAIR_SECONDS = {MINILM: 70.0, DECODER: 140.0}
+PAIR_SECONDS = {MINILM: 70.0, E5: 140.0, BGE: 140.0, DECODER: 140.0}
 """Seconds that the trainings of all folds of a kind should take on one H200, side by side."""
 
 
@@ -114,18 +116,18 @@ def _pairs(given: Given, until: float) -> None:
         given.device, say, made,
     )  # fmt: skip
     if all((given.out / PLACES[kind] / fold / "scores.npz").exists() for kind, fold in trainings(given)):
-        found = write_ranks(material, given.out)
+        found = write_ranks(material, given.out, mixed_orders(material, given.out))
         for split in ("dev", "test"):
             say(f"ranks\n{table_of(found, split)}")
 
 
 def _both(given: Given, until: float) -> None:
-    """One fold's features of both pair readers; whoever ends last tells the ranks again."""
+    """One fold's features of all pair readers; whoever ends last tells the ranks again."""
     material = Material.load(given.out / "material")
-    bases = {kind: base_of(given, kind) for kind in (DECODER, MINILM)}
+    bases = {kind: base_of(given, kind) for kind in kinds_of(given.pair_base)}
     combine_fold(material, bases, FOLDS[given.worker], given.out, given.device, say)
     if all((given.out / PAIRS_BOTH / fold / "scores.npz").exists() for fold in FOLDS):
-        found = write_ranks(material, given.out)
+        found = write_ranks(material, given.out, mixed_orders(material, given.out))
         for split in ("dev", "test"):
             say(f"ranks\n{table_of(found, split)}")
 
@@ -144,6 +146,11 @@ def pair_config(given: Given, kind: str) -> PairTrainConfig:
     limit = min(2.5 * PAIR_SECONDS[kind], 1.5 * given.seconds)
     if kind == MINILM:
         return PairTrainConfig(epochs=given.pair_epochs, limit_s=limit)
+    if kind in (E5, BGE):
+        return PairTrainConfig(
+            epochs=given.encoder_epochs, candidates=given.encoder_candidates, lr=given.encoder_lr,
+            together=16, limit_s=limit,
+        )  # fmt: skip
     return PairTrainConfig(
         epochs=given.decoder_epochs, questions=16, candidates=given.decoder_candidates, lr=given.decoder_lr,
         together=8 if given.crowded else 0, limit_s=limit,
@@ -151,9 +158,11 @@ def pair_config(given: Given, kind: str) -> PairTrainConfig:
 
 
 def base_of(given: Given, kind: str) -> PairBase:
-    """What a kind of pair reader begins with: MiniLM as it is carried, the reader's plain base."""
+    """What a kind of pair reader begins with: MiniLM as it is carried, another encoder, the reader's plain base."""
     if kind == MINILM:
         return PairBase(kind, given.carried / "minilm")
+    if kind in (E5, BGE):
+        return PairBase(kind, (given.encoders or given.carried) / kind)
     from infra.training.reader_gpu import unpack_weights
 
     folder = given.reader or given.carried
@@ -193,8 +202,8 @@ def _trust(given: Given, until: float) -> None:
         epochs=given.verify_epochs, given=0.0, weak_weight=1.0, lr=6e-5, limit_s=0.6 * given.seconds
     )
     fold = FOLDS[given.worker]
-    # MiniLM's where there are both: a verifier of the decoder would read every answer at ten times the cost
-    kind = MINILM if MINILM in kinds_of(given.pair_base) else DECODER
+    # the cheapest where there are several: a verifier of the decoder would read every answer at ten times the cost
+    kind = kinds_of(given.pair_base)[-1]
     train_verifier(
         material,
         spoken,

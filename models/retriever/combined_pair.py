@@ -1,8 +1,9 @@
-"""Two pair readers as one: each reads every pair, and what counts is a weighted sum of both scores.
+"""Several pair readers as one: each reads every pair, and what counts is a weighted sum of their scores.
 
-One over the decoder and one over MiniLM are wrong about different questions. The weights are a temperature
-each and their mixture in one; "none of these" stays at 0. Features and their number are those of every pair reader
-(`pair_base.py`): a policy does not know how many read. In a folder: a configuration, and both readers beneath it.
+One over the decoder and one over MiniLM are wrong about different questions; so is one over another encoder. The
+weights are a temperature each and their mixture in one; "none of these" stays at 0. Features and their number are
+those of every pair reader (`pair_base.py`): a policy does not know how many read. In a folder: a configuration that
+names the readers' folders beneath it (`parts`; the decoder's and MiniLM's where it names none), and these.
 
 `N` rows.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,28 +26,37 @@ from models.retriever.pair_reader import CARD, COMBINED, CONFIG, load_pair_reade
 from models.retriever.table import Floats
 
 PARTS = ("decoder", "minilm")
-"""The folders of both readers, in the order of the weights."""
+"""The folders of both readers, in the order of the weights, where a configuration names no others."""
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class CombinedPairReader(PairScorer):
-    """Scores rows by two readers; token ids are those of both, one behind the other, the first's number first.
+    """Scores rows by several readers; token ids are those of all, one behind another, each's number before it.
 
-    It is not trained: train each, then fit the weights.
+    `parts`: what their folders are called. It is not trained: train each, then fit the weights.
     """
 
-    def __init__(self, readers: tuple[PairScorer, PairScorer], weights: tuple[float, float]) -> None:
+    def __init__(
+        self, readers: Sequence[PairScorer], weights: Sequence[float], parts: Sequence[str] = PARTS
+    ) -> None:
         if not all(weight >= 0 for weight in weights) or not sum(weights) > 0:
-            raise ValueError(f"weights: given {weights}; allowed: 0 or more, one of them above 0")
-        self.readers, self.weights, self.device = readers, weights, readers[0].device
+            raise ValueError(f"weights: given {tuple(weights)}; allowed: 0 or more, one of them above 0")
+        if not len(readers) == len(weights) == len(parts) == len(set(parts)):
+            raise ValueError(
+                f"readers: given {len(readers)} with {len(weights)} weights under the names {', '.join(parts)}; "
+                "allowed: as many weights and different names"
+            )
+        self.readers, self.weights, self.parts = tuple(readers), tuple(weights), tuple(parts)
+        self.device = readers[0].device
         self.model = nn.ModuleList([reader.model for reader in readers])
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
-        """The token ids of each text by both readers."""
-        first, second = (reader.tokenize(texts) for reader in self.readers)
-        return [(len(a), *a, *b) for a, b in zip(first, second, strict=True)]
+        """The token ids of each text by all readers."""
+        each = [reader.tokenize(texts) for reader in self.readers]
+        return [tuple(id_ for own in one for id_ in (len(own), *own)) for one in zip(*each, strict=True)]
 
     def scores(self, rows: Sequence[PairRow]) -> Floats:
-        """The weighted sum of both readers' scores, each within SCORE_LIMIT. [N]"""
+        """The weighted sum of the readers' scores, each within SCORE_LIMIT. [N]"""
         out = np.zeros(len(rows), np.float32)
         for at, (reader, weight) in enumerate(zip(self.readers, self.weights, strict=True)):
             own = [PairRow(_of(row.question, at), _of(row.text, at), _of(row.given, at)) for row in rows]
@@ -61,34 +72,48 @@ class CombinedPairReader(PairScorer):
         raise TypeError("a combined pair reader makes no batches; ask for scores")
 
     def tuning(self) -> Tuning:
-        """Refused with ValueError: the two are trained apart."""
+        """Refused with ValueError: its readers are trained apart."""
         raise ValueError("a combined pair reader is not trained; train each of its readers")
 
 
 def save_combined(
     reader: CombinedPairReader, folder: Path, about: Mapping[str, Any], *, own_words: bool = True
 ) -> Path:
-    """Write both readers beneath the folder, then what says how they count."""
-    for name, part in zip(PARTS, reader.readers, strict=True):
+    """Write the readers beneath the folder, then what says how they count."""
+    for name, part in zip(reader.parts, reader.readers, strict=True):
         save_pair_reader(part, folder / name, about, own_words=own_words)
-    return put_weights(folder, reader.weights, about)
+    return put_weights(folder, reader.weights, about, reader.parts)
 
 
-def put_weights(folder: Path, weights: tuple[float, float], about: Mapping[str, Any]) -> Path:
-    """Write the configuration of a folder that has both readers, or will have them."""
+def put_weights(
+    folder: Path, weights: Sequence[float], about: Mapping[str, Any], parts: Sequence[str] = PARTS
+) -> Path:
+    """Write the configuration of a folder that has these readers, or will have them."""
     folder.mkdir(parents=True, exist_ok=True)
     told = "\n".join(
-        f"| weight of {name} | {value:.4f} |" for name, value in zip(PARTS, weights, strict=True)
+        f"| weight of {name} | {value:.4f} |" for name, value in zip(parts, weights, strict=True)
     )
     (folder / CARD).write_text(
-        "# Two pair readers as one\n\nA weighted sum of both readers' scores (docs/policy.md); each has its own "
+        "# Several pair readers as one\n\nA weighted sum of their scores (docs/policy.md); each has its own "
         f"card beneath.\n\n| what | value |\n| --- | --- |\n{told}\n",
         encoding="utf-8",
     )
-    body = {KEY: FORMAT, "kind": COMBINED, "weights": list(weights), "about": dict(about)}
+    body = {
+        KEY: FORMAT, "kind": COMBINED, "parts": list(parts), "weights": list(weights), "about": dict(about)
+    }  # fmt: skip
     (folder / f"{CONFIG}.part").write_text(json.dumps(body, indent=2, default=str) + "\n", encoding="utf-8")
     os.replace(folder / f"{CONFIG}.part", folder / CONFIG)
     return folder
+
+
+def parts_of(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """The folders of the readers that a configuration names; ValueError for what is no plain name."""
+    parts = tuple(body.get("parts", PARTS))
+    if wrong := [name for name in parts if not isinstance(name, str) or not _NAME.fullmatch(name)]:
+        raise ValueError(
+            f"parts: given {wrong[0]!r}; allowed: names of folders beneath, as {', '.join(PARTS)}"
+        )
+    return parts
 
 
 def load_combined(
@@ -100,15 +125,21 @@ def load_combined(
     """
     check_format(body, folder / CONFIG)
     try:
-        first, second = (float(weight) for weight in body["weights"])
+        parts = parts_of(body)
+        weights = [float(weight) for weight in body["weights"]]
+        if len(weights) != len(parts):
+            raise ValueError(f"given {len(weights)} for {', '.join(parts)}")
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"pair_reader: {folder} needs two weights: {error}") from None
-    readers = [load_pair_reader(folder / name, device, base, words=words)[0] for name in PARTS]
-    return CombinedPairReader((readers[0], readers[1]), (first, second))
+        raise ValueError(f"pair_reader: {folder} needs a weight for each reader: {error}") from None
+    readers = [load_pair_reader(folder / name, device, base, words=words)[0] for name in parts]
+    return CombinedPairReader(readers, weights, parts)
 
 
 def _of(ids: TokenIds, at: int) -> TokenIds:
-    """One reader's token ids of those of both; none of none."""
+    """One reader's token ids of those of all; none of none."""
     if not ids:
         return ()
-    return ids[1 + ids[0] :] if at else ids[1 : 1 + ids[0]]
+    start = 0
+    for _ in range(at):
+        start += 1 + ids[start]
+    return ids[start + 1 : start + 1 + ids[start]]

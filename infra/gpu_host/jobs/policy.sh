@@ -4,6 +4,8 @@
 # of 416 steps cost their order 2.5 to 3.9 points on 2026-11-30); second: STAGES="readings trust reward judge" READER=1 (SECONDS 700).
 # A pair reader over the reader's decoder beside MiniLM's: OPTIONS="--pair-base both" READER=1 in every call; ranks.json comes home with it. With
 # "--pair-base both --pair-features both" in every call policies see a weighted sum of both readers' scores (stage both, behind pairs).
+# OPTIONS="--pair-base e5+bge+minilm --pair-features both" (any of decoder, e5, bge, minilm; READER=1 for the decoder's) trains over other encoders too:
+# carry the parts of `pack.sh e5 bge`. With three kinds or more ranks.json also has every weighted sum of some of them (pair_mix_...).
 # DEVICES="0 1 2 3": its processes go in turn over these (else over the GPUs that start.sh was given); from 3 on each reader over the decoder has one of
 # its own, with 4 MiniLM's share the last. The longest training behind made questions decides: on one GPU some 450 s in all alone, give SECONDS 600.
 # Beside a soak and faults on the host's cores it took twice that on 2026-11-30 (made 205, pairs 459, teach 55), and the decoder's were cut by the clock.
@@ -21,10 +23,17 @@ if [ ! -f "$ROOT/carried/joined" ]; then
   python3 -m infra.training.policy_carry --join "${parts[@]}" --out "$ROOT/carried" && touch "$ROOT/carried/joined" || exit 2
 fi
 options=()
+if ls -d "$ROOT"/parts/encoder-*/part-* > /dev/null 2>&1; then
+  [ -f "$ROOT/encoders/joined" ] || {
+    rm -rf "$ROOT/encoders"
+    python3 -m infra.training.encoders --join "$ROOT"/parts/encoder-*/part-* --out "$ROOT/encoders" && touch "$ROOT/encoders/joined" || exit 2
+  }
+  options+=(--encoders "$ROOT/encoders")
+fi
 if [ -n "${READER:-}" ]; then
   for _ in $(seq "${READER_WAIT:-120}"); do [ -f "$ROOT/reader/ready.json" ] && break; sleep 1; done
   [ -f "$ROOT/reader/ready.json" ] || { echo "policy.sh: $ROOT/reader is not ready; run reader.sh first and look at its log" >&2; exit 2; }
-  options=(--reader "$ROOT/reader")
+  options+=(--reader "$ROOT/reader")
 fi
 if [ -n "${FOLDS:-}" ]; then
   for _ in $(seq "${FOLDS_WAIT:-240}"); do [ -f "$ROOT/folds/ready" ] && break; sleep 1; done

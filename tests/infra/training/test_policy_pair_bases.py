@@ -14,9 +14,12 @@ from infra.training import policy_gpu, policy_work
 from infra.training.policy_both import fit_weights
 from infra.training.policy_collect import collect, unpack
 from infra.training.policy_pairs import (
+    BGE,
     BOTH,
     DECODER,
+    E5,
     FOLDS,
+    KINDS,
     MINILM,
     PAIRS_BOTH,
     PLACES,
@@ -33,7 +36,7 @@ from models.retriever.decoder_pair import DecoderPairReader
 from models.retriever.pair_reader import PairReader, load_pair_reader
 from models.retriever.table import ALL_FEATURES
 from pipeline.tasks.material import Material
-from tests.infra.training.test_policy_gpu import carried, questions_with_features, run, texts
+from tests.infra.training.test_policy_gpu import carried, questions_with_features, run, small_bert, texts
 
 __all__ = ["carried", "texts"]  # fixtures
 
@@ -51,7 +54,11 @@ def test_both_are_trained_and_policies_know_the_decoder_s(
     )  # fmt: skip
     run(monkeypatch, *common)
     made = Material.load(out / "material")
-    by_kind = {kind: with_scores(made, out / place).tables.features for kind, place in PLACES.items()}
+    by_kind = {
+        kind: with_scores(made, out / place).tables.features
+        for kind, place in PLACES.items()
+        if kind in kinds_of(BOTH)
+    }
     at = ALL_FEATURES.index("pair")
     assert not np.allclose(by_kind[MINILM][..., at], by_kind[DECODER][..., at])
     told = [json.loads((out / PLACES[kind] / fold / "config.json").read_text()) for kind, fold in trainings(
@@ -172,3 +179,55 @@ def test_ranks_count_the_first_that_tells_and_as_many_as_are_needed() -> None:
     assert found["pair"]["all@1"] == round(100 * float((told[12:].sum(1)[told[12:].any(1)] == 1).mean()), 2)
     assert found["pair_decoder"]["hit@1"] == 0.0
     assert "| toy" in table_of({"test": {"toy": found}})
+
+
+def test_kinds_are_told_by_names_joined() -> None:
+    """In the order in which policies would see them, whatever the order given; an unknown one is named."""
+    assert kinds_of(BOTH) == (DECODER, MINILM)
+    assert kinds_of("minilm+e5") == (E5, MINILM)
+    assert kinds_of("minilm+bge+decoder+e5") == KINDS
+    assert kinds_of("bge") == (BGE,)
+    with pytest.raises(ValueError, match="e5large of it unknown"):
+        kinds_of("e5large+minilm")
+
+
+def test_encoders_are_trained_beside_minilm_and_policies_see_all_as_one(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three kinds without a decoder, in miniature: folds, the weighted sum of all, ranks of every mix, shipping."""
+    out, others = tmp_path / "state", tmp_path / "encoders"
+    for at, kind in enumerate((E5, BGE)):
+        small_bert(
+            others / kind, ["house", "keeps", "the", "where", "does", *(f"box{n}" for n in range(36))][at:]
+        )
+    common = (
+        "--carried", str(texts), "--out", str(out), "--seeds", "0", "--warm-steps", "4", "--worlds", "0",
+        "--iterations", "1", "--width", "16", "--layers", "1", "--budgets", "48", "--biases", "-4",
+        "--pair-epochs", "1", "--encoder-epochs", "1", "--encoder-candidates", "6", "--seconds", "600",
+        "--most", "4", "--together", "--pair-base", "minilm+bge+e5", "--pair-features", "both",
+        "--encoders", str(others),
+    )  # fmt: skip
+    run(monkeypatch, *common, "--stage", "material", "pairs", "teach", "reward", "judge")
+    made = Material.load(out / "material")
+    for kind in (E5, BGE, MINILM):
+        told = [json.loads((out / PLACES[kind] / fold / "config.json").read_text()) for fold in FOLDS]
+        assert all(each["about"]["steps"] == each["about"]["steps_planned"] for each in told)
+    ranks = json.loads((out / "ranks.json").read_text())["test"]["nq"]
+    assert set(ranks) == {
+        "dense", "bm25", "hybrid", "pair", "pair_e5", "pair_bge", "pair_both", "pair_mix_e5_bge",
+        "pair_mix_e5_minilm", "pair_mix_bge_minilm", "pair_mix_e5_bge_minilm",
+    }  # fmt: skip
+    assert ranks["pair_mix_e5_bge_minilm"] == ranks["pair_both"], "the same sum by two ways"
+
+    collect(out, tmp_path / "home")
+    home = tmp_path / "unpacked"
+    unpack(sorted((tmp_path / "home").iterdir()), home)
+    ship(home, "reinforce-0", tmp_path / "shipped", pair_reader=True)
+    served, _ = load_pair_reader(tmp_path / "shipped" / "pair-reader")
+    assert isinstance(served, CombinedPairReader)
+    assert served.parts == (E5, BGE, MINILM)
+    assert served.weights == fit_weights(made, out, served.parts)
+    row = int(made.rows("test")[0])
+    columns = served.features_of(texts_asked(made, np.array([row])))[0]
+    seen = with_scores(made, out / PAIRS_BOTH).tables.features[row, : len(columns), -6:]
+    np.testing.assert_allclose(columns, seen, atol=1e-4)

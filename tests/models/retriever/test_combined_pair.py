@@ -15,7 +15,7 @@ from models.retriever.pair_reader import load_pair_reader, save_pair_reader
 from tests.models.retriever import decoder_case, pair_case
 
 
-def both(tmp_path: Path, weights: tuple[float, float] = (0.7, 0.4)) -> CombinedPairReader:
+def both(tmp_path: Path, weights: tuple[float, ...] = (0.7, 0.4)) -> CombinedPairReader:
     """A decoder's and a BERT's, neither trained, with heads that tell rows apart."""
     decoder = decoder_case.reader(tmp_path / "base")
     torch.manual_seed(3)
@@ -63,7 +63,34 @@ def test_it_is_the_same_when_loaded_and_is_not_trained(
     with pytest.raises(ValueError, match="two readers, trained apart"):
         load_pair_reader(saved, base=tmp_path / "base", learns=True)
     body = json.loads((saved / "config.json").read_text())
-    for wrong, told in (([1.0], "two weights"), ([-1.0, 2.0], "weights: given")):
+    for wrong, told in (([1.0], "a weight for each"), ([-1.0, 2.0], "weights: given")):
         (saved / "config.json").write_text(json.dumps(body | {"weights": wrong}))
         with pytest.raises(ValueError, match=told):
             load_pair_reader(saved, base=tmp_path / "base")
+
+
+def test_any_number_of_readers_counts_and_is_found_again_under_its_names(tmp_path: Path) -> None:
+    """Three readers: scores are their weighted sum, folders bear their names; a name that leads out is refused."""
+    readers = [pair_case.reader(seed) for seed in (0, 1, 2)]
+    weights, names = (0.5, 0.3, 0.2), ("e5", "bge", "minilm")
+    judge = CombinedPairReader(readers, weights, names)
+    asked, text, given = judge.tokenize(["what ann key", "ann has key", "bob has map ann has pen"])
+    rows = [PairRow(asked, text), PairRow(asked, text, given), PairRow(asked, given)]
+    wanted = np.zeros(len(rows))
+    for reader, weight in zip(readers, weights, strict=True):
+        q, t, g = reader.tokenize(["what ann key", "ann has key", "bob has map ann has pen"])
+        wanted += weight * reader.scores([PairRow(q, t), PairRow(q, t, g), PairRow(q, g)])
+    np.testing.assert_allclose(judge.scores(rows), wanted, atol=1e-5)
+
+    saved = save_pair_reader(judge, tmp_path / "saved", {})
+    assert {path.name for path in saved.iterdir() if path.is_dir()} == set(names)
+    found = load_pair_reader(saved)[0]
+    assert isinstance(found, CombinedPairReader)
+    assert (found.weights, found.parts) == (weights, names)
+    np.testing.assert_allclose(found.scores(rows), wanted, atol=0.05)
+    body = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(body | {"parts": ["e5", "bge", "../minilm"]}))
+    with pytest.raises(ValueError, match=r"parts: given '\.\./minilm'"):
+        load_pair_reader(saved)
+    with pytest.raises(ValueError, match="as many weights and different names"):
+        CombinedPairReader(readers, weights, ("e5", "e5", "minilm"))
