@@ -67,7 +67,7 @@ def forms_step(turn: Turn, tokens: int) -> dict[str, Any]:
         row: dict[str, Any] = {"way": name, "tokens": tokens}
         try:
             out, _, pages = call()
-            row["difference"] = _difference([out.float()], [expected])
+            row["difference"] = difference([out.float()], [expected])
             if not row["difference"] <= HALVES or not bool((pages == step.pages).all()):
                 raise ValueError(f"differs by {row['difference']}, pages {pages.tolist()}")
             calls.append((row, call))
@@ -97,7 +97,7 @@ def _sparse(
             row: dict[str, Any] = {"way": name, "context": case.length, "chosen": case.chosen}
             tiles = {kernel: _general(kernel)._replace(hopper=form)}
             try:
-                row["difference"] = _difference([x.float() for x in call(tiles)], expected)
+                row["difference"] = difference([x.float() for x in call(tiles)], expected)
                 if not row["difference"] <= HALVES:
                     raise ValueError(f"differs by {row['difference']}")
                 working.append((row, case, call, tiles))
@@ -147,7 +147,7 @@ def _general(kernel: str) -> Any:
     return tiles_for(kernel, 128, torch.bfloat16, 512, False)._replace(hopper=0)
 
 
-def _difference(found: list[Any], expected: list[Any]) -> float:
+def difference(found: list[Any], expected: list[Any]) -> float:
     pairs = zip(found, expected, strict=True)
     return round(max(float((a - b).norm() / b.norm()) for a, b in pairs), 6)
 

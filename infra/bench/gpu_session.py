@@ -1,6 +1,6 @@
 """Everything that a short lease of a GPU must bring back, in one call: tests, tile sweeps, benchmarks in parallel.
 
-    python3 -m infra.bench.gpu_session tests|tune|forms|pick|bench|kept|keep --out DIR
+    python3 -m infra.bench.gpu_session tests|tune|forms|rows|pick|bench|kept|keep --out DIR
 
 Contenders are compiled in parallel processes; timing itself is done by one process at a time (a file lock), after
 all have compiled. Each process writes its rows as it goes, so that a time limit loses nothing.
@@ -50,6 +50,15 @@ PARTS: dict[str, list[list[str]]] = {
             [part, str(chosen)]
             for part, chosen in itertools.product(("forms-forward", "forms-dq"), (8, 16, 32, 64))
         ),
+    ],
+    "rows": [  # steps of many rows, and of one over codes, in every form
+        *(
+            ["forms-rows", str(tokens), str(batch)]
+            for tokens in (131_072, 1_048_576, 16_777_216)
+            for batch in (8, 64)
+        ),
+        ["forms-coded", "1048576"],
+        ["forms-coded", "16777216"],
     ],
     "kept": [["decode", "131072", "1048576"], ["sparse", "65536"]],  # the rows that a change of form touches
     "bench": [  # what the named ratios need comes first: a lease may end early
@@ -141,7 +150,7 @@ def decode(turn: Turn, lengths: Sequence[int] = ()) -> dict[str, Any]:
 def part(arguments: Sequence[str], folder: Path, others: int, patience_s: float) -> None:
     """One process of a session."""
     name = "_".join(arguments)
-    from infra.bench import gpu_forms, gpu_tune
+    from infra.bench import gpu_forms, gpu_forms_rows, gpu_tune
 
     turn = Turn(folder, name, others, patience_s)
     started = time.monotonic()
@@ -158,7 +167,8 @@ def part(arguments: Sequence[str], folder: Path, others: int, patience_s: float)
         elif kind == "decode":
             result = decode(turn, [int(length) for length in rest])
         elif kind.startswith("forms-"):
-            result = getattr(gpu_forms, kind.replace("-", "_"))(turn, int(rest[0]))
+            home = gpu_forms_rows if kind in ("forms-rows", "forms-coded") else gpu_forms
+            result = getattr(home, kind.replace("-", "_"))(turn, *map(int, rest))
         elif kind == "tune-step":
             result = gpu_tune.tune_step(turn, int(rest[0]), int(rest[1]))
         elif kind == "tune-attend":
@@ -296,7 +306,9 @@ def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("mode", choices=["tests", "tune", "forms", "pick", "bench", "kept", "keep", "part"])
+    parser.add_argument(
+        "mode", choices=["tests", "tune", "forms", "rows", "pick", "bench", "kept", "keep", "part"]
+    )
     parser.add_argument("arguments", nargs="*", help="of a part, or the only parts (tests: words) to run")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--results", type=Path, default=Path("infra/bench/results"), help="keep: where to")

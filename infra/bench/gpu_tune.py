@@ -73,7 +73,7 @@ def tune_attend(turn: Turn) -> dict[str, Any]:
 
     from infra.bench.decode import Step, Stream
     from infra.bench.measure import time_cuda
-    from models.kernels.latent_decode.fused import latent_decode_fused
+    from models.kernels.latent_decode.fused import Loops, latent_decode_fused
     from models.kernels.latent_decode.types import ChosenChunks
 
     stream = Stream(131_072)
@@ -88,7 +88,8 @@ def tune_attend(turn: Turn) -> dict[str, Any]:
             def call(s: Any = step, c: Any = chunks, x: Any = (split, block, warps, stages)) -> Any:
                 return latent_decode_fused(
                     s.q, s.ring_k, s.ring_v, s.ring_place, s.q_place, latents=s.latents, chunks=c,
-                    rotary=s.rotary, scale=128**-0.5, splits=x[0], block_n=x[1], num_warps=x[2], num_stages=x[3],
+                    rotary=s.rotary, scale=128**-0.5, splits=x[0], block_n=x[1], num_warps=x[2],
+                    loops=Loops(num_stages=x[3]),
                 )  # fmt: skip
 
             name = {"batch": batch, "splits": split, "block": block, "warps": warps, "stages": stages}

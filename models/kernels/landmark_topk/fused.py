@@ -9,11 +9,15 @@ from __future__ import annotations
 import torch
 
 from models.kernels.dependent import dependent
-from models.kernels.dispatch import last_contiguous
+from models.kernels.dispatch import interpreting, last_contiguous
+from models.kernels.landmark_topk.coded import coded_scan_kernel
+from models.kernels.landmark_topk.codes import Codes
 from models.kernels.landmark_topk.kernel import maxima_kernel, merge_kernel, scan_kernel
 
 _MERGE_WIDTH = 4096
 _SPLITS = 512  # about four programs on each processor of a large card
+_KEPT = 16  # of a span's landmarks, best by code, that are scored again, and at least twice k
+_CODED_TILE = 4096  # words of codes read at a time
 _BLOCK = 128  # landmarks that many queries share one best score for
 
 
@@ -25,14 +29,20 @@ def landmark_topk_fused(
     length: torch.Tensor | None,
     exclude_newest: int,
     two_steps: bool | None = None,
+    early: bool = False,
+    chained: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `landmark_topk_naive`, scores kept in registers; `two_steps` overrides the choice of the way."""
+    """As `landmark_topk_naive`, scores kept in registers; `two_steps` overrides the choice of the way.
+
+    `early`: what is launched next knows that it waits for what is found alone. `chained`: launches overlap in long
+    searches of many queries too.
+    """
     queries = queries.to(landmarks.dtype).contiguous()
-    search = Spans(queries, last_contiguous(landmarks), k, length, exclude_newest)
+    search = Spans(queries, last_contiguous(landmarks), k, length, exclude_newest, chained)
     if queries.shape[1] > 4 if two_steps is None else two_steps:
-        _, blocks = search.merge(search.maxima(), search.k)
+        _, blocks = search.merge(search.maxima(early), search.k)
         return search.merge(search.scan(search.block, blocks), k)
-    return search.merge(search.scan(search.span(), None), k)
+    return search.merge(search.scan(search.span(), None, early=early), k)
 
 
 class Spans:
@@ -45,13 +55,14 @@ class Spans:
         k: int,
         length: torch.Tensor | None,
         exclude_newest: int,
+        chained: bool = False,
     ) -> None:
         self.queries, self.landmarks = queries, landmarks
         self.length, self.exclude_newest = length, exclude_newest
         self.batch, self.num_queries, self.dim = queries.shape
         self.num_landmarks = landmarks.shape[-2]
         # overlapping launches were measured to help short searches and to slow long ones of many queries
-        short = self.num_queries <= 4 or self.num_landmarks <= 65_536
+        short = chained or self.num_queries <= 4 or self.num_landmarks <= 65_536
         self.launch = dependent(queries) if short else {"PDL": False}
         self.k = k
         self.width = _power(max(k, 2))
@@ -106,8 +117,52 @@ class Spans:
         )
         return part
 
-    def maxima(self) -> torch.Tensor:
-        """Each block's best score as candidates [B, Q, lists, width], filled up with none."""
+    def coded_scan(
+        self,
+        codes: Codes,
+        span: int,
+        splits: int,
+        early: bool = False,
+        *,
+        kept: int | None = None,
+        stages: int = 3,
+    ) -> torch.Tensor:
+        """As `scan` for one query a row over landmarks that all share, those of a span chosen by their codes first.
+
+        `kept` of a span are scored again, a power of two from k up to the span (None: at least _KEPT and 2 k).
+        """
+        part = self._candidates(splits, self.width)
+        words = codes.words.shape[1]
+        block_n = min(max(8, _CODED_TILE // words), span)
+        coded_scan_kernel[(splits, self.batch)](
+            self.queries,
+            self.landmarks,
+            codes.words,
+            codes.scale,
+            self.length if self.length is not None else part,
+            part,
+            self.num_landmarks,
+            self.exclude_newest,
+            self.dim,
+            self.strides[1],
+            K=self.width,
+            KEEP=min(span, kept or max(_KEPT, 2 * self.width)),
+            STEPS=span // block_n,
+            BLOCK_N=block_n,
+            BLOCK_D=self.block_d,
+            WORDS=words,
+            BITS=codes.bits,
+            STAGES=stages,
+            LENGTHS=self.length is not None,
+            EARLY=early,
+            ASM=not interpreting(),
+            num_warps=4,
+            **self.launch,
+        )
+        return part
+
+    def maxima(self, early: bool = False) -> torch.Tensor:
+        """Each block's best score as candidates [B, Q, lists, width], filled up with none; `early` as in `scan`."""
         blocks = -(-self.num_landmarks // self.block)
         lists = -(-blocks // self.width)
         part = self._candidates(lists, self.width)
@@ -130,6 +185,7 @@ class Spans:
             BLOCK_D=min(self.block_d, 32 if self.landmarks.element_size() == 4 else 64),
             LENGTHS=self.length is not None,
             PRECISION="ieee",
+            EARLY=early,
             num_warps=4,
             num_stages=3,
             **self.launch,

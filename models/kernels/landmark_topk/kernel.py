@@ -101,7 +101,7 @@ def scan_kernel(
 ):
     """The K best of STEPS * BLOCK_N landmarks for one query: the split's own, or (CHOSEN) a named block's.
 
-    EARLY: the next kernel reads only candidates of this one and starts before they are there. RANKED: ordered by
+    EARLY: the next kernels read only what comes of this one and start before it is there. RANKED: ordered by
     comparing all with all, for few landmarks.
     """
     if EARLY:
@@ -184,13 +184,18 @@ def maxima_kernel(
     BLOCK_D: tl.constexpr,
     LENGTHS: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """The best score of a block of BLOCK_N landmarks for BLOCK_Q queries, packed with the block's number.
 
     The k best landmarks lie in the k blocks whose best scores are highest, so only these need be scored again.
+    EARLY: as in `scan_kernel`.
     """
-    begin(PDL)
+    if EARLY:
+        begin_after(PDL)
+    else:
+        begin(PDL)
     block = tl.program_id(0)
     batch = tl.program_id(2).to(tl.int64)
     limit = limit_of(length_ptr, batch, num_landmarks, exclude_newest, LENGTHS)

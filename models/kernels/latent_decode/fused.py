@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,6 +17,24 @@ from models.kernels.latent_decode.types import ChosenChunks, Latents
 _MAX_SPLITS = 128
 _SINGLE = True  # programs with one tile, chunk or block are compiled for that
 _SINGLE_DIM = 128  # up to this width; above, what they hold at once does not fit into registers
+
+
+class Loops(NamedTuple):
+    """How programs that go through several tiles, chunks and blocks are launched.
+
+    tile: slots of the ring at a time (None: by width of head). cut: parts of a chunk, one at a time (a power of two
+    that leaves each 16 tokens; else 1). programs: how many to a processor; registers: how many a thread may have
+    (None: as many as it wants), which decides whether so many fit. num_stages: of the loops.
+    """
+
+    tile: int | None = None
+    cut: int = 1
+    programs: int = 2
+    registers: int | None = None
+    num_stages: int = 2
+
+
+DENSE = Loops(tile=32, cut=2, programs=4, registers=128)  # four small programs to a processor, for many rows
 
 
 def latent_decode_fused(
@@ -32,7 +51,7 @@ def latent_decode_fused(
     splits: int | None = None,
     block_n: int | None = None,
     num_warps: int = 4,
-    num_stages: int = 2,
+    loops: Loops | None = None,
     candidates: torch.Tensor | None = None,
     early: bool = False,
     single: bool | None = None,
@@ -47,13 +66,16 @@ def latent_decode_fused(
     overrides whether a program that has one tile, chunk or block is compiled for that; where it is, `list_width`
     says that candidates are sorted lists of so many, among which a page is found by rank, and `cut` programs share
     a chunk (a power of two that leaves each 16 tokens). `merge_cut` programs join an output row.
+    `loops`: how programs that have several are launched (None: `Loops()`); `block_n` goes before its tile.
     """
     batch, num_q, q_heads, dim = q.shape
     slots, kv_heads = ring_k.shape[1], ring_k.shape[2]
     q, ring_k, ring_v = last_contiguous(q), last_contiguous(ring_k), last_contiguous(ring_v)
     ring_place, q_place = ring_place.contiguous(), q_place.contiguous()
     width = q.element_size() * dim
-    tile = block_n or (16 if width >= 1024 else 32 if width > 256 else 64)
+    loops = loops or Loops()
+    num_stages = loops.num_stages
+    tile = block_n or loops.tile or (16 if width >= 1024 else 32 if width > 256 else 64)
     if width >= 1024:
         num_stages = 1
     group = q_heads // kv_heads
@@ -62,7 +84,7 @@ def latent_decode_fused(
     chosen = chunks.pages.shape[1] if chunks is not None else 0
     whole = -(-slots // tile) + blocks
     at_once = dim <= _SINGLE_DIM and (_SINGLE if single is None else single)
-    most = min(_MAX_SPLITS, (2 * processors(q.device)) // (batch * kv_heads))
+    most = min(_MAX_SPLITS, (loops.programs * processors(q.device)) // (batch * kv_heads))
     width_c = chunks.keys.shape[1] if chunks is not None else 0
     fits = (
         at_once
@@ -70,7 +92,7 @@ def latent_decode_fused(
         and whole + cut * chosen <= most
         and width_c == cut * padded(width_c // cut)
     )
-    cut = cut if fits else 1
+    cut = cut if fits else loops.cut if width_c == loops.cut * padded(width_c // loops.cut) else 1
     units = max(whole + cut * chosen, 1)
     if splits is None:
         splits = max(1, min(units, most))
@@ -90,6 +112,9 @@ def latent_decode_fused(
         pages = chunks.pages.contiguous() if candidates is None else chunks.pages
         place = chunks.place.contiguous()
         pool = [keys, values, pages if candidates is None else candidates, pages, place, lengths]
+    limits: dict[str, Any] = {}
+    if loops.registers is not None and q.is_cuda:
+        limits["maxnreg"] = loops.registers
     cos, sin = (table.contiguous() for table in rotary) if rotary is not None else (q, q)
 
     decode_kernel[(splits, batch * kv_heads)](
@@ -138,6 +163,7 @@ def latent_decode_fused(
         **dependent(q),
         num_warps=num_warps,
         num_stages=num_stages,
+        **limits,
     )
     if splits > 1:
         merge_kernel[(lse.numel(), merge_cut)](

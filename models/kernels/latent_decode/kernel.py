@@ -100,8 +100,8 @@ def decode_kernel(
     CANDIDATES: page_ptr holds so many candidates of a search for each row, from which the pages are picked here and
     written to chosen_ptr; 0: page_ptr names the pages. SINGLE: as many splits as ring tiles, chunks and blocks, so
     that each has one and reads it beside the queries. Only there: LIST, candidates are in sorted lists of so
-    many (0: not), and CUT, programs to a chunk. EARLY: only the candidates come from the kernel before this one,
-    which lets this one start after everything earlier is done: nothing else waits for it.
+    many (0: not). CUT: parts of a chunk, each a unit of its own. EARLY: only what names the chunks comes from the
+    kernel before this one, which lets this one start after everything earlier is done: nothing else waits for it.
     """
     if EARLY:
         begin_early(PDL)
@@ -176,24 +176,6 @@ def decode_kernel(
             peak, total, acc = raw_step(
                 ok, k1, k2, v, cos, sin, q1, q2, peak, total, acc, scale_log2, ROTARY, PRECISION
             )
-        results(PDL and EARLY)
-        if CHUNK > 0:
-            for slot in range((split + splits - ring_tiles % splits) % splits, num_chosen, splits):
-                if CANDIDATES > 0:
-                    page = candidate_page(page_ptr + batch * CANDIDATES, slot, CANDIDATES)
-                    if kv_head == 0:
-                        tl.store(chosen_ptr + batch * num_chosen + slot, page)
-                else:
-                    page = tl.load(page_ptr + batch * num_chosen + slot)
-                first = tl.load(page_place_ptr + batch * num_chosen + slot)
-                ok, k1, k2, v = chunk_tokens(
-                    page, pool_k_ptr, pool_v_ptr, page_length_ptr, kv_head, pk_stride_p, pk_stride_c, pk_stride_h,
-                    pv_stride_p, pv_stride_c, pv_stride_h, DIM, CHUNK, BLOCK_C, LENGTHS,
-                )  # fmt: skip
-                cos, sin = table(first + tokens, cos_ptr, sin_ptr, num_places, HALF, ROTARY)
-                peak, total, acc = raw_step(
-                    ok[None, :], k1, k2, v, cos, sin, q1, q2, peak, total, acc, scale_log2, ROTARY, PRECISION
-                )
         if RUNS > 0:
             for block in range((split + splits - before % splits) % splits, num_blocks, splits):
                 base = (batch * KV_HEADS + kv_head) * num_blocks + block
@@ -211,6 +193,26 @@ def decode_kernel(
                         total, acc, summed, dtype, DIM, RUN, BLOCK_RUN, ROTARY, PRECISION,
                     )  # fmt: skip
                 acc = tl.dot(summed.to(dtype), expand, acc, input_precision=PRECISION)
+        results(PDL and EARLY)
+        if CHUNK > 0:
+            for unit in range((split + splits - ring_tiles % splits) % splits, num_chosen * CUT, splits):
+                slot = unit // CUT
+                part = unit % CUT * BLOCK_C
+                if CANDIDATES > 0:
+                    page = candidate_page(page_ptr + batch * CANDIDATES, slot, CANDIDATES)
+                    if kv_head + part == 0:
+                        tl.store(chosen_ptr + batch * num_chosen + slot, page)
+                else:
+                    page = tl.load(page_ptr + batch * num_chosen + slot)
+                first = tl.load(page_place_ptr + batch * num_chosen + slot) + part
+                ok, k1, k2, v = chunk_tokens(
+                    page, pool_k_ptr, pool_v_ptr, page_length_ptr, kv_head, pk_stride_p, pk_stride_c, pk_stride_h,
+                    pv_stride_p, pv_stride_c, pv_stride_h, DIM, CHUNK, BLOCK_C, LENGTHS, part,
+                )  # fmt: skip
+                cos, sin = table(first + tokens, cos_ptr, sin_ptr, num_places, HALF, ROTARY)
+                peak, total, acc = raw_step(
+                    ok[None, :], k1, k2, v, cos, sin, q1, q2, peak, total, acc, scale_log2, ROTARY, PRECISION
+                )
 
     out_rows = (batch * num_q + query) * (KV_HEADS * GROUP) + head
     if DIRECT:

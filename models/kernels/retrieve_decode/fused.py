@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from models.kernels.landmark_topk.fused import Spans, landmark_topk_fused
-from models.kernels.latent_decode.fused import latent_decode_fused
+from models.kernels.latent_decode.fused import Loops, latent_decode_fused
 from models.kernels.latent_decode.naive import Rotary
 from models.kernels.latent_decode.types import ChosenChunks, Latents
 from models.kernels.retrieve_decode.types import Search
@@ -39,6 +39,19 @@ class Form(NamedTuple):
     merge_cut: int = 1
 
 
+class Apart(NamedTuple):
+    """How a step is launched whose search has launches of its own.
+
+    early: the ring and latents do not wait for the search. chained: the launches of long searches of many rows
+    overlap too, so that attention starts when the last landmarks are read. loops: of its attention.
+    """
+
+    early: bool = False
+    chained: bool = False
+    loops: Loops = Loops()
+
+
+_APART = Apart()
 _RANKED, _RANKED_WIDTH = 128, 8
 _NEAR = Form(ranked=True, cut=2, merge_cut=2)  # of one row with few candidates to look through
 _FAR = Form(merge_cut=2)  # of one row with more of them
@@ -65,11 +78,14 @@ def retrieve_decode_fused(
     block_n: int | None = None,
     num_warps: int = 4,
     form: Form | None = None,
+    apart: Apart | None = None,
+    kept: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `retrieve_decode_naive`. `picking` overrides whether chunks' programs pick their candidates themselves.
 
     `early`: where they do, programs of the ring and of latents do not wait for the search. `single`, `block_n` and
-    `num_warps` as in `latent_decode_fused`. `form`: how a step that picks is launched (None: as `_form_for` says).
+    `num_warps` as in `latent_decode_fused`. `form`: how a step that picks is launched (None: as `_form_for` says);
+    `apart`: how one that does not. `kept`: of a span's codes, landmarks that are scored again.
     """
     batch, chosen = search.place.shape
     count = search.landmarks.shape[-2]
@@ -90,14 +106,18 @@ def retrieve_decode_fused(
             f"{chosen} chunks of {count} landmarks: picking takes up to {_CHOSEN} chunks and {_SPAN} landmarks in "
             f"each of {_CANDIDATES // found.width} spans"
         )
-    candidates, ranked = None, False
+    candidates, ranked, at_once, apart = None, False, False, apart or _APART
     if picking:
         pages = torch.empty((batch, chosen), dtype=torch.int32, device=q.device)
         spans = 1 << max(-(-count // span) - 1, 1).bit_length()
         ranked = form.ranked and found.width <= _RANKED_WIDTH and max(span, spans) <= _RANKED
-        candidates = found.scan(span, None, spans, early, ranked).view(batch, -1)
+        if search.codes is not None:
+            candidates = found.coded_scan(search.codes, span, spans, early, kept=kept).view(batch, -1)
+        else:
+            candidates = found.scan(span, None, spans, early, ranked).view(batch, -1)
     else:
         shared = search.landmarks.ndim == 2 and search.length is None
+        at_once = apart.early and _laid_out(q, ring_k, ring_v, ring_place, q_place, search, latents, rotary)
         together = shared and batch > _TOGETHER[0] and count >= _TOGETHER[1]
         _, index = landmark_topk_fused(
             search.queries[None] if together else search.queries[:, None],
@@ -105,6 +125,8 @@ def retrieve_decode_fused(
             chosen,
             length=search.length,
             exclude_newest=search.exclude_newest,
+            early=at_once,
+            chained=apart.chained,
         )
         pages = index[0] if together else index[:, 0]
     out, lse = latent_decode_fused(
@@ -118,8 +140,10 @@ def retrieve_decode_fused(
         rotary=rotary,
         scale=scale,
         candidates=candidates,
-        early=early and picking,
-        single=single,
+        early=early if picking else at_once,
+        loops=None if picking else apart.loops,
+        # programs that wait for nothing would write where the search's last launches may still read
+        single=False if at_once and not picking else single,
         block_n=block_n,
         num_warps=num_warps,
         list_width=found.width if ranked else 0,
@@ -149,6 +173,32 @@ def _form_for(batch: int, width: int, span: int, count: int) -> Form:
         return _ROWS
     near = width <= _RANKED_WIDTH and max(span, -(-count // span)) <= _NEAR_LISTS
     return _NEAR if near else _FAR
+
+
+def _laid_out(
+    q: torch.Tensor,
+    ring_k: torch.Tensor,
+    ring_v: torch.Tensor,
+    ring_place: torch.Tensor,
+    q_place: torch.Tensor,
+    search: Search,
+    latents: Latents | None,
+    rotary: Rotary | None,
+) -> bool:
+    """Whether attention copies nothing before it starts: a copy behind the search would be a launch to wait for."""
+    rows = [q, ring_k, ring_v, search.keys, search.values]
+    whole = [ring_place, q_place, search.place, *(rotary or ())]
+    if search.page_lengths is not None:
+        whole.append(search.page_lengths)
+    if latents is not None:
+        whole += [
+            latents.key_factor,
+            latents.key_basis,
+            latents.value_factor,
+            latents.value_basis,
+            latents.place,
+        ]
+    return all(x.stride(-1) == 1 for x in rows) and all(x.is_contiguous() for x in whole)
 
 
 def _power(size: int) -> int:

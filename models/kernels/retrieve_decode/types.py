@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from models.kernels.landmark_topk.codes import Codes
+
 
 @dataclass(frozen=True, slots=True)
 class Search:
@@ -16,6 +18,9 @@ class Search:
     the first token of the best chunk, of the second best, …; K of them are attended to.
     length int32 [B] or None: only the first length[b] landmarks count, less the newest `exclude_newest`.
     page_lengths int32 [P] or None: how many of a page's C tokens are valid.
+    codes or None: of landmarks that all rows share. A step that picks reads these first and scores the best 16 (or
+    2 K if more) of each span again, so a landmark that its code hides behind so many others of its span is passed
+    over. Other steps, and the reference, read the landmarks alone.
     """
 
     queries: torch.Tensor
@@ -26,6 +31,7 @@ class Search:
     length: torch.Tensor | None = None
     exclude_newest: int = 0
     page_lengths: torch.Tensor | None = None
+    codes: Codes | None = None
 
     def __post_init__(self) -> None:
         if (
@@ -49,4 +55,9 @@ class Search:
             raise ValueError(
                 f"keys are {tuple(self.keys.shape)}; {self.landmarks.shape[-2]} landmarks need as many pages "
                 "[P, C, Hkv, D] or more"
+            )
+        if self.codes is not None and not self.codes.fit(self.landmarks):
+            raise ValueError(
+                f"codes are {tuple(self.codes.words.shape)} of {self.codes.bits} bits, landmarks "
+                f"{tuple(self.landmarks.shape)}; give codes of these landmarks [N, E] (`encode_landmarks`)"
             )
