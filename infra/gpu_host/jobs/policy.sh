@@ -6,6 +6,9 @@
 # "--pair-base both --pair-features both" in every call policies see a weighted sum of both readers' scores (stage both, behind pairs).
 # OPTIONS="--pair-base e5+bge+minilm --pair-features both" (any of decoder, e5, bge, minilm; READER=1 for the decoder's) trains over other encoders too:
 # carry the parts of `pack.sh e5 bge`. With three kinds or more ranks.json also has every weighted sum of some of them (pair_mix_...).
+# OPTIONS="... --together --arms log likelihood expected labels --arm-seeds 3" in every call: pair readers trained on by reward too (stages alone, rewarded,
+# rewarded_whole and, with --pair-features both, rewarded_both come before teach), policies over both scores, rl_over_supervised of all sets at the end.
+# Wants READER=1 FOLDS=1 from alone on. --rewarded-kinds e5: of several kinds that policies see only these are trained by reward. Give 250 s more.
 # DEVICES="0 1 2 3": its processes go in turn over these (else over the GPUs that start.sh was given); from 3 on each reader over the decoder has one of
 # its own, with 4 MiniLM's share the last. The longest training behind made questions decides: on one GPU some 450 s in all alone, give SECONDS 600.
 # Beside a soak and faults on the host's cores it took twice that on 2026-11-30 (made 205, pairs 459, teach 55), and the decoder's were cut by the clock.
