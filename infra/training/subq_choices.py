@@ -101,9 +101,14 @@ def make_batches(given: argparse.Namespace) -> None:
     """Write what all choices are trained on, in order; those that are there are left."""
     data = recipe_data(given.data)
     _, stream, _ = settings(given, "subq", data.tokenizer.vocabulary)
-    folder = given.work / "batches"
+    write_batches(data, stream, given.work / "batches", given.makers)
+
+
+def write_batches(data: SubqData, stream: NeedleStreamConfig, folder: Path, makers: int) -> None:
+    """Write all batches of a stream, in order, for `SharedBatches`; those that are there are left."""
+    folder.mkdir(parents=True, exist_ok=True)
     missing = [at for at in range(stream.batches) if not (folder / f"{at:05d}.npz").exists()]
-    made = batches(data, stream, 0, min(given.makers, len(missing)), missing)
+    made = batches(data, stream, 0, min(makers, len(missing)), missing)
     for number, batch in zip(missing, made, strict=True):
         partial = folder / f".{number:05d}.npz"
         with partial.open("wb") as file:

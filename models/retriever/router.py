@@ -7,6 +7,8 @@ candidates bring together, which is what the pointer policy adds.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -38,12 +40,19 @@ def train_router(
     steps: int = 600,
     batch: int = 64,
     lr: float = 1e-3,
-    top: int = 16,
+    top: int = 48,
     noise: float = 0.5,
+    held: float = 0.01,
     seed: int = 0,
     device: str = "cpu",
 ) -> list[float]:
-    """Train the scores of `network` in place on the reader's loss of each candidate alone [N, K]; a loss a step."""
+    """Train the scores of `network` in place on the reader's loss of each candidate alone [N, K]; a loss a step.
+
+    `held` weighs the mean square of the scores, as ST-MoE's router z-loss holds its logits (arXiv 2202.08906); the
+    rate rises over twenty updates and falls along a cosine. Without them scores run off before their order is
+    right: where one weight is 1, the share of the loss is 1 too and nothing turns back (docs/log.md, 2026-12-01).
+    `top` under all candidates slows it: in most questions what tells is not among the best of a new network.
+    """
     if losses.shape != tables.present.shape:
         raise ValueError(f"losses: given {losses.shape}; allowed: one a candidate, {tables.present.shape}")
     chance = np.random.default_rng(seed)
@@ -51,14 +60,18 @@ def train_router(
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.02)
     network.to(device).train()
     curve = []
-    for _ in range(steps):
+    for step in range(steps):
+        rate = lr * min(1.0, (step + 1) / 20) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         rows = chance.integers(0, len(tables), batch)
         scores = _scores(network, tables, rows, device)
         present = torch.from_numpy(tables.present[rows]).to(device)
         known = torch.from_numpy(np.ascontiguousarray(losses[rows], np.float32)).to(device)
         loss = router_loss(scores, known, present, top, noise)
+        drawn_in = held * (scores.square() * present).sum() / present.sum().clamp_min(1)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss + drawn_in).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         curve.append(loss.item())
