@@ -56,7 +56,7 @@ def firsts(trained: PolicyNetwork, tables: TableBatch) -> float:
 
 
 LR = 3e-3
-"""Three times the rate in use: so small a network then runs off in eighty updates, as a whole one does in twenty."""
+"""Three times the rate in use: so small a network then runs off in eighty updates, a whole one in twenty."""
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
