@@ -67,6 +67,7 @@ def build_service(
         owner=owner,
         model=model,
         ours=ours,
+        let_go_s=settings.serve.drain_s,  # the longest answer and its snapshot, as where a replica is stopped
     )
     return SessionService(pool, settings.serve)
 

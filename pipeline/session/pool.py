@@ -32,7 +32,6 @@ from pipeline.shared_files import replace_file
 
 _IDLE_S = 0.1
 _RETRY_S = 5.0
-_LET_GO_S = 150.0
 _REST_S = 5.0
 _NOTE, _NOTE_VERSION = "session.json", 1
 
@@ -54,8 +53,10 @@ class SessionPool:
         owner: str,
         model: ModelThread,
         ours: Callable[[], bool] = lambda: True,
+        let_go_s: float = 150.0,
     ) -> None:
-        """`ours` tells whether this process is still the one that may take sessions over."""
+        """`ours` tells whether this process is still the one that may take sessions over; `let_go_s`: how long a
+        session that is removed or changes its model waits for the answers under way and its snapshot."""
         self.sessions = sessions
         self.asking = asking
         self._tails = tails
@@ -63,6 +64,7 @@ class SessionPool:
         self._owner = owner
         self.model = model
         self._ours = ours
+        self._let_go_s = let_go_s
         self._lane = model.lane(READING)
         self._residents: dict[SessionKey, Resident] = {}
         self._changed = threading.Condition()
@@ -159,11 +161,14 @@ class SessionPool:
 
     def _let_go(self, key: SessionKey, resident: Resident) -> None:
         """Wait until the reader has saved a session and dropped it; the answers under way end first."""
-        deadline = time.monotonic() + _LET_GO_S
+        deadline = time.monotonic() + self._let_go_s
         with self._changed:
             while self._residents.get(key) is resident:
-                if time.monotonic() > deadline or self._stopped.is_set():
-                    raise DysraError(f"it was not let go within {_LET_GO_S:.0f} s")
+                if self._stopped.is_set():
+                    raise DysraError("this replica is stopping; ask again")
+                if time.monotonic() > deadline:
+                    waited = f"did not end within {self._let_go_s:g} s"
+                    raise DysraError(f"stream {key.stream!r} has answers under way that {waited}; ask again")
                 resident.leaving = True
                 self._changed.wait(timeout=0.2)
 

@@ -61,6 +61,7 @@ def make_pool(
     topic: list[Record],
     owner: str = "one",
     ours: Callable[[], bool] = lambda: True,
+    let_go_s: float = 30.0,
     **changes: Any,
 ) -> SessionPool:
     """A pool whose sessions read `topic`; `changes` are fields of SessionConfig."""
@@ -81,6 +82,7 @@ def make_pool(
         owner=owner,
         model=model,
         ours=ours,
+        let_go_s=let_go_s,
     )
 
 

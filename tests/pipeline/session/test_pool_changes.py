@@ -10,6 +10,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+import structlog
 
 from pipeline.errors import DysraError
 from pipeline.session.answer import Question
@@ -66,6 +67,40 @@ def test_question_never_meets_a_model_that_did_not_write_the_cache(pool: Callabl
     assert not change.is_alive()
     assert [event.kind for event in one.ask(KEY, Question(text="Which pier?"))][-1] == "done"
     assert one.info(KEY)["model"] == backbone(seed=1).identity  # type: ignore[index]
+
+
+def test_an_answer_that_outlasts_the_change_ends_whole_and_its_session_follows(
+    pool: Callable[..., SessionPool],
+) -> None:
+    """Its session is left to its snapshot, with a reason in the log, and the next question opens it with the new
+    model; a removal that cannot wait any longer is refused."""
+    one = pool(attend="both", let_go_s=0.3)
+    caught_up(one)
+    under_way = one.ask(KEY, Question(text="Which pier?"))
+    assert next(under_way).kind == "sources"
+    sessions, asking = (replace(part, backbone=backbone(seed=1)) for part in (one.sessions, one.asking))
+    with structlog.testing.capture_logs() as logs:
+        one.configure(sessions, asking, one._tails, reopen=True)
+    (told,) = [row for row in logs if row["event"] == "session_refused"]
+    assert "did not end within 0.3 s" in told["error"]
+    with pytest.raises(DysraError, match=r"'harbour' has answers under way that did not end within 0\.3 s"):
+        one.remove(KEY)
+    assert [event.kind for event in under_way][-1] == "done"
+    until(lambda: KEY not in one._residents, "not let go")
+    assert [event.kind for event in one.ask(KEY, Question(text="Which pier?"))][-1] == "done"
+    assert one.info(KEY)["model"] == backbone(seed=1).identity  # type: ignore[index]
+
+
+def test_a_pool_that_stops_says_so_to_who_waits_for_a_session(pool: Callable[..., SessionPool]) -> None:
+    """Not that an answer took too long: it is asked again elsewhere."""
+    one = pool()
+    caught_up(one)
+    under_way = one.ask(KEY, Question(text="Which pier?"))
+    assert next(under_way).kind == "sources"
+    threading.Timer(0.3, one._stopped.set).start()
+    with pytest.raises(DysraError, match="this replica is stopping"):
+        one.remove(KEY)
+    list(under_way)
 
 
 def test_a_snapshot_of_a_later_version_is_refused_and_left_alone(
