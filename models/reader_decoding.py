@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+WIDTHS = 8
+"""Batches are so many tokens wide, or a multiple: torch's memory-efficient attention (pytorch issue 191937) reads
+the last of 32 n + 1 queries, which writes the answer's first token, under the first one's mask."""
+
 
 @dataclass(frozen=True, slots=True)
 class GreedyAnswer:
@@ -90,7 +94,7 @@ def _one_batch(
 ) -> list[GreedyAnswer]:
     from transformers import DynamicCache
 
-    longest = max(map(len, prompts))
+    longest = -(-max(map(len, prompts)) // WIDTHS) * WIDTHS
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)
     mask = torch.zeros(len(prompts), longest, dtype=torch.long)
     for at, prompt in enumerate(prompts):

@@ -68,17 +68,21 @@ def check_cases(rows: Iterable[Row]) -> None:
 
 def sound(rows: Sequence[Row]) -> tuple[list[Row], int]:
     """The rows without those of outside peers on cases that they misread or cannot show; how many such cases."""
-
-    def full(method: str) -> dict[Key, float]:
-        of = (
-            row for row in rows if row["method"] == method and row["reader"] == "base" and "error" not in row
-        )
-        return {_key(row): row["nats"] for row in of}
-
-    ours, theirs = full(FULL), full(PEER_FULL)
     asked = {_key(row) for row in rows if row["method"].startswith(PEERS)}
-    same = {key for key in asked & ours.keys() & theirs.keys() if abs(ours[key] - theirs[key]) <= SAME_NATS}
+    shown = _full(rows, FULL).keys() & _full(rows, PEER_FULL).keys()
+    same = (asked & shown) - differing(rows)
     return [r for r in rows if not r["method"].startswith(PEERS) or _key(r) in same], len(asked - same)
+
+
+def differing(rows: Sequence[Row]) -> set[Key]:
+    """The cases of which ours and the outside peer's full cache say different nats."""
+    ours, theirs = _full(rows, FULL), _full(rows, PEER_FULL)
+    return {key for key in ours.keys() & theirs.keys() if abs(ours[key] - theirs[key]) > SAME_NATS}
+
+
+def _full(rows: Sequence[Row], method: str) -> dict[Key, float]:
+    of = (r for r in rows if r["method"] == method and r["reader"] == "base" and "error" not in r)
+    return {_key(row): row["nats"] for row in of}
 
 
 def cells() -> list[tuple[str, str, str, float]]:

@@ -160,11 +160,14 @@ def head_scores(
 def pick_heads(
     scores: Mapping[tuple[int, int], tuple[float, float]], induction_share: float, echo_share: float
 ) -> dict[int, frozenset[int]]:
-    """The union of the best heads by induction and by echo, ranked over all layers, at least one of each."""
+    """The union of the best heads by induction and by echo, ranked over all layers, at least one by induction.
+
+    A share of less than half a head is none: of a model with three heads the paper's 1% by echo would be 33%.
+    """
     chosen: set[tuple[int, int]] = set()
-    for kind, share in enumerate((induction_share, echo_share)):
+    for kind, (share, least) in enumerate(((induction_share, 1), (echo_share, 0))):
         ranked = sorted(scores, key=lambda head: -scores[head][kind])
-        chosen.update(ranked[: max(1, round(share * len(ranked)))] if share > 0 else [])
+        chosen.update(ranked[: max(least, round(share * len(ranked)))] if share > 0 else [])
     return {
         layer: frozenset(head for at, head in chosen if at == layer)
         for layer in sorted({at for at, _ in chosen})

@@ -154,6 +154,18 @@ def test_greedy_answers_do_not_depend_on_their_batch() -> None:
     assert all(answer.ids[:1] != (GIVE_UP,) for answer in forced)
 
 
+def test_prompts_are_read_in_widths_that_torch_attends_rightly() -> None:
+    """Never 32 n + 1 queries at once, whatever the longest prompt: their last one writes the first token."""
+    model, widths = tiny(), []
+    model.register_forward_pre_hook(
+        lambda _, args, given: widths.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    for size in (31, 32, 63):
+        prompt = [0, *range(4, 4 + size % 20), *[5] * (size - size % 20 - 1), 3]
+        greedy_answers(model, [prompt], stop_id=STOP, give_up_id=GIVE_UP, max_new_tokens=1)
+    assert widths == [32, 40, 64]
+
+
 def test_the_learning_rate_rises_then_falls_to_a_tenth() -> None:
     """Warm-up to the peak, cosine to a tenth."""
     config = ReaderTrainConfig(lr=1.0, warmup=0.1)

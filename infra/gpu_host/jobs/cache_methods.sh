@@ -1,11 +1,12 @@
 #!/bin/bash
 # cache_methods.sh: missing rows of the cache table on one H200, in stages (STAGES), each going on where it stopped:
-# adapted (the adapted reader, whole grid), codes (learned compressors and weighted SVD, base reader), kvpress (its presses, outside peer).
+# adapted (the adapted reader, whole grid), base (the base reader, likewise; with KNOWN=1 RazorAttention at 50% and cases to be read anew, 90 s computed),
+# codes (learned compressors and weighted SVD, base reader), kvpress (its presses, outside peer).
 # Wants the parts cache-rows (cases, rows of the embedding that they need, weights of ranker and compressors), kvpress, reader-*, weights (reader-lora) and reader.sh's folder $ROOT/reader.
 # One job of all: STAGES="codes kvpress adapted", SECONDS 430; each stage ends by its share: CODES_S (110), KVPRESS_S (100), adapted what is left.
 # Side by side, a job a stage with a NAME of its own: CODES_S and KVPRESS_S may then be the whole of SECONDS. WORKERS (8), KVPRESS_WORKERS (6).
 # A stage that is given again goes on with the same number of workers (a grid's rows are kept by worker).
-# KNOWN=1: rows in the part's known.jsonl.gz (a copy of kept rows) are not made again: three quarters of codes, a quarter of adapted, 30% of kvpress.
+# KNOWN=1: rows in the part's known.jsonl.gz (kept rows; infra.bench.cache_methods_known writes it) are not made again: codes whole, 38% of adapted, 97% of kvpress.
 # GPU memory: codes and adapted 34 to 50 GB with 8 workers. kvpress KVPRESS_GIB (9) a worker, so 60 GB with 6 (computed; without that bound 14 to 33 a worker, 100
 # to 122 in all, which ended the jobs beside it on 2026-11-30). Rows of all stages are written as they come: home.sh brings them at any time.
 # At home `python -m infra.bench.cache_methods_collect` joins everything. Whole on a quiet host: codes 260 s, kvpress 160, adapted 320 (from parts of each, 2026-11-30).
@@ -41,6 +42,7 @@ for stage in ${STAGES:-codes kvpress adapted}; do
   echo "== $stage, $(left) s left"
   case $stage in
     adapted) grid adapted "$(left)" --readers adapted ;;
+    base) grid base "$(least "${BASE_S:-110}" "$(left)")" --readers base ;;
     codes) grid codes "$(least "${CODES_S:-110}" "$(left)")" --readers base \
       --methods ours_weighted,ours_projection,ours_autoencoder ;;
     kvpress)
@@ -49,7 +51,7 @@ for stage in ${STAGES:-codes kvpress adapted}; do
       python3 -m infra.bench.peers.kvpress_rows --model "$model" --cases "$WORK/cases" --site "$ROOT/kvpress" --out "$OUT/kvpress" \
         --seconds "$(least "${KVPRESS_S:-100}" "$(left)")" --workers "${KVPRESS_WORKERS:-6}" \
         --memory-gib "${KVPRESS_GIB:-9}" --device "${DEVICE:-cuda}" "${known[@]}" || rc=$? ;;
-    *) echo "cache_methods.sh: given $stage; allowed: adapted codes kvpress" >&2; exit 2 ;;
+    *) echo "cache_methods.sh: given $stage; allowed: adapted base codes kvpress" >&2; exit 2 ;;
   esac
 done
 exit $rc

@@ -231,7 +231,9 @@ def test_razor_finds_heads_by_copies_of_random_tokens() -> None:
         best = [max(best[0], induction), max(best[1], echo)]
     assert got[layer.spec.index, 1] == pytest.approx(best, rel=1e-3)
     scores = {(1, 0): (0.9, 0.0), (1, 1): (0.1, 0.2), (3, 0): (0.5, 0.8), (3, 1): (0.2, 0.1)}
-    assert pick_heads(scores, 0.14, 0.01) == {1: frozenset({0}), 3: frozenset({0})}
+    # 1% of four heads is none, of a hundred one
+    assert pick_heads(scores, 0.14, 0.01) == {1: frozenset({0})}
+    assert pick_heads(scores, 0.14, 0.2) == {1: frozenset({0}), 3: frozenset({0})}
     assert pick_heads(scores, 0.5, 0) == {1: frozenset({0}), 3: frozenset({0})}
 
 
