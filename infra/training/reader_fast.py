@@ -376,6 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=Path, required=name != "rows")
     parser.add_argument("--run", help="name of the run")
     parser.add_argument("--seconds", type=float, default=270)
+    parser.add_argument("--known", type=float, default=1.0, help="share of the questions that it is given")
     parser.add_argument("--warm", action="store_true", help="compile and tell the pace only")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args(arguments)
@@ -385,7 +386,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.warm:
         warm(given.reader, given.out, runs[given.run], given.device)
         return
-    one_run(runs[given.run], given.reader, given.rows, given.out, given.work, given.seconds, given.device)
+    run = runs[given.run].knowing(given.known)
+    one_run(run, given.reader, given.rows, given.out, given.work, given.seconds, given.device)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from models.reader_packs import PackShape
@@ -28,6 +28,10 @@ class FastRun:
     clip: float = 1.0
     tokens: int = field(
         default=0, metadata={"help": "the run ends after so many, or by the clock (0: by it alone)"}
+    )
+    known: float = field(
+        default=0.0,
+        metadata={"help": "share of the questions that `tokens` were chosen for (0: any; see `knowing`)"},
     )
     average: float = field(
         default=0.0, metadata={"help": "share of the run's end whose mean weights are judged too (0: none)"}
@@ -53,8 +57,19 @@ class FastRun:
             raise ValueError(f"lr: given {self.lr}; allowed: above 0")
         if self.tokens < 0:
             raise ValueError(f"tokens: given {self.tokens}; allowed: 0 or more")
+        if not 0 <= self.known <= 1:
+            raise ValueError(f"known: given {self.known}; allowed: 0 to 1")
         if not 0 <= self.average < 1:
             raise ValueError(f"average: given {self.average}; allowed: 0 to below 1")
+
+    def knowing(self, share: float) -> FastRun:
+        """The run of a reader that knows `share` of the questions: over fewer than `known` it makes no more passes.
+
+        Half of the questions were known by heart after what suits three quarters (docs/log.md, 2026-12-01).
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f"share: given {share}; allowed: above 0 to 1")
+        return replace(self, tokens=round(self.tokens * share / self.known)) if share < self.known else self
 
     @property
     def shape(self) -> PackShape:

@@ -34,7 +34,7 @@ def train(given: argparse.Namespace) -> int:
             sys.executable, "-m", "infra.training.reader_fast", "--reader", str(given.reader),
             "--rows", str(given.rows / name), "--runs", str(given.runs), "--run", name,
             "--out", str(given.out), "--work", str(given.work), "--seconds", f"{given.seconds:.0f}",
-            "--device", given.device,
+            "--device", given.device, "--known", f"{1 - 1 / len(names):.4f}",
         ]  # fmt: skip
         with (given.out / f"{name}.log").open("w") as log:
             environment = os.environ | own_device(at)

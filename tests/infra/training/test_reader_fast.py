@@ -163,6 +163,20 @@ def test_a_run_ends_by_its_tokens_and_by_the_clock_where_that_is_ahead() -> None
         FastRun(name="x", tokens=-1)
 
 
+def test_a_reader_that_knows_fewer_questions_reads_fewer_tokens_of_them() -> None:
+    """As many passes as the run was chosen for, never more tokens than it says; without a share it is as it is."""
+    folds = read_runs(Path("infra/training/runs/reader_folds.json"))
+    assert {run.knowing(0.75).tokens for run in folds} == {14_000_000}
+    assert {run.knowing(0.5).tokens for run in folds} == {9_333_333}
+    run = FastRun(name="x", tokens=900, known=0.75)
+    assert run.knowing(0.9) == run and run.knowing(0.5) == replace(run, tokens=600)
+    assert replace(run, known=0.0).knowing(0.5).tokens == 900
+    with pytest.raises(ValueError, match="share: given 0; allowed: above 0 to 1"):
+        run.knowing(0)
+    with pytest.raises(ValueError, match=r"known: given 1\.5; allowed: 0 to 1"):
+        FastRun(name="x", known=1.5)
+
+
 def test_the_mean_of_a_runs_end_is_that_of_its_weights_after_each_step() -> None:
     """Counted from the share that is named; exchanged for the weights, and back."""
     rows = toy(24, 0)
