@@ -15,9 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +31,10 @@ import torch
 
 from infra.evaluation.policy_judge import judge
 from infra.training import policy_points as points
+from infra.training.policy_alone import ALONE, TRAIN
 from infra.training.policy_in_step import train_in_step
 from infra.training.policy_pairs import pairs_seen, with_scores
-from infra.training.policy_readers import open_readers, readings_of
+from infra.training.policy_readers import SHIPPED, open_readers, reader_names, readings_of
 from infra.training.policy_stages import (
     LEARNING,
     MADE_TO_ANSWER,
@@ -37,9 +43,11 @@ from infra.training.policy_stages import (
     load_readings,
     train_one,
 )
-from infra.training.side_by_side import read_json, run_side_by_side, tell, write_whole
+from infra.training.shared_reader import ReadingServer, RemoteReader
+from infra.training.side_by_side import ENVIRONMENT, read_json, run_side_by_side, tell, write_whole
+from pipeline.errors import BadData
 from pipeline.tasks.material import Material
-from rl.episodes import OutcomeReader, Readings
+from rl.episodes import OutcomeReader, Reader, Readings
 
 PRICES = (0.0, 0.0002, 0.0005, 0.001, 0.002, 0.004)
 JUDGE_SHARE = 0.3
@@ -78,7 +86,11 @@ def run_group(given: argparse.Namespace, todo: Sequence[PolicyJob], until: float
         material = with_scores(material, pairs)
     policies = given.out / "policies"
     stepwise = any(job.form == "stepwise" for job in todo)
-    readings = Readings(OutcomeReader(open_readers(given, material)(stepwise)), readings_of(given, material))
+    if given.sockets is not None:
+        reader: Reader = RemoteReader(given.sockets, names_of(given, material))
+    else:
+        reader = OutcomeReader(open_readers(given, material)(stepwise))
+    readings = Readings(reader, readings_of(given, material))
     if not stepwise:  # readings for judging do not tell the loss that the stepwise form is paid by
         load_readings([given.run / "judged"], readings)
     rows = material.rows("train", answerable=True)
@@ -107,6 +119,30 @@ def run_group(given: argparse.Namespace, todo: Sequence[PolicyJob], until: float
         row |= {"sets": judged(job.name, material, readings, policies, given)}
         write_whole(given.out / "rows" / f"{job.name}.json", json.dumps(row, default=str))
         tell(f"{job.name}: judged")
+
+
+def names_of(given: argparse.Namespace, material: Material) -> list[str]:
+    """Which reader reads each question."""
+    if given.fold_readers is None:
+        return [SHIPPED] * len(material)
+    return reader_names(material, given.fold_readers)
+
+
+def serve(given: argparse.Namespace, until: float) -> None:
+    """Be one reader for all groups (--serve), with what the run's stage `alone` has read already."""
+    material = Material.load(given.run / "material")
+    name = readings_of(given, material)
+    readings = Readings(OutcomeReader(open_readers(given, material)(True)), name)
+    try:
+        known = load_readings([given.run / ALONE / TRAIN], readings)
+    except BadData as error:  # of other fold readers
+        known = 0
+        tell(f"read-{given.serve}: {error}")
+    server = ReadingServer(given.sockets / given.serve, readings)
+    tell(f"read-{given.serve}: ready, {known:,} readings known")
+    server.run(until)
+    told = f"{readings.num_asked:,} asked, {readings.num_read:,} read in {server.num_rounds} rounds"
+    tell(f"read-{given.serve}: {told}")
 
 
 def _is_trained(given: argparse.Namespace, job: PolicyJob) -> bool:
@@ -143,6 +179,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _given(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     todo = jobs(given.gammas, given.betas, given.seeds)
+    if given.serve:
+        serve(given, time.monotonic() + given.seconds)
+        return
     if given.group:
         run_group(given, groups(todo)[given.group], time.monotonic() + given.seconds)
         return
@@ -161,21 +200,58 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     turns = -(-len(left) // given.workers) or 1
     own = ["-m", "infra.training.policy_prices", *_again(given), "--seconds", f"{given.seconds / turns:.0f}"]
-    run_side_by_side(
-        {name: [*own, "--group", name] for name in left}, given.out / "logs", given.seconds + 15,
-        at_once=given.workers, on_end=lambda codes: assemble(given.out),
-    )  # fmt: skip
+    with shared_readers(given) as sockets:
+        own += sockets
+        run_side_by_side(
+            {name: [*own, "--group", name] for name in left}, given.out / "logs", given.seconds + 15,
+            at_once=given.workers, on_end=lambda codes: assemble(given.out),
+        )  # fmt: skip
     found = assemble(given.out)
     tell(f"{len(found['rows'])} of {len(todo)} policies judged")
     if len(found["rows"]) < len(todo):
         raise SystemExit(1)
 
 
+@contextmanager
+def shared_readers(given: argparse.Namespace) -> Iterator[list[str]]:
+    """Readers in processes of their own while groups ask them (--share-readers), and the option that says where.
+
+    They end with their sockets' files; what they told stands in OUT/logs.
+    """
+    if not given.share_readers:
+        yield []
+        return
+    names = sorted(set(names_of(given, Material.load(given.run / "material"))))
+    logs = given.out / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="read-") as folder:  # a short name: a socket's path is short
+        told = ["--sockets", folder]
+        own = [sys.executable, "-m", "infra.training.policy_prices", *_again(given), *told]
+        processes = []
+        for name in names:
+            with (logs / f"read-{name}.log").open("a") as log:
+                command = [*own, "--seconds", f"{given.seconds + 30:.0f}", "--serve", name]
+                processes.append(
+                    subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | ENVIRONMENT)
+                )
+        try:
+            yield told
+        finally:
+            for name in names:
+                (Path(folder) / name).unlink(missing_ok=True)
+            for process in processes:
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
 def _again(given: argparse.Namespace) -> list[str]:
     """The options of a worker."""
     told: list[str] = []
     for name, value in vars(given).items():
-        if name in ("group", "seconds") or value is None:
+        if name in ("group", "seconds", "serve", "sockets", "share_readers") or value is None:
             continue
         values = value if isinstance(value, list) else [value]
         told += [f"--{name.replace('_', '-')}", *map(str, values)]
@@ -203,6 +279,13 @@ def _given(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=8, help="processes that share the device")
     parser.add_argument("--seconds", type=float, default=400.0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--share-readers",
+        action="store_true",
+        help="each reader stands once, in a process that all groups ask",
+    )
+    parser.add_argument("--sockets", type=Path, help="(its own) where shared readers are asked")
+    parser.add_argument("--serve", default="", help="(its own) which shared reader this process is")
     parser.add_argument("--group", default="", help="(its own) which policies this process trains")
     return parser.parse_args(arguments)
 

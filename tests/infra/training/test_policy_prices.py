@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,31 @@ def test_a_policy_that_was_ended_in_its_middle_goes_on_to_as_many_iterations_as_
         record = json.loads((out / "policies" / "gamma0.01-0" / "record.json").read_text())
         assert record["iterations"] == int(iterations)
     assert [each["iteration"] for each in record["curve"]] == [2, 3]
+
+
+def test_a_shared_reader_changes_nothing_but_who_reads(run: Path, carried: Path, tmp_path: Path) -> None:
+    """A group that asks a reader in another process has the weights and figures that it has with its own."""
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="read-") as sockets:
+        common = [
+            "--run", str(run), "--carried", str(carried), "--gammas", "0.01", "--betas", "--iterations", "2",
+            "--width", "16", "--layers", "1", "--budgets", "48", "--device", "cpu",
+        ]  # fmt: skip
+        shared = [*common, "--sockets", sockets, "--out", str(tmp_path / "shared")]
+        server = threading.Thread(
+            target=policy_prices.main, args=([*shared, "--seconds", "90", "--serve", "shipped"],), daemon=True
+        )
+        server.start()
+        for name, own in (("shared", shared), ("own", [*common, "--out", str(tmp_path / "own")])):
+            out = tmp_path / name
+            shutil.copytree(run / "policies" / "supervised-0", out / "policies" / "supervised-0")
+            policy_prices.main([*own, "--group", "terminal-0"])
+            row = json.loads((out / "rows" / "gamma0.01-0.json").read_text())
+            weights = (out / "policies" / "gamma0.01-0" / "carried" / "policy.safetensors").read_bytes()
+            rows.append((row["sets"], row["iterations"], weights))
+        (Path(sockets) / "shipped").unlink()
+        server.join(10)
+    assert rows[0] == rows[1] and not server.is_alive()
 
 
 def test_the_price_is_what_is_paid() -> None:
