@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,9 @@ def collect(state: Path, out: Path) -> dict[str, int]:
             *sorted(state.glob("policies/*/record.json")),
             *(path for path in sorted(state.glob("policies/*/policy/*")) if "router" not in path.parts[-3]),
             *sorted(state.glob("pairs*/*/config.json")),
+            *state.glob("arms.json"),
+            *sorted(state.glob("arms/*/pairs*/*/config.json")),
+            *sorted(state.glob("arms/*/pairs*/*/curve.json")),
             *sorted(state.glob("trust/*.json")),
             *sorted(state.glob("trust/*/config.json")),
         ],
@@ -36,6 +40,7 @@ def collect(state: Path, out: Path) -> dict[str, int]:
             name: [path for path in sorted(state.glob(f"{place}/whole/*")) if path.suffix != ".npz"]
             for name, place in PAIRS.items()
         },
+        "pair_arm": _of_best_arm(state),
         "verifier": [path for path in sorted(state.glob("trust/whole/*")) if path.suffix != ".npz"],
     }
     for name, paths in groups.items():
@@ -55,6 +60,19 @@ def collect(state: Path, out: Path) -> dict[str, int]:
             f"{len(sizes)} files; allowed: {MOST_FILES}. Train fewer policies or make them narrower"
         )
     return sizes
+
+
+def _of_best_arm(state: Path) -> list[Path]:
+    """The pair readers of the form of reward that policies see, trained on all questions."""
+    told = state / "arms.json"
+    if not told.is_file():
+        return []
+    home = state / "arms" / json.loads(told.read_text())["best"]
+    return [
+        path
+        for path in sorted(home.glob("pairs*/whole/*"))
+        if path.suffix != ".npz" and not path.parents[1].is_symlink()
+    ]
 
 
 def unpack(files: Sequence[Path], out: Path) -> list[Path]:

@@ -24,16 +24,19 @@ from pathlib import Path
 import torch
 
 from infra.training import policy_points as points
+from infra.training import policy_rewarded as rewarding
+from infra.training.policy_alone import readers_at_once
 from infra.training.policy_apart import CHUNK
 from infra.training.policy_collect import collect
 from infra.training.policy_made import MADE, STEPS
-from infra.training.policy_opened import say
+from infra.training.policy_opened import ARMS, say
 from infra.training.policy_pairs import BOTH, DECODER, FOLDS, KINDS, MINILM, PAIRS_BOTH, PLACES, kinds_of
 from infra.training.policy_work import WORK, jobs_of, trainings
 from models.retriever.pair_reader import CONFIG
 
 SHARES = {
-    "material": 110, "made": 110, "pairs": 150, "both": 50, "teach": 80, "readings": 150, "trust": 100,
+    "material": 110, "made": 110, "pairs": 150, "both": 50, "alone": 80, "rewarded": 90, "rewarded_whole": 60,
+    "rewarded_both": 60, "teach": 80, "readings": 150, "trust": 100,
     "reward": 200, "choose": 60, "read": 130, "report": 40,
 }  # fmt: skip
 """Seconds that each stage of a whole run may take where `--seconds` is their sum; else in proportion."""
@@ -42,7 +45,10 @@ TOGETHER = {"reward": 290, "choose": 45, "read": 130, "report": 25}
 """The same for policies that are read together only (`--together`): no single readings, trust or routers."""
 WITH_DECODER = {"made": 200, "pairs": 280}
 """The shares where a decoder's pair readers are among them."""
-NEEDED = ("material", "made", "pairs", "both", "teach", "readings", "trust")
+NEEDED = (
+    "material", "made", "pairs", "both", "alone", "rewarded", "rewarded_whole", "rewarded_both", "teach",
+    "readings", "trust",
+)  # fmt: skip
 """Stages without whose end the next cannot begin; after others the run goes on and its exit code tells."""
 LEAST_LEFT_S = 30.0
 """Seconds of the whole run that must be left for a needed stage that its share cut short to go on once."""
@@ -59,6 +65,7 @@ def main() -> None:
     if given.together:
         stages = [stage for stage in stages if stage not in ("readings", "trust")]
     stages = _with_both(_with_made(stages, given.made is not None), given.pair_features == BOTH)
+    stages = rewarding.with_arms(stages, given)
     began = time.monotonic()
     failed: list[str] = []
     for at, stage in enumerate(stages):
@@ -136,6 +143,7 @@ def is_done(given: argparse.Namespace, stage: str) -> bool:
         "made": [out / PLACES[kind] / MADE / CONFIG for kind in kinds_of(given.pair_base)],
         "pairs": [out / PLACES[kind] / fold / "scores.npz" for kind, fold in trainings(given)],
         "both": [out / PAIRS_BOTH / fold / "scores.npz" for fold in FOLDS],
+        "rewarded": [out / ARMS],
     }.get(stage)
     return left is not None and all(path.exists() for path in left)
 
@@ -221,7 +229,9 @@ def _given() -> argparse.Namespace:
         "--crowded", action="store_true",
         help="(its own) several pair readers over the decoder are trained on one device",
     )  # fmt: skip
+    rewarding.add_arguments(parser)
     given = parser.parse_args()
+    rewarding.checked(given, parser.error)
     try:
         kinds = kinds_of(given.pair_base)
     except ValueError as error:
@@ -242,7 +252,8 @@ def run_stage(given: argparse.Namespace, stage: str, seconds: float) -> bool:
         "OMP_NUM_THREADS": "1",
         "PYTORCH_CUDA_ALLOC_CONF": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),
         "TOKENIZERS_PARALLELISM": "true"
-        if stage in ("material", "made", "pairs", "both", "trust")
+        if stage
+        in ("material", "made", "pairs", "both", "rewarded", "rewarded_whole", "rewarded_both", "trust")
         else "false",
     }
     tail = ["--stage", stage, "--seconds", f"{seconds:.0f}"]
@@ -297,10 +308,14 @@ def processes(given: argparse.Namespace, stage: str) -> int:
     """How many processes a stage has."""
     if stage in ("teach", "reward"):
         return len(jobs_of(given, stage))
+    if stage.startswith("rewarded"):
+        parts = {"rewarded": rewarding.folds_first, "rewarded_whole": rewarding.folds_then}
+        return len(parts.get(stage, rewarding.combined_arms)(given))
     fixed = {
         "material": 1,
         "made": len(kinds_of(given.pair_base)),
         "report": 1,
+        "alone": readers_at_once(given),
         "pairs": len(trainings(given)),
         "both": len(FOLDS),
         "trust": len(FOLDS) + len(given.seeds),

@@ -14,6 +14,7 @@ from infra.training import policy_halves as otherwise
 from infra.training import policy_points as points
 from infra.training.policy_both import mixed_orders
 from infra.training.policy_opened import Given, open_apart, open_material, reader_of, remember, say
+from infra.training.policy_over import over_supervised
 from infra.training.policy_pairs import (
     MINILM,
     PLACES,
@@ -22,6 +23,7 @@ from infra.training.policy_pairs import (
 )
 from infra.training.policy_ranks import pair_orders, write_ranks
 from infra.training.policy_readers import readings_of, who_reads
+from infra.training.policy_rewarded import arm_orders, arms_report
 from infra.training.policy_served import as_served
 from infra.training.policy_stages import (
     load_readings,
@@ -39,7 +41,7 @@ def choose(given: Given, until: float) -> None:
     folder.mkdir(exist_ok=True)
     if given.shipped is not None:
         put_shipped(given.shipped, policies, np.load(given.out / "material" / "projection.npy"))
-    orders = pair_orders(material, given.out)
+    orders = {**pair_orders(material, given.out), **arm_orders(given, material)}
     names = points.names_to_judge(material, policies, given.together, orders)
     # the policy in service is judged with its own pair reader, else with MiniLM's of this run
     served = material
@@ -50,6 +52,8 @@ def choose(given: Given, until: float) -> None:
             served = own
         elif MINILM in kinds_of(given.pair_base)[1:]:
             served = with_scores(material, given.out / PLACES[MINILM])
+    # policies over other pair readers' scores are judged over these
+    over: dict[tuple[str, int], Material] = {}
     for name in names[given.worker :: given.workers]:
         if points.kind_of(name).endswith(points.APART) and apart is not None:
             judged = points.judged_apart(
@@ -58,8 +62,12 @@ def choose(given: Given, until: float) -> None:
             )  # fmt: skip
             points.save_judged(judged, folder / f"{name}.judged.npz")
         else:
+            seen = points.scores_seen(name, policies)
+            if seen[0] and seen not in over:
+                over[seen] = open_material(given, *seen)
+            judged_over = served if name.startswith("shipped") else over.get(seen, material)
             found = points.choices_of(
-                name, served if name.startswith("shipped") else material, policies, device=given.device,
+                name, judged_over, policies, device=given.device,
                 budgets=given.budgets, biases=given.biases, orders=orders,
             )  # fmt: skip
             points.save_points(found, folder / f"{name}.points.json")
@@ -141,11 +149,13 @@ def report(given: Given, until: float) -> None:
         )
         for name in curves.sets
     }
+    found["over_supervised"] = over_supervised(curves, found["summary"])
     found["ways"] = otherwise.ways(curves, halves)
     otherwise.save_scores(curves, halves, given.out / "scores.npz")
     found["questions"] = json.loads((given.out / "material" / "manifest.json").read_text())["told"]
     found["pair_base"], found["pair_features"] = given.pair_base, given.pair_features
     found["ranks"] = write_ranks(material, given.out, mixed_orders(material, given.out))
+    found["arms"] = arms_report(given, material)
     found["adapter"] = str(given.adapter or "reader-lora")
     found["rewarded_by"] = "fold readers" if given.fold_readers is not None else "the same reader"
     if given.fold_readers is not None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from infra.training import policy_halves as otherwise
+from infra.training import policy_over as over
+from infra.training import policy_rewarded as rewarded
 from infra.training.policy_evaluation import SHOWN_BIAS, Curves
 from infra.training.policy_pairs import BGE, BOTH, DECODER, E5, MINILM, kinds_of, pairs_seen
 from infra.training.policy_points import APART_BUDGETS, BUDGETS, is_policy
@@ -114,6 +116,7 @@ def result_of(found: Mapping[str, Any], device: str, commit: str) -> dict[str, A
         "fold_readers": found.get("fold_readers", {}), "slopes": found.get("slopes", {}),
         "who_reads": found.get("who_reads", {}),
         "pair_features": found.get("pair_features", "one"),
+        "over_supervised": found.get("over_supervised", {}), "arms": found.get("arms", {}),
         "pair_base": found.get("pair_base", MINILM), "ranks": found.get("ranks", {}), "ratios": found["summary"],
         "ways": ways_of(found), "trust": found.get("trust", {}), "policies": records, "curves": made,
     }  # fmt: skip
@@ -185,6 +188,8 @@ def page(found: Mapping[str, Any], device: str, commit: str, preface: str = "") 
         lines += prices(found["sets"])
     folds = found.get("rewarded_by", "the same reader") != "the same reader"
     lines += otherwise.table(ways_of(found), folds)
+    lines += over.table(found.get("over_supervised", {}))
+    lines += rewarded.table(found.get("arms", {}))
     lines += own_stops(summary)
     lines += curves(found["sets"])
     lines += what_is_read(found["sets"])

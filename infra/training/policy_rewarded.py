@@ -24,7 +24,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +37,7 @@ from infra.training.policy_opened import ARMS, LABELS, LONGER, Given, arm_home, 
 from infra.training.policy_pairs import (
     DECODER,
     FOLDS,
+    MINILM,
     PLACES,
     PairBase,
     fold_rows,
@@ -61,6 +62,7 @@ LABEL_TRAINED = "label_trained"
 """What the readers that arms begin with are called in OUT/arms.json."""
 SECONDS = {DECODER: 150.0}
 """Seconds that an arm's training of a kind should take, beside the others (60 where none is named)."""
+MINILM_LR = PairTrainConfig().lr
 Work = tuple[str, str, str]
 """(arm, kind, fold)."""
 
@@ -106,7 +108,9 @@ def config_for(given: Given, arm: str, kind: str) -> RewardedConfig:
     """How an arm of a kind is trained: by steps, cut only at 2.5 times the time that is expected."""
     form, seed = form_of(arm)
     decoder = kind == DECODER
-    lr = given.rewarded_lr * (given.decoder_lr / 1.2e-4 if decoder else 1.0)
+    lr = given.rewarded_lr
+    if kind != MINILM:  # as its rate by labels is to MiniLM's
+        lr *= (given.decoder_lr if decoder else given.encoder_lr) / MINILM_LR
     return RewardedConfig(
         form=form,
         epochs=given.rewarded_epochs,
@@ -163,7 +167,10 @@ def _train(given: Given, base: PairBase, work: Work, rows: npt.NDArray[np.int64]
         read = read_questions(material, asked, scores, readings, config_of(given, plan), PRICE)
         told[plan] = told_of(material, read)
         if read:
-            sources.append(ReadQuestions(material.tables, texts_of(reader, material), read))
+            # only what was read is made into tokens
+            part = material.take([each.row for each in read])
+            renumbered = [replace(each, row=at) for at, each in enumerate(read)]
+            sources.append(ReadQuestions(part.tables, texts_of(reader, part), renumbered))
     say(f"{arm} {kind} {fold}: begins after {time.monotonic() - began:.0f} s, read: {json.dumps(told)}")
     started = time.monotonic()
 
@@ -315,11 +322,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--alone", type=int, default=12, help="candidates of a question that are read alone")
     parser.add_argument("--twos", type=int, default=4, help="of these, the best that are read in twos")
-    parser.add_argument("--alone-made", type=int, default=4000, help="made questions that are read (0: none)")
+    parser.add_argument("--alone-made", type=int, default=3000, help="made questions that are read (0: none)")
     parser.add_argument("--rewarded-epochs", type=float, default=2.0, help="passes over the questions read")
-    parser.add_argument(
-        "--rewarded-lr", type=float, default=4e-5, help="of MiniLM's, the decoder's in proportion"
-    )
+    parser.add_argument("--rewarded-lr", type=float, default=4e-5, help="of MiniLM's, others' in proportion")
     parser.add_argument("--reward-weight", type=float, default=1.0)
     parser.add_argument("--label-weight", type=float, default=0.25)
     parser.add_argument("--likelihood-temperature", type=float, default=0.3)

@@ -20,8 +20,10 @@ HEALTH = (
     "explained",
 )
 KINDS = (
-    "pair", "pair_decoder", "pair_e5", "pair_bge", "pair_both", "supervised_without_pair", "supervised", "router",
-    "reinforce_without_pair", "reinforce", "plain_ppo", "reinforce_hops", "shipped",
+    "pair", "pair_decoder", "pair_e5", "pair_bge", "pair_both", "pair_rewarded", "pair_both_rewarded",
+    "supervised_without_pair", "supervised", "supervised_longer", "supervised_rewarded", "router",
+    "reinforce_without_pair", "reinforce", "plain_ppo", "reinforce_hops", "reinforce_rewarded",
+    "plain_ppo_rewarded", "shipped",
 )  # fmt: skip
 READINGS = ("", "_apart", "_staged")
 SHOWN_TRUST = 0.85

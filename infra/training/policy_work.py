@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from infra.training import policy_judging as judging
+from infra.training import policy_rewarded as rewarding
+from infra.training.policy_alone import ALONE, TRAIN, read_alone
 from infra.training.policy_apart import (
     CHUNK,
     choosable,
@@ -28,7 +30,7 @@ from infra.training.policy_apart import (
 )
 from infra.training.policy_both import combine_fold, mixed_orders
 from infra.training.policy_made import UNMADE, after_made, made_config, score_made, train_on_made
-from infra.training.policy_opened import Given, open_apart, open_material, remember, say
+from infra.training.policy_opened import LABELS, LONGER, Given, open_apart, open_material, remember, say
 from infra.training.policy_pairs import (
     BGE,
     DECODER,
@@ -44,7 +46,9 @@ from infra.training.policy_pairs import (
 from infra.training.policy_ranks import table_of, write_ranks
 from infra.training.policy_readers import open_readers, readings_of
 from infra.training.policy_stages import (
+    REWARDED,
     PolicyJob,
+    load_readings,
     reward_jobs,
     routed_jobs,
     taught_jobs,
@@ -62,8 +66,19 @@ PAIR_SECONDS = {MINILM: 70.0, E5: 140.0, BGE: 140.0, DECODER: 140.0}
 def jobs_of(given: Given, stage: str) -> list[PolicyJob]:
     """The policies of a stage that trains."""
     if stage == "reward":
-        return reward_jobs(given.seeds, given.prices, together=given.together, multi_hop=given.multi_hop)
-    return routed_jobs(given.seeds) if stage == "trust" else taught_jobs(given.seeds)
+        return reward_jobs(
+            given.seeds,
+            given.prices,
+            together=given.together,
+            multi_hop=given.multi_hop,
+            rewarded=bool(given.arms),
+        )
+    return routed_jobs(given.seeds) if stage == "trust" else taught_jobs(given.seeds, scores_of_arms(given))
+
+
+def scores_of_arms(given: Given) -> tuple[str, ...]:
+    """The scores of arms that policies see, as `PolicyJob.scores` names them."""
+    return (REWARDED, *([LONGER] if LABELS in given.arms else [])) if given.arms else ()
 
 
 def _material(given: Given, until: float) -> None:
@@ -228,20 +243,41 @@ def _trust(given: Given, until: float) -> None:
         say(f"trust {kind}: {json.dumps(told)}, constant {found.constant}")
 
 
+def _rewarded(given: Given, until: float) -> None:
+    """One fold of an arm; whoever ends last says which form's first picks are worth most."""
+    every = rewarding.folds_first(given)
+    rewarding.train_rewarded_fold(given, base_of(given, every[given.worker][1]), every[given.worker])
+    if rewarding.all_scored(given, every):
+        rewarding.write_arms(given)
+
+
+def _rewarded_whole(given: Given, until: float) -> None:
+    """The whole of an arm that policies see, or a fold of another seed."""
+    work = rewarding.folds_then(given)[given.worker]
+    rewarding.train_rewarded_fold(given, base_of(given, work[1]), work)
+
+
+def _rewarded_both(given: Given, until: float) -> None:
+    """One fold of the weighted sum of an arm's kinds."""
+    bases = {kind: base_of(given, kind) for kind in kinds_of(given.pair_base)}
+    rewarding.combine_arm(given, bases, *rewarding.combined_arms(given)[given.worker])
+
+
 def _teach(given: Given, until: float) -> None:
     """One supervised policy."""
-    material = open_material(given)
-    _trained(given, material, Readings(None), jobs_of(given, "teach")[given.worker], until)
+    job = jobs_of(given, "teach")[given.worker]
+    _trained(given, open_material(given, job.scores, job.seed), Readings(None), job, until)
 
 
 def _reward(given: Given, until: float) -> None:
     """One policy paid by the reader: live where it reads together, from recorded readings where apart."""
-    material = open_material(given)
     job = jobs_of(given, "reward")[given.worker]
+    material = open_material(given, job.scores, job.seed)
     apart = open_apart(given, material)
     if job.reading == "together":
         reader = open_readers(given, material)(job.form == "stepwise")
         readings = Readings(OutcomeReader(reader), readings_of(given, material))
+        load_readings([given.out / ALONE / TRAIN], readings)
         remember(readings, apart)
     else:
         assert apart is not None
@@ -252,6 +288,7 @@ def _reward(given: Given, until: float) -> None:
 
 WORK: dict[str, Callable[[Given, float], None]] = {
     "material": _material, "made": _made, "pairs": _pairs, "both": _both, "readings": _readings, "trust": _trust,
+    "alone": read_alone, "rewarded": _rewarded, "rewarded_whole": _rewarded_whole, "rewarded_both": _rewarded_both,
     "teach": _teach, "reward": _reward, "choose": judging.choose, "read": judging.read, "report": judging.report,
 }  # fmt: skip
 
