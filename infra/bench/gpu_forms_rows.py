@@ -28,6 +28,16 @@ ROWS: dict[str, tuple[bool, bool, dict[str, Any]]] = {
     "early-chained-dense": (True, True, {"tile": 32, "cut": 2, "programs": 4, "registers": 128}),
     "again": (False, False, {}),
 }  # fmt: skip
+# how a step of 8 rows is launched that picks: loops of its attention, whether programs have one part each, how many
+# programs scan, bits of landmarks' codes
+PICKED: dict[str, tuple[dict[str, Any] | None, bool | None, int, int | None]] = {
+    "picked": (None, None, 128, None),
+    "picked-dense": ({"tile": 32, "cut": 2, "programs": 4, "registers": 128}, False, 128, None),
+    "picked-dense-scans-256": ({"tile": 32, "cut": 2, "programs": 4, "registers": 128}, False, 256, None),
+    "picked-dense-3": ({"tile": 32, "cut": 2, "programs": 3, "registers": 128}, False, 256, None),
+    "picked-single": ({"programs": 4, "registers": 168}, True, 256, None),
+    "picked-dense-4-bits": ({"tile": 32, "cut": 2, "programs": 4, "registers": 128}, False, 256, 4),
+}
 # how landmarks of one row are searched: bits of their codes (None: as they are), and other arguments of a step
 CODED: dict[str, tuple[int | None, dict[str, Any]]] = {
     "ships": (None, {}),
@@ -45,6 +55,7 @@ ROUNDED = 2e-2  # relative difference from the reference that bf16 allows, as in
 def forms_rows(turn: Turn, tokens: int, batch: int) -> dict[str, Any]:
     """A step of `batch` rows in every form of ROWS, its attention and search alone, and GCA's step beside them."""
     from infra.bench.decode import Step, Stream
+    from models.kernels.landmark_topk.codes import encode_landmarks
     from models.kernels.latent_decode.fused import Loops, latent_decode_fused
     from models.kernels.latent_decode.types import ChosenChunks
     from models.kernels.retrieve_decode.fused import Apart, retrieve_decode_fused
@@ -56,8 +67,8 @@ def forms_rows(turn: Turn, tokens: int, batch: int) -> dict[str, Any]:
     given: dict[str, Any] = {"latents": step.latents, "rotary": step.rotary, "scale": 128**-0.5}
     calls: list[tuple[dict[str, Any], Callable[[], Any]]] = []
     row: dict[str, Any] = {"tokens": tokens, "batch": batch}
-    for name, (early, chained, loops) in ROWS.items():
-        own = Apart(early, chained, Loops(**loops))
+    for name, (early, chained, own_loops) in ROWS.items():
+        own = Apart(early, chained, Loops(**own_loops))
 
         def call(own: Any = own) -> Any:
             return retrieve_decode_fused(*inputs, search, **given, picking=False, apart=own)
@@ -68,6 +79,18 @@ def forms_rows(turn: Turn, tokens: int, batch: int) -> dict[str, Any]:
         _checked(turn, calls, {"way": name, **row}, call, expected, pages)
         if not early:
             _checked(turn, calls, {"way": f"attend-{name}", **row}, attend, expected, None)
+    for name, (loops, single, scans, bits) in PICKED.items() if batch <= 8 else ():
+        codes = None if bits is None else encode_landmarks(step.stream.landmarks, bits)
+        coded, given_loops = _search(step, codes), loops and Loops(**loops)
+
+        def picked(
+            own: Any = coded, loops: Any = given_loops, single: Any = single, scans: int = scans
+        ) -> Any:
+            return retrieve_decode_fused(
+                *inputs, own, **given, picking=True, loops=loops, single=single, scans=scans
+            )
+
+        _checked(turn, calls, {"way": name, **row}, picked, expected, pages)
     calls += [({"way": "search", **row}, step.search), ({"way": "gca", **row}, step.gca)]
     return _in_turn(turn, calls, "forms-rows")
 

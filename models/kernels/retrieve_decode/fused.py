@@ -79,13 +79,15 @@ def retrieve_decode_fused(
     num_warps: int = 4,
     form: Form | None = None,
     apart: Apart | None = None,
+    loops: Loops | None = None,
     kept: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `retrieve_decode_naive`. `picking` overrides whether chunks' programs pick their candidates themselves.
 
     `early`: where they do, programs of the ring and of latents do not wait for the search. `single`, `block_n` and
     `num_warps` as in `latent_decode_fused`. `form`: how a step that picks is launched (None: as `_form_for` says);
-    `apart`: how one that does not. `kept`: of a span's codes, landmarks that are scored again.
+    `loops`: of its attention; `kept`: of a span's codes, landmarks that are scored again. `apart`: how a step that
+    does not pick is launched.
     """
     batch, chosen = search.place.shape
     count = search.landmarks.shape[-2]
@@ -141,7 +143,7 @@ def retrieve_decode_fused(
         scale=scale,
         candidates=candidates,
         early=early if picking else at_once,
-        loops=None if picking else apart.loops,
+        loops=loops if picking else apart.loops,
         # programs that wait for nothing would write where the search's last launches may still read
         single=False if at_once and not picking else single,
         block_n=block_n,

@@ -81,7 +81,7 @@ def test_codes_of_other_landmarks_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "early"), [("unequal-rows", True), ("no-latents", False), ("together", True)]
+    ("case", "early"), [("unequal-rows", True), ("no-latents", False), ("together", True), ("picked", True)]
 )
 def test_a_step_of_many_rows_agrees_with_naive(
     device: str, case: str, early: bool, monkeypatch: pytest.MonkeyPatch
@@ -94,12 +94,16 @@ def test_a_step_of_many_rows_agrees_with_naive(
         "unequal-rows": {"batch": 3, "landmarks": 77},
         "no-latents": {"batch": 2, "landmarks": 33, "shared": False, "blocks": 0},
         "together": {"batch": 5, "landmarks": 40, "lengths": False},
+        "picked": {"batch": 2, "landmarks": 50, "blocks": 1},
     }
     monkeypatch.setattr(fused, "_TOGETHER", (4, 40))
     inputs, search = make_step(device, **settings[case], chosen=3, chunk=32)
     loops = Loops(tile=16, cut=2, programs=2 if case == "together" else 4, registers=128)
     apart = fused.Apart(early=early, chained=early, loops=loops)
-    assert_step(inputs, search, TOLERANCE[torch.float32], picking=False, apart=apart)
+    options: dict[str, Any] = {"picking": False, "apart": apart}
+    if case == "picked":
+        options = {"picking": True, "early": early, "loops": loops, "single": False}
+    assert_step(inputs, search, TOLERANCE[torch.float32], **options)
 
 
 @pytest.mark.gpu
@@ -122,6 +126,9 @@ def test_dense_loops_beside_the_search_on_the_gpu(dtype: torch.dtype, batch: int
     for chained in (False, True):
         apart = Apart(early=True, chained=chained, loops=DENSE)
         assert_step(inputs, search, TOLERANCE[dtype], picking=False, apart=apart)
+    if batch == 8 and landmarks < 4_000:
+        for single in (False, True):
+            assert_step(inputs, search, TOLERANCE[dtype], picking=True, loops=DENSE, single=single, scans=256)
 
 
 @pytest.mark.gpu
@@ -138,7 +145,7 @@ def test_long_scans_of_codes_on_the_gpu(bits: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("way", ["beside", "together-beside", "codes"])
+@pytest.mark.parametrize("way", ["beside", "together-beside", "picked", "codes"])
 def test_replayed_steps_see_what_was_written_just_before(way: str) -> None:
     """Dependent launches wait: queries written before a step and wiped after it, in one graph, are seen whole."""
     if not torch.cuda.is_available():
@@ -151,6 +158,8 @@ def test_replayed_steps_see_what_was_written_just_before(way: str) -> None:
         "cuda", batch=1 if way == "codes" else 8, landmarks=count, chosen=8, chunk=64, dim=128, lengths=False
     )
     options: dict[str, Any] = {"picking": False, "apart": Apart(early=True, chained=True, loops=DENSE)}
+    if way == "picked":
+        options = {"picking": True, "loops": DENSE, "single": False}
     if way == "codes":
         search = replace(search, codes=encode_landmarks(search.landmarks, 8))
         options = {"picking": True}
