@@ -13,6 +13,8 @@ import argparse
 import json
 import os
 import shutil
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ import numpy as np
 
 from infra.training.subq_pack import documents, write_tokens
 from models.subq.tokenizer import SubqTokenizer
+
+CHARS_A_TOKEN = 8
+"""More than a token of news has on average (some 4.5), so that enough is kept."""
 
 
 def main() -> None:
@@ -52,7 +57,9 @@ def pack_stream(source: Path, tokens_of: Path, out: Path, train: int, test: int)
     ids = np.concatenate(
         [
             np.array([*row, SubqTokenizer.end_id], np.uint16)
-            for row in tokenizer.encode_many(list(documents(source)))
+            for row in tokenizer.encode_many(
+                newest(documents(source), CHARS_A_TOKEN * (max(train, test) + test))
+            )
         ]
     )
     if len(ids) < 2 * test:
@@ -71,6 +78,18 @@ def pack_stream(source: Path, tokens_of: Path, out: Path, train: int, test: int)
     (out / "names.json").write_text(json.dumps({"train": [], "test": []}), encoding="utf-8")
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return manifest
+
+
+def newest(texts: Iterable[str], chars: int) -> list[str]:
+    """The last of the texts that have so many characters together, or all: the others are not made tokens of."""
+    kept: deque[str] = deque()
+    held = 0
+    for text in texts:
+        kept.append(text)
+        held += len(text)
+        while held - len(kept[0]) >= chars:
+            held -= len(kept.popleft())
+    return list(kept)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from infra.training.subq_data import SubqData
-from infra.training.subq_news_pack import pack_stream
+from infra.training.subq_news_pack import newest, pack_stream
 from tests.infra.training.subq_case import small_data
 
 
@@ -40,3 +40,10 @@ def test_a_stream_that_is_too_short_is_refused(tmp_path: Path) -> None:
     small_data().tokenizer.save(tmp_path / "tokenizer.json")
     with pytest.raises(ValueError, match=r"test: given 9000; the stream holds \d+ tokens"):
         pack_stream(_source(tmp_path, 20), tmp_path, tmp_path / "out", train=100, test=9_000)
+
+
+def test_only_the_newest_texts_are_made_tokens_of() -> None:
+    """As few as have the characters asked for, in their order; all where they have fewer."""
+    texts = ["a" * 10, "b" * 10, "c" * 10]
+    assert newest(iter(texts), 11) == texts[1:] and newest(iter(texts), 10) == texts[2:]
+    assert newest(iter(texts), 1_000) == texts and newest(iter([]), 5) == []
