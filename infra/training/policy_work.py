@@ -17,7 +17,7 @@ import numpy as np
 
 from infra.training import policy_judging as judging
 from infra.training import policy_rewarded as rewarding
-from infra.training.policy_alone import ALONE, TRAIN, read_alone
+from infra.training.policy_alone import ALONE, TRAIN, load_alone, read_alone
 from infra.training.policy_apart import (
     CHUNK,
     choosable,
@@ -45,6 +45,7 @@ from infra.training.policy_pairs import (
 )
 from infra.training.policy_ranks import table_of, write_ranks
 from infra.training.policy_readers import open_readers, readings_of
+from infra.training.policy_routed import losses_alone
 from infra.training.policy_stages import (
     REWARDED,
     PolicyJob,
@@ -73,7 +74,11 @@ def jobs_of(given: Given, stage: str) -> list[PolicyJob]:
             multi_hop=given.multi_hop,
             rewarded=bool(given.arms),
         )
-    return routed_jobs(given.seeds) if stage == "trust" else taught_jobs(given.seeds, scores_of_arms(given))
+    routers = routed_jobs(given.seeds)
+    if stage == "trust":
+        return routers
+    # where candidates were read alone for the arms, routers have what they learn from
+    return [*taught_jobs(given.seeds, scores_of_arms(given)), *(routers if given.arms else [])]
 
 
 def scores_of_arms(given: Given) -> tuple[str, ...]:
@@ -266,7 +271,11 @@ def _rewarded_both(given: Given, until: float) -> None:
 def _teach(given: Given, until: float) -> None:
     """One supervised policy."""
     job = jobs_of(given, "teach")[given.worker]
-    _trained(given, open_material(given, job.scores, job.seed), Readings(None), job, until)
+    material = open_material(given, job.scores, job.seed)
+    losses = None
+    if job.algorithm == "router":
+        losses = losses_alone(material.tables, load_alone(given, TRAIN, material))
+    _trained(given, material, Readings(None), job, until, losses)
 
 
 def _reward(given: Given, until: float) -> None:
