@@ -1,7 +1,8 @@
 #!/bin/bash
 # kernels.sh: forms of the kernels on one GPU and 12 cores. Without PICK agreement tests of a step's (tests-*.log, .rc; 150 s at most), then
 # the times of all beside what ships (forms.json, as it goes). PICK=1: the rows that the bars read (kept.json: decode at 128k and 1M, sparse
-# attention at 64k). Nothing else may run on this GPU. Given again it leaves what is whole.
+# attention at 64k). ROWS=1: steps of many rows and over landmarks' codes in every form (rows.json; 130 s at most), then their tests
+# (gpu_tests_decode_forms.log). Nothing else may run on this GPU. Given again it leaves what is whole.
 set -u
 ROOT=${LEASE_ROOT:-/tmp}
 cd "$ROOT/tree" || exit 2
@@ -12,6 +13,12 @@ left() { echo $((limit - ($(date +%s) - started))); }
 if [ -n "${PICK:-}" ]; then
   [ -f "$OUT/kept.whole" ] && exit 0
   python3 -m infra.bench.gpu_session kept --out "$OUT" --limit $(($(left) - 5)) && touch "$OUT/kept.whole"
+  exit
+fi
+if [ -n "${ROWS:-}" ]; then
+  [ -f "$OUT/rows.json" ] || python3 -m infra.bench.gpu_session rows --out "$OUT" --limit $(($(left) < 135 ? $(left) - 5 : 130))
+  python3 -m infra.bench.gpu_session tests decode_forms --out "$OUT" --limit $(($(left) - 5))
+  tail -n 3 "$OUT/gpu_tests_decode_forms.log"
   exit
 fi
 check() { # a name, and which tests

@@ -64,7 +64,7 @@ def test_what_a_code_hides_is_passed_over_and_what_it_shows_is_scored_by_itself(
     codes = encode_landmarks(landmarks)
     scale = codes.scale.clone()
     scale[best[0]] = 0  # its code says nothing: 16 others of its span are before it
-    scale[best[2]] *= 3  # its code says too much, and does not bring it before the second
+    scale[best[20:30]] *= 3  # codes that say too much bring these to be looked at, and not into the best
     found = Spans(query, landmarks, 4, None, 0)
     spans = found.coded_scan(Codes(codes.words, scale, 4), 128, 1)
     assert found.merge(spans, 4)[1].flatten().tolist() == best[1:5].tolist()
