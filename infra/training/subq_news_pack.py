@@ -23,7 +23,7 @@ import numpy as np
 from infra.training.subq_pack import documents, write_tokens
 from models.subq.tokenizer import SubqTokenizer
 
-CHARS_A_TOKEN = 8
+CHARS_A_TOKEN = 6
 """More than a token of news has on average (some 4.5), so that enough is kept."""
 
 
