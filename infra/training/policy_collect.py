@@ -1,4 +1,4 @@
-"""What of a GPU run is carried home: at most twelve files of at most 15 MiB, and how they are put together again.
+"""What of a GPU run is carried home: at most twenty files of at most 15 MiB, and how they are put together again.
 
 python -m infra.training.policy_collect build/gpu-files/*.tar.gz* --out build/policy-home     # here, afterwards
 """
@@ -12,14 +12,19 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from infra.training.policy_pairs import BGE, BGE_DUAL, E5, E5_DUAL, PLACES
+from infra.training.policy_ranks import NAMES
+
 PIECE = 15 << 20
-MOST_FILES = 12
-PAIRS = {"pair": "pairs", "pair_decoder": "pairs_decoder", "pair_e5": "pairs_e5", "pair_bge": "pairs_bge"}
-"""Where the pair readers lie that come home, by the name of their file."""
+MOST_FILES = 20
+OF_ENCODERS = tuple(NAMES[kind] for kind in (E5, E5_DUAL, BGE, BGE_DUAL))
 
 
 def collect(state: Path, out: Path) -> dict[str, int]:
-    """Pack what is judged (with `scores.npz`), policies but routers, pair readers, verifier; bytes of each file."""
+    """Pack what is judged (with `scores.npz`), policies but routers, pair readers, verifier; bytes of each file.
+
+    A pair reader over E5 or BGE lies in a folder of its own beside OUT, as `OUT_pair_e5`.
+    """
     out.mkdir(parents=True, exist_ok=True)
     sizes: dict[str, int] = {}
     groups = {
@@ -37,8 +42,8 @@ def collect(state: Path, out: Path) -> dict[str, int]:
             *sorted(state.glob("trust/*/config.json")),
         ],
         **{
-            name: [path for path in sorted(state.glob(f"{place}/whole/*")) if path.suffix != ".npz"]
-            for name, place in PAIRS.items()
+            NAMES[kind]: [path for path in sorted(state.glob(f"{place}/whole/*")) if path.suffix != ".npz"]
+            for kind, place in PLACES.items()
         },
         "pair_arm": _of_best_arm(state),
         "verifier": [path for path in sorted(state.glob("trust/whole/*")) if path.suffix != ".npz"],
@@ -51,8 +56,11 @@ def collect(state: Path, out: Path) -> dict[str, int]:
             for path in paths:
                 tar.add(path, path.relative_to(state).as_posix())
         packed = held.getvalue()
+        # 30 MiB each: a call brings home 60 MiB in all
+        folder = out.parent / f"{out.name}_{name}" if name in OF_ENCODERS else out
+        folder.mkdir(parents=True, exist_ok=True)
         for at in range(0, len(packed), PIECE):
-            target = out / f"{name}.tar.gz.{at // PIECE:02d}"
+            target = folder / f"{name}.tar.gz.{at // PIECE:02d}"
             target.write_bytes(packed[at : at + PIECE])
             sizes[target.name] = target.stat().st_size
     if len(sizes) > MOST_FILES:

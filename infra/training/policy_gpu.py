@@ -203,9 +203,12 @@ def _given() -> argparse.Namespace:
     parser.add_argument("--decoder-epochs", type=float, default=3.0, help="passes of the decoder's")
     parser.add_argument("--decoder-candidates", type=int, default=24, help="candidates of a question in one")
     parser.add_argument("--decoder-lr", type=float, default=3e-4)
-    parser.add_argument("--encoder-epochs", type=float, default=4.0, help="passes of e5's and bge's")
+    parser.add_argument(
+        "--encoder-epochs", type=float, default=4.0, help="passes of e5's, bge's, their duals'"
+    )
     parser.add_argument("--encoder-candidates", type=int, default=20, help="candidates of a question in one")
     parser.add_argument("--encoder-lr", type=float, default=8e-5)
+    parser.add_argument("--dual-lr", type=float, default=3e-5, help="of e5_dual's and bge_dual's")
     parser.add_argument(
         "--made", type=Path, help="folder of made_questions: pair readers learn these first, then each fold"
     )

@@ -1,8 +1,9 @@
 """The pair readers trained beside the policy's material, and the scores of one put among the features.
 
 Kinds (`--pair-base`, several joined by "+"): over MiniLM, in OUT/pairs, over the encoders of twice its layers that
-`encoders` fetches, in OUT/pairs_e5 and OUT/pairs_bge, and over the reader's own decoder, in OUT/pairs_decoder. What
-`policy_both` makes of all that a run has lies in OUT/pairs_both.
+`encoders` fetches, in OUT/pairs_e5 and OUT/pairs_bge, over these by two vectors, in OUT/pairs_e5_dual and
+OUT/pairs_bge_dual, and over the reader's own decoder, in OUT/pairs_decoder. What `policy_both` makes of all that a
+run has lies in OUT/pairs_both.
 
 Scores of training questions come from a reader that was not trained on them (two folds, by the title of the first
 gold candidate); those of dev and test questions from the one trained on all training questions, in the 8 bits in
@@ -30,11 +31,14 @@ from pipeline.tasks.material import Material
 
 FOLDS = ("fold0", "fold1", "whole")
 MINILM, DECODER, E5, BGE = "minilm", "decoder", "e5", "bge"
+E5_DUAL, BGE_DUAL = "e5_dual", "bge_dual"
+"""The same encoders by the cosine of two vectors, as their makers trained them (`dual_pair`)."""
+DUALS = {E5_DUAL: E5, BGE_DUAL: BGE}
 BOTH = "both"
 """The decoder's and MiniLM's."""
-KINDS = (DECODER, E5, BGE, MINILM)
+KINDS = (DECODER, E5, E5_DUAL, BGE, BGE_DUAL, MINILM)
 """Every kind; policies see the scores of a run's first one, or the weighted sum of all its kinds'."""
-PLACES = {MINILM: "pairs", DECODER: "pairs_decoder", E5: "pairs_e5", BGE: "pairs_bge"}
+PLACES = {kind: "pairs" if kind == MINILM else f"pairs_{kind}" for kind in KINDS}
 """Where each kind lies under OUT."""
 PAIRS_BOTH = "pairs_both"
 """Where lies what all kinds of a run say together."""
@@ -50,6 +54,14 @@ class PairBase:
 
     def new(self, device: str) -> PairScorer:
         """An untrained reader; the decoder's begins with the plain base: the adapter knows training questions."""
+        if self.kind in DUALS:
+            from infra.training.encoders import ENCODERS
+            from models.retriever.dual_pair import from_encoder
+
+            known = ENCODERS[DUALS[self.kind]]
+            return from_encoder(
+                self.folder, device, asked=known.asked, told=known.told, pool=known.pool, offset=known.offset
+            )
         if self.kind != DECODER:
             return from_minilm(self.folder, device)
         from models.retriever.decoder_pair import from_decoder

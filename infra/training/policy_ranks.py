@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.training.policy_made import MADE, UNMADE
-from infra.training.policy_pairs import BGE, BOTH, DECODER, E5, FOLDS, MINILM, PAIRS_BOTH, PLACES, scores_in
+from infra.training.policy_pairs import BOTH, FOLDS, KINDS, MINILM, PAIRS_BOTH, PLACES, scores_in
 from models.retriever.table import ALL_FEATURES, FEATURES, GOLD
 from pipeline.tasks.material import Material
 
 Orders = Mapping[str, npt.NDArray[np.float32]]
 """Scores [N, K] by which candidates are ranked, by the order's name."""
 DEPTHS = (1, 2, 4)
-NAMES = {MINILM: "pair", DECODER: "pair_decoder", E5: "pair_e5", BGE: "pair_bge", BOTH: "pair_both"}
+NAMES = {kind: "pair" if kind == MINILM else f"pair_{kind}" for kind in (*KINDS, BOTH)}
 """What a pair reader's order is called among the simple methods."""
 SIMPLE = {"dense": "dense", "bm25": "bm25", "hybrid": "fused"}
 RANKS = "ranks.json"

@@ -16,7 +16,17 @@ from infra.training import policy_halves as otherwise
 from infra.training import policy_over as over
 from infra.training import policy_rewarded as rewarded
 from infra.training.policy_evaluation import SHOWN_BIAS, Curves
-from infra.training.policy_pairs import BGE, BOTH, DECODER, E5, MINILM, kinds_of, pairs_seen
+from infra.training.policy_pairs import (
+    BGE,
+    BGE_DUAL,
+    BOTH,
+    DECODER,
+    E5,
+    E5_DUAL,
+    MINILM,
+    kinds_of,
+    pairs_seen,
+)
 from infra.training.policy_points import APART_BUDGETS, BUDGETS, is_policy
 from infra.training.policy_ranks import table_of as ranks_table
 from infra.training.policy_tables import (
@@ -49,6 +59,7 @@ PAIR_COSTS = {
 """What the pair readers of a run cost beside the tokens that are counted."""
 WEIGHTS_OF = {
     DECODER: "the reader's decoder (270M weights)", E5: "E5 small (33M)", BGE: "BGE small (33M)",
+    E5_DUAL: "E5 small by two vectors (33M)", BGE_DUAL: "BGE small by two vectors (33M)",
     MINILM: "MiniLM (22.7M)",
 }  # fmt: skip
 PRICES = ("plain_ppo_gamma0", "plain_ppo", "plain_ppo_gamma0.002", "plain_ppo_stepwise")

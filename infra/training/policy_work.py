@@ -33,8 +33,11 @@ from infra.training.policy_made import UNMADE, after_made, made_config, score_ma
 from infra.training.policy_opened import LABELS, LONGER, Given, open_apart, open_material, remember, say
 from infra.training.policy_pairs import (
     BGE,
+    BGE_DUAL,
     DECODER,
+    DUALS,
     E5,
+    E5_DUAL,
     FOLDS,
     MINILM,
     PAIRS_BOTH,
@@ -60,7 +63,7 @@ from pipeline.tasks.material import Material
 from rl.apart import ApartReader
 from rl.episodes import OutcomeReader, Readings
 
-PAIR_SECONDS = {MINILM: 70.0, E5: 140.0, BGE: 140.0, DECODER: 140.0}
+PAIR_SECONDS = {MINILM: 70.0, DECODER: 140.0} | dict.fromkeys((E5, BGE, E5_DUAL, BGE_DUAL), 140.0)
 """Seconds that the trainings of all folds of a kind should take on one H200, side by side."""
 
 
@@ -166,10 +169,11 @@ def pair_config(given: Given, kind: str) -> PairTrainConfig:
     limit = min(2.5 * PAIR_SECONDS[kind], 1.5 * given.seconds)
     if kind == MINILM:
         return PairTrainConfig(epochs=given.pair_epochs, limit_s=limit)
-    if kind in (E5, BGE):
+    if kind != DECODER:
+        rate = given.dual_lr if kind in DUALS else given.encoder_lr
         return PairTrainConfig(
-            epochs=given.encoder_epochs, candidates=given.encoder_candidates, lr=given.encoder_lr,
-            together=16, limit_s=limit,
+            epochs=given.encoder_epochs, candidates=given.encoder_candidates, lr=rate, together=16,
+            limit_s=limit,
         )  # fmt: skip
     return PairTrainConfig(
         epochs=given.decoder_epochs, questions=16, candidates=given.decoder_candidates, lr=given.decoder_lr,
@@ -181,8 +185,8 @@ def base_of(given: Given, kind: str) -> PairBase:
     """What a kind of pair reader begins with: MiniLM as it is carried, another encoder, the reader's plain base."""
     if kind == MINILM:
         return PairBase(kind, given.carried / "minilm")
-    if kind in (E5, BGE):
-        return PairBase(kind, (given.encoders or given.carried) / kind)
+    if kind != DECODER:
+        return PairBase(kind, (given.encoders or given.carried) / DUALS.get(kind, kind))
     from infra.training.reader_gpu import unpack_weights
 
     folder = given.reader or given.carried

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from models.digests import digests_of
-from models.retriever.pair_reader import BERT, CONFIG
+from models.retriever.pair_reader import BERT, COMBINED, CONFIG, DECODER
 
 PINS = "pair_reader_files"
 """Where a policy's `about` holds them; policies without it go unchecked."""
@@ -57,4 +57,5 @@ def reads_by_decoder(folder: Path) -> bool:
         told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(told, dict) and told.get("kind", BERT) != BERT
+    kind = told.get("kind", BERT) if isinstance(told, dict) else BERT
+    return kind == DECODER or (kind == COMBINED and DECODER in told.get("parts", (DECODER,)))

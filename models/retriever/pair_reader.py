@@ -54,7 +54,7 @@ BESIDE = "pair-reader"
 WEIGHTS, CONFIG, TOKENIZER, CARD = "pair_reader.safetensors", "config.json", "tokenizer.json", "README.md"
 _WORDS = "bert.embeddings.word_embeddings.weight"
 _BERT = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-BERT, DECODER, COMBINED = "bert", "decoder", "combined"
+BERT, DECODER, DUAL, COMBINED = "bert", "decoder", "dual", "combined"
 """Kinds of pair readers, as their configuration names them."""
 
 
@@ -84,6 +84,15 @@ class PairModel(nn.Module):
         return score
 
 
+def ends_of(tokenizer: Tokenizer) -> tuple[int, int, int]:
+    """The ids of [CLS], [SEP] and [PAD]; ValueError where one is missing."""
+    found = [tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]", "[PAD]")]
+    known = [at for at in found if at is not None]
+    if len(known) < 3:
+        raise ValueError("tokenizer: needs the tokens [CLS], [SEP] and [PAD]; give MiniLM's")
+    return known[0], known[1], known[2]
+
+
 class PairReader(PairScorer):
     """A pair reader over MiniLM."""
 
@@ -94,11 +103,7 @@ class PairReader(PairScorer):
         self._tokenizer = tokenizer
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        found = [tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]", "[PAD]")]
-        known = [at for at in found if at is not None]
-        if len(known) < 3:
-            raise ValueError("tokenizer: needs the tokens [CLS], [SEP] and [PAD]; give MiniLM's")
-        self._cls, self._sep, self._pad = known
+        self._cls, self._sep, self._pad = ends_of(tokenizer)
         self.rows_per_batch = 1024 if device.startswith("cuda") else 32
 
     @property
@@ -158,6 +163,10 @@ def save_pair_reader(
 
         if isinstance(reader, CombinedPairReader):
             return save_combined(reader, folder, about, own_words=own_words)
+        from models.retriever.dual_pair import DualPairReader, save_dual_pair
+
+        if isinstance(reader, DualPairReader):
+            return save_dual_pair(reader, folder, about, card)
         if not isinstance(reader, DecoderPairReader):
             raise TypeError(f"reader: given {type(reader).__name__}; allowed: a pair reader")
         return save_decoder_pair(reader, folder, about, card)
@@ -214,8 +223,12 @@ def load_pair_reader(
 
             reader = load_decoder_pair(folder, body, device, base, learns=learns, words=words)
             return reader, dict(body["about"])
+        if kind == DUAL:
+            from models.retriever.dual_pair import load_dual_pair
+
+            return load_dual_pair(folder, body, device), dict(body["about"])
         if kind != BERT:
-            raise ValueError(f"kind: given {kind!r}; allowed: {BERT}, {DECODER}, {COMBINED}")
+            raise ValueError(f"kind: given {kind!r}; allowed: {BERT}, {DECODER}, {DUAL}, {COMBINED}")
         model = PairModel(body["model"])
         state = from_eight_bits(load_file(folder / WEIGHTS))
         tokens = folder / TOKENIZER

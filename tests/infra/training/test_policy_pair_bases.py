@@ -15,6 +15,7 @@ from infra.training.policy_both import fit_weights
 from infra.training.policy_collect import collect, unpack
 from infra.training.policy_pairs import (
     BGE,
+    BGE_DUAL,
     BOTH,
     DECODER,
     E5,
@@ -185,7 +186,7 @@ def test_kinds_are_told_by_names_joined() -> None:
     """In the order in which policies would see them, whatever the order given; an unknown one is named."""
     assert kinds_of(BOTH) == (DECODER, MINILM)
     assert kinds_of("minilm+e5") == (E5, MINILM)
-    assert kinds_of("minilm+bge+decoder+e5") == KINDS
+    assert kinds_of("minilm+bge+decoder+e5+bge_dual+e5_dual") == KINDS
     assert kinds_of("bge") == (BGE,)
     with pytest.raises(ValueError, match="e5large of it unknown"):
         kinds_of("e5large+minilm")
@@ -204,28 +205,28 @@ def test_encoders_are_trained_beside_minilm_and_policies_see_all_as_one(
         "--carried", str(texts), "--out", str(out), "--seeds", "0", "--warm-steps", "4", "--worlds", "0",
         "--iterations", "1", "--width", "16", "--layers", "1", "--budgets", "48", "--biases", "-4",
         "--pair-epochs", "1", "--encoder-epochs", "1", "--encoder-candidates", "6", "--seconds", "600",
-        "--most", "4", "--together", "--pair-base", "minilm+bge+e5", "--pair-features", "both",
+        "--most", "4", "--together", "--pair-base", "minilm+bge_dual+e5", "--pair-features", "both",
         "--encoders", str(others),
     )  # fmt: skip
     run(monkeypatch, *common, "--stage", "material", "pairs", "teach", "reward", "judge")
     made = Material.load(out / "material")
-    for kind in (E5, BGE, MINILM):
+    for kind in (E5, BGE_DUAL, MINILM):
         told = [json.loads((out / PLACES[kind] / fold / "config.json").read_text()) for fold in FOLDS]
         assert all(each["about"]["steps"] == each["about"]["steps_planned"] for each in told)
     ranks = json.loads((out / "ranks.json").read_text())["test"]["nq"]
     assert set(ranks) == {
-        "dense", "bm25", "hybrid", "pair", "pair_e5", "pair_bge", "pair_both", "pair_mix_e5_bge",
-        "pair_mix_e5_minilm", "pair_mix_bge_minilm", "pair_mix_e5_bge_minilm",
+        "dense", "bm25", "hybrid", "pair", "pair_e5", "pair_bge_dual", "pair_both", "pair_mix_e5_bge_dual",
+        "pair_mix_e5_minilm", "pair_mix_bge_dual_minilm", "pair_mix_e5_bge_dual_minilm",
     }  # fmt: skip
-    assert ranks["pair_mix_e5_bge_minilm"] == ranks["pair_both"], "the same sum by two ways"
+    assert ranks["pair_mix_e5_bge_dual_minilm"] == ranks["pair_both"], "the same sum by two ways"
 
     collect(out, tmp_path / "home")
     home = tmp_path / "unpacked"
-    unpack(sorted((tmp_path / "home").iterdir()), home)
+    unpack([path for folder in tmp_path.glob("home*") for path in folder.iterdir()], home)
     ship(home, "reinforce-0", tmp_path / "shipped", pair_reader=True)
     served, _ = load_pair_reader(tmp_path / "shipped" / "pair-reader")
     assert isinstance(served, CombinedPairReader)
-    assert served.parts == (E5, BGE, MINILM)
+    assert served.parts == (E5, BGE_DUAL, MINILM)
     assert served.weights == fit_weights(made, out, served.parts)
     row = int(made.rows("test")[0])
     columns = served.features_of(texts_asked(made, np.array([row])))[0]

@@ -1,0 +1,81 @@
+"""models/retriever/dual_pair.py: scores of two vectors keep every pair reader's promises, and learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.retriever.dual_pair import DualModel, DualPairReader, Pool
+from models.retriever.pair_base import PairRow
+from models.retriever.pair_reader import load_pair_reader, save_pair_reader
+from models.retriever.pair_training import PairTexts, PairTrainConfig, train_pairs
+from tests.models.retriever import pair_case
+
+
+def reader(pool: Pool = "mean", asked: str = "what ", told: str = "has ") -> DualPairReader:
+    """A small encoder at a scale at which it learns, with words before questions and texts."""
+    model = DualModel(pair_case.SIZES, pool)
+    model.bert.load_state_dict(pair_case.reader().model.bert.state_dict())
+    return DualPairReader(model, pair_case.tokenizer(), asked, told)
+
+
+@pytest.mark.parametrize("pool", ["mean", "first"])
+def test_a_score_is_the_scaled_cosine_of_two_texts_read_apart(pool: Pool) -> None:
+    """As by the encoder alone, a text at a time; what was read stands behind the question."""
+    judge = reader(pool)
+    asked, text, given = judge.tokenize(["what ann key", "ann has key", "bob has map ann has pen"])
+    words = pair_case.tokenizer()
+
+    def vector(text: str, more: str = "") -> torch.Tensor:
+        ids = [1, *words.encode(text).ids, 2, *([*words.encode(more).ids, 2] if more else [])]
+        hidden = judge.model.bert(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        return hidden[0] if pool == "first" else hidden.mean(0)
+
+    rows = [PairRow(asked, text), PairRow(asked, text, given), PairRow(asked, given)]
+    pairs = [
+        (vector("what what ann key"), vector("has ann has key")),
+        (vector("what what ann key", "bob has map ann has pen"), vector("has ann has key")),
+        (vector("what what ann key"), vector("has bob has map ann has pen")),
+    ]
+    wanted = [40 * (torch.cosine_similarity(a, b, dim=0).item() - 0.8) for a, b in pairs]
+    np.testing.assert_allclose(judge.scores(rows), wanted, atol=1e-3)
+    # each distinct text once, whatever the number of rows
+    assert [len(each) for each in judge.collate(rows)] == [2, 2, 2, 2, 3, 3]
+
+
+def test_it_is_the_same_when_loaded(tmp_path: Path) -> None:
+    """Matrices in 8 bits, the words before texts, pooling, scale and offset come back; the kind is told."""
+    judge = reader("first")
+    with torch.no_grad():
+        judge.model.offset.fill_(0.3)
+    folder = save_pair_reader(judge, tmp_path / "saved", {"fold": "whole"})
+    found, about = load_pair_reader(folder)
+    assert isinstance(found, DualPairReader)
+    assert (about, found.before, found.model.pool) == ({"fold": "whole"}, ("what ", "has "), "first")
+    texts = ["ann has key", "bob has map", "cid has hat"]
+    np.testing.assert_allclose(found.features("what key", texts), judge.features("what key", texts), atol=0.1)
+    (folder / "pair_reader.safetensors").write_bytes(b"other")
+    with pytest.raises(ValueError, match="pair_reader"):
+        load_pair_reader(folder)
+
+
+def test_it_learns_which_candidate_tells() -> None:
+    """From labels the candidate that tells comes first more often than before, and by far more than 1 in 4."""
+    judge = reader()
+    questions, candidates, tables = pair_case.questions(64, 0)
+    texts = PairTexts.of(judge, questions, candidates)
+    told = tables.labels == 2
+
+    def right() -> float:
+        found = [
+            judge.features(question, each)[:, 0] for question, each in zip(questions, candidates, strict=True)
+        ]
+        return float(np.mean([told[at, int(np.argmax(scores))] for at, scores in enumerate(found)]))
+
+    before = right()
+    config = PairTrainConfig(epochs=12, questions=16, candidates=4, lr=2e-3, given=0.0)
+    train_pairs(judge, tables, texts, np.arange(64), config)
+    assert right() > max(0.6, before)
