@@ -70,6 +70,21 @@ def test_what_a_code_hides_is_passed_over_and_what_it_shows_is_scored_by_itself(
     assert found.merge(spans, 4)[1].flatten().tolist() == best[1:5].tolist()
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_landmarks_are_chosen_by_what_their_codes_stand_for(device: str, bits: int) -> None:
+    """With no more looked at than are wanted: the best of the decoded landmarks, every dimension counted once."""
+    from models.kernels.landmark_topk.fused import Spans
+
+    make = torch.Generator().manual_seed(6)
+    landmarks, query = torch.randn(128, 100, generator=make), torch.randn(100, generator=make)
+    codes = encode_landmarks(landmarks, bits)
+    expected = (decode_landmarks(codes, 100) @ query).topk(4).indices
+    found = Spans(query.to(device).view(1, 1, 100), landmarks.to(device), 4, None, 0)
+    codes = Codes(codes.words.to(device), codes.scale.to(device), bits)
+    spans = found.coded_scan(codes, 128, 1, kept=4)
+    assert set(found.merge(spans, 4)[1].flatten().tolist()) == set(expected.tolist())
+
+
 def test_codes_of_other_landmarks_are_refused() -> None:
     """Codes whose number or width is not the landmarks' raise ValueError that states both."""
     _, search = make_step("cpu", batch=1, landmarks=30, chosen=3)
