@@ -39,6 +39,10 @@ for part in "$@"; do
       cp build/subq-data/*.json build/subq-data/real.json.xz build/subq-data/train-00[01].bin.xz build/subq-a/
       cp build/subq-data/train-00[2-9].bin.xz build/subq-b/
       cp build/subq-data/test-*.bin.xz build/subq-c/ ;;
+    subq-small)  # books for subq_backbones.sh, and a news stream by their tokenizer
+      [ -f build/subq-small/manifest.json ] || "$python" -m infra.training.subq_pack --out build/subq-small --share 0.3 --newswire-articles 800
+      [ -f build/subq-news/manifest.json ] || "$python" -m infra.training.subq_news_pack --tokens-of build/subq-small --out build/subq-news \
+        --train 5000000 --test 600000 ;;
     cache-rows)  # after reader: cases of the cache table, rows of the embedding that they need beside the reader's
       if [ ! -f build/cache-rows/rows.npz ]; then
         "$python" -m infra.bench.cache_methods_pack --data "$DYSRA_DATA" --out build/cache --reader build/reader-whole
@@ -61,7 +65,7 @@ for part in "$@"; do
         mkdir -p build/fla/site && "$python" -m zipfile -e build/fla-wheels/*.whl build/fla/site
       fi ;;
     ray) [ -f build/ray-part/part-00 ] || "$python" "$bundle" pack build/ray-part "$(grep '^ray==' constraints.txt | sed 's/ray==/ray[train]==/')" ;;
-    *) echo "pack.sh: given $part; allowed: head weights served policy-decoder subq reader policy e5 bge fla ray cache-rows kvpress" >&2; exit 2 ;;
+    *) echo "pack.sh: given $part; allowed: head weights served policy-decoder subq subq-small reader policy e5 bge fla ray cache-rows kvpress" >&2; exit 2 ;;
   esac
 done
 du -sm build/*/ | sort -k2

@@ -9,7 +9,7 @@ ROOT=${LEASE_ROOT:-/tmp}
 cd "$ROOT/tree" || exit 2
 books=$ROOT/subq-backbones-data
 news=$ROOT/parts/subq-news
-[ -f "$news/manifest.json" ] || { echo "subq_backbones.sh: $news is not there; carry the part subq-news (pack.sh subq-news)" >&2; exit 2; }
+[ -f "$news/manifest.json" ] || { echo "subq_backbones.sh: $news is not there; carry the part subq-news (pack.sh subq-small)" >&2; exit 2; }
 if [ -d "$ROOT/parts/subq-small" ]; then
   books=$ROOT/parts/subq-small
 else
