@@ -110,15 +110,19 @@ def mixed_orders(material: Material, out: Path) -> dict[str, npt.NDArray[np.floa
 
 
 def combine_fold(
-    material: Material, bases: Mapping[str, PairBase], fold: str, out: Path, device: str, say: Say
-) -> None:
-    """Fit the weights, and make one fold's features of all readers: OUT/pairs_both/<fold>/scores.npz."""
+    material: Material, bases: Mapping[str, PairBase], fold: str, out: Path, device: str, say: Say,
+    weights: tuple[float, ...] = (),
+) -> None:  # fmt: skip
+    """Fit the weights, and make one fold's features of all readers: OUT/pairs_both/<fold>/scores.npz.
+
+    `weights`: those given are taken, in the order of KINDS.
+    """
     folder = out / PAIRS_BOTH / fold
     if (folder / "scores.npz").exists():
         return
     began = time.monotonic()
     kinds = [kind for kind in KINDS if kind in bases]
-    weights = fit_weights(material, out, kinds)
+    weights = weights or fit_weights(material, out, kinds)
     readers = [bases[kind].load(out / PLACES[kind] / fold, device) for kind in kinds]
     reader = CombinedPairReader(readers, weights, kinds)
     _, scored = fold_rows(material, fold)

@@ -95,6 +95,7 @@ def _share(given: argparse.Namespace, stages: list[str], until: float) -> float:
     shares = SHARES | (TOGETHER if given.together else {})
     if DECODER in kinds_of(given.pair_base):
         shares |= WITH_DECODER
+    shares |= rewarding.shares(given)
     return (until - time.monotonic()) * shares[stages[0]] / sum(shares.get(name, 0) for name in stages)
 
 

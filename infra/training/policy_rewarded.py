@@ -9,7 +9,8 @@ rewarded         both folds of every arm; OUT/arms.json says what a training que
                  scored by the fold that did not see it, and which form is best by that: no dev or test question is
                  looked at
 rewarded_whole   the whole of the best form and of `labels`, and all folds of the best form's further seeds
-rewarded_both    where policies see a weighted sum of several kinds: that of each arm's, weights fitted anew
+rewarded_both    where policies see a weighted sum of several kinds: that of each arm's, weighed by worth (of
+                 `labels` by its labels)
 
 Policies see the best form's scores as `rewarded` and those of `labels` as `longer`. Imports nothing that a GPU host
 lacks.
@@ -23,20 +24,22 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from infra.training.policy_alone import MADE, TRAIN, config_of, load_alone, plan_of, read_questions, told_of
-from infra.training.policy_both import combine_fold
+from infra.training.policy_both import combine_fold, first_scores
 from infra.training.policy_opened import ARMS, LABELS, LONGER, Given, arm_home, best_arm, say
 from infra.training.policy_pairs import (
     DECODER,
     FOLDS,
+    KINDS,
     MINILM,
     PLACES,
     PairBase,
@@ -44,13 +47,23 @@ from infra.training.policy_pairs import (
     hit_of,
     kinds_of,
     pair_features,
+    scores_in,
     texts_of,
 )
 from infra.training.policy_ranks import pair_orders, ranks_of
 from infra.training.policy_ranks import table_of as ranks_table
 from infra.training.policy_stages import REWARDED
 from models.retriever.pair_reader import CONFIG, save_pair_reader
-from models.retriever.pair_rewarded import FORMS, Form, ReadQuestions, RewardedConfig, train_rewarded
+from models.retriever.pair_rewarded import (
+    FLOOR,
+    FORMS,
+    Form,
+    ReadQuestions,
+    RewardedConfig,
+    Worths,
+    expected_worth,
+    train_rewarded,
+)
 from models.retriever.pair_training import PairTrainConfig
 from models.retriever.table import ALL_FEATURES, FEATURES
 from pipeline.tasks.material import Material
@@ -120,8 +133,8 @@ def config_for(given: Given, arm: str, kind: str) -> RewardedConfig:
         reward=given.reward_weight * (4.0 if form == "expected" else 1.0),
         labels=given.label_weight,
         temperature=given.likelihood_temperature,
-        drawn=PairTrainConfig(candidates=10),
-        together=4 if decoder else 16,
+        drawn=PairTrainConfig(candidates=8),
+        together={MINILM: 16, DECODER: 4}.get(kind, 8),
         seed=seed,
         limit_s=min(2.5 * SECONDS.get(kind, 60.0), 1.5 * given.seconds),
     )
@@ -181,14 +194,13 @@ def _train(given: Given, base: PairBase, work: Work, rows: npt.NDArray[np.int64]
 
     records = train_rewarded(reader, sources, config, on_step=tell)
     last, count = records[-5:], sum(len(each.questions) for each in sources)
-    about = {
+    about: dict[str, Any] = {
         "trained_on": f"{told[TRAIN]['questions']:,} training questions read and "
         f"{count - int(told[TRAIN]['questions']):,} made ones, from the label-trained reader of its fold",
         "arm": arm, "fold": fold, "read": told, "steps": int(records[-1]["step"]) + 1,
         "steps_planned": math.ceil(config.epochs * count / config.questions),
         "seconds": round(time.monotonic() - started, 1),
-        **{name: round(float(np.mean([each[name] for each in last])), 4) for name in ("loss", "worth", "label_loss")
-           if name in last[0]},
+        **{name: round(float(np.mean([each[name] for each in last])), 4) for name in ("loss", "worth", "label_loss")},
         **asdict(config),
     }  # fmt: skip
     save_pair_reader(reader, folder, about)
@@ -302,9 +314,49 @@ def combined_arms(given: Given) -> list[tuple[str, str]]:
 
 
 def combine_arm(given: Given, bases: Mapping[str, PairBase], arm: str, fold: str) -> None:
-    """One fold of the weighted sum of an arm's kinds."""
-    material = Material.load(given.out / "material")
-    combine_fold(material, bases, fold, arm_home(given.out, arm), given.device, say)
+    """One fold of the weighted sum of an arm's kinds, weighed by worth where reward trained them."""
+    home = arm_home(given.out, arm)
+    weights = (
+        () if form_of(arm)[0] == LABELS else worth_weights(given, home, [k for k in KINDS if k in bases])
+    )
+    combine_fold(Material.load(given.out / "material"), bases, fold, home, given.device, say, weights)
+
+
+def worth_weights(given: Given, home: Path, kinds: Sequence[str]) -> tuple[float, ...]:
+    """The weights of these kinds' scores by which training questions' first picks are worth most (form `log`).
+
+    Each question's scores are those of the folds that did not see it. RuntimeError where nothing was read.
+    """
+    material, rows, order = plan_of(given, TRAIN)
+    readings = load_alone(given, TRAIN, material)
+    config = config_of(given, TRAIN)
+    read = read_questions(material, rows, order, readings, config, PRICE)
+    if not read:
+        raise RuntimeError(
+            f"{given.out}/alone holds no readings of training questions; run the stage alone first"
+        )
+    worths = Worths.of([replace(each, twos=np.zeros((0, 0), np.float32)) for each in read])
+    firsts = []
+    for kind in kinds:
+        scores = first_scores(scores_in(material, home / PLACES[kind]))
+        own = np.zeros(tuple(worths.there.shape), np.float32)
+        for at, each in enumerate(read):
+            own[at, : len(each.picks)] = scores[each.row, each.picks]
+        firsts.append(torch.from_numpy(own).double())
+    worths = replace(worths, alone=worths.alone.double(), nothing=worths.nothing.double())
+    logs = torch.full((len(kinds),), float(np.log(1 / len(kinds))), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logs], max_iter=60, line_search_fn="strong_wolfe")
+    none = torch.zeros(len(read), 0, 0, dtype=torch.float64)
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        scores = (logs.exp()[:, None, None] * torch.stack(firsts)).sum(0)
+        value = -(expected_worth(scores, none, worths).clamp_min(0.0) + FLOOR).log().mean()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call, arg-type]
+    return tuple(float(each) for each in logs.detach().exp().tolist())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -320,14 +372,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="kinds trained by reward (none: all that policies see)",
     )
-    parser.add_argument("--alone", type=int, default=12, help="candidates of a question that are read alone")
-    parser.add_argument("--twos", type=int, default=4, help="of these, the best that are read in twos")
-    parser.add_argument("--alone-made", type=int, default=3000, help="made questions that are read (0: none)")
+    parser.add_argument("--alone", type=int, default=10, help="candidates of a question that are read alone")
+    parser.add_argument("--twos", type=int, default=3, help="of these, the best that are read in twos")
+    parser.add_argument("--alone-made", type=int, default=1500, help="made questions that are read (0: none)")
     parser.add_argument("--rewarded-epochs", type=float, default=2.0, help="passes over the questions read")
     parser.add_argument("--rewarded-lr", type=float, default=4e-5, help="of MiniLM's, others' in proportion")
     parser.add_argument("--reward-weight", type=float, default=1.0)
     parser.add_argument("--label-weight", type=float, default=0.25)
     parser.add_argument("--likelihood-temperature", type=float, default=0.3)
+
+
+def shares(given: Given) -> dict[str, int]:
+    """Seconds that the trainings here may take of a whole run, by how many there are and of which kinds."""
+    if not given.arms:
+        return {}
+    work = sum({MINILM: 1, DECODER: 4}.get(kind, 2) for kind in rewarded_kinds(given))
+    return {
+        "rewarded": 15 + 14 * work * len(given.arms),
+        "rewarded_whole": 15 + 10 * work * min(2, len(given.arms)) + 20 * work * (given.arm_seeds - 1),
+    }
 
 
 def checked(given: Given, error: Callable[[str], Any]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra.training import policy_alone, policy_opened, policy_work
+from infra.training import policy_alone, policy_opened, policy_rewarded, policy_work
 from infra.training.policy_alone import (
     AloneConfig,
     picks_for,
@@ -24,7 +24,15 @@ from infra.training.policy_collect import collect, unpack
 from infra.training.policy_evaluation import Curves
 from infra.training.policy_opened import arm_home, best_arm, open_material, seen_by
 from infra.training.policy_over import gains, over_supervised, table
-from infra.training.policy_rewarded import first_picks, folds_first, folds_then, form_of, with_arms
+from infra.training.policy_rewarded import (
+    first_picks,
+    folds_first,
+    folds_then,
+    form_of,
+    shares,
+    with_arms,
+    worth_weights,
+)
 from infra.training.policy_stages import reward_jobs, taught_jobs
 from models.retriever.pair_reader import load_pair_reader
 from models.retriever.table import ALL_FEATURES, GOLD
@@ -126,6 +134,56 @@ def test_a_run_judges_policies_over_label_scores_and_over_rewarded_ones(
     assert load_pair_reader(home / "arms" / told["best"] / "pairs" / "whole")[1]["fold"] == "whole"
 
 
+@pytest.mark.usefixtures("quick_reader")
+def test_arms_of_several_kinds_are_seen_as_their_weighted_sum(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reward trains MiniLM's; the decoder's label-trained scores stay beside it; the weights are the arm's own."""
+    out = tmp_path / "state"
+    run(
+        monkeypatch, *common(texts, out), "--arms", "log", "labels", "--pair-base", "both",
+        "--pair-features", "both",
+        "--rewarded-kinds", "minilm", "--decoder-epochs", "1", "--decoder-candidates", "3",
+        "--stage", "material", "pairs", "both", "alone", "rewarded", "rewarded_whole", "rewarded_both",
+    )  # fmt: skip
+    home = arm_home(out, "log")
+    assert (home / "pairs_decoder").resolve() == out / "pairs_decoder"
+    given = argparse.Namespace(out=out, pair_base="both", pair_features="both", arm_seeds=1)
+    assert seen_by(given, "rewarded") == home / "pairs_both"
+    told = [
+        json.loads((place / "pairs_both" / "whole" / "config.json").read_text())
+        for place in (out, home, arm_home(out, "labels"))
+    ]
+    assert len({json.dumps(each["weights"]) for each in told}) == 3
+    own = open_material(given, "rewarded").tables.features
+    assert not np.allclose(own, open_material(given).tables.features)
+
+
+def test_weights_by_worth_go_to_the_order_that_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels call the first candidate right; read, the second answers, and one kind's order has it first."""
+    made = questions_with_features()
+    train = made.rows("train", answerable=True)
+    readings = Readings(None, fingerprint(made))
+    for row in train.tolist():
+        readings.add(
+            [row] * 3, [0, 1, 2], [Outcome(0.0, 1.0, 0.0), Outcome(0.0, 1.0, 0.0), Outcome(1.0, 1.0, 0.0)]
+        )
+    for place, best in (("pairs", 0), ("pairs_decoder", 1)):
+        columns = np.full((*made.tables.present.shape, 6), -0.1, np.float32)
+        columns[:, best, 0] = 0.3
+        for fold in ("fold0", "fold1", "whole"):
+            (tmp_path / place / fold).mkdir(parents=True)
+            np.savez(tmp_path / place / fold / "scores.npz", rows=np.arange(len(made)), columns=columns)
+    order = np.tile(-np.arange(made.tables.num_candidates, dtype=np.float32), (len(made), 1))
+    monkeypatch.setattr(policy_rewarded, "plan_of", lambda given, plan: (made, train, order))
+    monkeypatch.setattr(policy_rewarded, "load_alone", lambda given, plan, material: readings)
+    given = argparse.Namespace(out=tmp_path, alone=2, twos=0)
+    decoder, minilm = worth_weights(given, tmp_path, ["decoder", "minilm"])
+    assert decoder > 1.0 > 0.5 > minilm
+
+
 def test_what_is_read_of_a_question_is_its_best_and_what_tells() -> None:
     """The best by the scores first; a labelled one that is not among them takes the last place."""
     made = questions_with_features()
@@ -209,6 +267,8 @@ def test_stages_and_trainings_of_arms(tmp_path: Path) -> None:
         ("expected", "minilm", "whole"), ("labels", "minilm", "whole"),
         *(("expected-1", "minilm", fold) for fold in ("whole", "fold1", "fold0")),
     ]  # fmt: skip
+    few, many = shares(given), shares(argparse.Namespace(**{**vars(given), "rewarded_kinds": []}))
+    assert many["rewarded"] > 3 * few["rewarded"] > 0, "the decoder's too"
     given.rewarded_kinds = ["bge"]
     with pytest.raises(ValueError, match="given bge"):
         folds_first(given)
