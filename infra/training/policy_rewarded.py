@@ -76,6 +76,8 @@ LABEL_TRAINED = "label_trained"
 SECONDS = {DECODER: 150.0}
 """Seconds that an arm's training of a kind should take, beside the others (60 where none is named)."""
 MINILM_LR = PairTrainConfig().lr
+FIGURES = ("loss", "worth", "label_loss")
+"""Of a step's record, what a reader's configuration keeps of the last ones."""
 Work = tuple[str, str, str]
 """(arm, kind, fold)."""
 
@@ -200,7 +202,7 @@ def _train(given: Given, base: PairBase, work: Work, rows: npt.NDArray[np.int64]
         "arm": arm, "fold": fold, "read": told, "steps": int(records[-1]["step"]) + 1,
         "steps_planned": math.ceil(config.epochs * count / config.questions),
         "seconds": round(time.monotonic() - started, 1),
-        **{name: round(float(np.mean([each[name] for each in last])), 4) for name in ("loss", "worth", "label_loss")},
+        **{name: round(float(np.mean([each[name] for each in last])), 4) for name in FIGURES},
         **asdict(config),
     }  # fmt: skip
     save_pair_reader(reader, folder, about)
