@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 ENCODERS = ("vectors", "transformer", "bilstm")
+POOLINGS = ("mean", "cls")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,12 +30,26 @@ class RetrieverConfig:
     )
     heads: int = field(default=4, metadata={"help": "heads of those layers"})
     encoder_layers: int = field(default=1, metadata={"help": "layers of the transformer or bilstm encoder"})
+    pooling: str = field(
+        default="mean",
+        metadata={
+            "help": "what of the transformer or bilstm encoder stands for a text: mean (over its words), or cls "
+            "(the state of a learned token in front of them)"
+        },
+    )
     num_words: int = field(default=1 << 15, metadata={"help": "hashed words that the encoder knows"})
     dropout: float = field(default=0.1, metadata={"help": "dropout while training"})
 
     def __post_init__(self) -> None:
         if self.encoder not in ENCODERS:
             raise ValueError(f"encoder: given {self.encoder!r}; allowed: {', '.join(ENCODERS)}")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling: given {self.pooling!r}; allowed: {', '.join(POOLINGS)}")
+        if self.pooling == "cls" and self.encoder == "vectors":
+            raise ValueError(
+                "pooling: given 'cls' with the encoder 'vectors', which reads no words; allowed: cls with "
+                "transformer or bilstm, else mean"
+            )
         for name in ("dim", "num_features", "width", "heads", "encoder_layers", "num_words"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 1 or more")

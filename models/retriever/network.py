@@ -33,12 +33,14 @@ class SiameseEncoder(nn.Module):
         if self.kind == "vectors":
             return
         self.embed = nn.Embedding(config.num_words, config.width, padding_idx=0)
+        # in front of the words; its state stands for the text (the LSTM's way back ends there)
+        self.cls = nn.Parameter(torch.randn(1, 1, config.width)) if config.pooling == "cls" else None
         if self.kind == "transformer":
             layer = _layer(config)
             self.mix: nn.Module = nn.TransformerEncoder(
                 layer, config.encoder_layers, enable_nested_tensor=False
             )
-            self.place = nn.Parameter(torch.zeros(1, 512, config.width))
+            self.place = nn.Parameter(torch.zeros(1, 512 + (self.cls is not None), config.width))
         else:
             self.mix = nn.LSTM(
                 config.width,
@@ -62,14 +64,20 @@ class SiameseEncoder(nn.Module):
         known = flat != 0
         known[:, 0] = True  # an empty text still has one place to look at
         embedded = self.embed(flat)
+        if self.cls is not None:
+            embedded = torch.cat([self.cls.expand(len(flat), 1, -1), embedded], 1)
+            known = torch.cat([torch.ones_like(known[:, :1]), known], 1)
         if self.kind == "transformer":
-            mixed = self.mix(embedded + self.place[:, : flat.shape[1]], src_key_padding_mask=~known)
+            mixed = self.mix(embedded + self.place[:, : known.shape[1]], src_key_padding_mask=~known)
         else:
             # packed: the way back would begin in the padding and carry it into the words
             ends = known.sum(1).cpu()
             packed = pack_padded_sequence(embedded, ends, batch_first=True, enforce_sorted=False)
-            mixed, _ = pad_packed_sequence(self.mix(packed)[0], batch_first=True, total_length=flat.shape[1])
-        pooled = (mixed * known[..., None]).sum(1) / known.sum(1, keepdim=True)
+            mixed, _ = pad_packed_sequence(self.mix(packed)[0], batch_first=True, total_length=known.shape[1])
+        if self.cls is not None:
+            pooled = mixed[:, 0]
+        else:
+            pooled = (mixed * known[..., None]).sum(1) / known.sum(1, keepdim=True)
         mixed_in: Tensor = out + pooled.reshape(*words.shape[:-1], -1)
         return mixed_in
 

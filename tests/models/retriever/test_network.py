@@ -58,15 +58,34 @@ def test_question_and_candidates_share_one_encoder() -> None:
     torch.testing.assert_close(many[0, 3], one[0])
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("encoder", ["transformer", "bilstm"])
-def test_a_text_is_encoded_alike_however_far_it_is_padded(encoder: str) -> None:
+def test_a_text_is_encoded_alike_however_far_it_is_padded(encoder: str, pooling: str) -> None:
     """Words end where they end, in either direction; a text without words has an encoding too."""
     torch.manual_seed(0)
-    network = PolicyNetwork(network_config(encoder=encoder, num_words=64)).eval()
+    network = PolicyNetwork(network_config(encoder=encoder, pooling=pooling, num_words=64)).eval()
     vectors = torch.randn(3, 8)
     words = torch.tensor([[3, 4, 5], [6, 0, 0], [0, 0, 0]])
     padded = torch.nn.functional.pad(words, (0, 9))
     torch.testing.assert_close(network.encode(vectors, padded), network.encode(vectors, words))
+
+
+@pytest.mark.parametrize("encoder", ["transformer", "bilstm"])
+def test_a_token_in_front_reads_every_word_and_stands_for_the_text(encoder: str) -> None:
+    """Another word anywhere is another state, which the token's own vector is part of; `mean` has no such token."""
+    torch.manual_seed(0)
+    network = PolicyNetwork(network_config(encoder=encoder, pooling="cls", num_words=64)).eval()
+    vectors, words = torch.randn(1, 8), torch.tensor([[3, 4, 5, 6]])
+    state = network.encode(vectors, words)
+    for at in range(4):
+        other = words.clone()
+        other[0, at] = 9
+        assert (network.encode(vectors, other) - state).abs().max() > 1e-4, at
+    state.sum().backward()
+    assert network.encode.cls.grad is not None and network.encode.cls.grad.abs().max() > 0
+    assert network.encode(vectors, torch.full((1, 512), 3)).isfinite().all()
+    plain = PolicyNetwork(network_config(encoder=encoder, num_words=64))
+    assert plain.encode.cls is None and not any("cls" in name for name in plain.state_dict())
 
 
 def test_illegal_actions_have_no_probability_and_padding_no_say() -> None:
@@ -174,7 +193,16 @@ def replace_needs(batch: TableBatch) -> TableBatch:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("encoder", "cnn"), ("heads", 5), ("dropout", 1.0), ("layers", -1), ("width", 0)]
+    ("name", "value"),
+    [
+        ("encoder", "cnn"),
+        ("heads", 5),
+        ("dropout", 1.0),
+        ("layers", -1),
+        ("width", 0),
+        ("pooling", "max"),
+        ("pooling", "cls"),
+    ],
 )
 def test_a_wrong_setting_is_named(name: str, value: object) -> None:
     """The error says what was given and what is allowed."""
