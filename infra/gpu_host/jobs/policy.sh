@@ -9,6 +9,8 @@
 # OPTIONS="... --together --arms log likelihood expected labels --arm-seeds 3" in every call: pair readers trained on by reward too (stages alone, rewarded,
 # rewarded_whole and, with --pair-features both, rewarded_both come before teach), policies over both scores, rl_over_supervised of all sets at the end.
 # Wants READER=1 FOLDS=1 from alone on. --rewarded-kinds e5: of several kinds that policies see only these are trained by reward. Give 250 s more.
+# RUN=policy_e5 FROM=policy OPTIONS="--pair-base e5_dual+minilm --pair-features both ..." STAGES="both teach reward judge": policies over fewer kinds, in a
+# run folder of their own over the material and the pair readers of another run, whose stage pairs is done.
 # DEVICES="0 1 2 3": its processes go in turn over these (else over the GPUs that start.sh was given); from 3 on each reader over the decoder has one of
 # its own, with 4 MiniLM's share the last. The longest training behind made questions decides: on one GPU some 450 s in all alone, give SECONDS 600.
 # Beside a soak and faults on the host's cores it took twice that on 2026-11-30 (made 205, pairs 459, teach 55), and the decoder's were cut by the clock.
@@ -49,8 +51,15 @@ fi
 read -r -a stages <<< "$STAGES"
 read -r -a more <<< "${OPTIONS:-}"
 export PYTHONPATH="$ROOT/carried/site:$ROOT/reader/site"
+run=$ROOT/work/${RUN:-policy}
+if [ -n "${FROM:-}" ]; then
+  mkdir -p "$run"
+  for folder in "$ROOT/work/$FROM"/material "$ROOT/work/$FROM"/pairs*; do
+    [ "$(basename "$folder")" = pairs_both ] || ln -sfn "$folder" "$run/$(basename "$folder")"
+  done
+fi
 policy() {  # policy STAGE ...
-  python3 -m infra.training.policy_gpu --stage "$@" --carried "$ROOT/carried" "${options[@]}" "${more[@]}" --out "$ROOT/work/policy" \
+  python3 -m infra.training.policy_gpu --stage "$@" --carried "$ROOT/carried" "${options[@]}" "${more[@]}" --out "$run" \
     --seconds $((SECONDS_LIMIT - SECONDS - 20)) --workers "${WORKERS:-10}"
 }
 if [ -n "${MADE:-}" ]; then
@@ -66,5 +75,5 @@ if [ -n "${MADE:-}" ]; then
 fi
 policy "${stages[@]}"
 rc=$?
-python3 -m infra.training.policy_gpu --out "$ROOT/work/policy" --stage collect --collect "$OUT"
+python3 -m infra.training.policy_gpu --out "$run" --stage collect --collect "$OUT"
 exit $rc
