@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -138,17 +139,18 @@ def test_a_run_judges_policies_over_label_scores_and_over_rewarded_ones(
 def test_arms_of_several_kinds_are_seen_as_their_weighted_sum(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reward trains MiniLM's; the decoder's label-trained scores stay beside it; the weights are the arm's own."""
+    """Reward trains MiniLM's; another's label-trained scores stay beside it; the weights are the arm's own."""
     out = tmp_path / "state"
+    shutil.copytree(texts / "minilm", tmp_path / "encoders" / "e5")
     run(
-        monkeypatch, *common(texts, out), "--arms", "log", "labels", "--pair-base", "both",
-        "--pair-features", "both",
-        "--rewarded-kinds", "minilm", "--decoder-epochs", "1", "--decoder-candidates", "3",
-        "--stage", "material", "pairs", "both", "alone", "rewarded", "rewarded_whole", "rewarded_both",
+        monkeypatch, *common(texts, out), "--arms", "log", "labels", "--pair-base", "e5+minilm",
+        "--pair-features", "both", "--rewarded-kinds", "minilm", "--encoders", str(tmp_path / "encoders"),
+        "--encoder-epochs", "1", "--stage", "material", "pairs", "both", "alone", "rewarded", "rewarded_whole",
+        "rewarded_both",
     )  # fmt: skip
     home = arm_home(out, "log")
-    assert (home / "pairs_decoder").resolve() == out / "pairs_decoder"
-    given = argparse.Namespace(out=out, pair_base="both", pair_features="both", arm_seeds=1)
+    assert (home / "pairs_e5").resolve() == out / "pairs_e5"
+    given = argparse.Namespace(out=out, pair_base="e5+minilm", pair_features="both", arm_seeds=1)
     assert seen_by(given, "rewarded") == home / "pairs_both"
     told = [
         json.loads((place / "pairs_both" / "whole" / "config.json").read_text())
