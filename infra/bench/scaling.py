@@ -119,7 +119,7 @@ def _largest(holds: Callable[[float, float], bool], top: float) -> float:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
+class HostReading:
     """What a session host pays for reading: Gemma-3-270M, one H200 (2026-11-30_session_bytes_16m_h200.md)."""
 
     pass_s: float = 0.0247
@@ -144,7 +144,7 @@ class Reading:
         return self.passes_s / self.together + self.tokens * self.token_s
 
 
-def reading_bend(reading: Reading, hosts: int, limit_s: float = 2.0, top: float = 262_144.0) -> float:
+def reading_bend(reading: HostReading, hosts: int, limit_s: float = 2.0, top: float = 262_144.0) -> float:
     """The largest rate at which `hosts` session hosts read an article within `limit_s` of its arrival (p99)."""
 
     def holds(rate: float, seconds: float) -> bool:
@@ -182,7 +182,7 @@ def hosts(
     *,
     streams: int = 100_000,
     rate: float = 10_000.0,
-    reading: Reading = Reading(),
+    reading: HostReading = HostReading(),
     load: float = 0.6,
     session_bytes: float = 26.8e6,
     host_bytes: float = 110e9,
@@ -261,7 +261,7 @@ def run(articles: int = 1_500, embed_per_s: float = 1_400.0) -> dict[str, Any]:
         rows.append({"what": what, **parts, "keepers": system.keepers, "bends_at_per_s": round(rate)})
         ratios[f"bends_at_per_s: no embedding, on {cores} cores"] = round(rate)
     for together in (1, 16):
-        rate = reading_bend(Reading(together=together), 1)
+        rate = reading_bend(HostReading(together=together), 1)
         what = f"one session host, {together} articles a pass"
         rows.append({"what": what, "bends_at_per_s": round(rate, 1), "busiest": "reading"})
         ratios[f"bends_at_per_s: {what}"] = round(rate, 1)

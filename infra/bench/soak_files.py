@@ -7,8 +7,8 @@ longer by what a segment spans, and until maintenance has looked and the checkpo
 time do: compaction and the keyword index's merges write the new beside the old. Below that they may swing. Articles
 that live three times as long as they may are caught where `retained_s` is at least `window_s` + `SLACK_S`.
 
-**Seconds in which nothing is read do not count** (`Reading`). The files that a checkpoint has no use for stay until
-the one after it, which is what a damaged manifest falls back to, and where no article comes there is none: what had
+**Seconds in which nothing is read do not count** (`ReadClock`). The files that a checkpoint has no use for stay
+until the one after it, which is what a damaged manifest falls back to, and where no article comes there is none: what had
 expired when reading stood stays as it is until it goes on. It cannot grow meanwhile. A soak that stood for half a
 minute on a crowded host was called unbounded for that, at eight times the few articles that had trickled in.
 """
@@ -50,7 +50,7 @@ def article_bytes(disk: Samples, read: Samples, retained_s: float) -> float:
     return float(np.median(sizes)) if sizes else float("nan")
 
 
-class Reading:
+class ReadClock:
     """How many articles had been read by when, and the clock that stands while next to none are."""
 
     def __init__(self, read: Samples) -> None:
@@ -90,7 +90,7 @@ def judged_files(
     `read` counts the articles read by then, `disk` the bytes of all files.
     """
     each, stay_s = article_bytes(disk, read, retained_s), longest_s(retained_s, window_s)
-    reading = Reading(read) if any(count for _, count in read) else None
+    reading = ReadClock(read) if any(count for _, count in read) else None
     fullest, allowed_mb = 0.0, 0.0
     for at, size in disk:
         held = reading.within(at, stay_s) * each if reading else 0.0

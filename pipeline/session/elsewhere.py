@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pipeline.errors import DysraError
 from pipeline.log import get_logger
+from pipeline.session.intake import Intake
 from pipeline.session.ports import Changed, Library, Place
-from pipeline.session.reading import Reading
 from pipeline.session.session import Session
 from pipeline.session.tail import StreamTail
 
@@ -58,7 +58,7 @@ class Watch:
                 if place is not None and place.stream != session.key.stream:
                     self._moved[name] = place
 
-    def due(self, session: Session, tail: StreamTail) -> list[Reading]:
+    def due(self, session: Session, tail: StreamTail) -> list[Intake]:
         """What is to be dropped now, as withdrawals."""
         state = session.state
         with self._lock:
@@ -66,7 +66,7 @@ class Watch:
                 self._all = False
                 self._open.update(name for name, _ in state.standing())
             moved = dict(self._moved)
-        found: list[Reading] = []
+        found: list[Intake] = []
         for name, place in moved.items():
             if _replaced(session, name, place):
                 if name not in self._wanted:
@@ -139,9 +139,9 @@ def _reached(session: Session, ends: Mapping[int, int]) -> bool:
     return all(offsets.get(partition, 0) >= end for partition, end in ends.items())
 
 
-def _withdrawal(session: Session, article_id: str, place: Place) -> Reading:
+def _withdrawal(session: Session, article_id: str, place: Place) -> Intake:
     known = session.state.read[article_id]
-    return Reading(
+    return Intake(
         kind="withdrawal",
         article_id=article_id,
         version_ms=place.version_ms,

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.article import Article
+from pipeline.session.intake import article_text
 from pipeline.session.ports import Library, ModelRunner
-from pipeline.session.reading import article_text
 from pipeline.session.session import Session, read_into
 from pipeline.session.state import ReadArticle
 from pipeline.store.records import StoredArticle

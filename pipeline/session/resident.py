@@ -17,8 +17,8 @@ from pipeline.log import get_logger
 from pipeline.session.answer import Lag
 from pipeline.session.asking import View
 from pipeline.session.elsewhere import Watch
+from pipeline.session.intake import Intake
 from pipeline.session.ports import Library, ModelRunner
-from pipeline.session.reading import Reading
 from pipeline.session.retractions import Retractions
 from pipeline.session.session import Applied, OtherModel, Session, SessionParts
 from pipeline.session.snapshot import CorruptSnapshot, NewerLease, Snapshot, SnapshotFolder
@@ -116,8 +116,8 @@ class Resident:
         """
         if not self._tail_open:
             self._start()
-        for reading in self.watch.due(self.session, self._tail):
-            self._drop(reading, runner)
+        for intake in self.watch.due(self.session, self._tail):
+            self._drop(intake, runner)
         moved = self._rebuild(runner)
         if self.retractions.urgent:
             self._lag_records = self._tail.lag()
@@ -170,17 +170,17 @@ class Resident:
             self.save()
         return moved
 
-    def _drop(self, reading: Reading, runner: ModelRunner) -> None:
+    def _drop(self, intake: Intake, runner: ModelRunner) -> None:
         """Drop an article that changed where the session does not read."""
         with self._lock:
-            applied = runner.call(lambda: self.session.drop(reading))
-            self._retracted(reading, applied)
+            applied = runner.call(lambda: self.session.drop(intake))
+            self._retracted(intake, applied)
 
-    def _retracted(self, reading: Reading, applied: Applied) -> None:
+    def _retracted(self, intake: Intake, applied: Applied) -> None:
         self._unsaved += 1
         if applied.retracted:
-            self._forget_titles(reading.article_id)
-            self.retractions.note(reading, applied)
+            self._forget_titles(intake.article_id)
+            self.retractions.note(intake, applied)
 
     def leave(self, *, save: bool, wait_s: float = -1) -> None:
         """Let go of the session, saved first (see `save`) if it has read since the last snapshot."""
@@ -300,20 +300,20 @@ class Resident:
         session = self.session
         if session.has_passed(record):
             return False
-        reading = session.plan(record)
-        if reading is None:
+        intake = session.plan(record)
+        if intake is None:
             self._passed += 1
             return False
-        applied = runner.call(lambda: session.apply(record, reading))
-        self._retracted(reading, applied)
-        if reading.kind == "withdrawal":
+        applied = runner.call(lambda: session.apply(record, intake))
+        self._retracted(intake, applied)
+        if intake.kind == "withdrawal":
             return True
-        self.watch.note(reading.article_id)
+        self.watch.note(intake.article_id)
         self.emit(
             "read",
-            what=reading.kind,
-            article_id=reading.article_id,
-            title=reading.title,
+            what=intake.kind,
+            article_id=intake.article_id,
+            title=intake.title,
             tokens=applied.tokens,
             offset=record.offset,
         )

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.session.intake import Intake
 from pipeline.session.ports import Library, ModelRunner
-from pipeline.session.reading import Reading
 from pipeline.session.rebuild import Rebuild
 from pipeline.session.session import Applied, Session
 
@@ -35,15 +35,15 @@ class Retractions:
         """Articles dropped, rebuilds done, tokens read for them, since the session was opened here."""
         return {"retractions": self.count, "rebuilds": self.rebuilds, "rebuild_tokens": self.rebuild_tokens}
 
-    def note(self, reading: Reading, applied: Applied) -> None:
+    def note(self, intake: Intake, applied: Applied) -> None:
         """Tell of an article whose former version was just dropped."""
         self.count += 1
         if self._rebuild is None:
             self._asked_at = time.monotonic()
         self._emit(
             "retracted",
-            what=reading.kind,
-            article_id=reading.article_id,
+            what=intake.kind,
+            article_id=intake.article_id,
             dropped=applied.dropped,
             rebuild=self._pending,
         )

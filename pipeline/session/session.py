@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from models.cache import CacheConfig
 from pipeline.article import ArticleLimits
 from pipeline.session.config import SessionConfig
-from pipeline.session.reading import Reading, plan, remembered
+from pipeline.session.intake import Intake, plan, remembered
 from pipeline.session.snapshot import CorruptSnapshot, Snapshot
 from pipeline.session.state import NewerState, SessionKey, SessionState
 from pipeline.source import Record
@@ -91,44 +91,44 @@ class Session:
         state.rebuild_from = state.window_start(session.cache.tokens_held)
         return session
 
-    def plan(self, record: Record) -> Reading | None:
+    def plan(self, record: Record) -> Intake | None:
         """What is to be read of the record, or None once it has been passed over. No model work."""
-        reading = plan(record, self.key.stream, self.state, self.parts.limits)
-        if isinstance(reading, Reading):
-            return reading
+        intake = plan(record, self.key.stream, self.state, self.parts.limits)
+        if isinstance(intake, Intake):
+            return intake
         counts = self.state.counts
-        setattr(counts, reading, getattr(counts, reading) + 1)
+        setattr(counts, intake, getattr(counts, intake) + 1)
         self._passed(record)
         return None
 
-    def apply(self, record: Record, reading: Reading) -> Applied:
+    def apply(self, record: Record, intake: Intake) -> Applied:
         """Read what `plan` returned for the record into the cache. Model work.
 
         The article's former version, if it was read, is dropped first; a withdrawal reads nothing.
         """
         state, counts = self.state, self.state.counts
-        dropped = self._retract(reading.article_id)
+        dropped = self._retract(intake.article_id)
         first, num_tokens = -1, 0
-        if reading.text:
-            first, num_tokens = read_into(self.cache, self.parts, reading.text)
+        if intake.text:
+            first, num_tokens = read_into(self.cache, self.parts, intake.text)
             state.tokens_read += num_tokens
         state.remember(
-            reading.article_id, remembered(reading, first, num_tokens), self.parts.config.max_read_ids
+            intake.article_id, remembered(intake, first, num_tokens), self.parts.config.max_read_ids
         )
-        if reading.kind == "article":
+        if intake.kind == "article":
             counts.articles += 1
-        elif reading.kind == "update":
+        elif intake.kind == "update":
             counts.updates += 1
         else:
             counts.withdrawn += 1
-        state.last_published_ms = max(state.last_published_ms, reading.published_ms)
+        state.last_published_ms = max(state.last_published_ms, intake.published_ms)
         self._passed(record)
         return Applied(tokens=num_tokens, retracted=dropped is not None, dropped=dropped or {})
 
-    def drop(self, reading: Reading) -> Applied:
+    def drop(self, intake: Intake) -> Applied:
         """Withdraw an article though no record here says so (`pipeline/session/elsewhere.py`). Model work."""
-        dropped = self._retract(reading.article_id)
-        self.state.remember(reading.article_id, remembered(reading, -1, 0), self.parts.config.max_read_ids)
+        dropped = self._retract(intake.article_id)
+        self.state.remember(intake.article_id, remembered(intake, -1, 0), self.parts.config.max_read_ids)
         self.state.counts.elsewhere += 1
         return Applied(tokens=0, retracted=dropped is not None, dropped=dropped or {})
 
@@ -154,16 +154,16 @@ class Session:
             state.rebuild_from = state.window_start(cache.tokens_held)
         return parts
 
-    def read(self, records: Iterable[Record]) -> list[Reading]:
+    def read(self, records: Iterable[Record]) -> list[Intake]:
         """Read records in order, those before the session's offsets left out; returns what was read."""
         done = []
         for record in records:
             if self.has_passed(record):
                 continue
-            reading = self.plan(record)
-            if reading is not None:
-                self.apply(record, reading)
-                done.append(reading)
+            intake = self.plan(record)
+            if intake is not None:
+                self.apply(record, intake)
+                done.append(intake)
         return done
 
     def has_passed(self, record: Record) -> bool:

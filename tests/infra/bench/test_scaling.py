@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from infra.bench.scaling import (
-    Reading,
+    HostReading,
     System,
     bend,
     bursts,
@@ -75,7 +75,7 @@ def test_hosts_follow_from_bytes_and_tokens() -> None:
 
 def test_a_session_host_bends_where_its_passes_are_all_taken() -> None:
     """One article a pass is bound by passes, not by tokens; reading several together moves the bend."""
-    reading = Reading(pass_s=0.01, token_s=1e-6, tokens=400.0, block=128)
+    reading = HostReading(pass_s=0.01, token_s=1e-6, tokens=400.0, block=128)
     single = reading_bend(reading, 1)
     assert 0.4 / reading.article_s < single < 1 / reading.article_s
     assert reading_bend(replace(reading, together=8), 1) > 3 * single

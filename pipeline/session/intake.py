@@ -1,4 +1,4 @@
-"""From a Kafka record to what a session reads: which records matter to it, and the text of each.
+"""From a Kafka record to what a session takes of it: which records matter to it, and the text of each.
 
 A record is settled before any model work, so that streams sharing a partition cost only their parsing.
 """
@@ -20,8 +20,8 @@ _TITLE_CHARS = 120
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
-    """Something to read: the text for the cache, and what to remember of it. A withdrawal has no text."""
+class Intake:
+    """What a session takes of a record: text for the cache, and what to remember of it. A withdrawal has no text."""
 
     kind: Kind
     article_id: str
@@ -31,7 +31,7 @@ class Reading:
     text: str
 
 
-def plan(record: Record, stream: str, state: SessionState, limits: ArticleLimits) -> Reading | Skipped:
+def plan(record: Record, stream: str, state: SessionState, limits: ArticleLimits) -> Intake | Skipped:
     """What the record asks the session of `stream` to read, or the reason why it reads nothing.
 
     Bad records are passed over (ingest dead-letters them). The same version again, or an older one, is a
@@ -52,7 +52,7 @@ def plan(record: Record, stream: str, state: SessionState, limits: ArticleLimits
         return _withdrawal(parsed, known) if moved and known is not None else "other"
     if known is not None and known.version_ms >= parsed.version_ms:
         return "repeats"
-    return Reading(
+    return Intake(
         kind="article" if known is None else "update",
         article_id=parsed.id,
         version_ms=parsed.version_ms,
@@ -77,20 +77,20 @@ def article_text(article: Article) -> str:
     return quoted(f"{head}\n{article.text.strip()}\n\n")
 
 
-def remembered(reading: Reading, first_token: int, num_tokens: int) -> ReadArticle:
-    """What the session keeps of a reading."""
+def remembered(intake: Intake, first_token: int, num_tokens: int) -> ReadArticle:
+    """What the session keeps of what it took."""
     return ReadArticle(
-        version_ms=reading.version_ms,
+        version_ms=intake.version_ms,
         first_token=first_token,
         num_tokens=num_tokens,
-        title=reading.title,
-        withdrawn=reading.kind == "withdrawal",
+        title=intake.title,
+        withdrawn=intake.kind == "withdrawal",
     )
 
 
-def _withdrawal(parsed: Deletion | Article, known: ReadArticle) -> Reading:
+def _withdrawal(parsed: Deletion | Article, known: ReadArticle) -> Intake:
     version_ms = known.version_ms if isinstance(parsed, Deletion) else parsed.version_ms
-    return Reading(
+    return Intake(
         kind="withdrawal",
         article_id=parsed.id,
         version_ms=version_ms,
