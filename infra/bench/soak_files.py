@@ -8,9 +8,10 @@ time do: compaction and the keyword index's merges write the new beside the old.
 that live three times as long as they may are caught where `retained_s` is at least `window_s` + `SLACK_S`.
 
 **Seconds in which nothing is read do not count** (`ReadClock`). The files that a checkpoint has no use for stay
-until the one after it, which is what a damaged manifest falls back to, and where no article comes there is none: what had
-expired when reading stood stays as it is until it goes on. It cannot grow meanwhile. A soak that stood for half a
-minute on a crowded host was called unbounded for that, at eight times the few articles that had trickled in.
+until the one after it, which is what a damaged manifest falls back to, and where no article comes there is none:
+what had expired when reading stood stays as it is until it goes on. It cannot grow meanwhile. A soak that stood
+for half a minute on a crowded host was called unbounded for that, at eight times the few articles that had
+trickled in.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _TITLE_CHARS = 120
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intake:
-    """What a session takes of a record: text for the cache, and what to remember of it. A withdrawal has no text."""
+    """What a session takes of a record: text for the cache, what to remember of it. A withdrawal has no text."""
 
     kind: Kind
     article_id: str
