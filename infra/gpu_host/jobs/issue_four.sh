@@ -1,6 +1,8 @@
 #!/bin/bash
 # issue_four.sh: what issue 4's Show wants of a GPU beside the cache table (cache_methods.sh), in stages (STAGES, in this order):
-# kernels     sparse attention, decode, landmarks with every peer: all named ratios (bench.json; GPU and host quiet; no parts; 190 s before)
+# kernels     sparse attention, decode, landmarks with every peer: all named ratios (bench.json; GPU and host quiet; no parts; 190 s before). With the part
+#             flashinfer (bundle.py pack build/flashinfer flashinfer-python==0.5.3 apache-tvm-ffi==0.1.5 nvidia-cudnn-frontend --no-deps: 10 MiB) FlashInfer stands
+#             beside decode too: it is compiled on the host, 62 s on 2026-11-29, so KERNELS_S=340
 # agreement   captured against eager decoding, latents unpacked and as factors, both key frames (2 × 60 s; wants reader.sh)
 # session     session-bytes to 16,777,216 tokens, evictions begun a block ahead (GPU and host quiet; 140 s before; wants reader.sh)
 # tests       every test marked gpu, its files side by side, sparse attention's (they compile most) in SPARSE_WORKERS (8) processes: gpu_tests.log
@@ -35,7 +37,12 @@ reader() {  # the reader's folder, waited for
   echo "issue_four.sh: $ROOT/reader is not ready; run reader.sh first and look at its log" >&2
   exit 2
 }
-kernels() {  # whole only where all three are: what was cut off stands in bench.json all the same
+kernels() {
+  if [ -f "$ROOT/parts/flashinfer/part-00" ]; then
+    python3 -c "import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter='data')" "$ROOT/parts/flashinfer/part-00" "$ROOT/flashinfer"
+    export PYTHONPATH="$PYTHONPATH:$ROOT/flashinfer"
+  fi
+  # whole only where all three are: what was cut off stands in bench.json all the same
   python3 -m infra.bench.gpu_session bench --out "$OUT/kernels" --limit "$1" || return 2
   python3 -c "import json, sys; found = json.load(open(sys.argv[1]))['results']; sys.exit(0 if len(found) == 3 else 4)" "$OUT/kernels/bench.json"
 }
