@@ -3,8 +3,8 @@
 E5 small as its makers trained it (arXiv 2212.03533) orders sentences by cosine; a cross-encoder made of it begins
 anew with another use of the same weights. Here the use stays: a score is scale · (cosine - offset), against "none
 of these" at 0, and training moves the weights, the scale and the offset a little. What was read already (`given`)
-stands behind the question. A candidate's vector does not depend on the question: a store could keep it (the code
-here computes all of them, each distinct question and text of a batch once).
+stands behind the question. A candidate's vector does not depend on the question: the vectors of texts that were
+scored last are kept (`KEPT`), so the second pass over a question's candidates costs its questions alone.
 
 `N` rows, `T` tokens, `W` the model's width.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -40,12 +41,17 @@ from models.retriever.pair_base import (
     put,
 )
 from models.retriever.pair_reader import CARD, CONFIG, DUAL, TOKENIZER, WEIGHTS, PairModel, ends_of
+from models.retriever.table import Floats
 
 Pool = Literal["mean", "first"]
 _TIMES = 10.0
 """How much faster the scale and the offset learn than the encoder."""
 SCALE, OFFSET = 40.0, 0.8
 """Where they begin: E5's cosines are between .7 and .9."""
+KEPT = 32_768
+"""So many texts' vectors are kept, in half precision: 25 MB of E5's."""
+_ROWS = 65_536
+"""Rows whose products are made at once."""
 
 
 class DualModel(nn.Module):
@@ -68,11 +74,11 @@ class DualModel(nn.Module):
         text: Tensor,
     ) -> Tensor:
         """Distinct questions and texts [., T] with their masks, and which of each a row is of [N]: scores. [N]"""
-        a, b = self._unit(asked, asked_mask)[question], self._unit(told, told_mask)[text]
+        a, b = self.unit(asked, asked_mask)[question], self.unit(told, told_mask)[text]
         score: Tensor = self.log_scale.exp() * ((a * b).sum(-1) - self.offset)
         return score
 
-    def _unit(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def unit(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Vectors of length one, float32. [., W]"""
         hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         if self.pool == "first":
@@ -95,6 +101,7 @@ class DualPairReader(PairScorer):
         self._tokenizer.no_truncation()
         self._ends = ends_of(tokenizer)[:2]
         self._asked, self._told = self.tokenize([asked, told])
+        self._kept: dict[TokenIds, npt.NDArray[np.float16]] = {}
         self.rows_per_batch = 1024 if device.startswith("cuda") else 32
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
@@ -109,11 +116,8 @@ class DualPairReader(PairScorer):
         told: dict[tuple[int, ...], int] = {}
         question, text = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
         for at, row in enumerate(rows):
-            given = (*row.given[:GIVEN_TOKENS], last) if row.given else ()
-            whole = (first, *self._asked, *row.question[:QUESTION_TOKENS], last, *given)
-            question[at] = asked.setdefault(whole, len(asked))
-            whole = (first, *self._told, *row.text[:TEXT_TOKENS], last)
-            text[at] = told.setdefault(whole, len(told))
+            whole, other = self._ids(row, first, last)
+            question[at], text[at] = asked.setdefault(whole, len(asked)), told.setdefault(other, len(told))
         return (
             *self._padded(list(asked)), *self._padded(list(told)), put(question, self.device),
             put(text, self.device),
@@ -125,11 +129,64 @@ class DualPairReader(PairScorer):
         size = self.rows_per_batch
         return [order[start : start + size] for start in range(0, len(order), size)]
 
+    def learn(self, rows: Sequence[PairRow]) -> Tensor:
+        """Scores with their gradient, in order. [N]"""
+        self._kept.clear()
+        return super().learn(rows)
+
+    @torch.inference_mode()
+    def scores(self, rows: Sequence[PairRow]) -> Floats:
+        """A score for every row, in order, from vectors made one distinct question and text at a time. [N]"""
+        if not rows:
+            return np.zeros(0, np.float32)
+        first, last = self._ends
+        asked: dict[tuple[int, ...], int] = {}
+        told: dict[tuple[int, ...], int] = {}
+        places = np.zeros((2, len(rows)), np.int64)
+        for at, row in enumerate(rows):
+            question, text = self._ids(row, first, last)
+            places[:, at] = asked.setdefault(question, len(asked)), told.setdefault(text, len(told))
+        a, b = self._vectors(list(asked)), self._known(list(told))
+        cosine = np.empty(len(rows), np.float32)
+        for start in range(0, len(rows), _ROWS):
+            part = slice(start, start + _ROWS)
+            cosine[part] = np.einsum("nw,nw->n", a[places[0, part]], b[places[1, part]])
+        scale, offset = float(self.model.log_scale.exp()), float(self.model.offset)
+        return np.asarray(scale * (cosine - offset), np.float32)
+
     def tuning(self) -> Tuning:
         """The whole encoder; the scale and the offset ten times as fast."""
+        self._kept.clear()
         return Tuning(
             [(list(self.model.bert.parameters()), 1.0), ([self.model.log_scale, self.model.offset], _TIMES)]
         )
+
+    def _ids(self, row: PairRow, first: int, last: int) -> tuple[TokenIds, TokenIds]:
+        """[CLS] question [SEP] (given [SEP]) and [CLS] candidate [SEP], what stands before each included."""
+        given = (*row.given[:GIVEN_TOKENS], last) if row.given else ()
+        question = (first, *self._asked, *row.question[:QUESTION_TOKENS], last, *given)
+        return question, (first, *self._told, *row.text[:TEXT_TOKENS], last)
+
+    def _known(self, texts: Sequence[TokenIds]) -> Floats:
+        """The vectors of distinct texts; those that are not kept are made, and the last KEPT of all stay. [., W]"""
+        new = [text for text in texts if text not in self._kept]
+        for text, vector in zip(new, self._vectors(new), strict=True):
+            self._kept[text] = vector.astype(np.float16)
+        found = np.stack([self._kept[text] for text in texts]).astype(np.float32)
+        for text in list(self._kept)[: max(0, len(self._kept) - KEPT)]:
+            del self._kept[text]
+        return found
+
+    def _vectors(self, whole: Sequence[TokenIds]) -> Floats:
+        """Vectors of length one of token ids, those of like length together. [., W]"""
+        out = np.zeros((len(whole), int(self.model.sizes["hidden_size"])), np.float32)
+        order = sorted(range(len(whole)), key=lambda at: len(whole[at]))
+        half = self.device.startswith("cuda")
+        for start in range(0, len(order), self.rows_per_batch):
+            chosen = order[start : start + self.rows_per_batch]
+            with torch.autocast("cuda" if half else "cpu", torch.bfloat16, enabled=half):
+                out[chosen] = self.model.unit(*self._padded([whole[at] for at in chosen])).cpu().numpy()
+        return out
 
     def _padded(self, whole: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         width = -(-max(map(len, whole)) // 8) * 8
