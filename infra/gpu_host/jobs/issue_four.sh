@@ -77,7 +77,7 @@ tests() {  # a process a group, each with its log; then one log of all
 sparse --confcutdir tests/models/kernels tests/models/kernels/test_sparse_attention.py
 landmarks --confcutdir tests/models/kernels tests/models/kernels/test_landmark_topk.py
 retrieve --confcutdir tests/models/kernels tests/models/kernels/test_retrieve_decode.py
-decode --confcutdir tests/models/kernels tests/models/kernels/test_latent_decode.py tests/models/kernels/test_latent_decode_of_sessions.py
+decode --confcutdir tests/models/kernels tests/models/kernels/test_latent_decode.py tests/models/kernels/test_decode_forms.py tests/models/kernels/test_latent_decode_of_sessions.py
 sessions --confcutdir tests/models tests/models/hf/test_backbone.py tests/models/hf/test_captured.py tests/models/hf/test_causal.py tests/models/hf/test_evictions_ahead.py tests/models/hf/test_fused_latents.py tests/infra/bench/test_decode_agreement.py
 subq --confcutdir tests/models tests/models/subq/test_gpu.py
 vectors --confcutdir tests/pipeline tests/pipeline/store/test_vector_index.py
