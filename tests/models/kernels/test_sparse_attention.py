@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -13,6 +14,15 @@ from tests.models.kernels.conftest import relative_error
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.5e-2}
 Tensors = dict[str, torch.Tensor]
+HOPPER_KINDS = list(
+    itertools.product([64, 128], [torch.bfloat16, torch.float16], [1, 2])
+)  # width, dtype, form
+
+
+def kinds(*chosen: int) -> list[Any]:
+    """Every kind with each number of chunks, an index for all heads or for each by turns: each case is compiled."""
+    cases = enumerate(itertools.product(HOPPER_KINDS, chosen))
+    return [(*kind, each, 1 + (case + case // len(chosen)) % 2) for case, (kind, each) in cases]
 
 
 def make_inputs(
@@ -123,13 +133,9 @@ def test_every_width_and_dtype_on_the_gpu(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dim", [64, 128])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("chosen", [1, 2, 9])
-@pytest.mark.parametrize("index_heads", [1, 2])
-@pytest.mark.parametrize("form", [1, 2])
+@pytest.mark.parametrize(("dim", "dtype", "form", "chosen", "index_heads"), kinds(1, 2, 9), ids=str)
 def test_hopper_kernel_agrees_with_naive(
-    dim: int, dtype: torch.dtype, chosen: int, index_heads: int, form: int
+    dim: int, dtype: torch.dtype, form: int, chosen: int, index_heads: int
 ) -> None:
     """The kernel for Hopper, insisted on: empty slots, an empty block, fewer tiles than processors and more."""
     if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
@@ -160,13 +166,9 @@ def test_hopper_kernel_agrees_with_naive(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dim", [64, 128])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("chosen", [1, 9])
-@pytest.mark.parametrize("index_heads", [1, 2])
-@pytest.mark.parametrize("form", [1, 2])
+@pytest.mark.parametrize(("dim", "dtype", "form", "chosen", "index_heads"), kinds(1, 9), ids=str)
 def test_hopper_gradients_agree_with_naive(
-    dim: int, dtype: torch.dtype, chosen: int, index_heads: int, form: int
+    dim: int, dtype: torch.dtype, form: int, chosen: int, index_heads: int
 ) -> None:
     """The backward kernels for Hopper, insisted on, a gradient of lse included; twice the same bits."""
     if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
