@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from models.retriever.combined_pair import put_weights
 from models.retriever.dual_pair import DualModel, DualPairReader, Pool
 from models.retriever.pair_base import PairRow
+from models.retriever.pair_pins import reads_by_decoder
 from models.retriever.pair_reader import load_pair_reader, save_pair_reader
 from models.retriever.pair_training import PairTexts, PairTrainConfig, train_pairs
 from tests.models.retriever import pair_case
@@ -99,3 +101,13 @@ def test_texts_are_read_once_and_anew_after_learning(monkeypatch: pytest.MonkeyP
     judge.learn(rows)
     assert not judge._kept
     assert judge.scores([]).shape == (0,)
+
+
+def test_it_is_not_taken_for_a_decoder_s(tmp_path: Path) -> None:
+    """Alone, and as one with others that are no decoder's; with a decoder among them it is."""
+    alone = save_pair_reader(reader(), tmp_path / "alone", {})
+    assert not reads_by_decoder(alone)
+    together = put_weights(tmp_path / "together", (0.5, 0.5), {}, ("e5_dual", "minilm"))
+    assert not reads_by_decoder(together)
+    assert reads_by_decoder(put_weights(tmp_path / "other", (0.5, 0.5), {}, ("decoder", "e5_dual")))
+    assert reads_by_decoder(put_weights(tmp_path / "default", (0.5, 0.5), {}))
