@@ -51,8 +51,12 @@ class Codes:
         )
 
 
-def encode_landmarks(landmarks: torch.Tensor, bits: int = 4) -> Codes:
-    """Codes of landmarks [N, E]; each one's scale is the best of a few by the squares of what it loses."""
+def encode_landmarks(landmarks: torch.Tensor, bits: int = 4, center: torch.Tensor | None = None) -> Codes:
+    """Codes of landmarks [N, E]; each one's scale is the best of a few by the squares of what it loses.
+
+    center [E] or None: codes of what is left without it. All scores of a query shift alike, so a search's order is
+    that of the landmarks; where they lean one way (an encoder's vectors) their mean costs them bits: take it off.
+    """
     if landmarks.ndim != 2 or bits not in (4, 8):
         raise ValueError(f"landmarks are {tuple(landmarks.shape)}, bits {bits}; give [N, E], and 4 or 8 bits")
     count, dim = landmarks.shape
@@ -61,6 +65,8 @@ def encode_landmarks(landmarks: torch.Tensor, bits: int = 4) -> Codes:
     scale = torch.empty(count, dtype=torch.float32, device=landmarks.device)
     for first in range(0, count, _PIECE):
         values = landmarks[first : first + _PIECE].float()
+        if center is not None:
+            values = values - center.float()
         number, scale[first : first + _PIECE] = _rounded(values, bits)
         number = torch.nn.functional.pad(number, (0, width * (32 // bits) - dim)).int()
         if bits == 4:
@@ -70,7 +76,7 @@ def encode_landmarks(landmarks: torch.Tensor, bits: int = 4) -> Codes:
 
 
 def decode_landmarks(codes: Codes, dim: int) -> torch.Tensor:
-    """float32 [N, dim]: what the codes stand for."""
+    """float32 [N, dim]: what the codes stand for (a center that was taken off is not put back)."""
     byte = codes.words.view(torch.int8).int()
     number = byte if codes.bits == 8 else torch.cat(((byte << 28) >> 28, byte >> 4), dim=1)
     return number[:, :dim] * codes.scale[:, None]
