@@ -20,8 +20,11 @@ from tests.rl.toy import tables
 NAMES = ("Ann", "Bob", "Cid", "Dee", "Eve", "Fay")
 
 
-def reader(folder: Path, gives_up: bool = False) -> HfConfig:
-    """A decoder with bytes as tokens, saved in `folder`; `gives_up`: with one token for giving up, as Gemma has."""
+def reader(folder: Path, gives_up: bool = False, layers: int = 2) -> HfConfig:
+    """A decoder with bytes as tokens, saved in `folder`; `gives_up`: with one token for giving up, as Gemma has.
+
+    Half of its `layers` are full ones.
+    """
     names = ["<eos>", "<bos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={text: at for at, text in enumerate(names)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -29,7 +32,13 @@ def reader(folder: Path, gives_up: bool = False) -> HfConfig:
     tokenizer.add_special_tokens(["<eos>", "<bos>"])
     extra = tokenizer.add_tokens([GIVEN_UP]) if gives_up else 0
     tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    made = tiny.config(max_position_embeddings=256, vocab_size=len(names) + extra)
+    kinds = ("sliding_attention", "full_attention") * (layers // 2)
+    made = tiny.config(
+        max_position_embeddings=256,
+        vocab_size=len(names) + extra,
+        num_hidden_layers=layers,
+        layer_types=kinds,
+    )
     tiny.save(folder / "reader", model_config=made)
     tokenizer.save(str(folder / "reader" / "tokenizer.json"))
     return HfConfig(model=str(folder / "reader"), adapter="none", device="cpu")

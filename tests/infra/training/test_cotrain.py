@@ -31,7 +31,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[HfConfig, Path]:
     """A reader that has learned to read a little, and questions with their candidates."""
     folder = tmp_path_factory.mktemp("toy")
     spec = ReaderSpec(
-        data=triples(folder / "triples"), backbone=reader(folder), method="full", steps=40, lr=3e-3,
+        data=triples(folder / "triples"), backbone=reader(folder, layers=4), method="full", steps=40, lr=3e-3,
         tokens_per_batch=1024,
     )  # fmt: skip
     run_here(BackboneJob(kind="reader", out=folder / "run", spec=spec, loop=LoopConfig(steps=40)))

@@ -71,7 +71,8 @@ def carried(tmp_path: Path) -> Path:
     folder.mkdir()
     tokenizer = byte_tokenizer()
     size = tokenizer.get_vocab_size()
-    config = tiny.config(max_position_embeddings=512, vocab_size=size)
+    kinds = ("sliding_attention", "full_attention")
+    config = tiny.config(max_position_embeddings=512, vocab_size=size, num_hidden_layers=2, layer_types=kinds)
     state = {
         name: tensor.to(torch.bfloat16).contiguous()
         for name, tensor in Gemma3ForCausalLM(config).state_dict().items()

@@ -82,7 +82,7 @@ def assert_agree(
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "unequal-rows": {"batch": 3, "landmarks": 77, "chosen": 3},
+    "unequal-rows": {"batch": 2, "landmarks": 77, "chosen": 3},
     "a-row-that-sees-nothing-else": {"batch": 2, "landmarks": 40, "chosen": 4, "hide_first": True},
     "one-chunk": {"batch": 1, "landmarks": 50, "chosen": 1, "lengths": False},
     "fewer-landmarks-than-chosen": {"batch": 2, "landmarks": 5, "chosen": 6},
@@ -137,7 +137,7 @@ def test_every_form_of_a_picked_step_agrees_with_naive(
     from models.kernels.retrieve_decode.fused import Form
 
     settings = {"index-per-row": CASES["index-per-row-no-latents"], **CASES}[case]
-    inputs, search = make_step(device, **{**settings, "chunk": 64})
+    inputs, search = make_step(device, **{"blocks": 1, **settings, "chunk": 64})
     assert_agree(inputs, search, TOLERANCE[torch.float32], (True,), Form(**form))
     assert launched == [tuple(Form(**form))]
 
@@ -153,7 +153,7 @@ NEAR, FAR, ROWS = (True, 2, 2), (False, 1, 2), (False, 1, 1)
         (1, 65, 3, NEAR),
         (1, 1_000, 8, NEAR),
         (1, 130, 9, FAR),
-        (3, 130, 8, ROWS),
+        (2, 130, 8, ROWS),
     ],
 )
 def test_the_form_follows_from_rows_and_candidates(
