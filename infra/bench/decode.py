@@ -3,8 +3,10 @@
 Heads: 16 of 128 over 2 key heads, bf16. Ours: ring of 512, 16 latent blocks of 64 tokens (rank 32), 8 chosen
 chunks of 64, landmarks of width 256. GCA reads the same window and 8 chunks, as its paper says: exhaustive
 landmark scores, top 8, chunks gathered, a softmax inside each, mixed by the scores' softmax; plain PyTorch, and
-beside it the same compiled by torch.compile. Batch rows are questions over one shared stream, so that the stream's
-keys exist once. Times are CUDA graph replays. FlashInfer is a peer of dense attention where it can be imported.
+beside it the same compiled by torch.compile. Where our operator reads codes of landmarks (4 bits, beside the
+landmarks) the step gives them: a row says how many bytes they take, which share of the best chunks is found over
+them, and what the step takes without. Batch rows are questions over one shared stream, so that the stream's keys
+exist once. Times are CUDA graph replays. FlashInfer is a peer of dense attention where it can be imported.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from infra.bench.measure import copy_bandwidth, environment, fastest, floor_ms, matmul_rate, time_cuda
 from models.kernels.landmark_topk import landmark_topk
+from models.kernels.landmark_topk.codes import encode_landmarks
 from models.kernels.latent_decode import ChosenChunks, Latents, latent_decode
 from models.kernels.retrieve_decode import Search, retrieve_decode
 
@@ -27,6 +30,8 @@ HEADS, KV_HEADS, DIM = 16, 2, 128
 CHUNK, CHOSEN, WINDOW = 64, 8, 512
 LATENT_BLOCKS, LATENT_TOKENS, LATENT_RANK = 16, 64, 32
 LANDMARK_DIM = 256
+CODE_BITS = 4
+QUESTIONS = 64  # random queries over which recall of a step over codes is counted
 TOKENS = (16_384, 131_072, 1_048_576, 16_777_216)
 BATCHES = (1, 8, 64)
 DENSE_LIMIT = 1_048_576
@@ -47,6 +52,7 @@ class Stream:
         self.k = make(self.chunks, CHUNK, KV_HEADS, DIM)
         self.v = make(self.chunks, CHUNK, KV_HEADS, DIM)
         self.landmarks = torch.randn(self.chunks, LANDMARK_DIM, device="cuda", dtype=torch.float16)
+        self.codes = encode_landmarks(self.landmarks, CODE_BITS)
 
 
 class Step:
@@ -77,6 +83,9 @@ class Step:
         self.rotary = (angle.cos(), angle.sin())
         self.page_place = torch.zeros(batch, CHOSEN, device="cuda", dtype=torch.int32)
         self.pages = self.search()
+        from models.kernels.retrieve_decode.fused import plan_for
+
+        self.coded = plan_for(batch, stream.chunks, self.q.element_size() * DIM, CODE_BITS).coded
 
     def search(self) -> torch.Tensor:
         """Pages [B, 8] of the chunks with the best landmarks."""
@@ -92,11 +101,11 @@ class Step:
             latents=self.latents, chunks=chunks, rotary=self.rotary,
         )  # fmt: skip
 
-    def ours(self) -> Any:
-        """A step that retrieves: search and attention in one call."""
+    def ours(self, coded: bool = True) -> Any:
+        """A step that retrieves: search and attention in one call, over codes where they are read."""
         search = Search(
             self.query[0], self.stream.landmarks, self.stream.k, self.stream.v, self.page_place,
-            exclude_newest=WINDOW // CHUNK,
+            exclude_newest=WINDOW // CHUNK, codes=self.stream.codes if coded and self.coded else None,
         )  # fmt: skip
         return retrieve_decode(
             self.q, self.ring_k, self.ring_v, self.ring_place, self.q_place, search,
@@ -107,6 +116,16 @@ class Step:
         """Relative difference of our step from search and attention apart."""
         expected, found = self.attend(self.search()).float(), self.ours()[0].float()
         return round(float((found - expected).norm() / expected.norm()), 5)
+
+    def recall(self) -> float:
+        """Share of the best chunks that our step finds, over QUESTIONS random queries or more."""
+        kept, found, rounds = self.query.clone(), 0, -(-QUESTIONS // self.batch)
+        for _ in range(rounds):
+            self.query.copy_(torch.randn_like(kept))
+            best, pages = self.search(), self.ours()[2]
+            found += int((best[:, :, None] == pages[:, None, :]).any(2).sum())
+        self.query.copy_(kept)
+        return round(found / (rounds * self.batch * CHOSEN), 5)
 
     def gca_search(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """GCA's retrieval: all scores, top 8, their softmax, and the chunks' keys and values copied out."""
@@ -257,7 +276,10 @@ def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def _row(step: Step, bandwidth: float, rate: float, runs: int, compiled: bool) -> dict[str, Any]:
     retrieved = step.gca_search()
-    landmarks = step.stream.landmarks.numel() * 2
+    codes = step.stream.codes
+    code_bytes = 4 * (codes.words.numel() + codes.scale.numel())
+    landmark_bytes = step.stream.landmarks.numel() * 2
+    landmarks = code_bytes if step.coded else landmark_bytes
     attend_floor = floor_ms(step.attend_bytes(), 0, bandwidth, rate)
     row: dict[str, Any] = {
         "tokens": step.stream.tokens,
@@ -266,6 +288,9 @@ def _row(step: Step, bandwidth: float, rate: float, runs: int, compiled: bool) -
         "step_floor_ms": round(attend_floor + floor_ms(landmarks, 0, bandwidth, rate), 5),
     }
     row["difference_from_apart"] = step.disagreement()
+    if step.coded:
+        row.update(codes_bits=codes.bits, codes_bytes=code_bytes, landmark_bytes=landmark_bytes)
+        row["codes_recall"] = step.recall()
     timed: dict[str, Callable[[], Any]] = {
         "ours": step.ours,
         "apart": lambda: step.attend(step.search()),
@@ -274,6 +299,8 @@ def _row(step: Step, bandwidth: float, rate: float, runs: int, compiled: bool) -
         "gca": step.gca,
         "gca_attend": lambda: step.gca_attend(*retrieved),
     }
+    if step.coded:
+        timed["ours_without_codes"] = lambda: step.ours(coded=False)
     for name, function in timed.items():
         row.update(time_cuda(function, runs=runs, graph=True).row(name))
         row[f"{name}_eager_ms"] = round(time_cuda(function, runs=runs).median_ms, 5)

@@ -18,9 +18,10 @@ class Search:
     the first token of the best chunk, of the second best, …; K of them are attended to.
     length int32 [B] or None: only the first length[b] landmarks count, less the newest `exclude_newest`.
     page_lengths int32 [P] or None: how many of a page's C tokens are valid.
-    codes or None: of landmarks that all rows share. A step that picks reads these first and scores the best 16 (or
-    2 K if more) of each span again, so a landmark that its code hides behind so many others of its span is passed
-    over. Other steps, and the reference, read the landmarks alone.
+    codes or None: of landmarks that all rows share. Where that is faster (few rows and many landmarks: `plan_for`
+    says where) a step reads these first and scores the best 16 (or 2 K if more) of each span again, so a landmark
+    that its code hides behind so many others of its span is passed over. Other steps, and the reference, read the
+    landmarks alone.
     """
 
     queries: torch.Tensor

@@ -121,6 +121,83 @@ def test_a_step_of_many_rows_agrees_with_naive(
     assert_step(inputs, search, TOLERANCE[torch.float32], **options)
 
 
+@pytest.mark.parametrize(
+    ("batch", "landmarks", "bits", "coded", "picking", "early", "programs"),
+    [
+        (1, 16_384, 4, False, True, False, None),
+        (1, 16_384, 8, True, True, False, None),
+        (1, 262_144, 4, True, True, False, None),
+        (1, 262_144, None, False, True, False, None),
+        (8, 2_048, 4, False, True, True, 3),
+        (8, 16_384, None, False, False, True, 4),
+        (8, 16_384, 4, True, True, False, 4),
+        (8, 16_384, 8, False, False, True, 4),
+        (8, 262_144, 4, False, False, False, None),
+        (64, 2_048, None, False, False, True, 4),
+        (64, 262_144, 4, False, False, True, 4),
+    ],
+)
+def test_what_ships_is_the_fastest_form_that_was_timed(
+    batch: int,
+    landmarks: int,
+    bits: int | None,
+    coded: bool,
+    picking: bool,
+    early: bool,
+    programs: int | None,
+) -> None:
+    """Rows and landmarks that were timed get the form that was the fastest there; wide heads no dense loops."""
+    from models.kernels.retrieve_decode.fused import plan_for
+
+    plan = plan_for(batch, landmarks, 256, bits)
+    loops = plan.loops if plan.picking else plan.apart.loops
+    found = None if loops is None or loops.registers is None else loops.programs
+    assert (plan.coded, plan.picking, plan.apart.early, found) == (coded, picking, early, programs)
+    wide = plan_for(batch, landmarks, 512, bits)
+    assert wide.apart.loops.registers is None
+    assert wide.loops is None
+
+
+@pytest.mark.parametrize(
+    ("case", "codes"),
+    [
+        ("one-row", "read"),
+        ("one-row", "left"),
+        ("some-rows", "read"),
+        ("some-rows", "left"),
+        ("picked", "left"),
+        ("many-rows", "left"),
+        ("too-many-chosen", "left"),
+    ],
+)
+def test_what_ships_agrees_with_naive(
+    device: str, case: str, codes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chosen without a caller's word, at sizes scaled down: pages and sums of the reference, codes read or not."""
+    from models.kernels.landmark_topk.fused import Spans
+    from models.kernels.retrieve_decode import fused
+
+    least = 30 if codes == "read" or case == "one-row" else 1_000
+    monkeypatch.setattr(fused, "_CODED", {4: least})
+    monkeypatch.setattr(fused, "_CODED_SOME", {4: least})
+    monkeypatch.setattr(fused, "_CODED_WIDTH", 25 if case == "one-row" and codes == "left" else 24)
+    monkeypatch.setattr(fused, "_SOME_PICKED", 0 if case == "some-rows" else 100)
+    rows = {"one-row": 1, "many-rows": 17}.get(case, 5)
+    chosen = 17 if case == "too-many-chosen" else 3
+    inputs, search = make_step(device, batch=rows, landmarks=40, chosen=chosen, chunk=32, blocks=1, num_q=1)
+    search = replace(search, codes=encode_landmarks(search.landmarks))
+    scans: list[int] = []
+    scan = Spans.coded_scan
+
+    def counted(self: Spans, codes: Codes, span: int, *args: Any, **options: Any) -> torch.Tensor:
+        scans.append(span)
+        return scan(self, codes, span, *args, **options)
+
+    monkeypatch.setattr(Spans, "coded_scan", counted)
+    assert_step(inputs, search, TOLERANCE[torch.float32])
+    assert bool(scans) == (codes == "read")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("dtype", "batch", "landmarks"),
@@ -157,6 +234,26 @@ def test_long_scans_of_codes_on_the_gpu(bits: int) -> None:
     )
     search = replace(search, codes=encode_landmarks(search.landmarks, bits))
     assert_step(inputs, search, TOLERANCE[torch.float32], picking=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("width", [16, 24, 32, 64, 256])
+def test_every_candidate_has_a_place_of_its_own_on_the_gpu(width: int, bits: int) -> None:
+    """100 queries: a scan over codes gives the same lists twice, and all that are best (scores once left lanes that
+    differed in their last bits, which gave two candidates one rank: one lost, a stale one kept)."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    from models.kernels.landmark_topk.fused import Spans
+
+    landmarks = torch.randn(2_000, width, generator=torch.Generator().manual_seed(5)).cuda()
+    codes = encode_landmarks(landmarks, bits)
+    for query in torch.randn(100, 1, 1, width, generator=torch.Generator().manual_seed(6)).cuda():
+        found = Spans(query, landmarks, 8, None, 2)
+        lists, again, own = (*(found.coded_scan(codes, 128, 16) for _ in range(2)), found.scan(128, None, 16))
+        assert torch.equal(lists, again)
+        best, expected = ({*found.merge(x, 8)[1].flatten().tolist()} for x in (lists, own))
+        assert best == expected
 
 
 @pytest.mark.gpu
