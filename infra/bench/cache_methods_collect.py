@@ -67,7 +67,7 @@ def check_cases(rows: Iterable[Row]) -> None:
 
 
 def sound(rows: Sequence[Row]) -> tuple[list[Row], int]:
-    """The rows without those of outside peers on cases that they misread or cannot show; how many such cases."""
+    """The rows without those of peers on cases of which their full cache says other nats; how many cases."""
     asked = {_key(row) for row in rows if row["method"].startswith(PEERS)}
     shown = _full(rows, FULL).keys() & _full(rows, PEER_FULL).keys()
     same = (asked & shown) - differing(rows)
@@ -166,7 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     rows, misread = sound(rows)
     lacking = missing(rows)
-    lines = [*told(lacking), *([f"kvpress: {misread} cases misread, left out"] if misread else [])]
+    lines = [
+        *told(lacking),
+        *([f"kvpress: {misread} cases of other nats than ours, left out"] if misread else []),
+    ]
     say("\n".join((f"{len(new)} new rows, {len(rows)} in all", *lines)))
     if given.out:
         command = "infra/gpu_host/jobs/cache_methods.sh; python -m infra.bench.cache_methods_collect"

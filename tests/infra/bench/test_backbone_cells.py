@@ -41,6 +41,9 @@ def test_a_method_is_told_for_the_budgets_that_its_bytes_keep_to() -> None:
     }
     assert drops == {f"quality_drop_at_{budget}_mamba_2": 50.0 for budget in (50, 70, 90)}
     assert ratios["quality_drop_at_90_mamba_2_nats"] == 2.0
+    nothing = [row | {"scores": row["scores"] | {"exact": 0.5}} for row in rows]
+    # who answers nothing has nothing to lose
+    assert set(cells.report(nothing, "cpu")["ratios"]) == {"bytes_share_mamba_2", "bytes_share_gca"}
     assert "| mamba-2 | 0, 1 | 50.0 (2.00) | 10.0 (4.00) | 100 | 8 |" in cells.markdown(result)
 
 
