@@ -45,6 +45,8 @@ TOGETHER = {"reward": 290, "choose": 45, "read": 130, "report": 25}
 """The same for policies that are read together only (`--together`): no single readings, trust or routers."""
 WITH_DECODER = {"made": 200, "pairs": 280}
 """The shares where a decoder's pair readers are among them."""
+WITH_ENCODERS = {"pairs": 230}
+"""The shares where E5's or BGE's are: six beside other jobs took 206 s on 2026-12-01."""
 NEEDED = (
     "material", "made", "pairs", "both", "alone", "rewarded", "rewarded_whole", "rewarded_both", "teach",
     "readings", "trust",
@@ -93,7 +95,10 @@ def main() -> None:
 def _share(given: argparse.Namespace, stages: list[str], until: float) -> float:
     """The first stage's part of the seconds that are left."""
     shares = SHARES | (TOGETHER if given.together else {})
-    if DECODER in kinds_of(given.pair_base):
+    kinds = kinds_of(given.pair_base)
+    if set(kinds) - {DECODER, MINILM}:
+        shares |= WITH_ENCODERS
+    if DECODER in kinds:
         shares |= WITH_DECODER
     shares |= rewarding.shares(given)
     return (until - time.monotonic()) * shares[stages[0]] / sum(shares.get(name, 0) for name in stages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -232,3 +233,13 @@ def test_encoders_are_trained_beside_minilm_and_policies_see_all_as_one(
     columns = served.features_of(texts_asked(made, np.array([row])))[0]
     seen = with_scores(made, out / PAIRS_BOTH).tables.features[row, : len(columns), -6:]
     np.testing.assert_allclose(columns, seen, atol=1e-4)
+
+
+def test_encoders_have_more_of_the_time_than_minilm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same seconds the stage pairs gets more where E5's are trained, and most where the decoder's are."""
+
+    def share(kinds: str) -> float:
+        monkeypatch.setattr("sys.argv", ["policy_gpu", "--out", "state", "--together", "--pair-base", kinds])
+        return policy_gpu._share(policy_gpu._given(), ["pairs", "teach", "reward"], time.monotonic() + 600.0)
+
+    assert share("minilm") < share("e5_dual+minilm") < share("decoder+e5_dual")
