@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from infra.training import subq_backbones_page
 from infra.training.subq_backbones import METHODS, _parser, main, mixed, ratios_of, settings
 from infra.training.subq_data import SubqData
 from models.subq.baselines import count, method_of
@@ -105,3 +106,37 @@ def test_a_gain_is_told_seed_by_seed() -> None:
         found["gain_spread_transformer_books"] is None
         and "gain_over_no_retrieval_no_retrieval_news" not in found
     )
+
+
+def test_the_page_pairs_methods_of_a_seed(tmp_path: Path) -> None:
+    """Gains by seed with their interval, losses by position and at equal time, keys told; named for the bars."""
+
+    def run(method: str, seed: int, loss: float, seconds: float) -> dict[str, object]:
+        text = {"read": {"loss": loss, "by_position": {"512": loss, "1024": loss - 0.1}}}
+        if method == "subq":
+            text["unread"] = {"loss": loss + 0.02, "by_position": {"512": loss, "1024": loss}}
+        row = {"length": 4_096, "wording": "known", "n": 80, "exact": 10.0, "tokens_right": 50.0}
+        curve = [
+            {"step": step, "seconds": seconds * step / 40, "language": loss + 1 / step}
+            for step in (20, 30, 40)
+        ]
+        return {
+            "method": method, "seed": seed, "news": text, "books": text, "parameters": 9, "train_seconds": seconds,
+            "peak_bytes": 2e9, "tokens": 640, "steps": 40, "model": {"context_tokens": 1_024}, "curve": curve,
+            "needles": [row | ({"recall": 70.0} if method == "subq" else {})],
+        }  # fmt: skip
+
+    runs = [run("subq", seed, 3.9 - 0.1 * seed, 20.0) for seed in (0, 1)]
+    runs += [run("no-retrieval", seed, 4.0, 10.0) for seed in (0, 1)]
+    summary = {"bench": "subq-backbones", "device": "H", "jobs": 6, "runs": runs, "ratios": {}}
+    found = tmp_path / "found.json"
+    found.write_text(json.dumps(summary))
+    subq_backbones_page.main(["--found", str(found), "--bench", str(tmp_path / "page"), "--commit", "abc"])
+    kept = json.loads((tmp_path / "page.json").read_text())
+    assert kept["commit"] == "abc" and kept["ratios"]["lm_loss_gain_of_retrieval_news"] == pytest.approx(0.15)
+    text = (tmp_path / "page.md").read_text()
+    assert "| news | subq | +0.1000, +0.2000 | +0.1500 | -0.4853 to +0.7853 |" in text
+    assert "| subq | 3.883 | 75% | 10, 10 |" in text and "| no-retrieval | 4.025 | 100% | 5, 5 |" in text
+    assert "| subq, reading switched off | 3.8500 | 3.8500 |" in text
+    assert "| subq | 10.0 / 70.0 |" in text and "| no-retrieval | 10.0 |" in text
+    assert "No run has been judged yet" in subq_backbones_page.page(summary | {"runs": []})
