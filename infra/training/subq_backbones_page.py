@@ -186,7 +186,8 @@ def _seeds(runs: Runs) -> list[int]:
 
 
 def _order(runs: Runs, method: str) -> int:
-    return _methods(runs).index(method)
+    place: int = _methods(runs).index(method)
+    return place
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
