@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,14 @@ from typer.testing import CliRunner
 from infra.bench import cache_methods
 from infra.bench.cache_methods_page import markdown
 from infra.commands import evaluate as command
-from infra.evaluation import cache_batch
+from infra.evaluation import cache_batch, cache_tasks
 from infra.evaluation.cache_cases import Case, needle_cases, qa_cases
 from infra.evaluation.cache_tasks import CacheCell, judge_case, run, summary
 from models.cache.learned import LearnedWeights
 from models.cache.ranker import LayerRanker, Ranker, base_identity
 from models.compared import METHODS, method
 from models.compared.keys import KeyNorm
-from models.compared.trace import read_exactly
+from models.compared.trace import Trace, read_exactly
 from models.hf import HfBackbone, HfConfig
 from models.hf.backbone import LEARNED_TYPES
 from pipeline.errors import BadData, UsageError
@@ -216,11 +218,18 @@ def codes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def read_once() -> Callable[[HfBackbone, Sequence[int]], Trace]:
+    """`read_exactly` that reads a context of the tiny model once for all methods, as the cache table does."""
+    return lru_cache(lambda backbone, ids: read_exactly(backbone, ids))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_answers_files_of_ones_own(
-    name: str, ranker: Path, codes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, ranker: Path, codes: Path, read_once: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its name on the command line, on all three tasks: figures in their keys, within the budget's bytes."""
+    monkeypatch.setattr(cache_tasks, "read_exactly", lambda backbone, ids: read_once(backbone, tuple(ids)))
     where, made, fixed = METHODS[name]
     if "ranker" in name or name == "ours_brought_back":  # the shipped one is another model's
         monkeypatch.setitem(METHODS, name, (where, made, {**fixed, "ranker": str(ranker)}))

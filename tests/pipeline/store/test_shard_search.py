@@ -138,19 +138,19 @@ def test_searches_beside_appends_see_each_version_whole(tmp_path: Path) -> None:
     searchers = [threading.Thread(target=search) for _ in range(2)]
     for thread in searchers:
         thread.start()
-    for version in range(1, 60):
+    for version in range(1, 41):
         make.put(
             shard,
             make.upsert("a", 2 * version - 1, version, 3, stream="solo"),
             make.upsert(f"n{version}", 2 * version, 0, 2),
         )
-        if version % 20 == 0:
+        if version % 15 == 0:
             shard.compact()
     done.set()
     for thread in searchers:
         thread.join(timeout=60)
     assert failures == []
-    assert shard.stats()["live_chunks"] == 3 + 59 * 2
+    assert shard.stats()["live_chunks"] == 3 + 40 * 2
     shard.close()
 
 
