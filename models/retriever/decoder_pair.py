@@ -13,8 +13,6 @@ are those of every pair reader (`pair_base.py`). The base is no part of what is 
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -24,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -32,6 +30,7 @@ from models.digests import FILES, digests_of
 from models.formats import FORMAT, KEY
 from models.reader_lowrank import LowRank, MasterWeights
 from models.retriever.decoder_base import DecoderBase, default_folder, open_base
+from models.retriever.files import put_json, put_weights
 from models.retriever.pair_base import (
     GIVEN_TOKENS,
     QUESTION_TOKENS,
@@ -287,16 +286,14 @@ def save_decoder_pair(
 ) -> Path:
     """Write adapters and head with matrices in 8 bits, a scale for each row; the configuration last."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(in_eight_bits(reader.state()), folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
-    os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
+    put_weights(in_eight_bits(reader.state()), folder / WEIGHTS)
     (folder / CARD).write_text(card or _card(reader, about), encoding="utf-8")
     body = {
         KEY: FORMAT, "kind": DECODER, "tuned": asdict(reader.config),
         "base": {"digest": reader.base.digest, "name": reader.base.name},
         FILES: digests_of(folder, [WEIGHTS]), "about": dict(about),
     }  # fmt: skip
-    (folder / f"{CONFIG}.part").write_text(json.dumps(body, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(folder / f"{CONFIG}.part", folder / CONFIG)
+    put_json(body, folder / CONFIG)
     return folder
 
 

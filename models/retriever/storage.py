@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from models.digests import FILES, check_files, digests_of
 from models.formats import FORMAT, KEY, NewerFormat, check_format, first_line
 from models.retriever.config import RetrieverConfig
+from models.retriever.files import put_json, put_weights
 from models.retriever.network import PolicyNetwork
 
 SHIPPED = Path(__file__).parents[1] / "weights" / "retriever"
@@ -32,14 +33,12 @@ def save_policy(network: PolicyNetwork, folder: Path, about: Mapping[str, Any], 
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(state, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
-    os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
+    put_weights(state, folder / WEIGHTS)
     (folder / CARD).write_text(card or _card(network, about), encoding="utf-8")
     body = {
         KEY: FORMAT, "network": asdict(network.config), FILES: digests_of(folder, [WEIGHTS]), "about": dict(about),
     }  # fmt: skip
-    (folder / f"{CONFIG}.part").write_text(json.dumps(body, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(folder / f"{CONFIG}.part", folder / CONFIG)
+    put_json(body, folder / CONFIG)
     return folder
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from models.formats import FORMAT, KEY, NewerFormat
+from models.retriever.files import put_json
 from models.retriever.table import ALL_FEATURES, FEATURES
 from models.retriever.trust import ALONE, OWN_PROBABILITY, Combination
 
@@ -76,9 +77,7 @@ def put_trust(
         KEY: FORMAT, "names": combination.names, "weights": combination.weights, "constant": combination.constant,
         "enough": enough,
     }  # fmt: skip
-    partial = policy / f"{TRUST}.part"
-    partial.write_text(json.dumps(body) + "\n", encoding="utf-8")
-    os.replace(partial, policy / TRUST)
+    put_json(body, policy / TRUST, indent=None)
 
 
 def check(combination: Combination, enough: float, num_features: int, where: str) -> None:
