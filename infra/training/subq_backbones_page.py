@@ -161,7 +161,8 @@ def named(runs: Runs) -> dict[str, Any]:
 
 
 def _n(rows: Sequence[tuple[str, dict[str, Any]]], cell: tuple[int, str]) -> int:
-    return next(row["n"] for _, row in rows if (row["length"], row["wording"]) == cell)
+    found: int = next(row["n"] for _, row in rows if (row["length"], row["wording"]) == cell)
+    return found
 
 
 def _interval(values: Sequence[float]) -> str:
