@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,19 @@ def test_verb_takes_config_and_json(verb: str) -> None:
 )
 def test_links_between_pages_lead_somewhere(path: Path) -> None:
     """A relative link points at a file that exists."""
-    import re
-
     targets = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
     broken = [t for t in targets if "://" not in t and not (path.parent / t).exists()]
     assert broken == []
+
+
+def test_the_index_of_the_log_leads_to_its_sections() -> None:
+    """Every entry is a section's own, and every section up to the index' newest has one."""
+    text = (ROOT / "docs" / "log.md").read_text(encoding="utf-8")
+    index, _, sections = text.partition("\n\n## ")
+    heads = re.findall(r"^## (.+)$", f"## {sections}", re.MULTILINE)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", head).lower() for head in heads]
+    anchors = [re.sub(r"[^\w\- ]", "", head).replace(" ", "-") for head in plain]
+    named = re.findall(r"\]\(#([^)]+)\)", index)
+    assert set(named) <= set(anchors)
+    newest = max(anchors.index(name) for name in named)
+    assert set(anchors[: newest + 1]) <= set(named)
