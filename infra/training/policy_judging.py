@@ -41,7 +41,7 @@ def choose(given: Given, until: float) -> None:
     folder.mkdir(exist_ok=True)
     if given.shipped is not None:
         put_shipped(given.shipped, policies, np.load(given.out / "material" / "projection.npy"))
-    orders = {**pair_orders(material, given.out), **arm_orders(given, material)}
+    orders = {**pair_orders(material, given.out), **arm_orders(given, material, only_seen=True)}
     names = points.names_to_judge(material, policies, given.together, orders)
     # the policy in service is judged with its own pair reader, else with MiniLM's of this run
     served = material

@@ -51,7 +51,7 @@ from infra.training.policy_pairs import (
     scores_in,
     texts_of,
 )
-from infra.training.policy_ranks import pair_orders, ranks_of
+from infra.training.policy_ranks import NAMES, pair_orders, ranks_of
 from infra.training.policy_ranks import table_of as ranks_table
 from infra.training.policy_stages import REWARDED
 from models.retriever.pair_reader import CONFIG, save_pair_reader
@@ -301,14 +301,21 @@ def arms_report(given: Given, material: Material) -> dict[str, Any]:
     return found
 
 
-def arm_orders(given: Given, material: Material) -> dict[str, npt.NDArray[np.float32]]:
-    """The orders of the pair readers of `rewarded` and `longer`: `pair_rewarded`, `pair_both_longer`, ..."""
+def arm_orders(
+    given: Given, material: Material, only_seen: bool = False
+) -> dict[str, npt.NDArray[np.float32]]:
+    """The orders of the pair readers of `rewarded` and `longer`: `pair_rewarded`, `pair_both_longer`, ...
+
+    `only_seen`: of each the one that policies see. Orders cost nothing to rank by, but readings to judge.
+    """
     if not (given.out / ARMS).exists():
         return {}
+    seen = NAMES["both" if given.pair_features == "both" else kinds_of(given.pair_base)[0]]
     found = {}
     for name, arm in ((REWARDED, best_arm(given.out)), (LONGER, LABELS)):
         for order, scores in pair_orders(material, arm_home(given.out, arm)).items():
-            found[f"{order}_{name}"] = scores
+            if not only_seen or order == seen:
+                found[f"{order}_{name}"] = scores
     return found
 
 
@@ -381,7 +388,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--twos", type=int, default=3, help="of these, the best that are read in twos")
     parser.add_argument("--alone-made", type=int, default=1500, help="made questions that are read (0: none)")
     parser.add_argument("--rewarded-epochs", type=float, default=3.0, help="passes over the questions read")
-    parser.add_argument("--rewarded-lr", type=float, default=1.2e-4, help="of MiniLM's, others' in proportion")
+    parser.add_argument(
+        "--rewarded-lr", type=float, default=1.2e-4, help="of MiniLM's, others' in proportion"
+    )
     parser.add_argument("--reward-weight", type=float, default=1.0)
     parser.add_argument("--label-weight", type=float, default=0.25)
     parser.add_argument("--likelihood-temperature", type=float, default=0.3)

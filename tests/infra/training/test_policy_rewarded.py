@@ -26,6 +26,7 @@ from infra.training.policy_evaluation import Curves
 from infra.training.policy_opened import arm_home, best_arm, open_material, seen_by
 from infra.training.policy_over import gains, over_supervised, table
 from infra.training.policy_rewarded import (
+    arm_orders,
     first_picks,
     folds_first,
     folds_then,
@@ -157,6 +158,10 @@ def test_arms_of_several_kinds_are_seen_as_their_weighted_sum(
         for place in (out, home, arm_home(out, "labels"))
     ]
     assert len({json.dumps(each["weights"]) for each in told}) == 3
+    given.arms = ["log", "labels"]
+    material = Material.load(out / "material")
+    assert set(arm_orders(given, material, only_seen=True)) == {"pair_both_rewarded", "pair_both_longer"}
+    assert set(arm_orders(given, material)) >= {"pair_rewarded", "pair_e5_longer"}
     own = open_material(given, "rewarded").tables.features
     assert not np.allclose(own, open_material(given).tables.features)
 
