@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 
+from infra.training import policy_arms
 from infra.training import policy_points as points
-from infra.training import policy_rewarded as rewarding
 from infra.training.policy_alone import readers_at_once
 from infra.training.policy_apart import CHUNK
 from infra.training.policy_collect import collect
@@ -67,7 +67,7 @@ def main() -> None:
     if given.together:
         stages = [stage for stage in stages if stage not in ("readings", "trust")]
     stages = _with_both(_with_made(stages, given.made is not None), given.pair_features == BOTH)
-    stages = rewarding.with_arms(stages, given)
+    stages = policy_arms.with_arms(stages, given)
     began = time.monotonic()
     failed: list[str] = []
     for at, stage in enumerate(stages):
@@ -100,7 +100,7 @@ def _share(given: argparse.Namespace, stages: list[str], until: float) -> float:
         shares |= WITH_ENCODERS
     if DECODER in kinds:
         shares |= WITH_DECODER
-    shares |= rewarding.shares(given)
+    shares |= policy_arms.shares(given)
     return (until - time.monotonic()) * shares[stages[0]] / sum(shares.get(name, 0) for name in stages)
 
 
@@ -238,9 +238,9 @@ def _given() -> argparse.Namespace:
         "--crowded", action="store_true",
         help="(its own) several pair readers over the decoder are trained on one device",
     )  # fmt: skip
-    rewarding.add_arguments(parser)
+    policy_arms.add_arguments(parser)
     given = parser.parse_args()
-    rewarding.checked(given, parser.error)
+    policy_arms.checked(given, parser.error)
     try:
         kinds = kinds_of(given.pair_base)
     except ValueError as error:
@@ -318,8 +318,8 @@ def processes(given: argparse.Namespace, stage: str) -> int:
     if stage in ("teach", "reward"):
         return len(jobs_of(given, stage))
     if stage.startswith("rewarded"):
-        parts = {"rewarded": rewarding.folds_first, "rewarded_whole": rewarding.folds_then}
-        return len(parts.get(stage, rewarding.combined_arms)(given))
+        parts = {"rewarded": policy_arms.folds_first, "rewarded_whole": policy_arms.folds_then}
+        return len(parts.get(stage, policy_arms.combined_arms)(given))
     fixed = {
         "material": 1,
         "made": len(kinds_of(given.pair_base)),

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from infra.training import policy_rewarded
+from infra.training import policy_arms
 from infra.training.policy_halves_dev import DRAWS, Read, places_of, readings_in, result_of
 from infra.training.policy_points import load_points
 from infra.training.policy_ranks import table_of
@@ -56,7 +56,7 @@ def page(result: Mapping[str, Any], preface: str) -> str:
             lines.append(
                 f"| {name} | {budget} | {each['gain']} ({each['low']} to {each['high']}) | {by_set} |"
             )
-    lines += policy_rewarded.table(result["arms"])
+    lines += policy_arms.table(result["arms"])
     if result["ranks"].get("test"):
         lines += ["", "How early each order finds what tells (% of the questions that have it):", ""]
         lines.append(table_of(result["ranks"]))

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from infra.training import policy_arms
 from infra.training import policy_halves as otherwise
 from infra.training import policy_over as over
-from infra.training import policy_rewarded as rewarded
 from infra.training.policy_evaluation import SHOWN_BIAS, Curves
 from infra.training.policy_pairs import (
     BGE,
@@ -200,7 +200,7 @@ def page(found: Mapping[str, Any], device: str, commit: str, preface: str = "") 
     folds = found.get("rewarded_by", "the same reader") != "the same reader"
     lines += otherwise.table(ways_of(found), folds)
     lines += over.table(found.get("over_supervised", {}))
-    lines += rewarded.table(found.get("arms", {}))
+    lines += policy_arms.table(found.get("arms", {}))
     lines += own_stops(summary)
     lines += curves(found["sets"])
     lines += what_is_read(found["sets"])

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from infra.training import policy_arms
 from infra.training import policy_judging as judging
 from infra.training import policy_rewarded as rewarding
 from infra.training.policy_alone import ALONE, TRAIN, load_alone, read_alone
@@ -254,7 +255,7 @@ def _trust(given: Given, until: float) -> None:
 
 def _rewarded(given: Given, until: float) -> None:
     """One fold of an arm; whoever ends last says which form's first picks are worth most."""
-    every = rewarding.folds_first(given)
+    every = policy_arms.folds_first(given)
     rewarding.train_rewarded_fold(given, base_of(given, every[given.worker][1]), every[given.worker])
     if rewarding.all_scored(given, every):
         rewarding.write_arms(given)
@@ -262,14 +263,14 @@ def _rewarded(given: Given, until: float) -> None:
 
 def _rewarded_whole(given: Given, until: float) -> None:
     """The whole of an arm that policies see, or a fold of another seed."""
-    work = rewarding.folds_then(given)[given.worker]
+    work = policy_arms.folds_then(given)[given.worker]
     rewarding.train_rewarded_fold(given, base_of(given, work[1]), work)
 
 
 def _rewarded_both(given: Given, until: float) -> None:
     """One fold of the weighted sum of an arm's kinds."""
     bases = {kind: base_of(given, kind) for kind in kinds_of(given.pair_base)}
-    rewarding.combine_arm(given, bases, *rewarding.combined_arms(given)[given.worker])
+    rewarding.combine_arm(given, bases, *policy_arms.combined_arms(given)[given.worker])
 
 
 def _teach(given: Given, until: float) -> None:

@@ -47,6 +47,7 @@ def test_a_method_is_told_for_the_budgets_that_its_bytes_keep_to() -> None:
     assert "| mamba-2 | 0, 1 | 50.0 (2.00) | 10.0 (4.00) | 100 | 8 |" in cells.markdown(result)
 
 
+@pytest.mark.slow  # 13 s: processes of their own
 def test_checkpoints_are_asked_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every folder <method>-<seed> of the seeds wanted, over every file, by the model's own shape."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -21,20 +21,12 @@ from infra.training.policy_alone import (
     told_of,
     worth_of,
 )
+from infra.training.policy_arms import folds_first, folds_then, form_of, shares, with_arms
 from infra.training.policy_collect import collect, unpack
 from infra.training.policy_evaluation import Curves
 from infra.training.policy_opened import arm_home, best_arm, open_material, seen_by
 from infra.training.policy_over import gains, over_supervised, table
-from infra.training.policy_rewarded import (
-    arm_orders,
-    first_picks,
-    folds_first,
-    folds_then,
-    form_of,
-    shares,
-    with_arms,
-    worth_weights,
-)
+from infra.training.policy_rewarded import arm_orders, first_picks, worth_weights
 from infra.training.policy_stages import reward_jobs, taught_jobs
 from models.retriever.pair_reader import load_pair_reader
 from models.retriever.table import ALL_FEATURES, GOLD

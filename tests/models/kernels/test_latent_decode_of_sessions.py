@@ -18,10 +18,13 @@ from tests.models import tiny
 @pytest.mark.parametrize(
     "budgets",
     [
-        {"summaries": "in_place", "ring": 48, "rank": 2, "latent_blocks": 3},
-        {"key_frame": "within_block", "value_rank": 6},
+        pytest.param(
+            {"summaries": "in_place", "ring": 48, "rank": 2, "latent_blocks": 3},
+            id="in place",
+            marks=pytest.mark.slow,  # 17 s in the interpreter
+        ),
+        pytest.param({"key_frame": "within_block", "value_rank": 6}, id="own, within block"),
     ],
-    ids=["in place", "own, within block"],
 )
 def test_sessions_decode_by_the_kernel(
     device: str, monkeypatch: pytest.MonkeyPatch, budgets: dict[str, Any]

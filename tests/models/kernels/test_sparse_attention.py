@@ -269,7 +269,13 @@ def test_lse_joins_two_halves(device: str) -> None:
     assert relative_error(found, expected) < 2e-5
 
 
-@pytest.mark.parametrize("width", [1, 185, 1_100], ids=["one", "one-block", "two-blocks"])
+@pytest.mark.parametrize(
+    "width",
+    [
+        pytest.param(1, id="one"), pytest.param(185, id="one-block"),
+        pytest.param(1_100, id="two-blocks", marks=pytest.mark.slow),  # 12 s in the interpreter
+    ],
+)  # fmt: skip
 def test_merging_and_sorting_give_one_inverted_list(device: str, width: int) -> None:
     """The two ways to build the list agree on every entry, chunks chosen twice and empty slots included."""
     make = torch.Generator().manual_seed(3)
