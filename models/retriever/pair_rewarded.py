@@ -20,14 +20,13 @@ Beside each the labels' listwise loss weighs `labels`, so that scores keep what 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.retriever.pair_base import PairRow, PairScorer, put
 from models.retriever.pair_taught import learned
@@ -36,7 +35,7 @@ from models.retriever.pair_training import (
     PairTrainConfig,
     draw,
     listwise_loss,
-    share_of_rate,
+    train_by_steps,
 )
 from models.retriever.table import Bools, Floats, Ints, TableBatch
 
@@ -198,45 +197,11 @@ def train_rewarded(
     every = [(source, each) for source in sources for each in source.questions]
     if not every:
         raise ValueError("sources: given no question that was read; allowed: one or more")
-    chance = np.random.default_rng(config.seed)
-    torch.manual_seed(config.seed)
-    steps = max(1, math.ceil(config.epochs * len(every) / config.questions))
-    model = reader.model.train()
-    tuning = reader.tuning()
-    optimizer = torch.optim.AdamW(
-        [{"params": params, "lr": factor} for params, factor in tuning.groups], weight_decay=0.01,
-        fused=reader.device.startswith("cuda"),
-    )  # fmt: skip
-    moved = [param for params, _ in tuning.groups for param in params]
-    records: list[dict[str, float]] = []
-    order: list[int] = []
-    started = time.monotonic()
-    for step in range(steps):
-        rate = config.lr * share_of_rate(step, steps, (time.monotonic() - started) / config.limit_s)
-        if rate <= 0:
-            break
-        for group, (_, factor) in zip(optimizer.param_groups, tuning.groups, strict=True):
-            group["lr"] = rate * factor
-        while len(order) < config.questions:
-            order += chance.permutation(len(every)).tolist()
-        now, order = order[: config.questions], order[config.questions :]
-        optimizer.zero_grad(set_to_none=True)
-        told = backward(reader, [every[at] for at in now], config, chance)
-        tuning.gather()
-        nn.utils.clip_grad_norm_(moved, 1.0)
-        optimizer.step()
-        tuning.merge()
-        if step % 20 == 0 or step == steps - 1:  # figures are fetched rarely: each waits for the device
-            found = {name: value.item() for name, value in told.items()}
-            if not math.isfinite(found["loss"]):
-                raise RuntimeError(
-                    f"the loss is {found['loss']} at step {step}; lower the learning rate (given {config.lr})"
-                )
-            records.append({"step": float(step), "lr": rate, **found})
-            if on_step is not None:
-                on_step(records[-1])
-    model.eval()
-    return records
+
+    def learn(drawn: list[int], chance: np.random.Generator) -> dict[str, Tensor]:
+        return backward(reader, [every[at] for at in drawn], config, chance)
+
+    return train_by_steps(reader, np.arange(len(every)), config, learn, on_step)
 
 
 def backward(

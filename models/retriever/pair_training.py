@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -108,9 +109,42 @@ def train_pairs(
     """Train the reader in place on these rows; one record a step. Raises RuntimeError where the loss is lost."""
     if not len(rows):
         raise ValueError("rows: given none; allowed: one question or more")
+
+    def learn(drawn: list[int], chance: np.random.Generator) -> dict[str, Tensor]:
+        examples = [draw(tables, texts, row, config, chance) for row in drawn]
+        loss, right = backward(reader, examples, config.together)
+        return {"loss": loss, "right": right}
+
+    return train_by_steps(reader, rows, config, learn, on_step)
+
+
+class StepConfig(Protocol):
+    """What of a training's configuration its steps go by."""
+
+    @property
+    def epochs(self) -> float: ...
+    @property
+    def questions(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def limit_s(self) -> float: ...
+
+
+def train_by_steps(
+    reader: PairScorer, items: Ints, config: StepConfig,
+    learn: Callable[[list[int], np.random.Generator], Mapping[str, Tensor]],
+    on_step: Callable[[dict[str, float]], None] | None = None,
+) -> list[dict[str, float]]:  # fmt: skip
+    """Train the reader in place by what `learn` makes of some items: gradients, and the step's figures with `loss`.
+
+    A record every twenty steps. RuntimeError where the loss is lost.
+    """
     chance = np.random.default_rng(config.seed)
     torch.manual_seed(config.seed)
-    steps = max(1, math.ceil(config.epochs * len(rows) / config.questions))
+    steps = max(1, math.ceil(config.epochs * len(items) / config.questions))
     model = reader.model.train()
     tuning = reader.tuning()
     optimizer = torch.optim.AdamW(
@@ -129,22 +163,21 @@ def train_pairs(
         for group, (_, factor) in zip(optimizer.param_groups, tuning.groups, strict=True):
             group["lr"] = rate * factor
         if len(order) < config.questions:
-            order += chance.permutation(rows).tolist()
+            order += chance.permutation(items).tolist()
         drawn, order = order[: config.questions], order[config.questions :]
-        examples = [draw(tables, texts, row, config, chance) for row in drawn]
         optimizer.zero_grad(set_to_none=True)
-        loss, right = backward(reader, examples, config.together)
+        told = learn(drawn, chance)
         tuning.gather()
         nn.utils.clip_grad_norm_(moved, 1.0)
         optimizer.step()
         tuning.merge()
         if step % 20 == 0 or step == steps - 1:  # figures are fetched rarely: each waits for the device
-            value = loss.item()
-            if not math.isfinite(value):
+            found = {name: value.item() for name, value in told.items()}
+            if not math.isfinite(found["loss"]):
                 raise RuntimeError(
-                    f"the loss is {value} at step {step}; lower the learning rate (given {config.lr})"
+                    f"the loss is {found['loss']} at step {step}; lower the learning rate (given {config.lr})"
                 )
-            records.append({"step": step, "loss": value, "right": right.item(), "lr": rate})
+            records.append({"step": step, "lr": rate, **found})
             if on_step is not None:
                 on_step(records[-1])
     model.eval()
