@@ -59,6 +59,16 @@ class SubqTrainConfig:
         default=(1.0, 1.0),
         metadata={"help": "shares of the run between which the contrastive term fades to nothing"},
     )
+    contrastive_apart: bool = field(
+        default=False,
+        metadata={
+            "help": "the contrastive term teaches the chunk encoder alone: its gradient ends before the blocks"
+        },
+    )
+    closed: bool = field(
+        default=False,
+        metadata={"help": "chunks hold values of zero at first, so that reading begins as nothing"},
+    )
     routing_first: float = field(
         default=0.0,
         metadata={
@@ -147,6 +157,8 @@ class SubqTrainer:
         self.device = torch.device(device)
         torch.manual_seed(config.seed)
         self.model = SubqModel(model).to(self.device)
+        if config.closed:
+            self.model.close_readers()
         if config.compiled:
             for block in [*self.model.lower_blocks, *self.model.upper_blocks, self.model.encoder]:
                 if block is not None:
@@ -259,11 +271,19 @@ class SubqTrainer:
         chosen = choice_terms(out.routing, size, ids.numel())
         contrastive = text.new_zeros(())
         if out.codes is not None and len(asking):
+            taught = self._taught_apart(out) if self.config.contrastive_apart else out
             with torch.autocast(self.device.type, enabled=False):
-                contrastive = self._contrastive(out, questions, anonymous)
+                contrastive = self._contrastive(taught, questions, anonymous)
         row = measured(out, questions, asking, at, right, is_answer, ids.numel())
         terms = LossTerms(text, answers, contrastive, *(term.to(text.device) for term in chosen))
         return terms, row | {"scale": model.scale}, out.codes
+
+    def _taught_apart(self, out: Output) -> Output:
+        """The same chunks encoded again, from hidden states that pass no gradient on to what made them."""
+        assert out.lower is not None
+        # a leaf with a gradient of its own: the compiled encoder is the one of the first pass
+        lower = out.lower.detach().requires_grad_()
+        return out._replace(codes=self.model.encode(lower), lower=lower)
 
     def _contrastive(self, out: Output, questions: Questions, anonymous: Tensor) -> Tensor:
         assert out.codes is not None

@@ -28,6 +28,7 @@ import torch
 
 from infra.training.side_by_side import read_json, run_side_by_side, tell, write_whole
 from infra.training.subq import SubqTrainConfig, SubqTrainer
+from infra.training.subq_arms import ARMS, shape_of, taught
 from infra.training.subq_choices import SharedBatches, write_batches
 from infra.training.subq_compare import SIZES, TINY
 from infra.training.subq_data import SubqData
@@ -42,8 +43,8 @@ from models.subq.mixers.fla_pinned import pin
 from models.subq.model import SubqModel
 from pipeline.prepare.needle_stream import NeedleStreamConfig
 
-METHODS = ("subq", "no-retrieval", "transformer", "mamba-2", "linear-transformer", "gca", "subq-lean")
-COMPILED = ("subq", "subq-lean", "gca", "no-retrieval", "transformer")
+METHODS = ("subq", "no-retrieval", "transformer", "mamba-2", "linear-transformer", "gca", "subq-lean", *ARMS)
+COMPILED = ("subq", "subq-lean", "gca", "no-retrieval", "transformer", *ARMS)
 """With --compiled; the others' kernels are Triton's or a scan that torch would compile for minutes."""
 TEXTS = ("news", "books")
 LENGTHS = (4_096, 16_384)
@@ -86,9 +87,7 @@ def settings(
     if given.tiny:
         sizes = replace(sizes, near=2)
         run = replace(run, lr=4e-3, warmup=2, bank=256, muon=False)
-    if method == "gca":  # as its paper trains it
-        run = replace(run, losses=replace(run.losses, contrastive=0.0), forced_until=0.0, cross=0.0, bank=0)
-    return replace(baseline(method, sizes), context_tokens=length), stream, run
+    return replace(baseline(shape_of(method), sizes), context_tokens=length), stream, taught(method, run)
 
 
 def mixed(given: argparse.Namespace, seed: int) -> SubqData:

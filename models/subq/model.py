@@ -200,6 +200,16 @@ class SubqModel(nn.Module):
         return sum(p.numel() for p in self.parameters()), self.embedding.weight.numel()
 
     @torch.no_grad()
+    def close_readers(self) -> None:
+        """Chunks hold values of zero: what is read adds nothing until training opens it.
+
+        Without upper blocks there is nothing to close.
+        """
+        if self.encoder is not None:
+            values = self.encoder.kv.weight.unflatten(0, (2, -1))[1]  # type: ignore[no-untyped-call]
+            nn.init.zeros_(values)
+
+    @torch.no_grad()
     def _initialise(self) -> None:
         blocks = self.config.lower_blocks + self.config.upper_blocks
         nn.init.normal_(self.embedding.weight, std=0.02)

@@ -1,0 +1,39 @@
+"""How readers of chunks are told what to read: arms of `infra.training.subq_backbones`.
+
+On 2026-12-01 the contrastive term, a quarter of the loss, cost `subq` half a nat of 4.3 on news. Each arm takes one
+road around that; all have the shape of `subq` but the last, which is the one that a language model would take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from infra.training.subq import SubqTrainConfig
+
+
+def _weighing(weight: float) -> Callable[[SubqTrainConfig], SubqTrainConfig]:
+    return lambda run: replace(run, losses=replace(run.losses, contrastive=weight))
+
+
+ARMS: dict[str, tuple[str, Callable[[SubqTrainConfig], SubqTrainConfig]]] = {
+    "subq-sixteenth": ("subq", _weighing(1 / 16)),
+    "subq-faded": ("subq", lambda run: replace(run, contrastive_until=(0.1, 0.5))),
+    "subq-apart": ("subq", lambda run: replace(run, contrastive_apart=True)),
+    "subq-lean-apart": ("subq-lean", lambda run: replace(run, contrastive_apart=True, closed=True, cross=0.0)),
+}  # fmt: skip
+"""Shape and change of the run. sixteenth: a quarter of the weight. faded: whole for a tenth of the run, nothing
+from half on. apart: its gradient ends before the backbone's states. lean-apart: that with subq-lean's few
+parameters, values that begin as zero, and no other sequence's chunks on offer."""
+
+
+def shape_of(method: str) -> str:
+    """The baseline whose shape an arm has; any other method's is its own."""
+    return ARMS[method][0] if method in ARMS else method
+
+
+def taught(method: str, run: SubqTrainConfig) -> SubqTrainConfig:
+    """The run of an arm; gca's, which is told nothing, as its paper trains it; any other as it is."""
+    if method == "gca":
+        return replace(_weighing(0.0)(run), forced_until=0.0, cross=0.0, bank=0)
+    return ARMS[method][1](run) if method in ARMS else run

@@ -1,0 +1,83 @@
+"""Arms of how the choice is taught: what each changes, whom the contrastive term reaches, how reading begins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from infra.training.subq import SubqTrainConfig, SubqTrainer
+from infra.training.subq_arms import ARMS, shape_of
+from infra.training.subq_backbones import _parser, settings
+from models.subq.baselines import count
+from models.subq.losses import LossWeights
+from tests.infra.training.subq_case import MODEL, STREAM, small_data
+
+BASE = ["--books", "b", "--news", "n", "--work", "w", "--out", "o"]
+CHOICE_ALONE = LossWeights(language=0.0, answers=0.0, contrastive=1.0)
+RUN = SubqTrainConfig(lr=4e-3, warmup=2, bank=256, muon=False, losses=CHOICE_ALONE)
+
+
+def _gradients(tmp_path: Path, run: SubqTrainConfig, **changes: object) -> tuple[float, dict[str, float]]:
+    """The contrastive term of the first batch, and the largest gradient of each part of the model."""
+    trainer = SubqTrainer(replace(MODEL, **changes), small_data(), STREAM, run, tmp_path)  # type: ignore[arg-type]
+    batch = small_data().stream(STREAM).batch(0)
+    terms = trainer._terms(batch, 0.0)[0]
+    terms.total(run.losses).backward()
+    found: dict[str, float] = {}
+    for name, weight in trainer.model.named_parameters():
+        part = name.split(".")[0]
+        found[part] = max(
+            found.get(part, 0.0), 0.0 if weight.grad is None else float(weight.grad.abs().max())
+        )
+    return float(terms.contrastive.detach()), found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"encoder": "lean"}, {"retrieval": "token", "rerank": False}, {"lookahead": 4, "lookbehind": 4}],
+    ids=["chunk", "lean", "token", "around"],
+)
+def test_a_term_kept_apart_teaches_the_encoder_alone(tmp_path: Path, changes: dict[str, object]) -> None:
+    """The same loss; the encoder learns of it, embedding and blocks do not; without the option they do."""
+    whole, reached = _gradients(tmp_path / "whole", RUN, **changes)
+    apart, kept = _gradients(tmp_path / "apart", replace(RUN, contrastive_apart=True), **changes)
+    assert apart == pytest.approx(whole, rel=1e-5) and whole > 0
+    assert reached["embedding"] > 0 and reached["lower_blocks"] > 0
+    assert kept["embedding"] == kept["lower_blocks"] == kept["upper_blocks"] == 0
+    assert kept["encoder"] > 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"encoder": "lean", "shared_reader": True}], ids=["own", "lean"])
+def test_closed_readers_begin_as_nothing_and_open(tmp_path: Path, changes: dict[str, object]) -> None:
+    """At first the model says what it says without reading; values move with the first updates."""
+    run = replace(RUN, closed=True, losses=LossWeights())
+    trainer = SubqTrainer(replace(MODEL, **changes), small_data(), STREAM, run, tmp_path)  # type: ignore[arg-type]
+    ids = torch.from_numpy(small_data().stream(STREAM).batch(0).ids)
+
+    def differs() -> float:
+        with torch.no_grad():
+            read, unread = (trainer.model(ids, read=each).hidden for each in (True, False))
+        return float((read - unread).abs().max())
+
+    assert differs() == 0.0
+    trainer.run()
+    assert differs() > 1e-3
+
+
+def test_each_arm_changes_what_its_name_says() -> None:
+    """Shape, data and every other setting are those of subq (of subq-lean); sizes are equal."""
+    given = _parser().parse_args(BASE)
+    made = {name: settings(given, name, 0, 16_384) for name in ("subq", "subq-lean", *ARMS)}
+    shape, stream, run = made["subq"]
+    weights = run.losses
+    assert made["subq-sixteenth"][2] == replace(run, losses=replace(weights, contrastive=0.0625))
+    assert made["subq-faded"][2] == replace(run, contrastive_until=(0.1, 0.5))
+    assert made["subq-apart"][2] == replace(run, contrastive_apart=True)
+    lean = replace(run, contrastive_apart=True, closed=True, cross=0.0)
+    assert made["subq-lean-apart"] == (made["subq-lean"][0], stream, lean)
+    for name in ARMS:
+        assert made[name][1] == stream and made[name][0] == made[shape_of(name)][0]
+        assert abs(count(made[name][0]) - count(shape)) < 0.01 * count(shape)
