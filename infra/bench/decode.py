@@ -6,13 +6,13 @@ landmark scores, top 8, chunks gathered, a softmax inside each, mixed by the sco
 beside it the same compiled by torch.compile. Where our operator reads codes of landmarks (4 bits, beside the
 landmarks) the step gives them: a row says how many bytes they take, which share of the best chunks is found over
 them, and what the step takes without. Batch rows are questions over one shared stream, so that the stream's keys
-exist once. Times are CUDA graph replays. FlashInfer is a peer of dense attention where it can be imported.
+exist once. Times are CUDA graph replays, the L2 overwritten before each (`clean`: filled by
+reading). FlashInfer is a peer of dense attention where it can be imported.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from infra.bench.measure import copy_bandwidth, environment, fastest, floor_ms, matmul_rate, time_cuda
+from infra.bench.peers import flashinfer_decode
 from models.kernels.landmark_topk import landmark_topk
 from models.kernels.landmark_topk.codes import encode_landmarks
 from models.kernels.latent_decode import ChosenChunks, Latents, latent_decode
@@ -33,8 +34,10 @@ LANDMARK_DIM = 256
 CODE_BITS = 4
 QUESTIONS = 64  # random queries over which recall of a step over codes is counted
 TOKENS = (16_384, 131_072, 1_048_576, 16_777_216)
+LABELS = {131_072: "128k", 1_048_576: "1m", 16_777_216: "16m"}
 BATCHES = (1, 8, 64)
 DENSE_LIMIT = 1_048_576
+CLEAN = ("ours", "attend", "gca")  # timed after an L2 filled by reading too
 _DENSE = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -162,34 +165,6 @@ class Step:
         q = self.q.transpose(1, 2)
         return lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
 
-    def flashinfer(self) -> dict[str, Callable[[], torch.Tensor]]:
-        """FlashInfer's ways to do the same, planned: its paged cache is the stream's chunks as they lie."""
-        import flashinfer
-
-        key, value = self.stream.k, self.stream.v
-        pages = self.stream.chunks
-        ways: dict[str, Callable[[], torch.Tensor]] = {}
-        if self.batch == 1:
-            k, v = (x.view(self.stream.tokens, KV_HEADS, DIM) for x in (key, value))
-            for name, units in (("single", False), ("single-tensor-cores", True)):
-                ways[name] = functools.partial(
-                    flashinfer.single_decode_with_kv_cache, self.q[0, 0], k, v, use_tensor_cores=units
-                )
-        space = torch.empty(256 * 2**20, dtype=torch.uint8, device="cuda")
-        starts = torch.arange(self.batch + 1, dtype=torch.int32, device="cuda") * pages
-        index = torch.arange(pages, dtype=torch.int32, device="cuda").repeat(self.batch)
-        last = torch.full((self.batch,), CHUNK, dtype=torch.int32, device="cuda")
-        paged = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
-            space, "NHD", use_cuda_graph=True, use_tensor_cores=True, paged_kv_indptr_buffer=starts,
-            paged_kv_indices_buffer=index, paged_kv_last_page_len_buffer=last,
-        )  # fmt: skip
-        paged.plan(
-            starts, index, last, HEADS, KV_HEADS, DIM, CHUNK, q_data_type=self.q.dtype, kv_data_type=key.dtype
-        )
-        queries = self.q[:, 0]
-        ways["paged-tensor-cores"] = lambda: paged.run(queries, (key, value))
-        return ways
-
     def attend_bytes(self) -> int:
         """Bytes that one attending step must move: ring, latents' factors and chosen chunks, once each."""
         raw = self.batch * WINDOW * KV_HEADS * DIM * 4
@@ -245,8 +220,13 @@ def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     by = {(row["tokens"], row["batch"]): row for row in rows}
     found: dict[str, float] = {}
     long = [row for row in rows if row["tokens"] >= 131_072]
+    for row in long:
+        length = LABELS.get(row["tokens"], str(row["tokens"]))
+        name = f"decode_speedup_over_gca_{length}" + ("" if row["batch"] == 1 else f"_batch{row['batch']}")
+        found[name] = row["gca_ms"] / row["ours_ms"]
+        if "ours_clean_ms" in row:
+            found[f"{name}_clean"] = row["gca_clean_ms"] / row["ours_clean_ms"]
     if (131_072, 1) in by:
-        found["decode_speedup_over_gca_128k"] = by[131_072, 1]["gca_ms"] / by[131_072, 1]["ours_ms"]
         found["decode_speedup_over_gca_128k_per_chunk"] = (
             by[131_072, 1]["gca_per_chunk_ms"] / by[131_072, 1]["ours_per_chunk_ms"]
         )
@@ -304,6 +284,8 @@ def _row(step: Step, bandwidth: float, rate: float, runs: int, compiled: bool) -
     for name, function in timed.items():
         row.update(time_cuda(function, runs=runs, graph=True).row(name))
         row[f"{name}_eager_ms"] = round(time_cuda(function, runs=runs).median_ms, 5)
+        if name in CLEAN:
+            row.update(time_cuda(function, runs=runs, graph=True, clean=True).row(f"{name}_clean"))
     row["ours_per_chunk_ms"] = round(row["attend_ms"] + row["search_ms"] / CHUNK, 5)
     row["gca_per_chunk_ms"] = round(row["gca_attend_ms"] + (row["gca_ms"] - row["gca_attend_ms"]) / CHUNK, 5)
     row["attend_bandwidth_share"] = round(attend_floor / row["attend_ms"], 4)
@@ -316,36 +298,16 @@ def _row(step: Step, bandwidth: float, rate: float, runs: int, compiled: bool) -
         if timing is not None:
             row.update(timing.row("dense"))
             row["dense_backend"] = choice
-        row.update(_flashinfer(step, dense, runs))
+        row.update(against_flashinfer(step, dense, runs))
     if compiled and step.batch == 1:
         row.update(_compiled_gca(step, runs))
     return row
 
 
-def _flashinfer(step: Step, dense: Callable[[], torch.Tensor], runs: int) -> dict[str, Any]:
+def against_flashinfer(step: Step, dense: Callable[[], torch.Tensor], runs: int) -> dict[str, Any]:
     """Time of FlashInfer's fastest way that runs and agrees with SDPA, or why there is none."""
-    if importlib.util.find_spec("flashinfer") is None:
-        return {"flashinfer_backend": "not installed"}
-    expected = dense().view(step.batch, HEADS, DIM).float()
-    fitting, errors = {}, []
-    try:
-        ways = step.flashinfer()
-    except Exception as error:
-        return {"flashinfer_backend": f"does not run: {error}"[:200]}
-    for name, way in ways.items():
-        try:
-            found = way().view(step.batch, HEADS, DIM).float()
-            difference = float((found - expected).norm() / expected.norm())
-            if difference < 2e-2:
-                fitting[name] = way
-            else:
-                errors.append(f"{name} differs by {difference:.3g}")
-        except Exception as error:
-            errors.append(f"{name}: {error}"[:120])
-    choice, timing = fastest(fitting, runs=runs, graph=True)
-    if timing is None:
-        return {"flashinfer_backend": f"does not run: {'; '.join(errors)}"[:300]}
-    return {**timing.row("flashinfer"), "flashinfer_backend": choice}
+    expected = dense().view(step.batch, HEADS, DIM)
+    return flashinfer_decode.timed(step.q[:, 0], step.stream.k, step.stream.v, expected, runs)
 
 
 def _compiled_gca(step: Step, runs: int) -> dict[str, Any]:

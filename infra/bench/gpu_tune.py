@@ -111,12 +111,12 @@ def flashinfer(turn: Turn) -> dict[str, Any]:
     from infra.bench import decode as bench
 
     started = time.monotonic()
-    bench._flashinfer(step := bench.Step(bench.Stream(16_384), 1), step.dense(), 1)
+    bench.against_flashinfer(step := bench.Step(bench.Stream(16_384), 1), step.dense(), 1)
     took = time.monotonic() - started
     turn.compiled()
     with turn.alone():
         step = bench.Step(bench.Stream(1_048_576), 1)
-        turn.write({"compile_s": round(took, 1), **bench._flashinfer(step, step.dense(), 20)})
+        turn.write({"compile_s": round(took, 1), **bench.against_flashinfer(step, step.dense(), 20)})
     return {"bench": "flashinfer"}
 
 

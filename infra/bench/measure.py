@@ -35,22 +35,29 @@ class Timing:
 
 
 def time_cuda(
-    function: Callable[[], Any], *, runs: int = 20, warmup: int = 3, graph: bool = False, flush: bool = True
+    function: Callable[[], Any],
+    *,
+    runs: int = 20,
+    warmup: int = 3,
+    graph: bool = False,
+    flush: bool = True,
+    clean: bool = False,
 ) -> Timing:
     """Median time of `function` on the device, by events, the L2 overwritten before every run.
 
     `graph` captures the calls once and times replays: launch gaps of many small kernels then do not count.
+    `clean` fills the L2 by reading: what overwriting leaves in it goes back to memory while `function` runs.
     """
     for _ in range(warmup):
         function()
     torch.cuda.synchronize()
     call = _captured(function) if graph else function
-    scratch = torch.empty(_FLUSH_BYTES // 4, dtype=torch.int32, device="cuda") if flush else None
+    scratch = torch.zeros(_FLUSH_BYTES // 4, dtype=torch.int32, device="cuda") if flush else None
     starts = [_event() for _ in range(runs)]
     ends = [_event() for _ in range(runs)]
     for start, end in zip(starts, ends, strict=True):
         if scratch is not None:
-            scratch.zero_()
+            _ = scratch.sum() if clean else scratch.zero_()
         start.record()
         call()
         end.record()

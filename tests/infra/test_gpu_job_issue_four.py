@@ -14,6 +14,7 @@ PYTHON = """#!/bin/bash
 echo "$*" >> "$ROOT/told"
 case "$*" in
   *gpu_session*)
+    echo "jit=$FLASHINFER_DISABLE_JIT path=$PYTHONPATH" >> "$ROOT/told"
     mkdir -p "$OUT/kernels"
     echo "{\\"results\\": $(cat "$ROOT/found")}" > "$OUT/kernels/bench.json" ;;
   "-c import json"*) exec "$REAL" "$@" ;;
@@ -112,6 +113,20 @@ def test_benchmarks_that_were_cut_off_are_not_done(host: Host) -> None:
     (host.root / "found").write_text('{"sparse": 1, "decode": 1, "landmarks": 1}')
     assert host.run("kernels").returncode == 0
     assert (host.root / "out" / "kernels.done").exists()
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_flashinfer_stands_beside_decode_where_it_was_made_ready(host: Host, runs: bool) -> None:
+    """Nothing is compiled in the middle of a measurement; where nothing runs the benchmarks do without."""
+    (host.root / "parts/flashinfer").mkdir()
+    (host.root / "parts/flashinfer/part-00").write_text("")
+    job = host.root / "tree/infra/gpu_host/jobs/flashinfer.sh"
+    job.parent.mkdir(parents=True)
+    job.write_text(f"exit {0 if runs else 1}\n")
+    assert host.run("kernels").returncode == 0
+    (told,) = (line for line in host.told() if line.startswith("jit="))
+    assert told.startswith("jit=1 " if runs else "jit= ")
+    assert told.endswith(f":{host.root}/flashinfer") == runs
 
 
 def test_a_stage_that_hangs_is_ended_and_the_next_one_goes_on(host: Host) -> None:
