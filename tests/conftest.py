@@ -28,7 +28,7 @@ with contextlib.suppress(ImportError):  # absent on a lent GPU host
     settings.register_profile("dysra", deadline=None)  # of 200 ms: a busy machine is no fault of the code
     settings.load_profile("dysra")
 
-pytest_plugins = ["tests.rays", "tests.cluster", "tests.mlflow_tables"] + (
+pytest_plugins = ["tests.rays", "tests.cluster", "tests.mlflow_tables", "tests.interpreted"] + (
     ["tests.broker"] if (Path(__file__).parent / "broker.py").exists() else []
 )
 
