@@ -34,6 +34,7 @@ from infra.training.subq_compare import SIZES, TINY
 from infra.training.subq_data import SubqData
 from infra.training.subq_lm import LmConfig, judge
 from infra.training.subq_measures import measured, questions_of
+from infra.training.subq_reach import rare_words
 from infra.training.subq_recipe import recipe_data, recipe_stream
 from models.subq.baselines import baseline
 from models.subq.checkpoint import save_checkpoint
@@ -150,6 +151,7 @@ def judged(model: SubqModel, given: argparse.Namespace) -> dict[str, Any]:
         found[text] = {"read": judge(model, test.tokens, config, given.device, True)}
         if model.encoder is not None:
             found[text]["unread"] = judge(model, test.tokens, config, given.device, False)
+            found[text]["rare_words"] = rare_words(model.eval(), test.tokens, given.device)
     asked = replace(SubqData.load(given.books, "test"), real=())
     found["needles"] = [
         row

@@ -80,6 +80,7 @@ def test_each_method_leaves_its_losses_its_keys_and_a_checkpoint(tmp_path: Path)
     for run in summary["runs"]:
         assert run["tokens"] == 2_048 and run["books"]["read"]["tokens"] == 1_024
         assert ("unread" in run["news"]) == ("recall" in run["needles"][0]) == (run["method"] == "subq")
+        assert ("rare_words" in run["books"]) == (run["method"] == "subq")
         assert {row["wording"] for row in run["needles"]} == {"known", "heldout"}
     wanted = {"ppl_transformer_news", "gain_over_no_retrieval_subq_books", "exact_subq_known_512"}
     assert wanted <= set(summary["ratios"])
