@@ -4,13 +4,14 @@
         --folds HOME/folds --out build/policy-again                                      # here
     python3 -m infra.training.policy_again read --wanted policy-again --folds policy-again \\
         --material work/policy/material --reader /tmp/reader --out out --seconds 120     # on a GPU host
-    python3 -m infra.training.policy_again bare --material work/policy/material --out out/material
+    python3 -m infra.training.policy_again bare --material work/policy/material --out out/material [--vectors]
 
 A run that was ended behind its dev readings left what every policy chose of every test question. Nothing need be
 trained to judge it: the material is made again, and the readings that lack are done, most wanted first: the points
 that dev questions choose, then all others. What is chosen is known by its place among the candidates, so each
 choice is held against the tokens that the run told of it: a question whose candidates are others now is left out.
-`bare`: the material without its vectors, small enough to be carried home. Imports nothing that the host lacks.
+`bare`: the material small enough to be carried home, without its vectors or (`--vectors`) with them in 8 bits: that
+one can be carried to the next host instead of being made again (policy.sh). Imports nothing that the host lacks.
 """
 
 from __future__ import annotations
@@ -230,14 +231,19 @@ def put_wanted(judged: Path, carried: Path, folds: Path, out: Path) -> int:
     return len(found["rows"])
 
 
-def save_bare(material: Material, out: Path) -> None:
-    """The material without vectors (one zero each): questions, texts, tokens, labels and features."""
-    tables = replace(
-        material.tables,
-        query=np.zeros((len(material), 1), np.float32),
-        vectors=np.zeros((*material.tables.present.shape, 1), np.float16),
-    )
-    Material(material.questions, tables).save(out, {"stage": "bare"}, int8=True)
+def save_bare(folder: Path, out: Path, vectors: bool = False) -> None:
+    """The material of a folder made small: vectors of one zero each, or in 8 bits; whole or not at all."""
+    material = Material.load(folder)
+    tables = material.tables
+    if not vectors:
+        query, none = np.zeros((len(material), 1)), np.zeros((*tables.present.shape, 1))
+        tables = replace(tables, query=query.astype(np.float32), vectors=none.astype(np.float16))
+    told = json.loads((folder / "manifest.json").read_text())
+    part = out.with_name(f"{out.name}.part")
+    Material(material.questions, tables).save(part, told, int8=True)
+    for name in ("projection.npy", "prompts.npy") if vectors else ():
+        shutil.copy(folder / name, part / name)
+    part.rename(out)
 
 
 def _side_by_side(given: argparse.Namespace) -> None:
@@ -276,12 +282,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     there.add_argument("--workers", type=int, default=8)
     there.add_argument("--worker", type=int, default=-1, help="(its own) which worker this process is")
     there.add_argument("--device", default="cuda")
-    bare = verbs.add_parser("bare", help="the material without its vectors")
+    bare = verbs.add_parser("bare", help="the material as small as it can be")
+    bare.add_argument("--vectors", action="store_true", help="with its vectors, in 8 bits")
     for name in ("material", "out"):
         bare.add_argument(f"--{name}", type=Path, required=True)
     given = parser.parse_args(arguments)
     if given.verb == "bare":
-        save_bare(Material.load(given.material), given.out)
+        save_bare(given.material, given.out, given.vectors)
         return
     if given.verb == "wanted":
         count = put_wanted(given.judged, given.carried, given.folds, given.out)

@@ -30,7 +30,7 @@ from models.retriever.selecting import Chosen
 from models.retriever.storage import save_policy
 from models.retriever.table import TableBatch
 from pipeline.tasks.material import Material
-from rl.episodes import Request, fingerprint, mask_of, picks_of
+from rl.episodes import Request, fingerprint, mask_of
 from tests.infra.training.test_policy_gpu import carried, questions_with_features
 from tests.rl.toy import network_config
 
@@ -173,10 +173,19 @@ def test_the_host_reads_what_is_wanted_and_says_whose_material_it_is(
     assert f"{len(rows) - 1} of {len(rows) - 1} read" in capsys.readouterr().out
 
 
-def test_bare_material_keeps_questions_and_costs(tmp_path: Path) -> None:
+def test_material_is_carried_without_vectors_or_with_them_in_eight_bits(tmp_path: Path) -> None:
+    """Questions, costs and so the readings' fingerprint stay; with vectors, what a run needs beside them too."""
     made = questions_with_features()
-    save_bare(made, tmp_path)
-    bare = Material.load(tmp_path)
-    assert fingerprint(bare) == fingerprint(made) and bare.tables.dim == 1
-    np.testing.assert_array_equal(bare.tables.tokens, made.tables.tokens)
-    assert picks_of(mask_of((2, 0))) == (0, 2)
+    made.save(tmp_path / "material", {"told": {"test": {}}})
+    for name in ("projection.npy", "prompts.npy"):
+        np.save(tmp_path / "material" / name, np.ones(2))
+    for vectors in (False, True):
+        out = tmp_path / f"out-{vectors}"
+        save_bare(tmp_path / "material", out, vectors)
+        small = Material.load(out)
+        assert fingerprint(small) == fingerprint(made)
+        np.testing.assert_array_equal(small.tables.tokens, made.tables.tokens)
+        assert json.loads((out / "manifest.json").read_text())["told"] == {"test": {}}
+        assert small.tables.dim == (made.tables.dim if vectors else 1)
+        assert (out / "prompts.npy").is_file() == vectors
+    np.testing.assert_allclose(small.tables.vectors, made.tables.vectors, atol=0.02)
