@@ -6,9 +6,9 @@ import datetime
 import importlib.util
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import orjson
 import typer
@@ -17,6 +17,14 @@ from infra import bench as benches
 from infra.config import load_config
 from infra.console import ConfigFile, JsonFlag, say, verb
 from pipeline.errors import DependencyUnreachable, UsageError
+
+_TOLD = 8
+_READ: dict[Any, Callable[[str], Any]] = {
+    bool: lambda text: text.lower() in ("1", "true", "yes"),
+    int: int,
+    float: float,
+    str: str,
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -52,7 +60,10 @@ def bench(
     ] = False,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="another argument of the bench, as name=value; may be repeated"),
+        typer.Option(
+            "--set",
+            help="another argument of the bench, as name=value (a,b,c: several values); may be repeated",
+        ),
     ] = None,
     config: ConfigFile = None,
     json_output: JsonFlag = False,
@@ -83,7 +94,10 @@ def bench(
         }.items()
         if value is not None
     }
-    result: dict[str, Any] = module.run(**_arguments(name, module.run, given, settings or []))
+    arguments = _arguments(name, module.run, given, settings or [])
+    if "report" in inspect.signature(module.run).parameters:
+        arguments["report"] = _told  # rows of a long bench are seen as they come
+    result: dict[str, Any] = module.run(**arguments)
     page = benches.page(result)
     say(page)
     if out is not None:
@@ -110,12 +124,19 @@ def _arguments(
         if key not in known:
             raise UsageError(f"bench {name} takes no {key}; it takes: {', '.join(known) or 'nothing'}")
         kind = known[key].annotation
-        if isinstance(value, str) and kind in (int, float, bool):
+        each = get_args(kind)[0] if get_origin(kind) is Sequence else None
+        if isinstance(value, str) and (kind in _READ or each in _READ):
             try:
-                given[key] = value.lower() in ("1", "true", "yes") if kind is bool else kind(value)
+                given[key] = _READ[kind](value) if each is None else [*map(_READ[each], value.split(","))]
             except ValueError:
-                raise UsageError(f"bench {name}: {key} is {value!r}; a number is needed") from None
+                wanted = "a number is needed" if each is None else "numbers with commas between are needed"
+                raise UsageError(f"bench {name}: {key} is {value!r}; {wanted}") from None
     return given
+
+
+def _told(row: dict[str, Any]) -> None:
+    """One line of a row's first figures."""
+    say("  " + ", ".join(f"{key} {value}" for key, value in list(row.items())[:_TOLD]))
 
 
 def _require_cuda(name: str) -> None:
