@@ -10,8 +10,6 @@ names the readers' folders beneath it (`parts`; the decoder's and MiniLM's where
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from models.formats import FORMAT, KEY, check_format
+from models.retriever.files import put_json
 from models.retriever.pair_base import SCORE_LIMIT, PairRow, PairScorer, TokenIds, Tuning
 from models.retriever.pair_reader import CARD, COMBINED, CONFIG, load_pair_reader, save_pair_reader
 from models.retriever.table import Floats
@@ -102,8 +101,7 @@ def put_weights(
     body = {
         KEY: FORMAT, "kind": COMBINED, "parts": list(parts), "weights": list(weights), "about": dict(about)
     }  # fmt: skip
-    (folder / f"{CONFIG}.part").write_text(json.dumps(body, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(folder / f"{CONFIG}.part", folder / CONFIG)
+    put_json(body, folder / CONFIG)
     return folder
 
 
