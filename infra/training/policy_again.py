@@ -11,7 +11,8 @@ trained to judge it: the material is made again, and the readings that lack are 
 that dev questions choose, then all others. What is chosen is known by its place among the candidates, so each
 choice is held against the tokens that the run told of it: a question whose candidates are others now is left out.
 `bare`: the material small enough to be carried home, without its vectors or (`--vectors`) with them in 8 bits: that
-one can be carried to the next host instead of being made again (policy.sh). Imports nothing that the host lacks.
+one can be carried to the next host instead of being made again (policy.sh). `known`: what an earlier run read, put
+where another's stage `read` finds it. Imports nothing that the host lacks.
 """
 
 from __future__ import annotations
@@ -246,6 +247,29 @@ def save_bare(folder: Path, out: Path, vectors: bool = False) -> None:
     part.rename(out)
 
 
+def put_known(judged: Path, material: Path, folds: Path, out: Path) -> int:
+    """Copy an earlier run's readings to OUT where material and readers are the same; how many files are.
+
+    Others are left, and said: by any other reader, or of other candidates, they would be wrong.
+    """
+    from infra.training.policy_readers import readings_of
+
+    kind = readings_of(SimpleNamespace(fold_readers=folds), Material.load(material))
+    out.mkdir(parents=True, exist_ok=True)
+    taken = 0
+    for path in sorted(judged.glob("readings-*.npz")):
+        with np.load(path) as packed:
+            told = str(packed["material"])
+        if told != kind:
+            print(f"{path.name}: readings of {told}, this is {kind}; left out", flush=True)  # noqa: T201
+            continue
+        part = out / f"known-{path.name}.part"
+        shutil.copy(path, part)
+        part.rename(out / path.name.replace("readings-", "readings-known-"))
+        taken += 1
+    return taken
+
+
 def _side_by_side(given: argparse.Namespace) -> None:
     """One process a worker, each ended 30 s after the time is over; SystemExit where any failed."""
     own = [sys.executable, "-m", "infra.training.policy_again", *sys.argv[1:]]
@@ -286,7 +310,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bare.add_argument("--vectors", action="store_true", help="with its vectors, in 8 bits")
     for name in ("material", "out"):
         bare.add_argument(f"--{name}", type=Path, required=True)
+    known = verbs.add_parser("known", help="what an earlier run read, for another over the same material")
+    for name in ("judged", "material", "folds", "out"):
+        known.add_argument(f"--{name}", type=Path, required=True)
     given = parser.parse_args(arguments)
+    if given.verb == "known":
+        taken = put_known(given.judged, given.material, given.folds, given.out)
+        print(f"{taken} files of known readings in {given.out}", flush=True)  # noqa: T201
+        return
     if given.verb == "bare":
         save_bare(given.material, given.out, given.vectors)
         return

@@ -30,7 +30,7 @@ from models.retriever.trust import most_trusted
 from pipeline.tasks.material import Material
 from rl.episodes import Readings
 
-READ_TOGETHER = 8_192
+READ_TOGETHER = 2_048
 STAGED = "_staged"
 STAGED_TRUSTS = (0.6, 0.75, 0.85, 0.95)
 WITHIN = 0.98

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from infra.training import policy_halves as otherwise
 from infra.training import policy_points as points
 from infra.training.policy_both import mixed_orders
 from infra.training.policy_opened import Given, open_apart, open_material, reader_of, remember, say
-from infra.training.policy_over import over_supervised
+from infra.training.policy_over import LABELLED, over_supervised
 from infra.training.policy_pairs import (
     MINILM,
     PLACES,
@@ -31,6 +31,9 @@ from infra.training.policy_stages import (
 )
 from pipeline.tasks.material import Material
 from rl.episodes import Readings
+
+DEV_SHARE = 0.65
+"""Of the stage `read`'s time, what dev questions and simple methods may take."""
 
 
 def choose(given: Given, until: float) -> None:
@@ -77,7 +80,12 @@ def choose(given: Given, until: float) -> None:
 
 
 def read(given: Given, until: float) -> None:
-    """This worker's rows: dev questions and simple methods first, then the test points that dev questions name."""
+    """This worker's rows: dev questions and simple methods first, then the test points that dev questions name.
+
+    Dev questions end at DEV_SHARE of the time, so that some test points of policies are always read: a dev point
+    that was not read whole is not chosen.
+    """
+    began = time.monotonic()
     (given.out / "judged" / f"dev-{given.worker}.done").unlink(missing_ok=True)
     material = open_material(given)
     folder = given.out / "judged"
@@ -86,9 +94,12 @@ def read(given: Given, until: float) -> None:
     apart = open_apart(given, material)
     remember(readings, apart)
     known = points.load_points(folder)
-    first = [point for point in known if point.split == "dev" or not points.is_policy(point.name)]
+    first = in_reading_order(
+        point for point in known if point.split == "dev" or not points.is_policy(point.name)
+    )
     stamp = int(time.time())
-    _read_all(given, material, readings, first, folder / f"readings-{given.worker}-{stamp}a.npz", until)
+    path = folder / f"readings-{given.worker}-{stamp}a.npz"
+    _read_all(given, material, readings, first, path, began + DEV_SHARE * (until - began), must=False)
     (folder / f"dev-{given.worker}.done").touch()
     while not all((folder / f"dev-{at}.done").exists() for at in range(given.workers)):
         if time.monotonic() > until:
@@ -99,12 +110,25 @@ def read(given: Given, until: float) -> None:
     load_readings([folder], readings)
     judged = points.load_judged(folder)
     curves = judging.curves_of(known, judged, material, readings, apart)
-    wanted = judging.wanted_on_test(known, curves)
+    wanted = in_reading_order(judging.wanted_on_test(known, curves))
     _read_all(given, material, readings, wanted, folder / f"readings-{given.worker}-{stamp}b.npz", until)
     if given.together:
         # nothing else is left to do: every point that a half of the test questions might choose, if time is left
         path = folder / f"readings-{given.worker}-{stamp}c.npz"
-        _read_all(given, material, readings, known, path, until, must=False)
+        _read_all(given, material, readings, in_reading_order(known), path, until, must=False)
+
+
+def in_reading_order(known: Iterable[points.Point]) -> list[points.Point]:
+    """Points in the order in which they are read: simple methods' and the oracle's, policies that are compared (by
+    labels, by reward), then others; where the time ends, those at the end are not judged."""
+    compared = (*LABELLED, "supervised_rewarded", *judging.LEARNED)
+
+    def turn(point: points.Point) -> int:
+        if point.name in (*points.SIMPLE, "oracle"):
+            return 0
+        return 1 if points.kind_of(point.name) in compared else 2
+
+    return sorted(known, key=turn)
 
 
 def _read_all(

@@ -17,17 +17,54 @@
 # MADE=1: pair readers learn the questions of made_questions.sh first, waited for (MADE_WAIT, 300 s) while material is made; without them it goes on.
 # MADE=2: also a pair reader that does without, for ranks.json. Give 120 s more. Only the call with the stage pairs needs it.
 # GPU memory seen: 4 GB for each of 10 workers of rewards (up to 5), 21 to 25 GB while a pair reader over the decoder trains.
-# FOLDS=1: training and dev questions are read by the readers of policy_folds.sh, waited for. OPTIONS: more of policy_gpu's.
+# FOLDS=1: training and dev questions are read by the readers of policy_folds.sh, waited for, or by those of an earlier lease: the part fold-adapters
+# (out/folds as it came home, 30 MiB). The part policy-material (policy_again.sh with KEEP=1): material that need not be made again. The policy in service
+# is judged too where the part served (or fold-readers) is there. OPTIONS: more of policy_gpu's.
+# PARTS="carry-0 carry-1 reader-1 encoder-e5-0 ...": parts that must be there, waited for (PARTS_WAIT, 180 s): those named carry-* first, all others while
+# material is made. The part policy-read (readings-*.npz of an earlier run): what it holds is not read again, if material and readers are the same.
 set -u
 [ -z "${DEVICES:-}" ] || export CUDA_VISIBLE_DEVICES="${DEVICES// /,}"
 ROOT=${LEASE_ROOT:-/tmp}
 cd "$ROOT/tree" || exit 2
+parts_here() {  # parts_here NAME ...: wait until these have arrived
+  local part
+  for part in "$@"; do
+    for _ in $(seq "${PARTS_WAIT:-180}"); do [ -d "$ROOT/parts/$part" ] && break; sleep 1; done
+    [ -d "$ROOT/parts/$part" ] || {
+      echo "policy.sh: the part $part has not arrived after ${PARTS_WAIT:-180} s; carry build/$part, or leave it out of PARTS" >&2
+      exit 2
+    }
+  done
+}
+read -r -a wanted <<< "${PARTS:-}"
+read -r -a stages <<< "$STAGES"
+read -r -a more <<< "${OPTIONS:-}"
+run=$ROOT/work/${RUN:-policy}
+options=()
+policy() {  # policy STAGE ...
+  python3 -m infra.training.policy_gpu --stage "$@" --carried "$ROOT/carried" "${options[@]}" "${more[@]}" --out "$run" \
+    --seconds $((SECONDS_LIMIT - SECONDS - 20)) --workers "${WORKERS:-10}"
+}
+for part in "${wanted[@]}"; do [[ $part != carry-* ]] || parts_here "$part"; done
 if [ ! -f "$ROOT/carried/joined" ]; then
   rm -rf "$ROOT/carried"
   mapfile -t parts < <(ls -d "$ROOT"/parts/carry-*/part-* | sort)
   python3 -m infra.training.policy_carry --join "${parts[@]}" --out "$ROOT/carried" && touch "$ROOT/carried/joined" || exit 2
 fi
-options=()
+export PYTHONPATH="$ROOT/carried/site:$ROOT/reader/site"
+if [ -d "$ROOT/parts/policy-material" ] && [ ! -e "$ROOT/work/policy/material" ]; then
+  mkdir -p "$ROOT/work/policy"
+  cp -r "$ROOT/parts/policy-material" "$ROOT/work/policy/.material" && mv "$ROOT/work/policy/.material" "$ROOT/work/policy/material"
+fi
+if [ -n "${FROM:-}" ]; then
+  mkdir -p "$run"
+  for folder in "$ROOT/work/$FROM"/material "$ROOT/work/$FROM"/pairs*; do
+    [ "$(basename "$folder")" = pairs_both ] || ln -sfn "$folder" "$run/$(basename "$folder")"
+  done
+fi
+# material needs no reader, no other encoder and no made questions: it is made while these are carried or made
+[ "${stages[0]}" != material ] || policy material || exit $?
+parts_here "${wanted[@]}"
 if ls -d "$ROOT"/parts/encoder-*/part-* > /dev/null 2>&1; then
   [ -f "$ROOT/encoders/joined" ] || {
     rm -rf "$ROOT/encoders"
@@ -41,30 +78,21 @@ if [ -n "${READER:-}" ]; then
   options+=(--reader "$ROOT/reader")
 fi
 if [ -n "${FOLDS:-}" ]; then
+  if [ -d "$ROOT/parts/fold-adapters" ] && [ ! -e "$ROOT/folds" ]; then
+    cp -r "$ROOT/parts/fold-adapters" "$ROOT/.folds" && date +%s > "$ROOT/.folds/ready" && mv "$ROOT/.folds" "$ROOT/folds"
+  fi
   for _ in $(seq "${FOLDS_WAIT:-240}"); do [ -f "$ROOT/folds/ready" ] && break; sleep 1; done
   [ -f "$ROOT/folds/ready" ] || { echo "policy.sh: $ROOT/folds is not ready; look at the log of policy_folds.sh, or start without FOLDS" >&2; exit 2; }
+  options+=(--fold-readers "$ROOT/folds")
   # the policy in service with its own pair reader beside it (pack.sh served), else over the run's
-  served=$ROOT/parts/served/retriever
-  [ -d "$served" ] || served=$ROOT/parts/fold-readers/retriever
-  options+=(--fold-readers "$ROOT/folds" --shipped "$served")
-fi
-read -r -a stages <<< "$STAGES"
-read -r -a more <<< "${OPTIONS:-}"
-export PYTHONPATH="$ROOT/carried/site:$ROOT/reader/site"
-run=$ROOT/work/${RUN:-policy}
-if [ -n "${FROM:-}" ]; then
-  mkdir -p "$run"
-  for folder in "$ROOT/work/$FROM"/material "$ROOT/work/$FROM"/pairs*; do
-    [ "$(basename "$folder")" = pairs_both ] || ln -sfn "$folder" "$run/$(basename "$folder")"
+  for served in "$ROOT/parts/served/retriever" "$ROOT/parts/fold-readers/retriever"; do
+    [ -d "$served" ] && { options+=(--shipped "$served"); break; }
   done
+  if [ -d "$ROOT/parts/policy-read" ]; then
+    python3 -m infra.training.policy_again known --judged "$ROOT/parts/policy-read" --material "$run/material" --folds "$ROOT/folds" --out "$run/judged" &
+  fi
 fi
-policy() {  # policy STAGE ...
-  python3 -m infra.training.policy_gpu --stage "$@" --carried "$ROOT/carried" "${options[@]}" "${more[@]}" --out "$run" \
-    --seconds $((SECONDS_LIMIT - SECONDS - 20)) --workers "${WORKERS:-10}"
-}
 if [ -n "${MADE:-}" ]; then
-  # material needs no made questions: it is made while these are
-  [ "${stages[0]}" != material ] || policy material || exit $?
   for _ in $(seq "${MADE_WAIT:-300}"); do [ -f "$ROOT/made/ready" ] && break; sleep 1; done
   if [ -f "$ROOT/made/ready" ]; then
     options+=(--made "$ROOT/made")

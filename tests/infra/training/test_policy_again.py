@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from infra.training.policy_again import (
 from infra.training.policy_halves_dev import readings_in
 from infra.training.policy_pairs import FOLDS
 from infra.training.policy_points import Point, choices_of
+from infra.training.policy_readers import readings_of
 from models.retriever import PolicyNetwork
 from models.retriever.selecting import Chosen
 from models.retriever.storage import save_policy
@@ -189,3 +191,38 @@ def test_material_is_carried_without_vectors_or_with_them_in_eight_bits(tmp_path
         assert small.tables.dim == (made.tables.dim if vectors else 1)
         assert (out / "prompts.npy").is_file() == vectors
     np.testing.assert_allclose(small.tables.vectors, made.tables.vectors, atol=0.02)
+
+
+def test_known_readings_are_taken_for_the_same_material_and_readers_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where one question is read by another reader, nothing is: readings do not say who did them."""
+    made = questions_with_features()
+    made.save(tmp_path / "material", {})
+    folds = {q.question_id: at % 2 for at, q in enumerate(made.questions) if q.split != "test"}
+    (tmp_path / "folds.json").write_text(json.dumps(folds))
+    judged = tmp_path / "judged"
+    judged.mkdir()
+    kind = policy_again_kind(made, tmp_path)
+    read_part(Counting(), kind, [(1, (0,))], judged / "readings-0.npz", until=1e12)
+    read_part(Counting(), "another", [(2, (0,))], judged / "readings-1.npz", until=1e12)
+    place = [
+        "--material",
+        str(tmp_path / "material"),
+        "--folds",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    main(["known", "--judged", str(judged), *place])
+    assert sorted(readings_in(tmp_path / "out")) == [(1, 1)]
+    assert "readings-1.npz: readings of another" in capsys.readouterr().out
+    first = next(iter(folds))
+    (tmp_path / "folds.json").write_text(json.dumps(folds | {first: 1 - folds[first]}))
+    main(["known", "--judged", str(judged), *place[:-1], str(tmp_path / "other")])
+    assert not list((tmp_path / "other").glob("readings-*"))
+
+
+def policy_again_kind(made: Material, folds: Path) -> str:
+    """What readings of the material by these fold readers are known by."""
+    return readings_of(SimpleNamespace(fold_readers=folds), made)
