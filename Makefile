@@ -52,14 +52,14 @@ encoders: setup
 demo: setup
 	@$(BIN)/dysra demo --articles $(ARTICLES) $(if $(NEWS),--news $(NEWS)) $(if $(KEEP),--keep) $(if $(EMBEDDER),--embedder $(EMBEDDER)) --json
 
-# The whole suite runs file by file in two workers, each with one thread for torch; a part (ARGS) in one process.
+# The whole suite runs file by file in two workers, a part (ARGS) in one; each has one thread for torch (tests/conftest.py).
 # Kafka's jars come from the network while the whole is collected; who needs them first waits for the rest.
 WORKERS ?= $(if $(ARGS),1,2)
 SPREAD = $(if $(filter-out 0 1,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
 test: setup
 	@echo "==> tests: everything but the markers slow and gpu (WORKERS=$(WORKERS))"
 	@$(if $(ARGS),,($(BIN)/python -c "from infra.kafka.jars import ensure_jars; ensure_jars()" > /dev/null 2>&1 &))
-	@$(if $(SPREAD),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}) $(BIN)/python -m pytest -q -m "not slow and not gpu" $(SPREAD) $(ARGS)
+	@$(BIN)/python -m pytest -q -m "not slow and not gpu" $(SPREAD) $(ARGS)
 
 test-slow: setup
 	@$(BIN)/python -m pytest -q -m "slow" --timeout 1800 $(ARGS)
