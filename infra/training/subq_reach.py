@@ -27,6 +27,7 @@ from infra.training.subq_data import Ids, SubqData
 from models.subq import SubqModel
 from models.subq.checkpoint import load_checkpoint, load_tokenizer
 from models.subq.hindsight import overlap, rarity
+from models.subq.router import Routing
 
 EDGES = (512, 3_072)
 """Distances between buckets: what windows of 128 reach in four blocks, and windows of 512 in six."""
@@ -74,24 +75,24 @@ class Measured(NamedTuple):
 def sequence(model: SubqModel, ids: Ids, rare: Tensor) -> Measured:
     """Measure ids [T + 1] of whole chunks and one token more."""
     given = torch.from_numpy(ids)
-    out = model_losses(model, given, True)
+    read, routing = model_losses(model, given, True)
     near, far = cached(ids, EDGES[1])
-    return Measured(
-        out, model_losses(model, given, False), repeated(ids), near, far, held(model, given, rare)
-    )
+    unread, _ = model_losses(model, given, False)
+    return Measured(read, unread, repeated(ids), near, far, held(model, given, rare, routing))
 
 
 @torch.no_grad()
-def model_losses(model: SubqModel, ids: Tensor, read: bool) -> Ids:
-    """Nats of each next token [T]."""
-    hidden = model(ids[None, :-1], read=read).hidden[0]
+def model_losses(model: SubqModel, ids: Tensor, read: bool) -> tuple[Ids, Routing | None]:
+    """Nats of each next token [T], and what was chosen."""
+    out = model(ids[None, :-1], read=read)
+    hidden = out.hidden[0]
     parts = [
         F.cross_entropy(
             model.logits(hidden[at : at + _PIECE]).float(), ids[at + 1 : at + 1 + _PIECE], reduction="none"
         )
         for at in range(0, len(hidden), _PIECE)
     ]
-    return torch.cat(parts).numpy()
+    return torch.cat(parts).numpy(), out.routing
 
 
 def repeated(ids: Ids) -> Ids:
@@ -140,14 +141,14 @@ def cached(ids: Ids, reach: int) -> tuple[tuple[Ids, Ids], tuple[Ids, Ids]]:
 
 
 @torch.no_grad()
-def held(model: SubqModel, ids: Tensor, rare: Tensor) -> dict[str, float]:
+def held(model: SubqModel, ids: Tensor, rare: Tensor, routing: Routing | None = None) -> dict[str, float]:
     """Nats of rare words that the chunk to come brings up and one chunk holds: best chosen, best of all, by chance.
 
     By chance: the expected best of as many chunks drawn evenly from those on offer. Means over chunks that have
-    more on offer than they may read, and anything to find.
+    more on offer than they may read, and anything to find. routing: what the model chose, where that is known.
     """
     config = model.config
-    routing = model(ids[None, :-1]).routing
+    routing = routing or model(ids[None, :-1]).routing
     if routing is None:
         return {}
     wanted = overlap(ids[None, :-1], rare.to(ids.device), config.chunk, config.near)[0].cpu()
