@@ -1,0 +1,57 @@
+"""Forms of the forward pass side by side: what decides whether a form is timed, and that none can hold a lease."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.bench import gpu_forward
+
+
+def test_a_process_that_waits_for_ever_is_ended_in_its_time() -> None:
+    """A kernel that never ends costs its form's limit; what it wrote before is kept."""
+    began = time.monotonic()
+    code, said = gpu_forward.ended(
+        [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"], 3.0
+    )
+    assert (code, said.strip()) == (None, "begun")
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize(
+    ("row", "timed"),
+    [
+        ({"difference": 0.002}, True),
+        ({"difference": 0.02}, False),
+        ({"difference": float("nan")}, False),
+        ({"error": "not done in its time"}, False),
+    ],
+    ids=["agrees", "differs", "not-a-number", "failed"],
+)
+def test_only_a_form_that_agrees_is_timed(row: dict[str, object], timed: bool) -> None:
+    """What differs by more than 1%, is not a number or did not end is not timed."""
+    assert gpu_forward.passes(row) is timed
+
+
+def test_a_row_holds_its_rounds_and_their_median_over_the_floor() -> None:
+    """The median of the rounds counts, so that one disturbed round decides nothing."""
+    row = gpu_forward.row_of(65_536, 8, 4, [0.13, 0.30, 0.12], 0.1)
+    assert (row["ms"], row["over_floor"], row["rounds_ms"]) == (0.13, 1.3, [0.13, 0.3, 0.12])
+
+
+def test_without_a_device_every_form_is_told_failed_and_nothing_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends with an error and its file still says why each form was not timed."""
+    monkeypatch.setattr(gpu_forward, "SELF", (sys.executable, "-c", "raise SystemExit('no device')"))
+    monkeypatch.setattr(sys, "argv", ["gpu_forward", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="nothing to time"):
+        gpu_forward.main()
+    found = json.loads((tmp_path / "forward.json").read_text())
+    assert found["rows"] == []
+    assert len(found["checks"]) == len(gpu_forward.FORMS) * len(gpu_forward.CHOSEN)
+    assert all("no device" in row["error"] for row in found["checks"])
