@@ -40,6 +40,7 @@ SHIPPED_READS = "shipped_reads.json"
 WHO_FILE = "who_reads.json"
 """Questions of each split and set that each reader reads."""
 SHIPPED = "shipped"
+ADAPTER = "adapter_model.safetensors"
 OWN_WORLDS = ("newswire", "newswire_cached", "rtqa")
 """Sets that no fold reader was trained on the questions of: any of them may read these."""
 JUDGED_MOST = 250
@@ -173,6 +174,23 @@ def readings_of(given: Any, material: Material) -> str:
         return fingerprint(material)
     names = ",".join(reader_names(material, given.fold_readers))
     return f"{fingerprint(material)}+folds-{hashlib.blake2b(names.encode(), digest_size=4).hexdigest()}"
+
+
+def paid_by(given: Any, material: Material) -> dict[str, str]:
+    """SHA-256 of the adapter of each reader that reads training questions, by the reader's name: whose readings
+    what learns by reward was paid by. A reader without an adapter is not named."""
+    folder: Path | None = given.fold_readers
+    names = {SHIPPED}
+    if folder is not None:
+        read_by = zip(material.questions, reader_names(material, folder), strict=True)
+        names = {name for question, name in read_by if question.split == "train"}
+    found = {}
+    for name in sorted(names):
+        own = given.adapter or (given.reader or given.carried) / "reader-lora"
+        path = (own if name == SHIPPED or folder is None else folder / name) / ADAPTER
+        if path.is_file():
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
 
 
 def equals(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -163,12 +163,14 @@ def train_one(
     out: Path, seconds: float, device: str, say: Say, projection: np.ndarray[Any, Any] | None = None,
     width: int = 128, layers: int = 2, warm_steps: int = 1500, questions: int = 64,
     iterations: int = 1_000_000, losses: np.ndarray[Any, Any] | None = None, command: str = "",
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One policy of one seed, saved under OUT/<name>; what is there and finished is left, a loop goes on.
 
     Learning by reward begins with the supervised policy of its seed in OUT where that is there. A router needs
     `losses` [N, K]: the reader's of each candidate alone, NaN where it was not read. Read apart, `material` is that
-    of `apart_tables` and `readings` those of an `ApartReader`.
+    of `apart_tables` and `readings` those of an `ApartReader`. `about` is put into the record, the card and the
+    policy's configuration (`paid_by`: whose readings it was paid by).
     """
     began, folder = time.monotonic(), out / job.name
     learns = job.algorithm in LEARNING
@@ -189,7 +191,7 @@ def train_one(
             feature_names=names_for(tables.num_features),
         )  
     ).to(device)  # fmt: skip
-    record = begin_record(job, len(rows))
+    record = begin_record(job, len(rows)) | dict(about or {})
     warm: list[dict[str, float]] = []
     before = folder / "loop.pt"
     of_scores = f"_{job.scores}" if job.scores else "" if job.pair else "_without_pair"

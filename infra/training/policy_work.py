@@ -48,7 +48,7 @@ from infra.training.policy_pairs import (
     train_fold,
 )
 from infra.training.policy_ranks import table_of, write_ranks
-from infra.training.policy_readers import open_readers, readings_of
+from infra.training.policy_readers import open_readers, paid_by, readings_of
 from infra.training.policy_routed import losses_alone
 from infra.training.policy_stages import (
     REWARDED,
@@ -297,7 +297,7 @@ def _reward(given: Given, until: float) -> None:
         assert apart is not None
         readings = Readings(ApartReader(apart.singles, apart.logits["verified" if job.pair else "plain"]))
         material = Material(material.questions, apart.tables(material.tables))
-    _trained(given, material, readings, job, until)
+    _trained(given, material, readings, job, until, about={"paid_by": paid_by(given, material)})
 
 
 WORK: dict[str, Callable[[Given, float], None]] = {
@@ -314,13 +314,13 @@ def training_rows(material: Material) -> np.ndarray[Any, Any]:
 
 def _trained(
     given: Given, material: Material, readings: Readings, job: PolicyJob, until: float,
-    losses: np.ndarray[Any, Any] | None = None,
+    losses: np.ndarray[Any, Any] | None = None, about: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     record: dict[str, Any] = train_one(
         material, training_rows(material), readings, job, out=given.out / "policies",
         seconds=until - time.monotonic(), device=given.device, say=say,
         projection=np.load(given.out / "material" / "projection.npy"), width=given.width, layers=given.layers,
-        warm_steps=given.warm_steps, iterations=given.iterations, losses=losses,
+        warm_steps=given.warm_steps, iterations=given.iterations, losses=losses, about=about,
         command=f"python3 -m infra.training.policy_gpu {shlex.join(sys.argv[1:])}",
     )  # fmt: skip
     shown = ("steps", "warm_loss", "loss", "iterations", "readings_done", "alarm")

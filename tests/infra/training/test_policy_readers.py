@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from argparse import Namespace
@@ -302,6 +303,15 @@ def test_a_whole_run_with_fold_readers_reads_together_only_and_judges_the_shippe
     assert not [name for name in names if "_apart" in name or "_staged" in name or "router" in name]
     assert all(point["forced_f1"] is not None for point in points)
     assert found["rewarded_by"] == "fold readers"
+    digests = {
+        name: hashlib.sha256((folder / name / "adapter_model.safetensors").read_bytes()).hexdigest()
+        for name in FOLDS
+    }
+    about = {
+        name: load_policy(out / "policies" / f"{name}-0" / "policy")[1]
+        for name in ("reinforce", "supervised")
+    }
+    assert about["reinforce"]["paid_by"] == digests and "paid_by" not in about["supervised"]
     assert "own_stop_shipped_nq" in found["summary"]
     shown = page(found, "a CPU", "abc")
     assert "the one that does not know it" in shown
