@@ -56,7 +56,7 @@ def recipe(vocabulary: int, given: argparse.Namespace) -> Recipe:
     most = given.steps or 100_000
     short = min(given.short_steps, most)
     phases = ((4_096, short), (16_384, most - short)) if most > short else ((4_096, short),)
-    stream = recipe_stream(given.seed, phases, given.twins)
+    stream = recipe_stream(given.seed, phases, given.twins, given.twins_alike)
     train = SubqTrainConfig(
         save_every=1_000,  # a state is half a gigabyte; the end of a call saves too
         limit_s=60.0 * given.minutes,
@@ -188,6 +188,12 @@ def _parser() -> argparse.ArgumentParser:
         "--steps", type=int, default=0, help="updates at most (0: as many as the time allows)"
     )
     parser.add_argument("--twins", type=float, default=0.5, help="share of needles in another one's words")
+    parser.add_argument(
+        "--twins-alike",
+        type=float,
+        default=0.0,
+        help="share of those whose owner shares a word with its owner",
+    )
     parser.add_argument(
         "--frames", type=float, default=0.5, help="share of wordings made of the text's words"
     )

@@ -36,10 +36,15 @@ def text_frames(tokens: Ids, tokenizer: SubqTokenizer) -> list[str]:
 
 
 def recipe_stream(
-    seed: int, phases: tuple[tuple[int, int], ...] = PHASES, twins: float = 0.5
+    seed: int, phases: tuple[tuple[int, int], ...] = PHASES, twins: float = 0.5, twins_alike: float = 0.0
 ) -> NeedleStreamConfig:
-    """Needles of made and of real questions, many of them worded alike (docs/subq.md says why)."""
-    return NeedleStreamConfig(seed=seed, real=0.1, twins=twins, anonymous=0.9, phases=phases)
+    """Needles of made and of real questions, many of them worded alike (docs/subq.md says why).
+
+    twins_alike: the share of those whose owner shares a word with the owner of the needle that they are worded as.
+    """
+    return NeedleStreamConfig(
+        seed=seed, real=0.1, twins=twins, twins_alike=twins_alike, anonymous=0.9, phases=phases
+    )
 
 
 Recipe = tuple[SubqConfig, NeedleStreamConfig, SubqTrainConfig]

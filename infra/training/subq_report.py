@@ -144,6 +144,7 @@ def _about(run: dict[str, Any]) -> dict[str, Any]:
         "real": stream["real"], "scale_max": model["scale_max"], "neighbours": model["neighbours"],
         "lookahead": model.get("lookahead", 0), "lookbehind": model.get("lookbehind", 0),
         "rerank": model.get("rerank", False), "twins": stream.get("twins", 0.0),
+        **({"twins_alike": stream["twins_alike"]} if stream.get("twins_alike") else {}),
         "routing_first": train["made_from"].get("train", {}).get("routing_first", 0.0),
         "loss_with_retrieval": language.get("with_retrieval"), "loss_without": language.get("without"),
         "curve": [{key: round(each[key], 4) for key in KEPT} for each in train["curve"][::10]],

@@ -53,6 +53,12 @@ class NeedleStreamConfig:
         default=0.0,
         metadata={"help": "share of needles in the words of another one, owner and key apart"},
     )
+    twins_alike: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of twins whose owner shares a word with the owner of the needle that they repeat"
+        },
+    )
     real: float = field(
         default=0.0, metadata={"help": "share of needles made of real questions, where the data holds some"}
     )
@@ -82,7 +88,9 @@ class NeedleStreamConfig:
             raise ValueError(
                 f"digits: given {self.digits}; allowed: lengths of 2 to 32, or 0 for any from 4 to 16"
             )
-        for name in ("longer", "asked", "alike", "anonymous", "word_keys", "kinds_alike", "real", "twins"):
+        for name in (
+            "longer", "asked", "alike", "anonymous", "word_keys", "kinds_alike", "real", "twins", "twins_alike",
+        ):  # fmt: skip
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 0 to 1")
 
@@ -220,15 +228,21 @@ class NeedleStream:
             kind = rng.choice(taken).kind
             if kind not in self._grammar.kinds(config.split, words=digits is None):  # type: ignore[arg-type]
                 kind = None
+        like: Needle | None = None
         if taken and self._names and rng.random() < config.twins:
-            needle = twin(rng.choice(taken), rng)
+            like = rng.choice(taken)
+            needle = twin(like, rng)
         else:
             needle = self._grammar.sample(rng, config.split, digits, kind=kind)  # type: ignore[arg-type]
         if not self._names:
             return needle
         first, last = rng.choice(self._names), rng.choice(self._names)
-        if taken and rng.random() < config.alike:  # the hardest distractor shares a word of the name
-            other = rng.choice(taken).name.split(" ")
+        # the hardest distractor: the same words, and a word of the same name; nothing is drawn where it is not
+        # wanted, so that batches stay what they were
+        if like is None or not config.twins_alike or rng.random() >= config.twins_alike:
+            like = rng.choice(taken) if taken and rng.random() < config.alike else None
+        if like is not None:
+            other = like.name.split(" ")
             first, last = (other[0], last) if rng.random() < 0.5 else (first, other[-1])
         return renamed(needle, f"{first} {last}")
 

@@ -170,3 +170,43 @@ def test_twins_are_worded_as_another_needle_of_the_sequence() -> None:
         assert len(keys) == len(told)
         assert len(wordings) <= 1, wordings
     assert len(batch.questions) > 4
+
+
+def _sharing(twins_alike: float) -> tuple[float, float]:
+    """Of sequences of five needles: the share of twins, and of twins that share their elder's word of the name."""
+    names = tuple(f"N{at}ame" for at in range(400))
+    config = replace(CONFIG, twins=0.5, twins_alike=twins_alike, alike=0.0)
+    stream = NeedleStream(np.full(20_000, ord("~"), np.uint16), _encode, config, names)
+    rng, twins, sharing, needles = random.Random(1), 0, 0, 0
+    for _ in range(200):
+        taken: list[Needle] = []
+        for _ in range(5):
+            needle = stream._named(rng, taken)
+            worded = _worded(needle)
+            elders = [other for other in taken if _worded(other) == worded]
+            needles += bool(taken)
+            twins += bool(elders)
+            words = needle.name.split(" ")
+            sharing += any(
+                own == its for other in elders for own, its in zip(words, other.name.split(" "), strict=True)
+            )
+            taken.append(needle)
+    return twins / needles, sharing / max(twins, 1)
+
+
+def _worded(needle: Needle) -> str:
+    return needle.sentence.replace(needle.answer, "#").replace(needle.name, "@")
+
+
+def test_twins_own_names_that_share_a_word_where_that_is_asked_for() -> None:
+    """Half of the needles are twins; all of these share a word with an elder of their wording, or half, or none."""
+    for wanted in (0.0, 0.5, 1.0):
+        twins, sharing = _sharing(wanted)
+        assert twins == pytest.approx(0.5, abs=0.06)
+        assert sharing == pytest.approx(wanted, abs=0.06), wanted
+
+
+def test_batches_of_before_are_the_same() -> None:
+    """An option that is off draws nothing: what earlier runs were trained on is what a run is trained on."""
+    batch = _stream(twins=0.5, alike=0.4).batch(0)
+    assert (int(batch.ids.sum()), len(batch.questions)) == (917_566, 20)
