@@ -2,14 +2,15 @@
 
     python3 -m infra.training.subq_fade --data DATA --work WORK --out OUT --checkpoint models/weights/subq
 
-Each arm goes on from the same weights for `--steps` updates, `fade` and `kept` with the same batches: in `fade` the
-weight of the contrastive term falls to nothing over the first 40% and stays there, `kept` keeps it (what further
-training does by itself). `alike` keeps it too and has harder needles (HARDER). Needles in known wording are asked
-before and after. Optimizers and the bank of negatives begin anew, so the rate rises again to a third of the
-recipe's; nothing is forced in, so the choice lives by what the losses teach it. One process: two on one GPU have
-ended in a launch failure. What is done is kept in WORK and OUT, passed over when started again: fade-SEED.json has
-the curves, needles-*.json the exact matches, <arm>-SEED-int8 the weights of the arms that `--bring` names. Arms are
-judged in 8 bits, as they ship and as the checkpoint stands. The page of it: infra.training.subq_fade_page.
+Each arm goes on from the same weights for `--steps` updates, `fade` and `kept` with the same batches: in `fade`
+the weight of the contrastive term falls to nothing over the first 40% and stays there, `kept` keeps it (what
+further training does by itself). `alike` and `namesakes` keep it too and have harder needles (HARDER). Needles in
+known wording are asked before and after. Optimizers and the bank of negatives begin anew, so the rate rises again
+to a third of the recipe's; nothing is forced in, so the choice lives by what the losses teach it. One process: two
+on one GPU have ended in a launch failure. What is done is kept in WORK and OUT, passed over when started again:
+fade-SEED.json has the curves, needles-*.json the exact matches, <arm>-SEED-int8 the weights of the arms that
+`--bring` names. Arms are judged in 8 bits, as they ship and as the checkpoint stands. The page of it:
+infra.training.subq_fade_page.
 """
 
 from __future__ import annotations
@@ -33,11 +34,15 @@ from models.subq import SubqConfig
 from models.subq.checkpoint import load_checkpoint, load_tokenizer, save_checkpoint
 from models.subq.losses import LossWeights
 
-ARMS = {"fade": (0.0, 0.4), "kept": (1.0, 1.0), "alike": (1.0, 1.0)}
+ARMS = {"fade": (0.0, 0.4), "kept": (1.0, 1.0), "alike": (1.0, 1.0), "namesakes": (1.0, 1.0)}
 """Shares of the run between which the contrastive term fades to nothing, by arm."""
-HARDER = {"twins": 0.8, "kinds_alike": 0.8, "alike": 0.7}
-"""Of the arm `alike`: shares that are .5, .5 and .4 in the recipe. Most wrong answers in known wording are of keys
-whose chunks were read, among others worded alike."""
+HARDER: dict[str, dict[str, float]] = {
+    "alike": {"twins": 0.8, "kinds_alike": 0.8, "alike": 0.7},
+    "namesakes": {"twins_alike": 1.0},
+}
+"""What is harder in an arm: shares that are .5, .5, .4 and 0 in the recipe. Most wrong answers in known wording are
+of keys whose chunks were read, told from the needle whose owner shares a word with the asked one. `alike` has more
+of both, but seldom in the same needle; in `namesakes` every twin is one."""
 CELLS = "known-5,known-10,known-16,known-5-alone,known-16-alone"
 BEFORE = "before"
 LEAST_S = 20.0
@@ -113,8 +118,8 @@ def trainer_of(given: argparse.Namespace, arm: str, data: SubqData) -> SubqTrain
     model = started.config
     batches = given.steps or 100_000  # the schedule follows the time, where that is over first
     stream = replace(recipe_stream(given.seed + 1_000, ((16_384, batches),)), chunk=model.chunk)
-    if arm == "alike":
-        stream = replace(stream, **HARDER)  # type: ignore[arg-type]
+    if arm in HARDER:
+        stream = replace(stream, **HARDER[arm])  # type: ignore[arg-type]
     on_gpu = given.device.startswith("cuda")
     config = SubqTrainConfig(
         lr=given.lr, warmup=given.warmup, limit_s=given.train_seconds, joined=True, forced_until=0.0,
@@ -186,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--bring",
         nargs="*",
-        default=["alike"],
+        default=["alike", "namesakes"],
         choices=list(ARMS),
         help="whose weights OUT gets too (32 MB each)",
     )

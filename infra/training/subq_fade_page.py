@@ -17,7 +17,13 @@ from typing import Any
 
 from infra.training.subq_report import short
 
-ARMS = {"before": "before", "fade": "faded", "kept": "kept", "alike": "kept, harder needles"}
+ARMS = {
+    "before": "before",
+    "fade": "faded",
+    "kept": "kept",
+    "alike": "kept, harder needles",
+    "namesakes": "kept, twins of namesakes",
+}
 KEPT = ("step", "language", "answers", "contrastive", "exact", "recall", "gold_weight")
 """Of a curve: what the page's JSON keeps."""
 

@@ -174,13 +174,16 @@ def test_an_arm_cut_by_the_time_goes_on(
 def test_harder_needles_are_more_alike_and_the_term_weighs_what_is_said(
     done: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
-    """The arm `alike` differs from `kept` in its needles alone; both have the weight that was given."""
+    """Arms of harder needles differ from `kept` in these alone; all have the weight that was given."""
     _, told = done
     given = subq_fade._parser().parse_args([*told, "--work", str(tmp_path), "--contrastive", "0.1"])
     data = small_data()
-    kept, alike = (subq_fade.trainer_of(given, arm, data) for arm in ("kept", "alike"))
+    kept, alike, namesakes = (
+        subq_fade.trainer_of(given, arm, data) for arm in ("kept", "alike", "namesakes")
+    )
     assert alike.stream == replace(kept.stream, twins=0.8, kinds_alike=0.8, alike=0.7)
-    assert (kept.stream.twins, kept.config) == (0.5, alike.config)
+    assert namesakes.stream == replace(kept.stream, twins_alike=1.0)
+    assert (kept.stream.twins, kept.config, kept.config) == (0.5, alike.config, namesakes.config)
     assert kept.config.losses.contrastive == pytest.approx(0.1 * LossWeights().contrastive)
 
 

@@ -23,13 +23,14 @@ def test_training_in_two_calls_leaves_a_model_that_the_table_is_made_of(tmp_path
     """A call that ends early is made again; the last writes the model, which `needles` then judges."""
     data, work, out = packed(tmp_path / "data"), tmp_path / "work", tmp_path / "out"
     common = ["--data", str(data), "--work", str(work), "--out", str(out), *TINY]
-    train = ["train", *common, "--minutes", "10", "--steps", "4", "--seed", "3"]
+    train = ["train", *common, "--minutes", "10", "--steps", "4", "--seed", "3", "--twins-alike", "0.7"]
     main([*train, "--call-seconds", "0"])
     first = json.loads((out / "train-subq-3.json").read_text())
     assert not first["done"] and first["steps"] == 1 and not (out / "subq-3-int8").exists()
     main(train)
     record = json.loads((out / "train-subq-3.json").read_text())
     assert record["done"] and record["steps"] == 4
+    assert record["made_from"]["stream"]["twins_alike"] == 0.7
     assert max(path.stat().st_size for path in (out / "subq-3-int8").iterdir()) < 16 << 20
     model, described = load_checkpoint(out / "subq-3-int8")
     assert model.config.chunk == 32 and described["about"]["seed"] == 3 and described["storage"] == "int8"
