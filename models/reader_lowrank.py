@@ -11,7 +11,7 @@ Files are those of peft.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,13 +25,16 @@ _PREFIX = "base_model.model."
 
 
 class LowRank:
-    """Adapters on all linear layers of a decoder; its other weights are frozen.
+    """Adapters on all linear layers of a decoder, or on those that `targets` names; the other weights are frozen.
 
     `parameters()` are what an optimizer moves (float32); call `gather()` after a backward pass and `merge()`
     after a step of the optimizer.
     """
 
-    def __init__(self, model: nn.Module, *, rank: int, alpha: float, seed: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, *, rank: int, alpha: float, seed: int = 0,
+        targets: Sequence[str] = LORA_TARGETS,
+    ) -> None:  # fmt: skip
         if rank < 1:
             raise ValueError(f"rank: given {rank}; allowed: 1 or more")
         self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
@@ -39,10 +42,10 @@ class LowRank:
             parameter.requires_grad_(False)
         shapes: dict[tuple[int, ...], list[tuple[str, nn.Linear]]] = {}
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in LORA_TARGETS:
+            if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in targets:
                 shapes.setdefault(tuple(module.weight.shape), []).append((name, module))
         if not shapes:
-            raise ValueError(f"model has none of the linear layers {', '.join(LORA_TARGETS)}")
+            raise ValueError(f"model has none of the linear layers {', '.join(targets)}")
         self._stacks = list(shapes.values())
         self._base, self._a, self._b = [], [], []
         chance = torch.Generator().manual_seed(seed)

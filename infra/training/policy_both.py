@@ -40,6 +40,8 @@ from pipeline.tasks.material import Material
 
 Doubles = npt.NDArray[np.float64]
 BATCH = 512
+_PULL = 1e-4
+"""Loss for a weight e times what it begins with, or an e-th of it."""
 MIX = "pair_mix"
 """What orders by weighted sums of some kinds are called: `pair_mix_e5_minilm`."""
 
@@ -73,7 +75,8 @@ def fit_weights(material: Material, out: Path, kinds: Sequence[str] = (DECODER, 
     right = torch.from_numpy(gold).double()
     every = torch.from_numpy(tables.needs_all[rows])
     none = ~right.any(1)
-    logs = torch.full((len(kinds),), float(np.log(1 / len(kinds))), dtype=torch.float64, requires_grad=True)
+    start = float(np.log(1 / len(kinds)))
+    logs = torch.full((len(kinds),), start, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([logs], max_iter=60, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
@@ -85,6 +88,8 @@ def fit_weights(material: Material, out: Path, kinds: Sequence[str] = (DECODER, 
         one = torch.logsumexp(torch.where(right > 0, known[:, :-1], -1e4), 1)
         each = (right * known[:, :-1]).sum(1) / right.sum(1).clamp_min(1)
         value = -torch.where(none, known[:, -1], torch.where(every, each, one)).mean()
+        # where few questions are told apart wholly (or a kind tells nothing) the best weight is none that there is
+        value = value + _PULL * ((logs - start) ** 2).sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
@@ -133,7 +138,7 @@ def combine_fold(
     )
     columns = np.zeros((len(scored), material.tables.num_candidates, 6), np.float32)
     for start in range(0, len(scored), BATCH):
-        asked = texts_asked(material, scored[start : start + BATCH])
+        asked = texts_asked(material, scored[start : start + BATCH], around=reader.around)
         own = [firsts[start + at, : len(texts)] for at, (_, texts) in enumerate(asked)]
         for at, found in enumerate(reader.features_after(asked, own), start):
             columns[at, : len(found)] = found

@@ -201,19 +201,24 @@ def _given() -> argparse.Namespace:
         help="both: policies see a weighted sum of all pair readers' scores (wants several in --pair-base)",
     )  # fmt: skip
     parser.add_argument(
+        "--around", nargs="*", default=[], choices=KINDS,
+        help="kinds that read the sentences before and after a candidate too",
+    )  # fmt: skip
+    parser.add_argument(
         "--encoders",
         type=Path,
-        help="folder with e5 and bge, as `encoders --unpack` left it (default: --carried)",
+        help="folder with e5, bge, mpnet, as `encoders --join` left it (default: --carried)",
     )
     parser.add_argument("--pair-epochs", type=float, default=4.0, help="passes of MiniLM's")
     parser.add_argument("--decoder-epochs", type=float, default=3.0, help="passes of the decoder's")
     parser.add_argument("--decoder-candidates", type=int, default=24, help="candidates of a question in one")
     parser.add_argument("--decoder-lr", type=float, default=3e-4)
     parser.add_argument(
-        "--encoder-epochs", type=float, default=4.0, help="passes of e5's, bge's, their duals'"
+        "--encoder-epochs", type=float, default=4.0, help="passes of e5's, bge's, mpnet's, their duals'"
     )
     parser.add_argument("--encoder-candidates", type=int, default=20, help="candidates of a question in one")
     parser.add_argument("--encoder-lr", type=float, default=8e-5)
+    parser.add_argument("--mpnet-lr", type=float, default=3e-4, help="of the adapters over MPNet")
     parser.add_argument("--dual-lr", type=float, default=3e-5, help="of e5_dual's and bge_dual's")
     parser.add_argument(
         "--made", type=Path, help="folder of made_questions: pair readers learn these first, then each fold"

@@ -2,8 +2,8 @@
 
 Kinds (`--pair-base`, several joined by "+"): over MiniLM, in OUT/pairs, over the encoders of twice its layers that
 `encoders` fetches, in OUT/pairs_e5 and OUT/pairs_bge, over these by two vectors, in OUT/pairs_e5_dual and
-OUT/pairs_bge_dual, and over the reader's own decoder, in OUT/pairs_decoder. What `policy_both` makes of all that a
-run has lies in OUT/pairs_both.
+OUT/pairs_bge_dual, adapters over MPNet, in OUT/pairs_mpnet, and over the reader's own decoder, in
+OUT/pairs_decoder. What `policy_both` makes of all that a run has lies in OUT/pairs_both.
 
 Scores of training questions come from a reader that was not trained on them (two folds, by the title of the first
 gold candidate); those of dev and test questions from the one trained on all training questions, in the 8 bits in
@@ -16,27 +16,30 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from infra.training.policy_made import MADE, UNMADE, begun
+from models.retriever.pair_base import with_around
 from models.retriever.pair_reader import CONFIG, PairScorer, from_minilm, load_pair_reader, save_pair_reader
 from models.retriever.pair_training import PairTexts, PairTrainConfig, train_pairs
 from models.retriever.table import FEATURES, GOLD
-from pipeline.tasks.material import Material
+from pipeline.tasks.material import ChoiceQuestion, Material
 
 FOLDS = ("fold0", "fold1", "whole")
 MINILM, DECODER, E5, BGE = "minilm", "decoder", "e5", "bge"
+MPNET = "mpnet"
 E5_DUAL, BGE_DUAL = "e5_dual", "bge_dual"
 """The same encoders by the cosine of two vectors, as their makers trained them (`dual_pair`)."""
 DUALS = {E5_DUAL: E5, BGE_DUAL: BGE}
 BOTH = "both"
 """The decoder's and MiniLM's."""
-KINDS = (DECODER, E5, E5_DUAL, BGE, BGE_DUAL, MINILM)
+KINDS = (DECODER, MPNET, E5, E5_DUAL, BGE, BGE_DUAL, MINILM)
 """Every kind; policies see the scores of a run's first one, or the weighted sum of all its kinds'."""
 PLACES = {kind: "pairs" if kind == MINILM else f"pairs_{kind}" for kind in KINDS}
 """Where each kind lies under OUT."""
@@ -51,9 +54,20 @@ class PairBase:
 
     kind: str
     folder: Path
+    around: bool = False
+    """Whether the reader reads the sentences around a candidate."""
 
     def new(self, device: str) -> PairScorer:
         """An untrained reader; the decoder's begins with the plain base: the adapter knows training questions."""
+        reader = self._new(device)
+        reader.around = self.around
+        return reader
+
+    def _new(self, device: str) -> PairScorer:
+        if self.kind == MPNET:
+            from models.retriever.encoder_pair import from_encoder_folder
+
+            return from_encoder_folder(self.folder, device)
         if self.kind in DUALS:
             from infra.training.encoders import ENCODERS
             from models.retriever.dual_pair import from_encoder
@@ -85,6 +99,13 @@ def kinds_of(pair_base: str) -> tuple[str, ...]:
             f"one or several of {', '.join(KINDS)} joined by +"
         )
     return tuple(kind for kind in KINDS if kind in names)
+
+
+def rate_of(given: Any, kind: str) -> float:
+    """The peak learning rate of a kind but MiniLM's, by the options of a run."""
+    if kind in (DECODER, MPNET):  # both train adapters
+        return float(given.decoder_lr if kind == DECODER else given.mpnet_lr)
+    return float(given.dual_lr if kind in DUALS else given.encoder_lr)
 
 
 def pairs_seen(home: Path) -> Path:
@@ -174,7 +195,7 @@ def texts_of(reader: PairScorer, material: Material) -> PairTexts:
     return PairTexts.of(
         reader,
         [question.text for question in material.questions],
-        [_texts(question.sentences) for question in material.questions],
+        [_texts(question, reader.around) for question in material.questions],
     )
 
 
@@ -185,17 +206,18 @@ def pair_features(
     width = material.tables.num_candidates
     out = np.zeros((len(rows), width, 6), np.float32)
     for start in range(0, len(rows), batch):
-        asked = texts_asked(material, rows[start : start + batch])
+        asked = texts_asked(material, rows[start : start + batch], around=reader.around)
         for at, columns in enumerate(reader.features_of(asked), start):
             out[at, : len(columns)] = columns
     return out
 
 
-def texts_asked(material: Material, rows: npt.NDArray[np.int64]) -> list[tuple[str, list[str]]]:
-    """The question and the candidates of some rows, as a pair reader reads them."""
-    return [
-        (material.questions[int(row)].text, _texts(material.questions[int(row)].sentences)) for row in rows
-    ]
+def texts_asked(
+    material: Material, rows: npt.NDArray[np.int64], *, around: bool = False
+) -> list[tuple[str, list[str]]]:
+    """The question and the candidates of some rows, as a pair reader reads them; `around`: `with_around`."""
+    asked = [material.questions[int(row)] for row in rows]
+    return [(question.text, _texts(question, around)) for question in asked]
 
 
 def hit_of(material: Material, rows: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]) -> float:
@@ -233,5 +255,13 @@ def scores_in(material: Material, folder: Path) -> npt.NDArray[np.float32]:
     return columns
 
 
-def _texts(sentences: Sequence[tuple[str, str, str]]) -> list[str]:
-    return [f"{title}: {text}" for title, _, text in sentences]
+def _texts(question: ChoiceQuestion, around: bool) -> list[str]:
+    """Each candidate under its title; `around`: with the candidates that stand before and after it in its text."""
+    alone = [f"{title}: {text}" for title, _, text in question.sentences]
+    if not around:
+        return alone
+    said = {place: text for place, (_, _, text) in zip(question.places, question.sentences, strict=True)}
+    return [
+        with_around(text, said.get((of, at - 1), ""), said.get((of, at + 1), ""))
+        for text, (of, at) in zip(alone, question.places, strict=True)
+    ]

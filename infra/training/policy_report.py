@@ -24,6 +24,7 @@ from infra.training.policy_pairs import (
     E5,
     E5_DUAL,
     MINILM,
+    MPNET,
     kinds_of,
     pairs_seen,
 )
@@ -60,6 +61,7 @@ PAIR_COSTS = {
 WEIGHTS_OF = {
     DECODER: "the reader's decoder (270M weights)", E5: "E5 small (33M)", BGE: "BGE small (33M)",
     E5_DUAL: "E5 small by two vectors (33M)", BGE_DUAL: "BGE small by two vectors (33M)",
+    MPNET: "adapters over MPNet (110M)",
     MINILM: "MiniLM (22.7M)",
 }  # fmt: skip
 PRICES = ("plain_ppo_gamma0", "plain_ppo", "plain_ppo_gamma0.002", "plain_ppo_stepwise")

@@ -38,7 +38,6 @@ from infra.training.policy_both import combine_fold, first_scores
 from infra.training.policy_opened import ARMS, LABELS, LONGER, Given, arm_home, best_arm, say
 from infra.training.policy_pairs import (
     DECODER,
-    DUALS,
     FOLDS,
     KINDS,
     MINILM,
@@ -48,6 +47,7 @@ from infra.training.policy_pairs import (
     hit_of,
     kinds_of,
     pair_features,
+    rate_of,
     scores_in,
     texts_of,
 )
@@ -84,9 +84,7 @@ def config_for(given: Given, arm: str, kind: str) -> RewardedConfig:
     decoder = kind == DECODER
     lr = given.rewarded_lr
     if kind != MINILM:  # as its rate by labels is to MiniLM's
-        lr *= (
-            given.decoder_lr if decoder else given.dual_lr if kind in DUALS else given.encoder_lr
-        ) / MINILM_LR
+        lr *= rate_of(given, kind) / MINILM_LR
     return RewardedConfig(
         form=form,
         epochs=given.rewarded_epochs,

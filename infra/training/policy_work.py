@@ -41,10 +41,12 @@ from infra.training.policy_pairs import (
     E5_DUAL,
     FOLDS,
     MINILM,
+    MPNET,
     PAIRS_BOTH,
     PLACES,
     PairBase,
     kinds_of,
+    rate_of,
     train_fold,
 )
 from infra.training.policy_ranks import table_of, write_ranks
@@ -64,7 +66,9 @@ from pipeline.tasks.material import Material
 from rl.apart import ApartReader
 from rl.episodes import OutcomeReader, Readings
 
-PAIR_SECONDS = {MINILM: 70.0, DECODER: 140.0} | dict.fromkeys((E5, BGE, E5_DUAL, BGE_DUAL), 140.0)
+PAIR_SECONDS = {MINILM: 70.0, DECODER: 140.0, MPNET: 160.0} | dict.fromkeys(
+    (E5, BGE, E5_DUAL, BGE_DUAL), 140.0
+)
 """Seconds that the trainings of all folds of a kind should take on one H200, side by side."""
 
 
@@ -170,29 +174,30 @@ def pair_config(given: Given, kind: str) -> PairTrainConfig:
     limit = min(2.5 * PAIR_SECONDS[kind], 1.5 * given.seconds)
     if kind == MINILM:
         return PairTrainConfig(epochs=given.pair_epochs, limit_s=limit)
+    rate = rate_of(given, kind)
     if kind != DECODER:
-        rate = given.dual_lr if kind in DUALS else given.encoder_lr
         return PairTrainConfig(
-            epochs=given.encoder_epochs, candidates=given.encoder_candidates, lr=rate, together=16,
-            limit_s=limit,
+            epochs=given.encoder_epochs, candidates=given.encoder_candidates, lr=rate,
+            together=8 if kind == MPNET else 16, limit_s=limit,
         )  # fmt: skip
     return PairTrainConfig(
-        epochs=given.decoder_epochs, questions=16, candidates=given.decoder_candidates, lr=given.decoder_lr,
+        epochs=given.decoder_epochs, questions=16, candidates=given.decoder_candidates, lr=rate,
         together=8 if given.crowded else 0, limit_s=limit,
     )  # fmt: skip
 
 
 def base_of(given: Given, kind: str) -> PairBase:
     """What a kind of pair reader begins with: MiniLM as it is carried, another encoder, the reader's plain base."""
+    around = kind in given.around
     if kind == MINILM:
-        return PairBase(kind, given.carried / "minilm")
+        return PairBase(kind, given.carried / "minilm", around)
     if kind != DECODER:
-        return PairBase(kind, (given.encoders or given.carried) / DUALS.get(kind, kind))
+        return PairBase(kind, (given.encoders or given.carried) / DUALS.get(kind, kind), around)
     from infra.training.reader_gpu import unpack_weights
 
     folder = given.reader or given.carried
     unpack_weights(folder)
-    return PairBase(kind, folder)
+    return PairBase(kind, folder, around)
 
 
 def _readings(given: Given, until: float) -> None:

@@ -47,6 +47,7 @@ class CombinedPairReader(PairScorer):
             )
         self.readers, self.weights, self.parts = tuple(readers), tuple(weights), tuple(parts)
         self.device = readers[0].device
+        self.around = any(reader.around for reader in readers)
         self.model = nn.ModuleList([reader.model for reader in readers])
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:

@@ -34,7 +34,6 @@ from models.retriever.files import put_json, put_weights
 from models.retriever.pair_base import (
     GIVEN_TOKENS,
     QUESTION_TOKENS,
-    TEXT_TOKENS,
     PairRow,
     PairScorer,
     TokenIds,
@@ -119,7 +118,7 @@ class DecoderPairReader(PairScorer):
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
         """The token ids of each text, without special tokens."""
-        return self._words.encode(texts)
+        return self._words.encode(self.seen(texts))
 
     def collate(self, rows: Sequence[PairRow]) -> tuple[Tensor, ...]:
         """<bos> (given line) candidate line "Question:" question line: ids [N, T] and each row's last place [N]."""
@@ -225,7 +224,7 @@ class DecoderPairReader(PairScorer):
 
     def _ids(self, row: PairRow) -> list[int]:
         before = [*row.given[:GIVEN_TOKENS], *self._line] if row.given else []
-        text = [*row.text[:TEXT_TOKENS], *self._line]
+        text = [*row.text[: self.text_tokens], *self._line]
         return [
             self._words.begin, *before, *text, *self._asks, *row.question[:QUESTION_TOKENS], *self._line
         ]  # fmt: skip
@@ -237,7 +236,7 @@ class DecoderPairReader(PairScorer):
             [
                 rest
                 + (min(len(row.given), GIVEN_TOKENS) + line if row.given else 0)
-                + min(len(row.text), TEXT_TOKENS)
+                + min(len(row.text), self.text_tokens)
                 + min(len(row.question), QUESTION_TOKENS)
                 for row in rows
             ],

@@ -32,7 +32,6 @@ from models.retriever.few_bits import in_few_bits
 from models.retriever.pair_base import (
     GIVEN_TOKENS,
     QUESTION_TOKENS,
-    TEXT_TOKENS,
     PairRow,
     PairScorer,
     TokenIds,
@@ -107,7 +106,7 @@ class DualPairReader(PairScorer):
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
         """The token ids of each text, without special tokens."""
-        made = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        made = self._tokenizer.encode_batch(self.seen(texts), add_special_tokens=False)
         return [tuple(each.ids) for each in made]
 
     def collate(self, rows: Sequence[PairRow]) -> tuple[Tensor, ...]:
@@ -166,7 +165,7 @@ class DualPairReader(PairScorer):
         """[CLS] question [SEP] (given [SEP]) and [CLS] candidate [SEP], what stands before each included."""
         given = (*row.given[:GIVEN_TOKENS], last) if row.given else ()
         question = (first, *self._asked, *row.question[:QUESTION_TOKENS], last, *given)
-        return question, (first, *self._told, *row.text[:TEXT_TOKENS], last)
+        return question, (first, *self._told, *row.text[: self.text_tokens], last)
 
     def _known(self, texts: Sequence[TokenIds]) -> Floats:
         """The vectors of distinct texts; those that are not kept are made, and the last KEPT of all stay. [., W]"""

