@@ -23,6 +23,7 @@ from infra.training.subq_optim import build_optimizers, learning_rate
 from models.formats import FORMAT, KEY, check_format
 from models.subq import SubqConfig, SubqModel
 from models.subq.chunks import ChunkCodes
+from models.subq.hindsight import hindsight_loss, overlap, rarity
 from models.subq.losses import (
     LandmarkBank,
     LossTerms,
@@ -63,6 +64,13 @@ class SubqTrainConfig:
         default=False,
         metadata={
             "help": "the contrastive term teaches the chunk encoder alone: its gradient ends before the blocks"
+        },
+    )
+    hindsight: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight, inside the contrastive term, of choosing what ordinary text would have liked to read "
+            "(models.subq.hindsight; chunk queries only)"
         },
     )
     closed: bool = field(
@@ -113,9 +121,10 @@ class SubqTrainConfig:
             raise ValueError(
                 f"contrastive_until: given {(first, last)}; allowed: two shares, 0 to 1, in order"
             )
-        if self.bank < 0 or self.workers < 0 or self.limit_s < 0:
+        if self.bank < 0 or self.workers < 0 or self.limit_s < 0 or self.hindsight < 0:
             raise ValueError(
-                f"bank {self.bank}, workers {self.workers}, limit_s {self.limit_s}; allowed: 0 or more"
+                f"bank {self.bank}, workers {self.workers}, limit_s {self.limit_s}, hindsight {self.hindsight}; "
+                "allowed: 0 or more"
             )
 
 
@@ -153,8 +162,19 @@ class SubqTrainer:
                 f"vocabulary: given {model.vocabulary}, but the text holds id {int(data.tokens.max())}; give the "
                 "tokenizer's number of ids"
             )
+        if config.hindsight and model.retrieval == "token":
+            raise ValueError(
+                f"hindsight: given {config.hindsight} with retrieval 'token'; allowed: 0, or retrieval 'chunk', "
+                "whose labels they are"
+            )
         self.data, self.stream, self.config, self.state_dir = data, stream, config, state_dir
         self.device = torch.device(device)
+        counts = (
+            np.bincount(data.tokens.astype(np.int64), minlength=model.vocabulary)
+            if config.hindsight
+            else None
+        )
+        self._rare = None if counts is None else rarity(torch.from_numpy(counts).to(self.device))
         torch.manual_seed(config.seed)
         self.model = SubqModel(model).to(self.device)
         if config.closed:
@@ -270,10 +290,13 @@ class SubqTrainer:
         text, answers, right = language_terms(logits, targets, is_answer)
         chosen = choice_terms(out.routing, size, ids.numel())
         contrastive = text.new_zeros(())
-        if out.codes is not None and len(asking):
+        if out.codes is not None and (len(asking) or self._rare is not None):
             taught = self._taught_apart(out) if self.config.contrastive_apart else out
             with torch.autocast(self.device.type, enabled=False):
-                contrastive = self._contrastive(taught, questions, anonymous)
+                if len(asking):
+                    contrastive = self._contrastive(taught, questions, anonymous)
+                if self._rare is not None:
+                    contrastive = contrastive + self.config.hindsight * self._hindsight(taught, ids)
         row = measured(out, questions, asking, at, right, is_answer, ids.numel())
         terms = LossTerms(text, answers, contrastive, *(term.to(text.device) for term in chosen))
         return terms, row | {"scale": model.scale}, out.codes
@@ -300,6 +323,15 @@ class SubqTrainer:
         return info_nce(
             queries, flat, questions.gold, wrong, model.scale, held, self.bank.negative(questions)
         ).mean()
+
+    def _hindsight(self, out: Output, ids: Tensor) -> Tensor:
+        """Of every chunk of ids [B, T] that brings up rare words: the choice of earlier chunks that hold them."""
+        assert out.codes is not None and self._rare is not None
+        model = self.model
+        with torch.no_grad():
+            wanted = overlap(ids, self._rare, model.config.chunk, model.config.near)
+        queries, _ = model.queries(ids[..., None], out.codes)
+        return hindsight_loss(queries, out.codes.landmarks, wanted, model.config.near, model.scale)
 
     def _weights(self, progress: float) -> LossWeights:
         first, last = self.config.contrastive_until

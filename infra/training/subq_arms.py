@@ -21,10 +21,15 @@ ARMS: dict[str, tuple[str, Callable[[SubqTrainConfig], SubqTrainConfig]]] = {
     "subq-faded": ("subq", lambda run: replace(run, contrastive_until=(0.1, 0.5))),
     "subq-apart": ("subq", lambda run: replace(run, contrastive_apart=True)),
     "subq-lean-apart": ("subq-lean", lambda run: replace(run, contrastive_apart=True, closed=True, cross=0.0)),
+    "subq-lean-hindsight": (
+        "subq-lean",
+        lambda run: replace(run, contrastive_apart=True, closed=True, cross=0.0, hindsight=1.0),
+    ),
 }  # fmt: skip
 """Shape and change of the run. sixteenth: a quarter of the weight. faded: whole for a tenth of the run, nothing
 from half on. apart: its gradient ends before the backbone's states. lean-apart: that with subq-lean's few
-parameters, values that begin as zero, and no other sequence's chunks on offer."""
+parameters, values that begin as zero, and no other sequence's chunks on offer. lean-hindsight: as that, and
+ordinary text tells too what it would have liked to read."""
 
 
 def shape_of(method: str) -> str:

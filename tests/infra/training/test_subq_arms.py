@@ -78,6 +78,23 @@ def test_each_arm_changes_what_its_name_says() -> None:
     assert made["subq-apart"][2] == replace(run, contrastive_apart=True)
     lean = replace(run, contrastive_apart=True, closed=True, cross=0.0)
     assert made["subq-lean-apart"] == (made["subq-lean"][0], stream, lean)
+    assert made["subq-lean-hindsight"] == (made["subq-lean"][0], stream, replace(lean, hindsight=1.0))
     for name in ARMS:
         assert made[name][1] == stream and made[name][0] == made[shape_of(name)][0]
         assert abs(count(made[name][0]) - count(shape)) < 0.01 * count(shape)
+
+
+def test_text_tells_by_hindsight_what_to_read(tmp_path: Path) -> None:
+    """Where no question is asked the term is the labels' alone, by its weight; tokens that ask are refused."""
+    data, quiet = small_data(), replace(STREAM, asked=0.0, anonymous=0.0)
+    terms = {}
+    for weight in (0.0, 1.0, 2.0):
+        run = replace(RUN, hindsight=weight)
+        trainer = SubqTrainer(MODEL, data, quiet, run, tmp_path / str(weight))
+        if trainer._rare is not None:  # among 600 words none is rare
+            trainer._rare = torch.ones_like(trainer._rare)
+        terms[weight] = float(trainer._terms(data.stream(quiet).batch(0), 0.0)[0].contrastive.detach())
+    assert terms[0.0] == 0.0 < terms[1.0] and terms[2.0] == pytest.approx(2 * terms[1.0])
+    with pytest.raises(ValueError, match=r"hindsight: given 1\.0 with retrieval 'token'"):
+        shape = replace(MODEL, retrieval="token", rerank=False)
+        SubqTrainer(shape, data, quiet, replace(RUN, hindsight=1.0), tmp_path / "token")
