@@ -32,6 +32,8 @@ ONLY_HOME = {
     "mlflow": "infra",
     "typer": "infra",
 }
+LIGHT = ("serve_app", "ingest", "ingest_job", "coordinator", "shard", "near_duplicates", "embedder")
+"""Actors without a model."""
 
 
 @cache  # eighteen tests look at the same 500 files
@@ -89,10 +91,16 @@ def test_pipeline_does_not_know_ray() -> None:
     assert wrong == []
 
 
-def test_processes_without_a_model_load_no_torch() -> None:
-    """Who deploys, Serve's way in, and the actors of ingest start without it: each would pay seconds for it."""
-    light = ("serve_app", "ingest", "ingest_job", "coordinator", "shard", "near_duplicates", "embedder")
+@pytest.mark.parametrize(
+    "load",
+    [
+        pytest.param(f"import actors.{', actors.'.join(LIGHT)}", id="actors"),
+        pytest.param("from infra.cli import build; build()", id="every verb"),
+    ],
+)
+def test_processes_without_a_model_load_no_torch(load: str) -> None:
+    """Who deploys, Serve's way in, the actors of ingest and the command line: each would pay seconds for it."""
     heavy = ("torch", "transformers")
-    code = f"import sys, actors.{', actors.'.join(light)}; print([m for m in {heavy} if m in sys.modules])"
+    code = f"{load}; import sys; print([m for m in {heavy} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, cwd=ROOT)
     assert ran.stdout.strip() == "[]", ran.stdout + ran.stderr
