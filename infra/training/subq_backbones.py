@@ -293,7 +293,8 @@ def _groups(curve: Sequence[dict[str, float]], size: int) -> list[Sequence[dict[
 def _short(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """The last step of some, its time, and means of what was learned in them."""
     means = {
-        key: round(mean(row[key] for row in rows), 4) for key in ("language", "answers", "exact", "recall")
+        key: round(mean(row[key] for row in rows), 4)
+        for key in ("language", "answers", "contrastive", "exact", "recall")
     }
     return {"step": rows[-1]["step"], "seconds": round(rows[-1]["seconds"], 1)} | means
 

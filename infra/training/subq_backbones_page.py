@@ -33,7 +33,7 @@ def page(summary: dict[str, Any]) -> str:
         f"questions among them, every token a target; sequences of {runs[0]['model']['context_tokens']:,}; "
         f"{summary['jobs']} runs at a time on the device, so that seconds compare only roughly. Methods of a seed "
         "had the same batches.", "",
-        *losses(runs), *gains(runs), *positions(runs), *equal_time(runs), *needles(runs),
+        *losses(runs), *gains(runs), *positions(runs), *equal_time(runs), *rare_words(runs), *needles(runs),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -151,12 +151,43 @@ def needles(runs: Runs) -> list[str]:
     return [*lines, ""]
 
 
+def rare_words(runs: Runs) -> list[str]:
+    """What chosen chunks hold of the rare words to come, against the best on offer and against chance."""
+    own = [run for run in runs if run[TEXTS[0]].get("rare_words")]
+    if not own:
+        return []
+    lines = [
+        "Nats of rare words that a chunk brings up and an earlier one holds: the best chunk chosen / the best of "
+        "as many drawn by chance / the best on offer (known only afterwards); means over the seeds:", "",
+        "| method | " + " | ".join(TEXTS) + " |", "|" + " --- |" * (1 + len(TEXTS)),
+    ]  # fmt: skip
+    for method in _methods(own):
+        cells = []
+        for text in TEXTS:
+            rows = [
+                run[text]["rare_words"] for run in own if run["method"] == method and run[text]["rare_words"]
+            ]
+            cells.append(
+                " / ".join(f"{mean(row[key] for row in rows):.2f}" for key in ("chosen", "by_chance", "best"))
+                if rows
+                else ""
+            )
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def named(runs: Runs) -> dict[str, Any]:
-    """The figures by name: those of the run, and `ppl_<backbone>_news`, `lm_loss_gain_of_retrieval_<text>`."""
+    """The figures by name: those of the run, and what each form of subq gains, `lm_loss_gain_of_retrieval…_<text>`.
+
+    What stands between is the form's name behind `subq`; nothing for `subq` itself.
+    """
     found = ratios_of(runs)
-    for text in TEXTS:
-        if f"gain_over_no_retrieval_subq_{text}" in found:
-            found[f"lm_loss_gain_of_retrieval_{text}"] = found[f"gain_over_no_retrieval_subq_{text}"]
+    for method in (each for each in _methods(runs) if each.startswith("subq")):
+        form = method.removeprefix("subq").replace("-", "_")
+        for text in TEXTS:
+            gain = found.get(f"gain_over_no_retrieval_subq{form}_{text}")
+            if gain is not None:
+                found[f"lm_loss_gain_of_retrieval{form}_{text}"] = gain
     return found
 
 

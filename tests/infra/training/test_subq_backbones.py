@@ -117,6 +117,7 @@ def test_the_page_pairs_methods_of_a_seed(tmp_path: Path) -> None:
         text = {"read": {"loss": loss, "by_position": {"512": loss, "1024": loss - 0.1}}}
         if method == "subq":
             text["unread"] = {"loss": loss + 0.02, "by_position": {"512": loss, "1024": loss}}
+            text["rare_words"] = {"chosen": 1.2 + 0.1 * seed, "best": 4.0, "by_chance": 1.0, "chunks": 240.0}
         row = {"length": 4_096, "wording": "known", "n": 80, "exact": 10.0, "tokens_right": 50.0}
         curve = [
             {"step": step, "seconds": seconds * step / 40, "language": loss + 1 / step}
@@ -139,6 +140,11 @@ def test_the_page_pairs_methods_of_a_seed(tmp_path: Path) -> None:
     text = (tmp_path / "page.md").read_text()
     assert "| news | subq | +0.1000, +0.2000 | +0.1500 | -0.4853 to +0.7853 |" in text
     assert "| subq | 3.883 | 75% | 10, 10 |" in text and "| no-retrieval | 4.025 | 100% | 5, 5 |" in text
+    assert "| subq | 1.25 / 1.00 / 4.00 | 1.25 / 1.00 / 4.00 |" in text
     assert "| subq, reading switched off | 3.8500 | 3.8500 |" in text
     assert "| subq | 10.0 / 70.0 |" in text and "| no-retrieval | 10.0 |" in text
+    lean = [run | {"method": run["method"].replace("subq", "subq-lean-apart")} for run in runs]
+    assert subq_backbones_page.named(lean)["lm_loss_gain_of_retrieval_lean_apart_books"] == pytest.approx(
+        0.15
+    )
     assert "No run has been judged yet" in subq_backbones_page.page(summary | {"runs": []})
