@@ -9,6 +9,7 @@ import torch
 
 Implementation = Literal["auto", "naive", "fused"]
 HEAD_DIMS = (16, 32, 64, 128, 256)
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def interpreting() -> bool:
@@ -53,6 +54,19 @@ def check_same(name: str, tensor: torch.Tensor, reference_name: str, reference: 
             f"{name} is {tensor.dtype} on {tensor.device} but {reference_name} is {reference.dtype} on "
             f"{reference.device}; give both the same dtype and device"
         )
+
+
+def check_floating(name: str, tensor: torch.Tensor) -> None:
+    """Raise ValueError unless the tensor holds numbers that attention can compute with."""
+    if tensor.dtype not in FLOATING:
+        kinds = ", ".join(str(kind).removeprefix("torch.") for kind in FLOATING)
+        raise ValueError(f"{name} is {tensor.dtype}; allowed: {kinds}")
+
+
+def check_scale(scale: float) -> None:
+    """Raise ValueError unless scores are multiplied by something positive."""
+    if not scale > 0:
+        raise ValueError(f"scale is {scale}; give a positive number")
 
 
 def last_contiguous(tensor: torch.Tensor) -> torch.Tensor:

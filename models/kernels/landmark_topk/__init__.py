@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from models.kernels.dispatch import Implementation, use_fused
+from models.kernels.dispatch import Implementation, check_floating, use_fused
 from models.kernels.landmark_topk.naive import landmark_topk_naive
 
 __all__ = ["landmark_topk", "landmark_topk_naive"]
@@ -38,6 +38,12 @@ def landmark_topk(
             f"queries are {tuple(queries.shape)}, landmarks {tuple(landmarks.shape)}; expected [B, Q, D] "
             "(or [Q, D]) and [N, D] or [B, N, D] with the same D"
         )
+    check_floating("queries", queries)
+    check_floating("landmarks", landmarks)
+    if landmarks.device != queries.device:
+        raise ValueError(
+            f"landmarks are on {landmarks.device}, queries on {queries.device}; give both one device"
+        )
     if landmarks.ndim == 3 and landmarks.shape[0] != queries.shape[0]:
         raise ValueError(f"landmarks are for {landmarks.shape[0]} rows, queries for {queries.shape[0]}")
     if landmarks.shape[-2] >= 2**31 - 1:
@@ -51,6 +57,10 @@ def landmark_topk(
             f"length is {length.dtype} {tuple(length.shape)}; expected int32 {tuple(queries.shape[:1])}"
         )
     if use_fused(implementation, queries) and landmarks.shape[-2]:
+        if landmarks.dtype == torch.float64:
+            raise ValueError(
+                "the fused search takes landmarks of float32, bfloat16 or float16; use implementation='naive'"
+            )
         from models.kernels.landmark_topk.fused import landmark_topk_fused
 
         found = landmark_topk_fused(queries, landmarks, k, length=length, exclude_newest=exclude_newest)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from models.kernels.dispatch import Implementation, check_head_dim, check_same, use_fused
+from models.kernels.dispatch import (
+    Implementation,
+    check_floating,
+    check_head_dim,
+    check_same,
+    check_scale,
+    use_fused,
+)
 from models.kernels.latent_decode.naive import Rotary, latent_decode_naive
 from models.kernels.latent_decode.types import ChosenChunks, Latents
 
@@ -42,6 +49,9 @@ def latent_decode(
     """
     check_decode(q, ring_k, ring_v, ring_place, q_place, latents, chunks, rotary)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    check_scale(scale)
+    if splits is not None and splits < 1:
+        raise ValueError(f"splits is {splits}; give at least 1, or None for what is fastest")
     if use_fused(implementation, q):
         check_head_dim(q.shape[-1], smallest=32)
         rows = q.shape[1] * (q.shape[2] // ring_k.shape[2])
@@ -96,6 +106,7 @@ def check_decode(
             f"q {tuple(q.shape)} does not fit ring_k {tuple(ring_k.shape)}: batches and head widths must be equal "
             "and the query heads a multiple of the key heads"
         )
+    check_floating("q", q)
     check_same("ring_k", ring_k, "q", q)
     check_same("ring_v", ring_v, "q", q)
     for name, table, shape in (
@@ -105,14 +116,16 @@ def check_decode(
         if table.dtype != torch.int32 or table.shape != shape:
             raise ValueError(f"{name} is {table.dtype} {tuple(table.shape)}; expected int32 {tuple(shape)}")
     if latents is not None:
-        check_same("latents", latents.key_factor, "q", q)
+        for name in ("key_factor", "key_basis", "value_factor", "value_basis"):
+            check_same(f"latents' {name}", getattr(latents, name), "q", q)
         given = (latents.key_factor.shape[0], latents.key_factor.shape[1], latents.key_basis.shape[-1])
         if given != (batch, kv_heads, dim):
             raise ValueError(
                 f"latents are for (batch, heads, width) {given}; q and the ring are {(batch, kv_heads, dim)}"
             )
     if chunks is not None:
-        check_same("chunks", chunks.keys, "q", q)
+        check_same("chunks' keys", chunks.keys, "q", q)
+        check_same("chunks' values", chunks.values, "q", q)
         if chunks.keys.shape[2:] != (kv_heads, dim) or chunks.pages.shape[0] != batch:
             raise ValueError(
                 f"chunks are {tuple(chunks.keys.shape)} with pages {tuple(chunks.pages.shape)}; expected "
@@ -123,3 +136,10 @@ def check_decode(
             f"rotary tables are {tuple(rotary[0].shape)} and {tuple(rotary[1].shape)}; "
             f"expected [places, {dim // 2}] twice"
         )
+    if rotary is not None:
+        for table in rotary:
+            check_floating("a rotary table", table)
+            if table.device != q.device:
+                raise ValueError(
+                    f"a rotary table is on {table.device} but q is on {q.device}; give both one device"
+                )

@@ -24,6 +24,11 @@ class Latents:
     place: torch.Tensor
 
     def __post_init__(self) -> None:
+        if self.key_factor.ndim != 5 or not min(self.key_factor.shape[-1], self.value_factor.shape[-1]):
+            raise ValueError(
+                f"key_factor is {tuple(self.key_factor.shape)}, value_factor {tuple(self.value_factor.shape)}; "
+                "give both as [B, Hkv, N, tokens, rank] with a rank of at least 1"
+            )
         batch, heads, blocks, tokens, _ = self.key_factor.shape
         expected = {
             "key_basis": (batch, heads, blocks, self.key_factor.shape[-1], self.key_basis.shape[-1]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from models.kernels.dispatch import Implementation, check_head_dim, use_fused
+from models.kernels.dispatch import Implementation, check_floating, check_head_dim, check_scale, use_fused
 from models.kernels.landmark_topk import MAX_K
 from models.kernels.latent_decode import MAX_ROWS, check_decode
 from models.kernels.latent_decode.naive import Rotary
@@ -48,17 +48,20 @@ def retrieve_decode(
             f"place names {search.place.shape[1]} chunks, exclude_newest is {search.exclude_newest}; allowed: 1 to "
             f"{MAX_K}, and 0 or more"
         )
+    check_floating("landmarks", search.landmarks)
     length = search.length
     if length is not None and (length.dtype != torch.int32 or length.shape != (batch,)):
         raise ValueError(f"length is {length.dtype} {tuple(length.shape)}; expected int32 {(batch,)}")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    check_scale(scale)
     rows = q.shape[1] * (q.shape[2] // ring_k.shape[2])
     if use_fused(implementation, q) and search.landmarks.shape[-2]:
         check_head_dim(q.shape[-1], smallest=32)
-        if rows > MAX_ROWS or q.dtype == torch.float64:
+        if rows > MAX_ROWS or torch.float64 in (q.dtype, search.landmarks.dtype):
             raise ValueError(
-                f"{rows} rows (queries x heads of a group) of {q.dtype}; the fused kernel takes up to {MAX_ROWS} "
-                "of float32, bfloat16 or float16: pass fewer queries, or use implementation='naive'"
+                f"{rows} rows (queries x heads of a group) of {q.dtype}, landmarks of {search.landmarks.dtype}; "
+                f"the fused kernel takes up to {MAX_ROWS} of float32, bfloat16 or float16: pass fewer queries, "
+                "or use implementation='naive'"
             )
         from models.kernels.retrieve_decode.fused import retrieve_decode_fused
 

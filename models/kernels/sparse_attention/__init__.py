@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 
-from models.kernels.dispatch import Implementation, check_head_dim, check_same, use_fused
+from models.kernels.dispatch import (
+    Implementation,
+    check_floating,
+    check_head_dim,
+    check_same,
+    check_scale,
+    use_fused,
+)
 from models.kernels.sparse_attention.inverse import InverseIndex, invert_indices
 from models.kernels.sparse_attention.naive import sparse_attention_naive
 
@@ -50,8 +57,7 @@ def sparse_attention(
     """
     _check(q, k, v, indices, chunk_size, block_q, chunk_weights, return_lse, query_start)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    if scale <= 0:
-        raise ValueError(f"scale is {scale}; give a positive number")
+    check_scale(scale)
     options: dict[str, Any] = {
         "chunk_size": chunk_size,
         "block_q": block_q,
@@ -105,6 +111,7 @@ def _check(
             f"q {tuple(q.shape)} does not fit k {tuple(k.shape)}: batches and head widths must be equal and "
             "the query heads a multiple of the key heads"
         )
+    check_floating("q", q)
     check_same("k", k, "q", q)
     check_same("v", v, "q", q)
     if chunk_size not in CHUNK_SIZES:

@@ -103,6 +103,7 @@ def test_every_width_and_dtype_on_the_gpu(dim: int, num_queries: int, k: int, dt
         ({"k": 0}, "1 to 256"),
         ({"length": torch.zeros(1)}, "int32"),
         ({"landmarks": torch.zeros(3, 5, 8)}, "for 3 rows"),
+        ({"landmarks": torch.zeros(5, 8, dtype=torch.int8)}, "landmarks is torch.int8; allowed: float32"),
     ],
 )
 def test_wrong_arguments_are_named(change: dict[str, Any], message: str) -> None:

@@ -229,6 +229,16 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
     )
 
 
+def latents_of(batch: int = 1, **changes: torch.Tensor) -> Latents:
+    """Three blocks of 8 tokens at rank 4 for two key heads of width 16, with `changes`."""
+    factor, basis = torch.zeros(batch, 2, 3, 8, 4), torch.zeros(batch, 2, 3, 4, 16)
+    fitting = {
+        "key_factor": factor, "key_basis": basis, "value_factor": factor, "value_basis": basis,
+        "place": torch.zeros(batch, 3, 1).int(),
+    }  # fmt: skip
+    return Latents(**{**fitting, **changes})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -244,6 +254,23 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
             },
             "chunks are",
         ),
+        ({"scale": 0.0}, "scale is 0.0; give a positive"),
+        ({"splits": 0}, "splits is 0"),
+        ({"rotary": (torch.zeros(5, 8).int(), torch.zeros(5, 8).int())}, "rotary table is torch.int32"),
+        (
+            {"latents": latents_of(batch=2, value_basis=torch.zeros(2, 2, 3, 4, 16).double())},
+            "latents' value_basis is torch.float64 on cpu but q is torch.float32",
+        ),
+        (
+            {
+                "chunks": ChosenChunks(
+                    torch.zeros(3, 16, 2, 16),
+                    torch.zeros(3, 16, 2, 16).half(),
+                    *[torch.zeros(2, 1).int()] * 2,
+                )
+            },
+            "chunks' values is torch.float16",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(change: dict[str, Any], message: str) -> None:
@@ -256,13 +283,22 @@ def test_wrong_arguments_are_named(change: dict[str, Any], message: str) -> None
         latent_decode(**{**inputs, **change})
 
 
-def test_latents_state_which_shape_is_wrong() -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"key_basis": torch.zeros(1, 2, 3, 5, 16)},
+            r"key_basis is \(1, 2, 3, 5, 16\); .* must be \(1, 2, 3, 4, 16\)",
+        ),
+        (
+            {"key_factor": torch.zeros(2, 3, 8, 4)},
+            r"key_factor is \(2, 3, 8, 4\), .* as \[B, Hkv, N, tokens, rank\]",
+        ),
+        ({"key_factor": torch.zeros(1, 2, 3, 8, 0)}, "rank of at least 1"),
+        ({"place": torch.zeros(1, 3, 3).int()}, "divides the 8 tokens"),
+    ],
+)
+def test_latents_state_which_shape_is_wrong(change: dict[str, torch.Tensor], message: str) -> None:
     """Factors that do not belong together are refused when they are put together."""
-    with pytest.raises(ValueError, match="key_basis is"):
-        Latents(
-            torch.zeros(1, 2, 3, 8, 4),
-            torch.zeros(1, 2, 3, 5, 16),
-            torch.zeros(1, 2, 3, 8, 4),
-            torch.zeros(1, 2, 3, 4, 16),
-            torch.zeros(1, 3, 1).int(),
-        )
+    with pytest.raises(ValueError, match=message):
+        latents_of(**change)
