@@ -226,7 +226,7 @@ def test_what_it_is_not_made_for_is_refused(tmp_path: Path) -> None:
     saved = save_pair_reader(learner, tmp_path / "saved", {})
     body = json.loads((saved / "config.json").read_text())
     for changed, message in (
-        ({"kind": "tree"}, "kind: given 'tree'; allowed: bert, decoder, dual, combined"),
+        ({"kind": "tree"}, "kind: given 'tree'; allowed: bert, decoder, dual, encoder, combined"),
         ({"tuned": body["tuned"] | {"rank": 4}}, "cannot be read"),
         ({"tuned": {}, "base": {}}, "cannot be read"),
     ):
