@@ -2,118 +2,243 @@
 
     python3 -m infra.bench.gpu_forward --out DIR [--limit 60]
 
-Each form with each k is compiled and checked against the plain reference in a process of its own, which is ended
-when its time is over: a kernel that waits for ever costs its form, not the lease. Then one process times what
-passed, forms taking turns, ROUNDS times. `forward.json` has the checks, and a row for each length, k and form: the
-medians of the rounds, their median, and that over the floor.
+Each way with each k is compiled and checked against the plain reference in a process of its own, which is ended
+when its time is over: a kernel that waits for ever costs its form, not the lease. Then one process times what has
+passed, ways taking turns, ROUNDS times. `forward.json` has the checks, and a row for each length, k and way: the
+medians of the rounds, their median, and that over the floor. WHY's ways say what binds: fewer stages, and kernels
+without softmaxes or without fetching, whose results mean nothing and are not compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-CHOSEN = (8, 16, 32)
-LENGTHS = (65_536, 262_144, 1_048_576)
+LENGTHS = (4_096, 65_536, 1_048_576)
+CHOSEN = (8, 32)
 ROUNDS, RUNS = 3, 20
-FORMS = (1, 2, 4)  # `Tiles.hopper`; what ships is 2 up to k = 8, 1 above
+WAYS: dict[str, tuple[int, dict[str, Any]]] = {  # form (`Tiles.hopper`) and options of its launch
+    "1": (1, {}),  # ships above k = 8
+    "2": (2, {}),  # ships up to k = 8
+    "4": (4, {}),
+    "5": (5, {}),
+    "5-ahead-6": (5, {"ahead": 6}),
+}
+WHY_LENGTH, WHY_CHOSEN = 65_536, 32
+WHY: dict[str, tuple[int, dict[str, Any]]] = {
+    "1-stages-3": (1, {"stages": 3}),
+    "1-stages-2": (1, {"stages": 2}),
+    "2-stages-2": (2, {"stages": 2}),
+    "4-stages-2": (4, {"stages": 2}),
+    "5-stages-3": (5, {"stages": 3}),
+    "5-stages-2": (5, {"stages": 2}),
+    "5-no-softmax": (5, {"without": ("softmax",)}),
+    "5-no-fetching": (5, {"without": ("fetching",)}),
+    "5-neither": (5, {"without": ("softmax", "fetching")}),
+}
+SHAPE = {"heads": 16, "kv_heads": 2, "dim": 128}
+QUERIES = 16_384
 ALLOWED = 1e-2  # relative difference that bf16 allows
 SELF = (sys.executable, "-m", "infra.bench.gpu_forward")
-CHECK_S = 30.0  # one form's compiling and its check
+CHECK_S = 30.0  # one way's compiling and its check
+# what is left out of a copy of overlap_deep.py's text: weights without a softmax, stages given without being filled
+_LEFT_OUT = {
+    "softmax": [
+        (
+            "from models.kernels.sparse_attention.overlap import _indices, _scores, _weigh\n",
+            "from models.kernels.sparse_attention.overlap import _indices, _scores\n",
+        ),
+        (
+            "@gluon.jit\ndef _consumer",
+            "@gluon.jit\n"
+            "def _weigh(s, acc, peak, total, bias, scale_log2, o_layout: gl.constexpr, dtype: gl.constexpr):\n"
+            "    p = gl.convert_layout((s * (scale_log2 + bias)).to(dtype), gl.DotOperandLayout(0, o_layout, 2))\n"
+            "    return p, acc, peak, total\n\n\n@gluon.jit\ndef _consumer",
+        ),
+    ],
+    "fetching": [
+        (
+            f"            mbarrier.expect({x}_full.index(stage), {x}_desc.block_type.nbytes)\n"
+            "            tma.async_copy_global_to_shared(\n"
+            f"                {x}_desc, [line, kv_head * DIM], {x}_full.index(stage), {x}_smem.index(stage)\n"
+            "            )\n",
+            f"            mbarrier.arrive({x}_full.index(stage), count=1)\n",
+        )
+        for x in "kv"
+    ],
+}
 
 
-def check(form: int, chosen: int) -> dict[str, Any]:
+def launcher(way: str) -> Callable[..., None]:
+    """Launch of a way: (q, k, v, indices, out, lse, scale_log2)."""
+    from models.kernels.sparse_attention import ahead, hopper, overlap, overlap_deep
+
+    form, options = {**WAYS, **WHY}[way]
+    if "without" in options:
+        return without(options["without"])
+    launch: Callable[..., None] = {
+        1: hopper.launch_hopper,
+        2: ahead.launch_ahead,
+        4: overlap.launch_overlap,
+        5: overlap_deep.launch_deep,
+    }[form]
+    return lambda *given: launch(*given, **options)
+
+
+def without(parts: Sequence[str]) -> Callable[..., None]:
+    """Form 5 with parts of it left out: what it costs without them."""
+    from models.kernels.sparse_attention import overlap_deep
+
+    text = left_out(Path(overlap_deep.__file__).read_text(), parts)
+    folder = Path(tempfile.mkdtemp())
+    file = folder / f"deep_without_{'_'.join(parts)}.py"
+    file.write_text(text)
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module
+    spec.loader.exec_module(module)
+    launch: Callable[..., None] = module.launch_deep
+    return launch
+
+
+def left_out(text: str, parts: Sequence[str]) -> str:
+    """The kernel's text without these parts; ValueError where what is to go is not there once."""
+    for part in parts:
+        for old, new in _LEFT_OUT[part]:
+            if text.count(old) != 1:
+                raise ValueError(f"{old!r} is {text.count(old)} times in the kernel's text, not once")
+            text = text.replace(old, new)
+    return text
+
+
+def inputs(batch: int, num_q: int, num_k: int, chosen: int, index_heads: int, seed: int) -> list[Any]:
+    """Random q, k, v in bf16 and chosen chunks, on the device."""
+    import torch
+
+    make = torch.Generator("cuda").manual_seed(seed)
+    q, k, v = (
+        torch.randn(batch, length, heads, SHAPE["dim"], generator=make, device="cuda", dtype=torch.bfloat16)
+        for length, heads in ((num_q, SHAPE["heads"]), (num_k, SHAPE["kv_heads"]), (num_k, SHAPE["kv_heads"]))
+    )
+    scores = torch.rand(batch, num_q // 64, index_heads, num_k // 64, generator=make, device="cuda")
+    return [q, k, v, scores.topk(chosen).indices.int()]
+
+
+def call_of(way: str, given: Sequence[Any]) -> tuple[Callable[[], None], Any, Any]:
+    """The forward pass in this way, and where its out and lse (base 2) will be."""
+    import torch
+
+    from models.kernels.sparse_attention.launching import LOG2E
+
+    q, *_ = given
+    out, lse = torch.full_like(q, float("nan")), q.new_full(q.shape[:3], float("nan"), dtype=torch.float32)
+    launch = launcher(way)
+    return (lambda: launch(*given, out, lse, SHAPE["dim"] ** -0.5 * LOG2E)), out, lse
+
+
+def check(way: str, chosen: int) -> dict[str, Any]:
     """Largest relative difference from the reference in float32, with fewer tiles than processors and with more."""
+    import math
+
     import torch
 
     from models.kernels.sparse_attention import sparse_attention
 
-    make = torch.Generator().manual_seed(form * 100 + chosen)
     worst = 0.0
     for batch, num_q, num_k in ((1, 128, 4_096), (2, 2_560, 4_096)):
-        q, k, v = (
-            torch.randn(batch, length, heads, 128, generator=make).to("cuda", torch.bfloat16)
-            for length, heads in ((num_q, 16), (num_k, 2), (num_k, 2))
-        )
-        indices = torch.rand(batch, num_q // 64, 2, num_k // 64, generator=make).topk(chosen).indices.int()
-        indices[torch.rand(indices.shape, generator=make) < 0.1] = -1
+        q, k, v, indices = inputs(batch, num_q, num_k, chosen, 2, chosen)
+        indices[torch.rand(indices.shape, device="cuda") < 0.1] = -1
         indices[0, 0] = -1
-        indices = indices.cuda()
         exact, exact_lse = sparse_attention(
             q.float(), k.float(), v.float(), indices, return_lse=True, implementation="naive"
         )
         for _ in range(3):
-            out, lse = sparse_attention(q, k, v, indices, return_lse=True, tiles=tiles_of(form))
+            call, out, lse = call_of(way, (q, k, v, indices))
+            call()
+            torch.cuda.synchronize()
+            if "without" in {**WAYS, **WHY}[way][1]:
+                continue
             if not torch.equal(lse.isinf(), exact_lse.isinf()):
-                return {"form": form, "chosen": chosen, "error": "rows that see nothing differ"}
+                return {"way": way, "chosen": chosen, "error": "rows that see nothing differ"}
             seen = ~exact_lse.isinf()
-            for found, expected in ((out.float(), exact), (lse[seen], exact_lse[seen])):
+            for found, expected in ((out.float(), exact), (lse[seen] * math.log(2), exact_lse[seen])):
                 difference = float((found - expected).norm() / expected.norm())
                 worst = difference if not difference <= worst else worst  # not a number counts as worst
-    return {"form": form, "chosen": chosen, "difference": worst}
+    return {"way": way, "chosen": chosen, "difference": worst}
 
 
-def tiles_of(form: int) -> dict[str, Any]:
-    """The argument that insists on this form of the forward pass."""
-    import torch
-
-    from models.kernels.sparse_attention.tuning import tiles_for
-
-    return {"forward": tiles_for("forward", 128, torch.bfloat16, 512, False)._replace(hopper=form)}
-
-
-def times(passed: Sequence[tuple[int, int]], rows: Path) -> None:
-    """Append a row for each length, k and form that passed (form, k), the shortest length first."""
+def times(passed: Sequence[tuple[str, int]], rows: Path) -> None:
+    """Append a row for each length, k and way that passed (way, k), then one of the clock under load."""
     import torch
 
     from infra.bench.measure import matmul_rate, time_cuda
-    from infra.bench.sparse_attention import Case
 
-    with torch.no_grad():
-        rate = matmul_rate()
-        for length in LENGTHS:
-            for chosen in CHOSEN:
-                case = Case(length, chosen)
-                floor = case.floors(4.2e12, rate)[0]
-                calls = {form: call_of(case, form) for form, k in passed if k == chosen}
-                outs = {form: call().float() for form, call in calls.items()}
-                medians: dict[int, list[float]] = {form: [] for form in calls}
-                for _ in range(ROUNDS):
-                    for form, call in calls.items():
-                        medians[form].append(time_cuda(call, runs=RUNS, graph=True).median_ms)
-                for form, found in medians.items():
-                    row = row_of(length, chosen, form, found, floor)
-                    row["apart"] = max(
-                        float((outs[form] - x).norm() / x.norm()) for x in outs.values()
-                    )  # from any other form
-                    row["tflop_s"] = round(rate / 1e12, 1)
-                    with rows.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
-
-
-def call_of(case: Any, form: int) -> Callable[[], Any]:
-    """The forward pass of a case in this form."""
-    tiles = tiles_of(form)
-    return lambda: case.ours(tiles)
+    rate = matmul_rate()
+    for length in LENGTHS:
+        for chosen in CHOSEN:
+            given = inputs(1, QUERIES, length, chosen, 1, chosen)
+            floor = 4 * QUERIES * SHAPE["heads"] * chosen * 64 * SHAPE["dim"] / rate * 1e3
+            here = (length, chosen) == (WHY_LENGTH, WHY_CHOSEN)
+            ways = [way for way, k in passed if k == chosen and (way in WAYS or here)]
+            calls = {way: call_of(way, given) for way in ways}
+            medians: dict[str, list[float]] = {way: [] for way in ways}
+            for _ in range(ROUNDS):
+                for way in ways:
+                    medians[way].append(time_cuda(calls[way][0], runs=RUNS, graph=True).median_ms)
+            reference = calls[ways[0]][1].float()
+            for way in ways:
+                row = row_of(length, chosen, way, medians[way], floor)
+                row["apart"] = float((calls[way][1].float() - reference).norm() / reference.norm())
+                row["tflop_s"] = round(rate / 1e12, 1)
+                if here and way in ("1", "5", "5-neither"):
+                    row["under_load"] = under_load(calls[way][0], torch)
+                with rows.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
 
 
-def row_of(length: int, chosen: int, form: int, found: Sequence[float], floor: float) -> dict[str, Any]:
-    """One form's medians of the rounds in ms, their median, and that over the floor."""
+def under_load(call: Callable[[], None], torch: Any) -> list[tuple[int, int]]:
+    """Clock of the processors in MHz and power in W, read while 0.3 s of calls run."""
+    try:
+        import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+        pynvml.nvmlInit()
+        device = pynvml.nvmlDeviceGetHandleByIndex(
+            int(os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0])
+        )
+        for _ in range(600):
+            call()
+        found = []
+        for _ in range(5):
+            time.sleep(0.04)
+            clock = pynvml.nvmlDeviceGetClockInfo(device, pynvml.NVML_CLOCK_SM)
+            found.append((int(clock), int(pynvml.nvmlDeviceGetPowerUsage(device) // 1000)))
+    except Exception as error:
+        found = []
+        sys.stdout.write(f"no clock: {error}\n")
+    torch.cuda.synchronize()
+    return found
+
+
+def row_of(length: int, chosen: int, way: str, found: Sequence[float], floor: float) -> dict[str, Any]:
+    """One way's medians of the rounds in ms, their median, and that over the floor."""
     middle = statistics.median(found)
     return {
         "context": length,
         "chosen": chosen,
-        "form": form,
+        "way": way,
         "ms": round(middle, 5),
         "rounds_ms": [round(x, 5) for x in found],
         "floor_ms": round(floor, 5),
@@ -136,12 +261,12 @@ def ended(command: Sequence[str], limit_s: float) -> tuple[int | None, str]:
         return None, (output or "")[-1500:]
 
 
-def checked(form: int, chosen: int, limit_s: float) -> dict[str, Any]:
+def checked(way: str, chosen: int, limit_s: float) -> dict[str, Any]:
     """`check` in a process of its own; an `error` where it did not end, or ended badly."""
     began = time.monotonic()
-    code, said = ended([*SELF, "check", str(form), str(chosen)], limit_s)
-    lines = [line for line in said.splitlines() if line.startswith('{"form"')]
-    row: dict[str, Any] = {"form": form, "chosen": chosen}
+    code, said = ended([*SELF, "check", way, str(chosen)], limit_s)
+    lines = [line for line in said.splitlines() if line.startswith('{"way"')]
+    row: dict[str, Any] = {"way": way, "chosen": chosen}
     if code == 0 and lines:
         row = json.loads(lines[-1])
     else:
@@ -150,7 +275,7 @@ def checked(form: int, chosen: int, limit_s: float) -> dict[str, Any]:
 
 
 def passes(row: dict[str, Any]) -> bool:
-    """Whether a form may be timed."""
+    """Whether a way may be timed."""
     return bool(row.get("difference", float("nan")) <= ALLOWED)
 
 
@@ -159,33 +284,32 @@ def main() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "part", nargs="*", help="check FORM K, or times FORM:K ... (of a run's own processes)"
-    )
+    parser.add_argument("part", nargs="*", help="check WAY K, or times WAY:K ... (of a run's own processes)")
     parser.add_argument("--out", type=Path, default=Path())
     parser.add_argument("--limit", type=float, default=60.0, help="seconds")
     given = parser.parse_args()
     if given.part[:1] == ["check"]:
-        sys.stdout.write(json.dumps(check(*map(int, given.part[1:]))) + "\n")
+        sys.stdout.write(json.dumps(check(given.part[1], int(given.part[2]))) + "\n")
         return
     rows = given.out / "forward.jsonl"
     if given.part[:1] == ["times"]:
         pairs = [x.split(":") for x in given.part[1:]]
-        times([(int(form), int(chosen)) for form, chosen in pairs], rows)
+        times([(way, int(chosen)) for way, chosen in pairs], rows)
         return
     began = time.monotonic()
     given.out.mkdir(parents=True, exist_ok=True)
     rows.unlink(missing_ok=True)
-    with ThreadPoolExecutor(len(FORMS) * len(CHOSEN)) as pool:
+    wanted = [(way, k) for k in CHOSEN for way in WAYS] + [(way, WHY_CHOSEN) for way in WHY]
+    with ThreadPoolExecutor(len(wanted)) as pool:
         checks = list(
             pool.map(
                 lambda x: checked(x[0], x[1], min(CHECK_S, given.limit / 2)),
-                [(f, k) for k in CHOSEN for f in FORMS],
+                wanted,
             )
         )
     for row in checks:
         sys.stdout.write(json.dumps(row) + "\n")
-    passed = [f"{row['form']}:{row['chosen']}" for row in checks if passes(row)]
+    passed = [f"{row['way']}:{row['chosen']}" for row in checks if passes(row)]
     left = given.limit - (time.monotonic() - began)
     code, said = (
         ended([*SELF, "times", *passed, "--out", str(given.out)], left) if passed else (1, "nothing to time")
@@ -195,7 +319,7 @@ def main() -> None:
     (given.out / "forward.json").write_text(json.dumps(result, indent=1) + "\n")
     for row in found:
         sys.stdout.write(
-            f"{row['context']} k={row['chosen']} form {row['form']}: {row['ms']} {row['over_floor']}\n"
+            f"{row['context']} k={row['chosen']} way {row['way']}: {row['ms']} {row['over_floor']}\n"
         )
     if code != 0:
         raise SystemExit(f"times: exit code {code}: {said[-400:]}")

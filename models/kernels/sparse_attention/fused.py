@@ -117,8 +117,9 @@ def launch_forward(
         from models.kernels.sparse_attention.ahead import launch_ahead
         from models.kernels.sparse_attention.hopper import launch_hopper
         from models.kernels.sparse_attention.overlap import launch_overlap
+        from models.kernels.sparse_attention.overlap_deep import launch_deep
 
-        forms = {1: launch_hopper, 2: launch_ahead, 4: launch_overlap}
+        forms = {1: launch_hopper, 2: launch_ahead, 4: launch_overlap, 5: launch_deep}
         launch = forms[form_for(tiles, "forward", indices, options)]
         launch(q, k, v, indices, out, lse, options["scale"] * LOG2E)
     elif out.numel() and indices.shape[1]:

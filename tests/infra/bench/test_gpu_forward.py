@@ -39,7 +39,7 @@ def test_only_a_form_that_agrees_is_timed(row: dict[str, object], timed: bool) -
 
 def test_a_row_holds_its_rounds_and_their_median_over_the_floor() -> None:
     """The median of the rounds counts, so that one disturbed round decides nothing."""
-    row = gpu_forward.row_of(65_536, 8, 4, [0.13, 0.30, 0.12], 0.1)
+    row = gpu_forward.row_of(65_536, 8, "4", [0.13, 0.30, 0.12], 0.1)
     assert (row["ms"], row["over_floor"], row["rounds_ms"]) == (0.13, 1.3, [0.13, 0.3, 0.12])
 
 
@@ -53,5 +53,17 @@ def test_without_a_device_every_form_is_told_failed_and_nothing_is_timed(
         gpu_forward.main()
     found = json.loads((tmp_path / "forward.json").read_text())
     assert found["rows"] == []
-    assert len(found["checks"]) == len(gpu_forward.FORMS) * len(gpu_forward.CHOSEN)
+    assert len(found["checks"]) == len(gpu_forward.WAYS) * len(gpu_forward.CHOSEN) + len(gpu_forward.WHY)
     assert all("no device" in row["error"] for row in found["checks"])
+
+
+@pytest.mark.parametrize("parts", [("softmax",), ("fetching",), ("softmax", "fetching")], ids=str)
+def test_what_a_way_leaves_out_is_in_the_kernel_once(parts: tuple[str, ...]) -> None:
+    """A copy of the kernel without a part compiles as Python and lacks it; another text is refused."""
+    text = Path("models/kernels/sparse_attention/overlap_deep.py").read_text()
+    found = gpu_forward.left_out(text, parts)
+    compile(found, "kernel", "exec")
+    assert ("k_full.index(stage), k_desc.block_type.nbytes" in found) is ("fetching" not in parts)
+    assert ("import _indices, _scores, _weigh" in found) is ("softmax" not in parts)
+    with pytest.raises(ValueError, match="not once"):
+        gpu_forward.left_out("", parts)

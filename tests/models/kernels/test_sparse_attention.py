@@ -133,7 +133,7 @@ def test_every_width_and_dtype_on_the_gpu(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("dim", "dtype", "form", "chosen", "index_heads"), kinds(1, 2, 9, forms=(1, 2, 4)), ids=str
+    ("dim", "dtype", "form", "chosen", "index_heads"), kinds(1, 2, 9, forms=(1, 2, 4, 5)), ids=str
 )
 def test_hopper_kernel_agrees_with_naive(
     dim: int, dtype: torch.dtype, form: int, chosen: int, index_heads: int
@@ -307,6 +307,7 @@ def test_inverted_list_names_each_choice_once() -> None:
     [
         ({"k": torch.zeros(1, 64, 3, 16), "v": torch.zeros(1, 64, 3, 16)}, "multiple of the key heads"),
         ({"k": torch.zeros(1, 64, 2, 16).half(), "v": torch.zeros(1, 64, 2, 16).half()}, "same dtype"),
+        ({name: torch.zeros(1, 32, 2, 16).int() for name in "qkv"}, "q is torch.int32; allowed: float32"),
         ({"indices": torch.zeros(1, 3, 1, 2, dtype=torch.int32)}, r"blocks of 16"),
         ({"indices": torch.zeros(1, 2, 1, 2)}, "int32"),
         ({"indices": torch.zeros(1, 2, 1, 0, dtype=torch.int32)}, "at least one"),
