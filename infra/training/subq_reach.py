@@ -54,9 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # twice the tokens are enough in whatever tokenizer the model has
         text = test.tokenizer.decode(test.tokens[at * stride : at * stride + 2 * given.length].tolist())
         found.append(sequence(model, np.array(tokenizer.encode(text)[: given.length + 1], np.int64), rare))
-    summary = {"data": given.data.name, "length": given.length, "sequences": given.sequences} | together(
-        found
-    )
+    summary = {
+        "model": given.model.name,
+        "data": given.data.name,
+        "length": given.length,
+        "sequences": given.sequences,
+    } | together(found)
     given.out.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 

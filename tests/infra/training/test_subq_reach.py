@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from infra.training import subq_reach_page
 from infra.training.subq_reach import BUCKETS, ORDERS, Measured, cache_gains, cached, held, main, repeated
 from models.subq.checkpoint import save_checkpoint
 from models.subq.hindsight import overlap
@@ -99,3 +100,12 @@ def test_a_text_is_measured_from_files(tmp_path: Path) -> None:
     assert sum(row["part_of_all_nats"] for row in buckets) == pytest.approx(1.0, abs=1e-3)
     assert set(found["cache"]) == {"near", "far_beside_near"}
     assert found["rare_words_held"] == {}  # of 600 words none is rare
+    told = out.with_name("told.json")
+    told.write_text(json.dumps(found | {"rare_words_held": {"chosen": 3.0, "by_chance": 1.5, "best": 4.0}}))
+    page = ["--found", str(out), str(told), "--bench", str(tmp_path / "page"), "--note", "Why."]
+    subq_reach_page.main(page)
+    text = (tmp_path / "page.md").read_text()
+    assert "| last place | model on data | model on data |" in text and text.endswith("\nWhy.\n")
+    assert "the best on offer |  | 3.00 / 1.50 / 4.00 |" in text
+    kept = json.loads((tmp_path / "page.json").read_text())["ratios"]
+    assert kept["rare_words_chosen_over_chance_model_data"] == 2.0
