@@ -161,3 +161,16 @@ def test_every_file_with_a_gpu_test_is_in_a_group() -> None:
     }
     told = SCRIPT.read_text(encoding="utf-8")
     assert [name for name in sorted(marked | by_fixture) if name not in told] == []
+
+
+def test_every_file_with_a_gpu_test_says_why_it_is_skipped() -> None:
+    """`make test-gpu` on a machine without a GPU skips by name and fails nothing."""
+    root = SCRIPT.parents[3]
+    silent = [
+        str(path.relative_to(root))
+        for path in (root / "tests").rglob("test_*.py")
+        if "pytest.mark.gpu" in (text := path.read_text(encoding="utf-8"))
+        and path != Path(__file__)
+        and "no CUDA device" not in text
+    ]
+    assert silent == []

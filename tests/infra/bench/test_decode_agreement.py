@@ -153,6 +153,7 @@ def test_the_command_ends_with_what_it_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_captured_decoding_differs_by_rounding_on_a_gpu(tmp_path: Path, dtype: str) -> None:
     """Captured, with evictions between the graphs' steps."""
@@ -162,6 +163,7 @@ def test_captured_decoding_differs_by_rounding_on_a_gpu(tmp_path: Path, dtype: s
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_latents_are_read_as_factors_on_a_gpu(tmp_path: Path) -> None:
     """By the kernel, whose heads must be 32 wide at least, and timed beside the other way."""
     saved = str(tiny.save(tmp_path / "tiny", model_config=tiny.config(head_dim=32, query_pre_attn_scalar=32)))

@@ -275,7 +275,7 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_and_cpu_agree(tmp_path: Path) -> None:
     """The same folder on the GPU reads and answers as on the CPU; bytes stay flat there too."""
     folder = tiny.save(tmp_path / "tiny")

@@ -308,6 +308,7 @@ def test_slots_come_in_few_sizes() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_captured_decoding_on_a_gpu_is_the_plain_way(tmp_path: Path) -> None:
     """Answers, decoding over evictions, a fork, a restored session and unequal rows: the eager path's ids."""
     folder = tiny.save(tmp_path / "tiny")

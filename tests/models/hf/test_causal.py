@@ -49,6 +49,7 @@ def test_an_absent_kernel_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_reading_on_a_gpu_is_masked_attention() -> None:
     """In bf16 with Gemma's head width, a step of 2,048 after 3,076 tokens."""
     query = torch.randn(1, 4, 2048, 256, device="cuda", dtype=torch.bfloat16)

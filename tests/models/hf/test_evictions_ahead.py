@@ -166,6 +166,7 @@ def test_what_depends_on_later_tokens_is_not_begun(backbone: HfBackbone, budgets
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_an_eviction_on_a_gpu_waits_for_nothing_but_the_host(tmp_path: Any) -> None:
     """The device is not waited for, neither by taking factors over nor by summing what was lost; bits are equal."""
     own = HfBackbone.load(HfConfig(model=str(tiny.save(tmp_path / "tiny")), device="cuda", prompt_block=32))

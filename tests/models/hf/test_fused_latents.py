@@ -289,6 +289,7 @@ def test_the_switch_reaches_the_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", BUDGETS)
 def test_captured_factors_are_the_unpacked_way_on_a_gpu(tmp_path: Path, name: str) -> None:
     """As on the CPU, by the kernel in a CUDA graph: sessions side by side over evictions, and an answer."""
