@@ -5,6 +5,8 @@
     python3 -m infra.training.policy_again read --wanted policy-again --folds policy-again \\
         --material work/policy/material --reader /tmp/reader --out out --seconds 120     # on a GPU host
     python3 -m infra.training.policy_again bare --material work/policy/material --out out/material [--vectors]
+    python -m infra.training.policy_again joined --judged HOME/judged --again HOME/out/policy_again \\
+        --material HOME/out/material --folds HOME/folds --out RUN     # here: `policy_gpu --stage report --out RUN`
 
 A run that was ended behind its dev readings left what every policy chose of every test question. Nothing need be
 trained to judge it: the material is made again, and the readings that lack are done, most wanted first: the points
@@ -35,7 +37,16 @@ import numpy.typing as npt
 
 from infra.training.policy_evaluation import LEARNED, Curves, at_equal_f1, at_no_more_tokens, best_simple
 from infra.training.policy_halves_dev import Places, places_of, readings_in
-from infra.training.policy_points import SIMPLE, Point, is_policy, kind_of, load_points
+from infra.training.policy_points import (
+    SIMPLE,
+    Point,
+    is_policy,
+    kind_of,
+    load_points,
+    points_in,
+    rows_of,
+    save_points,
+)
 from pipeline.tasks.material import Material
 from rl.episodes import Outcome, Readings, Request, mask_of, picks_of
 
@@ -191,7 +202,7 @@ def read(given: argparse.Namespace, until: float) -> None:
     mine = wanted_here[given.worker :: given.workers]
     if given.worker == 0:
         told = _checked(asked, left_out, reader)
-        told |= {"material": kind, "of_the_run": asked["material"], "wanted": len(wanted_here)}
+        told |= {"material": kind, "of_the_run": asked.get("material"), "wanted": len(wanted_here)}
         told["rows_left_out"] = sorted(left_out)
         (given.out / TOLD).write_text(json.dumps(told))
         shown = told | {"rows_left_out": len(left_out)}
@@ -270,6 +281,42 @@ def put_known(judged: Path, material: Path, folds: Path, out: Path) -> int:
     return taken
 
 
+def join_again(judged: Path, again: Path, material: Path, folds: Path, out: Path) -> int:
+    """A folder as a run leaves it, for the stage report: its choices and readings with what was read again.
+
+    A test question that was left out is one that nobody is judged by: it has no answers there, no choice is of it.
+    How many readings there are.
+    """
+    from infra.training.policy_readers import readings_of
+
+    made = Material.load(material)
+    left_out = frozenset(json.loads((again / TOLD).read_text())["rows_left_out"])
+    told = json.loads((material / "manifest.json").read_text())
+    kept = tuple(
+        replace(question, answers=()) if row in left_out else question
+        for row, question in enumerate(made.questions)
+    )
+    rows = {place: rows_of(made, *place) for place in {(q.split, q.dataset) for q in made.questions}}
+    Material(kept, made.tables).save(out / "material", told, int8=True)
+    readings = Readings(None, readings_of(SimpleNamespace(fold_readers=folds), made))
+    for folder in (judged, again):
+        for path in sorted(folder.glob("readings-*.npz")):
+            with np.load(path) as packed:
+                parts = [packed[name].tolist() for name in ("rows", "masks", "f1", "loss", "margin")]
+            keep = [each for each in zip(*parts, strict=True) if each[0] not in left_out]
+            readings.add([e[0] for e in keep], [e[1] for e in keep], [Outcome(*e[2:]) for e in keep])
+    (out / "judged").mkdir(parents=True, exist_ok=True)
+    readings.save(out / "judged" / "readings-joined.npz")
+    for path in sorted(judged.glob("*.points.json")):
+        found = []
+        for point in points_in(path):
+            asked = rows[point.split, point.dataset]
+            chosen = (one for row, one in zip(asked, point.chosen, strict=True) if int(row) not in left_out)
+            found.append(replace(point, chosen=tuple(chosen)))
+        save_points(found, out / "judged" / path.name)
+    return len(readings)
+
+
 def _side_by_side(given: argparse.Namespace) -> None:
     """One process a worker, each ended 30 s after the time is over; SystemExit where any failed."""
     own = [sys.executable, "-m", "infra.training.policy_again", *sys.argv[1:]]
@@ -313,7 +360,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known = verbs.add_parser("known", help="what an earlier run read, for another over the same material")
     for name in ("judged", "material", "folds", "out"):
         known.add_argument(f"--{name}", type=Path, required=True)
+    joined = verbs.add_parser("joined", help="the run with what was read again, for the stage report")
+    for name in ("judged", "again", "material", "folds", "out"):
+        joined.add_argument(f"--{name}", type=Path, required=True)
     given = parser.parse_args(arguments)
+    if given.verb == "joined":
+        count = join_again(given.judged, given.again, given.material, given.folds, given.out)
+        print(f"{given.out}: {count:,} readings")  # noqa: T201
+        return
     if given.verb == "known":
         taken = put_known(given.judged, given.material, given.folds, given.out)
         print(f"{taken} files of known readings in {given.out}", flush=True)  # noqa: T201

@@ -93,7 +93,9 @@ def main() -> None:
 
 
 def _share(given: argparse.Namespace, stages: list[str], until: float) -> float:
-    """The first stage's part of the seconds that are left."""
+    """The first stage's part of the seconds that are left; where `--leave` names it, all but what it leaves."""
+    if stages[0] in given.leave:
+        return max(LEAST_LEFT_S, until - time.monotonic() - given.leave[stages[0]])
     shares = SHARES | (TOGETHER if given.together else {})
     kinds = kinds_of(given.pair_base)
     if set(kinds) - {DECODER, MINILM}:
@@ -183,6 +185,10 @@ def _given() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="where everything is kept")
     parser.add_argument("--collect", type=Path, help="where `collect` puts what is to be carried home")
     parser.add_argument("--seconds", type=float, default=840.0)
+    parser.add_argument(
+        "--leave", nargs="*", default=[], metavar="STAGE=SECONDS",
+        help="a stage ends so many seconds before --seconds are over (others: in proportion), e.g. reward=200",
+    )  # fmt: skip
     parser.add_argument("--workers", type=int, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--prices", type=float, nargs="*", default=[], help="gammas tried beside 0.0005")
@@ -245,6 +251,12 @@ def _given() -> argparse.Namespace:
     )  # fmt: skip
     policy_arms.add_arguments(parser)
     given = parser.parse_args()
+    try:
+        given.leave = {name: float(seconds) for name, seconds in (each.split("=") for each in given.leave)}
+    except ValueError:
+        parser.error(f"--leave: given {' '.join(given.leave)}; allowed: STAGE=SECONDS, e.g. reward=200")
+    if unknown := set(given.leave) - set(STAGES):
+        parser.error(f"--leave: given {', '.join(sorted(unknown))}; allowed: {', '.join(STAGES)}")
     policy_arms.checked(given, parser.error)
     try:
         kinds = kinds_of(given.pair_base)

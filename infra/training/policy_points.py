@@ -258,16 +258,20 @@ def save_points(points: Sequence[Point], path: Path) -> None:
     part.replace(path)
 
 
-def load_points(folder: Path) -> list[Point]:
-    """All points that `save_points` left in a folder."""
+def points_in(path: Path) -> list[Point]:
+    """The points of one file that `save_points` left."""
     return [
         Point(
             row["name"], row["split"], row["dataset"], row["budget"], row["stop_bias"],
             tuple(Chosen(tuple(p), int(t)) for p, t in zip(row["picks"], row["tokens"], strict=True)),
         )
-        for path in sorted(folder.glob("*.points.json"))
         for row in json.loads(path.read_text())
     ]  # fmt: skip
+
+
+def load_points(folder: Path) -> list[Point]:
+    """All points that `save_points` left in a folder."""
+    return [point for path in sorted(folder.glob("*.points.json")) for point in points_in(path)]
 
 
 def save_judged(judged: Sequence[Judged], path: Path) -> None:

@@ -21,7 +21,9 @@
 # (out/folds as it came home, 30 MiB). The part policy-material (policy_again.sh with KEEP=1): material that need not be made again. The policy in service
 # is judged too where the part served (or fold-readers) is there. OPTIONS: more of policy_gpu's.
 # PARTS="carry-0 carry-1 reader-1 encoder-e5-0 ...": parts that must be there, waited for (PARTS_WAIT, 180 s): those named carry-* first, all others while
-# material is made. The part policy-read (readings-*.npz of an earlier run): what it holds is not read again, if material and readers are the same.
+# material is made. LATER="reader-1 ... fold-adapters": parts for what reads, waited for behind the stages that read nothing (pairs, both, teach); not with a
+# decoder in --pair-base. OPTIONS="--leave pairs=520 reward=190 ...": a stage ends so long before the job does, so that none eats the others.
+# The part policy-read (readings-*.npz of an earlier run): what it holds is not read again, if material and readers are the same.
 set -u
 [ -z "${DEVICES:-}" ] || export CUDA_VISIBLE_DEVICES="${DEVICES// /,}"
 ROOT=${LEASE_ROOT:-/tmp}
@@ -72,6 +74,23 @@ if ls -d "$ROOT"/parts/encoder-*/part-* > /dev/null 2>&1; then
   }
   options+=(--encoders "$ROOT/encoders")
 fi
+if [ -n "${MADE:-}" ]; then
+  for _ in $(seq "${MADE_WAIT:-300}"); do [ -f "$ROOT/made/ready" ] && break; sleep 1; done
+  if [ -f "$ROOT/made/ready" ]; then
+    options+=(--made "$ROOT/made")
+    [ "$MADE" != 2 ] || options+=(--unmade)
+  else
+    echo "policy.sh: $ROOT/made is not ready after ${MADE_WAIT:-300} s: pair readers do without; look at the log of made_questions.sh" >&2
+  fi
+fi
+# stages that read nothing run while the reader's parts are carried; not where pair readers are over its decoder
+early=()
+if [ -n "${LATER:-}" ]; then
+  while [[ ${stages[0]:-} =~ ^(material|made|pairs|both|teach)$ ]]; do early+=("${stages[0]}"); stages=("${stages[@]:1}"); done
+fi
+[ ${#early[@]} -eq 0 ] || policy "${early[@]}" || exit $?
+read -r -a later <<< "${LATER:-}"
+parts_here "${later[@]}"
 if [ -n "${READER:-}" ]; then
   for _ in $(seq "${READER_WAIT:-120}"); do [ -f "$ROOT/reader/ready.json" ] && break; sleep 1; done
   [ -f "$ROOT/reader/ready.json" ] || { echo "policy.sh: $ROOT/reader is not ready; run reader.sh first and look at its log" >&2; exit 2; }
@@ -92,16 +111,7 @@ if [ -n "${FOLDS:-}" ]; then
     python3 -m infra.training.policy_again known --judged "$ROOT/parts/policy-read" --material "$run/material" --folds "$ROOT/folds" --out "$run/judged" &
   fi
 fi
-if [ -n "${MADE:-}" ]; then
-  for _ in $(seq "${MADE_WAIT:-300}"); do [ -f "$ROOT/made/ready" ] && break; sleep 1; done
-  if [ -f "$ROOT/made/ready" ]; then
-    options+=(--made "$ROOT/made")
-    [ "$MADE" != 2 ] || options+=(--unmade)
-  else
-    echo "policy.sh: $ROOT/made is not ready after ${MADE_WAIT:-300} s: pair readers do without; look at the log of made_questions.sh" >&2
-  fi
-fi
-policy "${stages[@]}"
+[ ${#stages[@]} -eq 0 ] || policy "${stages[@]}"
 rc=$?
 python3 -m infra.training.policy_gpu --out "$run" --stage collect --collect "$OUT"
 exit $rc

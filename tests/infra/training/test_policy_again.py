@@ -25,14 +25,14 @@ from infra.training.policy_again import (
 )
 from infra.training.policy_halves_dev import readings_in
 from infra.training.policy_pairs import FOLDS
-from infra.training.policy_points import Point, choices_of
+from infra.training.policy_points import Point, choices_of, load_points, save_points
 from infra.training.policy_readers import readings_of
 from models.retriever import PolicyNetwork
 from models.retriever.selecting import Chosen
 from models.retriever.storage import save_policy
 from models.retriever.table import TableBatch
 from pipeline.tasks.material import Material
-from rl.episodes import Request, fingerprint, mask_of
+from rl.episodes import Readings, Request, fingerprint, mask_of
 from tests.infra.training.test_policy_gpu import carried, questions_with_features
 from tests.rl.toy import network_config
 
@@ -226,3 +226,37 @@ def test_known_readings_are_taken_for_the_same_material_and_readers_alone(
 def policy_again_kind(made: Material, folds: Path) -> str:
     """What readings of the material by these fold readers are known by."""
     return readings_of(SimpleNamespace(fold_readers=folds), made)
+
+
+def test_a_run_is_joined_with_what_was_read_again_and_nobody_is_judged_by_what_was_left_out(
+    tmp_path: Path,
+) -> None:
+    """Both runs' readings stand under one material; the row left out is in no choice and no reading."""
+    made = questions_with_features()
+    made.save(tmp_path / "material", {"told": {}})
+    rows = made.rows("test").tolist()
+    folds = {q.question_id: at % 2 for at, q in enumerate(made.questions) if q.split != "test"}
+    (tmp_path / "folds.json").write_text(json.dumps(folds))
+    judged, again, out = (tmp_path / name for name in ("judged", "again", "out"))
+    judged.mkdir()
+    again.mkdir()
+    read_part(Counting(), "before", [(row, (0,)) for row in rows[:4]], judged / "readings-0.npz", until=1e12)
+    read_part(
+        Counting(), "now", [(row, (0,)) for row in rows[4:]], again / "readings-again-0.npz", until=1e12
+    )
+    chosen = tuple(Chosen((0,), 10) for _ in rows)
+    save_points(
+        [Point("bm25", "test", made.questions[0].dataset, 64, 0.0, chosen)], judged / "bm25.points.json"
+    )
+    (again / "again.json").write_text(json.dumps({"rows_left_out": [rows[1]]}))
+    places = {name: str(path) for name, path in (("judged", judged), ("again", again), ("out", out))}
+    told = [word for name, path in places.items() for word in (f"--{name}", path)]
+    main(["joined", *told, "--material", str(tmp_path / "material"), "--folds", str(tmp_path)])
+    assert sorted(readings_in(out / "judged")) == [(row, 1) for row in rows if row != rows[1]]
+    (point,) = load_points(out / "judged")
+    joined = Material.load(out / "material")
+    asked = joined.rows("test", answerable=True).tolist()
+    assert len(point.chosen) == len(asked) == len(rows) - 1 and rows[1] not in asked
+    kind = policy_again_kind(joined, tmp_path)
+    readings = Readings(None, kind)
+    assert readings.load(out / "judged" / "readings-joined.npz") == len(rows) - 1

@@ -77,3 +77,35 @@ def test_a_stage_that_fails_before_its_share_is_over_is_not_repeated(
     with pytest.raises(SystemExit):
         start(monkeypatch, host, tmp_path, 600, "judge")
     assert host.ran == ["choose", "read", "report"]
+
+
+def test_a_stage_leaves_what_the_later_ones_were_promised(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Reward takes all that is left but 200 s, whatever the stages before took; without the option, its share."""
+    shares: dict[str, float] = {}
+
+    class Asking(Host):
+        def run_stage(self, given: argparse.Namespace, stage: str, seconds: float) -> bool:
+            shares[stage] = seconds
+            return super().run_stage(given, stage, seconds)
+
+    host = Asking({"teach": 130.0, "reward": 1e4, "choose": 10.0, "read": 1.0})
+    with pytest.raises(SystemExit):
+        start(
+            monkeypatch,
+            host,
+            tmp_path,
+            600,
+            "teach",
+            "reward",
+            "choose",
+            "read",
+            "--leave",
+            "teach=400",
+            "reward=200",
+        )
+    assert host.ran == ["teach", "reward", "choose", "read"]
+    assert shares["teach"] == 200.0 and shares["reward"] == 600.0 - 130.0 - 200.0
+    with pytest.raises(SystemExit):
+        start(monkeypatch, host, tmp_path, 600, "reward", "--leave", "rewards=1")
