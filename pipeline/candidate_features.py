@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from models.retriever.around import with_around
 from models.retriever.table import FEATURES, MAX_CANDIDATES, CandidateTable
 from pipeline.session.chooser import bm25, words
 
@@ -67,13 +68,15 @@ def candidate_table(
 ) -> CandidateTable:
     """The table of a question's units (at most 64, see `preselect`), in the order given.
 
-    With `pair` (a pair reader's `features`) its columns follow the others.
+    With `pair` (a pair reader's `features`) its columns follow the others; its texts come `with_around`.
     """
     vectors = np.asarray(encode([question, *(embedded_text(unit) for unit in units)]), np.float32)
     query, rest = vectors[0], vectors[1:]
     columns = features(question, units, rest @ query)
     if pair is not None:
-        columns = np.concatenate([columns, pair(question, [embedded_text(unit) for unit in units])], 1)
+        said = {(unit.rank, unit.place): unit.text for unit in units}
+        texts = [with_around(embedded_text(unit), (unit.rank, unit.place), said) for unit in units]
+        columns = np.concatenate([columns, pair(question, texts)], 1)
     return CandidateTable(
         query=query.astype(np.float16),
         vectors=rest.astype(np.float16),

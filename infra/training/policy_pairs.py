@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.training.policy_made import MADE, UNMADE, begun
-from models.retriever.pair_base import with_around
+from models.retriever.around import with_around
 from models.retriever.pair_reader import CONFIG, PairScorer, from_minilm, load_pair_reader, save_pair_reader
 from models.retriever.pair_training import PairTexts, PairTrainConfig, train_pairs
 from models.retriever.table import FEATURES, GOLD
@@ -261,7 +261,4 @@ def _texts(question: ChoiceQuestion, around: bool) -> list[str]:
     if not around:
         return alone
     said = {place: text for place, (_, _, text) in zip(question.places, question.sentences, strict=True)}
-    return [
-        with_around(text, said.get((of, at - 1), ""), said.get((of, at + 1), ""))
-        for text, (of, at) in zip(alone, question.places, strict=True)
-    ]
+    return [with_around(text, place, said) for text, place in zip(alone, question.places, strict=True)]

@@ -19,14 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from models.retriever.around import as_read
 from models.retriever.few_bits import from_few_bits
 from models.retriever.table import Floats
 
 QUESTION_TOKENS, GIVEN_TOKENS, TEXT_TOKENS = 48, 64, 96
 AROUND_TOKENS = 64
 """So many tokens more of a candidate with the sentences around it."""
-_BESIDE = "\x1f"
-"""Stands between a candidate and the sentences around it where a text is handed over with them."""
 NEXT_CANDIDATES = 24
 """So many best candidates are read again beside the very best one."""
 _SCALE = 8.0
@@ -46,11 +45,6 @@ class PairRow:
     question: TokenIds
     text: TokenIds
     given: TokenIds = ()
-
-
-def with_around(text: str, before: str, after: str) -> str:
-    """A candidate with the sentences before and after it; readers that do not read these take it alone."""
-    return _BESIDE.join((text, before, after))
 
 
 def nothing() -> None:
@@ -94,12 +88,7 @@ class PairScorer(ABC):
 
     def seen(self, texts: Sequence[str]) -> list[str]:
         """The texts as this reader reads them: with the sentences around a candidate, or cut before these."""
-        found = []
-        for text in texts:
-            own, *beside = text.split(_BESIDE)
-            named = zip(("before", "after"), beside, strict=False) if self.around else ()
-            found.append(" | ".join([own, *(f"{where}: {what}" for where, what in named if what)]))
-        return found
+        return [as_read(text, around=self.around) for text in texts]
 
     @property
     def text_tokens(self) -> int:

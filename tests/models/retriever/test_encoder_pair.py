@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from models.retriever.around import with_around
 from models.retriever.combined_pair import CombinedPairReader
 from models.retriever.encoder_pair import EncoderPairConfig, EncoderPairReader, from_encoder_folder
-from models.retriever.pair_base import PairRow, PairScorer, with_around
+from models.retriever.pair_base import PairRow, PairScorer
 from models.retriever.pair_pins import reads_by_decoder
 from models.retriever.pair_reader import load_pair_reader, save_pair_reader
 from models.retriever.pair_training import PairTexts, PairTrainConfig, train_pairs
@@ -86,15 +87,15 @@ def test_a_base_packed_in_8_bits_counts_as_itself(tmp_path: Path) -> None:
 def test_a_reader_reads_around_a_candidate_only_where_it_says_so(tmp_path: Path) -> None:
     """Sentences handed over beside a candidate are read, marked, or left out; saying so is saved."""
     judge = pair_case.reader()
-    alone, beside = "ann has key", with_around("ann has key", "bob has map", "")
+    alone, beside = "ann has key", with_around("ann has key", (0, 3), {(0, 2): "bob has map", (1, 4): "cid"})
     assert judge.tokenize([beside]) == judge.tokenize([alone])
     assert judge.text_tokens == 96
     judge.around = True
-    assert judge.seen([beside, alone, with_around(alone, "", "cid")]) == [
+    assert judge.seen([beside, alone, with_around(alone, (1, 3), {(1, 4): "cid"})]) == [
         "ann has key | before: bob has map", "ann has key", "ann has key | after: cid",
     ]  # fmt: skip
     assert judge.text_tokens == 160
-    long = with_around(" ".join(["has"] * 90), " ".join(["key"] * 90), "")
+    long = with_around(" ".join(["has"] * 90), (0, 1), {(0, 0): " ".join(["key"] * 90)})
     row = PairRow(*judge.tokenize(["what", long]))
     assert judge.collate([row])[0].shape[1] == 168, (
         "[CLS] what [SEP], 160 of the candidate, [SEP]: whole eights"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from models.formats import KEY, NewerFormat
 from models.retriever import GOLD, HOLDS, TableBatch
+from models.retriever.around import as_read
 from pipeline.candidate_features import FEATURES, Unit, candidate_table, preselect
 from pipeline.errors import BadData, UsageError
 from pipeline.tasks.choices import cut, material_of, spans
@@ -83,6 +84,20 @@ def test_features_are_named_bounded_and_know_the_question() -> None:
         assert table.features[:, FEATURES.index(name)].argmax() == 1
     assert len(preselect(QUESTION.text, units, 2)) == 2
     assert 1 in preselect(QUESTION.text, units, 2)
+
+
+def test_a_pair_reader_is_handed_the_sentences_around_each_candidate() -> None:
+    """Those of its own text that are among the candidates, in their place; a reader of candidates alone drops them."""
+    units = [Unit(c.text, c.source.title, *c.place, 5, 4) for c in cut(TEXTS, "sentence", count)]
+    seen: list[str] = []
+    table = candidate_table(
+        QUESTION.text, units, encode, pair=lambda _, texts: (seen.extend(texts), np.zeros((len(texts), 6)))[1]
+    )
+    assert table.features.shape == (6, len(FEATURES) + 6)
+    read = [as_read(text, around=True) for text in seen]
+    assert read[0] == "Harbour bridge: It opened in 1931. | after: Ines Falk cut the ribbon."
+    assert read[4] == "Old mill: Ines Falk saw it. | before: The mill burnt down. | after: It was rebuilt."
+    assert as_read(seen[4], around=False) == "Old mill: Ines Falk saw it."
 
 
 @pytest.mark.parametrize("int8", [False, True])
