@@ -87,7 +87,7 @@ def test_features_are_named_bounded_and_know_the_question() -> None:
 
 
 def test_a_pair_reader_is_handed_the_sentences_around_each_candidate() -> None:
-    """Those of its own text that are among the candidates, in their place; a reader of candidates alone drops them."""
+    """Those of its own text that are among the candidates, in place; a reader of candidates alone drops them."""
     units = [Unit(c.text, c.source.title, *c.place, 5, 4) for c in cut(TEXTS, "sentence", count)]
     seen: list[str] = []
     table = candidate_table(
