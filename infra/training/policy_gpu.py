@@ -95,7 +95,7 @@ def main() -> None:
 def _share(given: argparse.Namespace, stages: list[str], until: float) -> float:
     """The first stage's part of the seconds that are left; where `--leave` names it, all but what it leaves."""
     if stages[0] in given.leave:
-        return max(LEAST_LEFT_S, until - time.monotonic() - given.leave[stages[0]])
+        return max(LEAST_LEFT_S, until - time.monotonic() - float(given.leave[stages[0]]))
     shares = SHARES | (TOGETHER if given.together else {})
     kinds = kinds_of(given.pair_base)
     if set(kinds) - {DECODER, MINILM}:
