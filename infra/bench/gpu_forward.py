@@ -1,6 +1,6 @@
 """Forms of the forward pass for Hopper side by side: whether each agrees, then their times in turn, in one minute.
 
-    python3 -m infra.bench.gpu_forward --out DIR [--limit 60]
+    python3 -m infra.bench.gpu_forward --out DIR [--limit 60] [--compile]
 
 Each way with each k is compiled and checked against the plain reference in a process of its own, which is ended
 when its time is over: a kernel that waits for ever costs its form, not the lease. Then one process times what has
@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-LENGTHS = (4_096, 65_536, 1_048_576)
+LENGTHS = (65_536, 1_048_576, 4_096)
 CHOSEN = (8, 32)
 ROUNDS, RUNS = 3, 20
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {  # form (`Tiles.hopper`) and options of its launch
@@ -48,6 +48,7 @@ WHY: dict[str, tuple[int, dict[str, Any]]] = {
     "5-no-fetching": (5, {"without": ("fetching",)}),
     "5-neither": (5, {"without": ("softmax", "fetching")}),
 }
+TURNS = (1, 2, 8)
 SHAPE = {"heads": 16, "kv_heads": 2, "dim": 128}
 QUERIES = 16_384
 ALLOWED = 1e-2  # relative difference that bf16 allows
@@ -102,9 +103,12 @@ def without(parts: Sequence[str]) -> Callable[..., None]:
     from models.kernels.sparse_attention import overlap_deep
 
     text = left_out(Path(overlap_deep.__file__).read_text(), parts)
-    folder = Path(tempfile.mkdtemp())
-    file = folder / f"deep_without_{'_'.join(parts)}.py"
-    file.write_text(text)
+    file = (
+        Path(tempfile.gettempdir()) / f"deep_without_{'_'.join(parts)}.py"
+    )  # one name: compiled once for all
+    beside = file.with_suffix(f".{os.getpid()}")
+    beside.write_text(text)
+    beside.replace(file)
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -181,7 +185,11 @@ def check(way: str, chosen: int) -> dict[str, Any]:
 
 
 def times(passed: Sequence[tuple[str, int]], rows: Path) -> None:
-    """Append a row for each length, k and way that passed (way, k), then one of the clock under load."""
+    """Append a row for each length, k and way that passed (way, k), then rows of whole turns at k = 8.
+
+    A turn is a tile for each of 132 processors; what does not grow with turns is a launch's own. `twice_ms` is two
+    launches in one graph.
+    """
     import torch
 
     from infra.bench.measure import matmul_rate, time_cuda
@@ -207,6 +215,22 @@ def times(passed: Sequence[tuple[str, int]], rows: Path) -> None:
                     row["under_load"] = under_load(calls[way][0], torch)
                 with rows.open("a") as file:
                     file.write(json.dumps(row) + "\n")
+    for turns in TURNS if ("2", 8) in passed else ():
+        given = inputs(1, turns * 132 * 16, WHY_LENGTH, 8, 1, turns)
+        for way in [way for way in WAYS if (way, 8) in passed]:
+            call = call_of(way, given)[0]
+            once, twice = (
+                time_cuda(both, runs=RUNS, graph=True).median_ms for both in (call, lambda c=call: (c(), c()))
+            )
+            with rows.open("a") as file:
+                row = {
+                    "way": way,
+                    "chosen": 8,
+                    "turns": turns,
+                    "ms": round(once, 5),
+                    "twice_ms": round(twice, 5),
+                }
+                file.write(json.dumps(row) + "\n")
 
 
 def under_load(call: Callable[[], None], torch: Any) -> list[tuple[int, int]]:
@@ -287,6 +311,9 @@ def main() -> None:
     parser.add_argument("part", nargs="*", help="check WAY K, or times WAY:K ... (of a run's own processes)")
     parser.add_argument("--out", type=Path, default=Path())
     parser.add_argument("--limit", type=float, default=60.0, help="seconds")
+    parser.add_argument(
+        "--compile", action="store_true", help="only check; times, with the same --out, later"
+    )
     given = parser.parse_args()
     if given.part[:1] == ["check"]:
         sys.stdout.write(json.dumps(check(given.part[1], int(given.part[2]))) + "\n")
@@ -299,16 +326,19 @@ def main() -> None:
     began = time.monotonic()
     given.out.mkdir(parents=True, exist_ok=True)
     rows.unlink(missing_ok=True)
-    wanted = [(way, k) for k in CHOSEN for way in WAYS] + [(way, WHY_CHOSEN) for way in WHY]
-    with ThreadPoolExecutor(len(wanted)) as pool:
-        checks = list(
-            pool.map(
-                lambda x: checked(x[0], x[1], min(CHECK_S, given.limit / 2)),
-                wanted,
-            )
-        )
+    known = given.out / "checks.json"
+    if known.exists():
+        checks = json.loads(known.read_text())
+    else:
+        wanted = [(way, k) for k in CHOSEN for way in WAYS] + [(way, WHY_CHOSEN) for way in WHY]
+        with ThreadPoolExecutor(len(wanted)) as pool:
+            limit_s = given.limit if given.compile else min(CHECK_S, given.limit / 2)
+            checks = list(pool.map(lambda x: checked(x[0], x[1], limit_s), wanted))
+        known.write_text(json.dumps(checks) + "\n")
     for row in checks:
         sys.stdout.write(json.dumps(row) + "\n")
+    if given.compile:
+        return
     passed = [f"{row['way']}:{row['chosen']}" for row in checks if passes(row)]
     left = given.limit - (time.monotonic() - began)
     code, said = (
@@ -318,8 +348,9 @@ def main() -> None:
     result = {"checks": checks, "rows": found, "times_exit_code": code, "times_said": said}
     (given.out / "forward.json").write_text(json.dumps(result, indent=1) + "\n")
     for row in found:
+        where = f"{row['turns']} turns" if "turns" in row else f"{row['context']} k={row['chosen']}"
         sys.stdout.write(
-            f"{row['context']} k={row['chosen']} way {row['way']}: {row['ms']} {row['over_floor']}\n"
+            f"{where} way {row['way']}: {row['ms']} {row.get('over_floor', row.get('twice_ms'))}\n"
         )
     if code != 0:
         raise SystemExit(f"times: exit code {code}: {said[-400:]}")

@@ -67,3 +67,26 @@ def test_what_a_way_leaves_out_is_in_the_kernel_once(parts: tuple[str, ...]) -> 
     assert ("import _indices, _scores, _weigh" in found) is ("softmax" not in parts)
     with pytest.raises(ValueError, match="not once"):
         gpu_forward.left_out("", parts)
+
+
+def test_checks_made_beforehand_are_used_and_their_ways_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--compile leaves what passed; the run after it checks nothing again and times only that."""
+    row = "{'way': sys.argv[2], 'chosen': int(sys.argv[3]), 'difference': 0.001}"
+    says = f"import sys, json; print(json.dumps({row}))"
+    monkeypatch.setattr(gpu_forward, "SELF", (sys.executable, "-c", says))
+    monkeypatch.setattr(gpu_forward, "WHY", {})
+    monkeypatch.setattr(gpu_forward, "WAYS", {"4": (4, {})})
+    monkeypatch.setattr(sys, "argv", ["gpu_forward", "--out", str(tmp_path), "--compile"])
+    gpu_forward.main()
+    turns = json.dumps({"way": "4", "chosen": 8, "turns": 2, "ms": 0.04, "twice_ms": 0.07})
+    times = (
+        f"import sys; open(sys.argv[-1] + '/forward.jsonl', 'w').write({turns!r}); "
+        "assert sys.argv[2:4] == ['4:8', '4:32']"
+    )
+    monkeypatch.setattr(gpu_forward, "SELF", (sys.executable, "-c", times))
+    monkeypatch.setattr(sys, "argv", ["gpu_forward", "--out", str(tmp_path)])
+    gpu_forward.main()
+    assert json.loads((tmp_path / "forward.json").read_text())["rows"] == [json.loads(turns)]
+    assert "2 turns way 4: 0.04 0.07" in capsys.readouterr().out
