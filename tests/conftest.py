@@ -30,9 +30,13 @@ with contextlib.suppress(ImportError):  # absent on a lent GPU host
     settings.register_profile("dysra", deadline=None)  # of 200 ms: a busy machine is no fault of the code
     settings.load_profile("dysra")
 
-pytest_plugins = ["tests.rays", "tests.cluster", "tests.mlflow_tables", "tests.interpreted"] + (
-    ["tests.broker"] if (Path(__file__).parent / "broker.py").exists() else []
-)
+pytest_plugins = [
+    "tests.rays",
+    "tests.cluster",
+    "tests.mlflow_tables",
+    "tests.interpreted",
+    "tests.compiled",
+] + (["tests.broker"] if (Path(__file__).parent / "broker.py").exists() else [])
 
 
 @pytest.hookimpl(optionalhook=True)
