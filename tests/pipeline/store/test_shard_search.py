@@ -134,6 +134,7 @@ def test_searches_beside_appends_see_each_version_whole(tmp_path: Path) -> None:
             versions = {text.split("says ")[1].split()[0] for text in texts}
             if len(texts) != 3 or len(versions) != 1:
                 failures.append(f"{texts}")
+            done.wait(0.002)  # without it two that search take the interpreter from the one that writes
 
     searchers = [threading.Thread(target=search) for _ in range(2)]
     for thread in searchers:
