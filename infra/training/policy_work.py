@@ -71,6 +71,9 @@ PAIR_SECONDS = {MINILM: 70.0, DECODER: 140.0, MPNET: 160.0} | dict.fromkeys(
 )
 """Seconds that the trainings of all folds of a kind should take on one H200, side by side."""
 
+TRAINS = 0.7
+"""Of the stage's seconds, what a training may take at most where the stage must end in time: the rest it scores."""
+
 
 def jobs_of(given: Given, stage: str) -> list[PolicyJob]:
     """The policies of a stage that trains."""
@@ -169,9 +172,11 @@ def trainings(given: Given) -> list[tuple[str, str]]:
 def pair_config(given: Given, kind: str) -> PairTrainConfig:
     """How a kind of pair reader is trained: by steps; only a run of 2.5 times the time that is expected is cut.
 
-    The stage ends its processes at twice its share, so scoring must begin before that.
+    The stage ends its processes at twice its share, so scoring must begin before that; where what it leaves to others
+    is named (`--leave pairs=...`), training and scoring keep within the share.
     """
-    limit = min(2.5 * PAIR_SECONDS[kind], 1.5 * given.seconds)
+    promised = "pairs" in getattr(given, "leave", {})
+    limit = min(2.5 * PAIR_SECONDS[kind], (TRAINS if promised else 1.5) * given.seconds)
     if kind == MINILM:
         return PairTrainConfig(epochs=given.pair_epochs, limit_s=limit)
     rate = rate_of(given, kind)

@@ -120,6 +120,8 @@ def test_trainings_go_by_steps_and_are_cut_only_at_two_and_a_half_times_their_ti
         assert pair_config(given, kind).limit_s == 2.5 * policy_work.PAIR_SECONDS[kind]
         short = argparse.Namespace(**{**vars(given), "seconds": 60.0})
         assert pair_config(short, kind).limit_s == 90.0
+        bound = argparse.Namespace(**{**vars(short), "leave": {"pairs": 500.0}})
+        assert pair_config(bound, kind).limit_s == 42.0, "training and scoring within the share"
     assert pair_config(given, DECODER).candidates == 24
     assert pair_config(given, DECODER).together == 0
     assert pair_config(argparse.Namespace(**{**vars(given), "crowded": True}), DECODER).together == 8
