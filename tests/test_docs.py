@@ -48,7 +48,16 @@ def test_verb_takes_config_and_json(verb: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"], ids=lambda p: p.name
+    "path",
+    [
+        *sorted(ROOT.glob("*.md")),
+        *(
+            path
+            for folder in ("docs", "infra/bench/results", "models/weights")
+            for path in sorted((ROOT / folder).rglob("*.md"))
+        ),
+    ],
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_links_between_pages_lead_somewhere(path: Path) -> None:
     """A relative link points at a file that exists."""

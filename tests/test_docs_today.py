@@ -19,6 +19,7 @@ PAGES = [
     *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "log.md"),  # a log tells of its day
     *sorted((ROOT / "models" / "weights").glob("*/README.md")),
 ]
+SCRIPTS = sorted((ROOT / "infra" / "gpu_host").rglob("*.sh"))
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 COMMAND = r"([^`\n;|&#]*)"
 """The rest of a command: it ends with its line, code span, pipe or comment."""
@@ -102,7 +103,7 @@ def test_verbs_that_a_page_shows_take_its_options(page: Path) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=ids)
+@pytest.mark.parametrize("page", [*PAGES, *SCRIPTS], ids=ids)
 def test_modules_that_a_page_runs_take_its_options(page: Path) -> None:
     """A module behind `python -m` is there and its text has every option that the page gives it."""
     wrong = []
