@@ -172,8 +172,8 @@ def trainings(given: Given) -> list[tuple[str, str]]:
 def pair_config(given: Given, kind: str) -> PairTrainConfig:
     """How a kind of pair reader is trained: by steps; only a run of 2.5 times the time that is expected is cut.
 
-    The stage ends its processes at twice its share, so scoring must begin before that; where what it leaves to others
-    is named (`--leave pairs=...`), training and scoring keep within the share.
+    The stage ends its processes at twice its share, so scoring must begin before that; where what it leaves to
+    others is named (`--leave pairs=...`), training and scoring keep within the share.
     """
     promised = "pairs" in getattr(given, "leave", {})
     limit = min(2.5 * PAIR_SECONDS[kind], (TRAINS if promised else 1.5) * given.seconds)
