@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from infra.training.subq_data import SubqData, batches
@@ -287,7 +288,8 @@ class SubqTrainer:
         logits = model.logits(out.hidden.flatten(0, 1).index_select(0, at))
         targets = self._moved(batch.targets)
         is_answer = self._moved(batch.is_answer)
-        text, answers, right = language_terms(logits, targets, is_answer)
+        told = self._with_copies(out, ids, at, logits, targets) if model.copier is not None else None
+        text, answers, right = language_terms(logits, targets, is_answer, told)
         chosen = choice_terms(out.routing, size, ids.numel())
         contrastive = text.new_zeros(())
         if out.codes is not None and (len(asking) or self._rare is not None):
@@ -300,6 +302,14 @@ class SubqTrainer:
         row = measured(out, questions, asking, at, right, is_answer, ids.numel())
         terms = LossTerms(text, answers, contrastive, *(term.to(text.device) for term in chosen))
         return terms, row | {"scale": model.scale}, out.codes
+
+    def _with_copies(self, out: Output, ids: Tensor, at: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+        """Nats [M] of the targets at flat positions `at` [M] with what is copied; others are passed over."""
+        own = F.cross_entropy(logits.float(), targets, reduction="none")
+        whole, wanted = own.new_zeros(ids.numel()), torch.zeros_like(ids.flatten())
+        whole = whole.index_copy(0, at, own).view_as(ids)
+        losses = self.model.token_losses(out, ids, whole, wanted.index_copy(0, at, targets).view_as(ids))
+        return losses.flatten().index_select(0, at)
 
     def _taught_apart(self, out: Output) -> Output:
         """The same chunks encoded again, from hidden states that pass no gradient on to what made them."""

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from infra.training.subq import SubqTrainConfig
+from models.subq.baselines import baseline, widened
+from models.subq.config import SubqConfig
 
 
 def _weighing(weight: float) -> Callable[[SubqTrainConfig], SubqTrainConfig]:
@@ -25,16 +27,23 @@ ARMS: dict[str, tuple[str, Callable[[SubqTrainConfig], SubqTrainConfig]]] = {
         "subq-lean",
         lambda run: replace(run, contrastive_apart=True, closed=True, cross=0.0, hindsight=1.0),
     ),
+    "subq-lean-copies": (
+        "subq-lean",
+        lambda run: replace(run, contrastive_apart=True, closed=True, cross=0.0, hindsight=1.0),
+    ),
 }  # fmt: skip
 """Shape and change of the run. sixteenth: a quarter of the weight. faded: whole for a tenth of the run, nothing
 from half on. apart: its gradient ends before the backbone's states. lean-apart: that with subq-lean's few
 parameters, values that begin as zero, and no other sequence's chunks on offer. lean-hindsight: as that, and
-ordinary text tells too what it would have liked to read."""
+ordinary text tells too what it would have liked to read. lean-copies: that with a head that copies from what was
+chosen (models/subq/copying.py)."""
+COPIES = ("subq-lean-copies",)
 
 
-def shape_of(method: str) -> str:
-    """The baseline whose shape an arm has; any other method's is its own."""
-    return ARMS[method][0] if method in ARMS else method
+def shaped(method: str, sizes: SubqConfig) -> SubqConfig:
+    """The shape of an arm, or of any other method, at `sizes` and with as many parameters."""
+    shape = baseline(ARMS[method][0] if method in ARMS else method, sizes)
+    return widened(replace(shape, copies=True), sizes) if method in COPIES else shape
 
 
 def taught(method: str, run: SubqTrainConfig) -> SubqTrainConfig:

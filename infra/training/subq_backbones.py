@@ -28,7 +28,7 @@ import torch
 
 from infra.training.side_by_side import read_json, run_side_by_side, tell, write_whole
 from infra.training.subq import SubqTrainConfig, SubqTrainer
-from infra.training.subq_arms import ARMS, shape_of, taught
+from infra.training.subq_arms import ARMS, shaped, taught
 from infra.training.subq_choices import SharedBatches, write_batches
 from infra.training.subq_compare import SIZES, TINY
 from infra.training.subq_data import SubqData
@@ -36,7 +36,6 @@ from infra.training.subq_lm import LmConfig, judge
 from infra.training.subq_measures import measured, questions_of
 from infra.training.subq_reach import rare_words
 from infra.training.subq_recipe import recipe_data, recipe_stream
-from models.subq.baselines import baseline
 from models.subq.checkpoint import save_checkpoint
 from models.subq.config import SubqConfig
 from models.subq.losses import LossWeights
@@ -88,7 +87,7 @@ def settings(
     if given.tiny:
         sizes = replace(sizes, near=2)
         run = replace(run, lr=4e-3, warmup=2, bank=256, muon=False)
-    return replace(baseline(shape_of(method), sizes), context_tokens=length), stream, taught(method, run)
+    return replace(shaped(method, sizes), context_tokens=length), stream, taught(method, run)
 
 
 def mixed(given: argparse.Namespace, seed: int) -> SubqData:

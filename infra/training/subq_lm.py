@@ -161,12 +161,16 @@ def judge(model: SubqModel, test: Ids, config: LmConfig, device: str, read: bool
         piece = test[row * stride : row * stride + config.length + 1].astype(np.int64)
         ids = torch.from_numpy(piece).to(device)
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=device.startswith("cuda")):
-            hidden = model(ids[None, :-1], read=read).hidden[0]
-            for at in range(0, config.length, _PIECE):
-                logits = model.logits(hidden[at : at + _PIECE]).float()
-                total[at : at + _PIECE] += F.cross_entropy(
-                    logits, ids[at + 1 : at + 1 + len(logits)], reduction="none"
-                )
+            out = model(ids[None, :-1], read=read)
+            losses = torch.cat(
+                [
+                    F.cross_entropy(model.logits(piece).float(), wanted, reduction="none")
+                    for piece, wanted in zip(
+                        torch.split(out.hidden[0], _PIECE), torch.split(ids[1:], _PIECE), strict=True
+                    )
+                ]
+            )
+            total += model.token_losses(out, ids[None, :-1], losses[None], ids[None, 1:])[0]
     model.train()
     losses = (total / count).cpu()
     by_position, first = {}, 0

@@ -35,7 +35,7 @@ def baseline(name: str, config: SubqConfig) -> SubqConfig:
             config, encoder="lean", shared_reader=True, lookahead=0, lookbehind=0, neighbours=True,
             top_k=max(1, config.top_k // 2),
         )  # fmt: skip
-        return _widened(lean, config)
+        return widened(lean, config)
     if name not in _MIXERS:
         raise ValueError(f"baseline: given {name!r}; allowed: {', '.join(BASELINES)}")
     plain = replace(
@@ -45,7 +45,7 @@ def baseline(name: str, config: SubqConfig) -> SubqConfig:
         retrieval="none",
         lower_mixers=(_MIXERS[name],),
     )
-    return _widened(plain, config)
+    return widened(plain, config)
 
 
 def method_of(config: SubqConfig) -> str:
@@ -56,8 +56,8 @@ def method_of(config: SubqConfig) -> str:
     return "subq" if config.tied else "gca"
 
 
-def _widened(config: SubqConfig, like: SubqConfig) -> SubqConfig:
-    """With feed-forward networks so much wider, in whole eights, that it has as many parameters as `like`."""
+def widened(config: SubqConfig, like: SubqConfig) -> SubqConfig:
+    """`config` with feed-forward networks so much wider, in whole eights, that it is as large as `like`."""
     blocks = config.lower_blocks + config.upper_blocks
     missing = count(like) - count(config)
     return replace(
@@ -111,4 +111,4 @@ def choice(name: str, config: SubqConfig) -> SubqConfig:
     if name not in changed:
         raise ValueError(f"choice: given {name!r}; allowed: {', '.join(CHOICES)}")
     other = replace(config, **changed[name])  # type: ignore[arg-type]
-    return _widened(other, config) if other != config else config
+    return widened(other, config) if other != config else config

@@ -83,6 +83,12 @@ class SubqConfig:
             "help": "readers of chosen chunks use the query and output projections of their block's window"
         },
     )
+    copies: bool = field(
+        default=False,
+        metadata={
+            "help": "a head copies what followed like tokens in the chosen chunks; one pass only, no streams yet"
+        },
+    )
     near: int = field(default=4, metadata={"help": "chunks nearer than this are never offered"})
     scale: float = field(default=16.0, metadata={"help": "initial factor of cosines in the choice's softmax"})
     scale_max: float = field(default=60.0, metadata={"help": "largest factor that training may reach"})
@@ -133,6 +139,10 @@ class SubqConfig:
         if not 0 < self.scale <= self.scale_max:
             raise ValueError(
                 f"scale: given {self.scale}; allowed: above 0, at most scale_max {self.scale_max}"
+            )
+        if self.copies and self.retrieval != "chunk":
+            raise ValueError(
+                f"copies: given with retrieval {self.retrieval!r}; allowed: with 'chunk' (from what was chosen)"
             )
         if self.rerank and self.kernel not in ("auto", "plain"):
             raise ValueError(

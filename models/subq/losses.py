@@ -58,9 +58,14 @@ class LossTerms(NamedTuple):
         return torch.stack(parts).sum()
 
 
-def language_terms(logits: Tensor, targets: Tensor, is_answer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean loss of text and of answers, and which targets were likeliest: logits [M, V], targets, is_answer [M]."""
-    losses = F.cross_entropy(logits.float(), targets, reduction="none")
+def language_terms(
+    logits: Tensor, targets: Tensor, is_answer: Tensor, losses: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean loss of text and of answers, and which targets were likeliest: logits [M, V], targets, is_answer [M].
+
+    losses [M]: nats of the targets where they are not those of the logits alone.
+    """
+    losses = F.cross_entropy(logits.float(), targets, reduction="none") if losses is None else losses
     answers = is_answer.to(losses.dtype)
     text = (losses * (1 - answers)).sum() / (1 - answers).sum().clamp_min(1)
     told = (losses * answers).sum() / answers.sum().clamp_min(1)

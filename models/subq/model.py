@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.subq.chunks import Around, ChunkCodes, build_encoder, neighbourhood
 from models.subq.config import SubqConfig
+from models.subq.copying import CopyHead
 from models.subq.layers import FeedForward, rms
 from models.subq.mixers import MixerState, build_mixer
 from models.subq.retrieval_attention import Chosen, ChunkReader
@@ -84,7 +85,10 @@ class SubqModel(nn.Module):
         )
         self.encoder = build_encoder(config) if config.upper_blocks else None
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale)))
+        self.copier = CopyHead(config) if config.copies else None
         self._initialise()
+        if self.copier is not None:
+            self.copier.close()
 
     @property
     def scale(self) -> Tensor:
@@ -139,6 +143,13 @@ class SubqModel(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., vocabulary] of normalised hidden states [..., D]."""
         return F.linear(hidden, self.embedding.weight.to(hidden.dtype))
+
+    def token_losses(self, out: Output, ids: Tensor, losses: Tensor, targets: Tensor) -> Tensor:
+        """Nats of `targets` [B, T] after ids [B, T]: the logits give `losses`, copying may give less."""
+        if self.copier is None or out.routing is None or out.lower is None:
+            return losses
+        mixed: Tensor = self.copier(losses, out.hidden, out.lower, ids, targets, out.routing)
+        return mixed
 
     def queries(self, hidden: Tensor, codes: ChunkCodes) -> tuple[Tensor, Tensor]:
         """What each unit asks with [B, U, R], and the chunk it stands in [U]: units are chunks or tokens."""

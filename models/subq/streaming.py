@@ -25,6 +25,10 @@ class SubqStream:
     """
 
     def __init__(self, model: SubqModel, memory: MemoryConfig | None = None) -> None:
+        if model.config.copies:
+            raise ValueError(
+                "copies: given true; allowed in a stream: false (the head runs over whole passes only)"
+            )
         self.model, self.config = model, model.config
         self.memory_config = memory or MemoryConfig()
         self.seen = 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from infra.training.subq import SubqTrainConfig, SubqTrainer
-from infra.training.subq_arms import ARMS, shape_of
+from infra.training.subq_arms import ARMS, COPIES
 from infra.training.subq_backbones import _parser, settings
 from models.subq.baselines import count
 from models.subq.losses import LossWeights
@@ -80,7 +80,10 @@ def test_each_arm_changes_what_its_name_says() -> None:
     assert made["subq-lean-apart"] == (made["subq-lean"][0], stream, lean)
     assert made["subq-lean-hindsight"] == (made["subq-lean"][0], stream, replace(lean, hindsight=1.0))
     for name in ARMS:
-        assert made[name][1] == stream and made[name][0] == made[shape_of(name)][0]
+        like = made[ARMS[name][0]][0]
+        if name in COPIES:
+            like = replace(like, copies=True, feed_forward=made[name][0].feed_forward)
+        assert made[name][1] == stream and made[name][0] == like
         assert abs(count(made[name][0]) - count(shape)) < 0.01 * count(shape)
 
 
