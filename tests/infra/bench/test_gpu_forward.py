@@ -57,7 +57,9 @@ def test_without_a_device_every_form_is_told_failed_and_nothing_is_timed(
     assert all("no device" in row["error"] for row in found["checks"])
 
 
-@pytest.mark.parametrize("parts", [("softmax",), ("fetching",), ("softmax", "fetching")], ids=str)
+@pytest.mark.parametrize(
+    "parts", [("softmax",), ("fetching",), ("softmax", "fetching"), ("early scores", "free order")], ids=str
+)
 def test_what_a_way_leaves_out_is_in_the_kernel_once(parts: tuple[str, ...]) -> None:
     """A copy of the kernel without a part compiles as Python and lacks it; another text is refused."""
     text = Path("models/kernels/sparse_attention/overlap_deep.py").read_text()
