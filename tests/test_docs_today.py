@@ -16,6 +16,7 @@ FOLDERS = ("models", "pipeline", "rl", "actors", "infra", "tests", "docs")
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",  # of a version that is not released: it tells of today
     *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "log.md"),  # a log tells of its day
     *sorted((ROOT / "models" / "weights").glob("*/README.md")),
 ]
