@@ -34,10 +34,12 @@ from models.retriever.files import put_json, put_weights
 from models.retriever.pair_base import (
     GIVEN_TOKENS,
     QUESTION_TOKENS,
+    WIDTH_STEP,
     PairRow,
     PairScorer,
     TokenIds,
     Tuning,
+    alike,
     from_eight_bits,
     in_eight_bits,
     put,
@@ -46,11 +48,7 @@ from models.retriever.pair_reader import CARD, CONFIG, DECODER, WEIGHTS
 
 _TIMES = 10.0
 """How much faster the head learns than the decoder."""
-BATCH_WORTH = 4_000
-"""Tokens of padding that one batch more is worth where something is learned: a batch's launches take as long."""
 _HEAD = "head."
-_STEP = 8
-"""Widths of batches are multiples of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,29 +140,11 @@ class DecoderPairReader(PairScorer):
 
     def learn(self, rows: Sequence[PairRow]) -> Tensor:
         """Scores with their gradient, in order: rows of like length in a batch of their own. [N]"""
-        groups = self.alike(rows)
-        scores = torch.cat([self._forward([rows[at] for at in group]) for group in groups])
-        places = put(np.concatenate(groups), scores.device)
-        return torch.zeros_like(scores).index_copy(0, places, scores)
+        return self.learn_alike(rows, self.alike(rows))
 
     def alike(self, rows: Sequence[PairRow]) -> list[npt.NDArray[np.int64]]:
         """The places of all rows, cut by length where padding and batches cost least together."""
-        lengths = self._lengths(rows)
-        order = np.argsort(-lengths, kind="stable")
-        widths = -(-lengths[order] // _STEP) * _STEP
-        starts = np.flatnonzero(np.diff(widths, prepend=-1))  # of each width, the widest first
-        ends = np.append(starts[1:], len(rows))
-        # cost[e]: of the first e widths; a batch from width s on is padded to that width
-        cost, cut = np.zeros(len(starts) + 1), np.zeros(len(starts) + 1, np.int64)
-        for end in range(1, len(starts) + 1):
-            whole = cost[:end] + BATCH_WORTH + (ends[end - 1] - starts[:end]) * widths[starts[:end]]
-            cut[end] = int(whole.argmin())
-            cost[end] = whole[cut[end]]
-        found, end = [], len(starts)
-        while end:
-            found.append(order[starts[cut[end]] : ends[end - 1]])
-            end = int(cut[end])
-        return found
+        return alike(self._lengths(rows))
 
     def tuning(self) -> Tuning:
         """Adapters (or all of the decoder but its embedding), and the head ten times as fast."""
@@ -317,7 +297,7 @@ def load_decoder_pair(
 
 
 def _padded(length: int) -> int:
-    return -(-length // _STEP) * _STEP
+    return -(-length // WIDTH_STEP) * WIDTH_STEP
 
 
 def _tuned_whole(decoder: Any) -> Iterator[tuple[str, Tensor]]:

@@ -14,11 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -28,7 +29,15 @@ from models.digests import FILES, digests_of
 from models.formats import FORMAT, KEY
 from models.reader_lowrank import LowRank
 from models.retriever.files import put_json, put_weights
-from models.retriever.pair_base import Tuning, from_eight_bits, in_eight_bits
+from models.retriever.pair_base import (
+    GIVEN_TOKENS,
+    QUESTION_TOKENS,
+    PairRow,
+    Tuning,
+    alike,
+    from_eight_bits,
+    in_eight_bits,
+)
 from models.retriever.pair_reader import CARD, CONFIG, ENCODER, TOKENIZER, WEIGHTS, PairReader
 
 BASE = "all-mpnet-base-v2"
@@ -94,6 +103,17 @@ class EncoderPairReader(PairReader):
         self.model.bert.requires_grad_(False)
         self._trained: LowRank | None = None
         self._kept: dict[str, Tensor] = {}
+
+    def learn(self, rows: Sequence[PairRow]) -> Tensor:
+        """Scores with their gradient, in order: rows of like length in a batch of their own. [N]"""
+        lengths = [
+            min(len(row.question), QUESTION_TOKENS)
+            + (min(len(row.given), GIVEN_TOKENS) + 1 if row.given else 0)
+            + min(len(row.text), self.text_tokens)
+            + 3
+            for row in rows
+        ]
+        return self.learn_alike(rows, alike(np.array(lengths, np.int64)))
 
     def tuning(self) -> Tuning:
         """The adapters, and the head ten times as fast; ValueError for a reader that was loaded to be used."""

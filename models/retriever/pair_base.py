@@ -26,6 +26,10 @@ from models.retriever.table import Floats
 QUESTION_TOKENS, GIVEN_TOKENS, TEXT_TOKENS = 48, 64, 96
 AROUND_TOKENS = 64
 """So many tokens more of a candidate with the sentences around it."""
+BATCH_WORTH = 4_000
+"""Tokens of padding that one batch more is worth where something is learned: a batch's launches take as long."""
+WIDTH_STEP = 8
+"""Widths of batches are multiples of it."""
 NEXT_CANDIDATES = 24
 """So many best candidates are read again beside the very best one."""
 _SCALE = 8.0
@@ -45,6 +49,25 @@ class PairRow:
     question: TokenIds
     text: TokenIds
     given: TokenIds = ()
+
+
+def alike(lengths: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """The places of all rows of these lengths, cut by length where padding and batches cost least together."""
+    order = np.argsort(-lengths, kind="stable")
+    widths = -(-lengths[order] // WIDTH_STEP) * WIDTH_STEP
+    starts = np.flatnonzero(np.diff(widths, prepend=-1))  # of each width, the widest first
+    ends = np.append(starts[1:], len(lengths))
+    # cost[e]: of the first e widths; a batch from width s on is padded to that width
+    cost, cut = np.zeros(len(starts) + 1), np.zeros(len(starts) + 1, np.int64)
+    for end in range(1, len(starts) + 1):
+        whole = cost[:end] + BATCH_WORTH + (ends[end - 1] - starts[:end]) * widths[starts[:end]]
+        cut[end] = int(whole.argmin())
+        cost[end] = whole[cut[end]]
+    found, end = [], len(starts)
+    while end:
+        found.append(order[starts[cut[end]] : ends[end - 1]])
+        end = int(cut[end])
+    return found
 
 
 def nothing() -> None:
@@ -113,6 +136,13 @@ class PairScorer(ABC):
         # Which attention a backward pass takes is settled in its forward pass.
         with sdpa_kernel(_LEARNING):
             return self._forward(rows)
+
+    def learn_alike(self, rows: Sequence[PairRow], groups: Sequence[npt.NDArray[np.int64]]) -> Tensor:
+        """Scores with their gradient, in order, each group of places (`alike`) in a batch of its own. [N]"""
+        with sdpa_kernel(_LEARNING):
+            scores = torch.cat([self._forward([rows[at] for at in group]) for group in groups])
+        places = put(np.concatenate(groups), scores.device)
+        return torch.zeros_like(scores).index_copy(0, places, scores)
 
     @torch.inference_mode()
     def scores(self, rows: Sequence[PairRow]) -> Floats:

@@ -293,7 +293,7 @@ def test_batches_for_learning_cut_rows_where_padding_and_batches_cost_least(
 
     sizes = []
     for batch in (0, 200, 4_000):
-        monkeypatch.setattr("models.retriever.decoder_pair.BATCH_WORTH", batch)
+        monkeypatch.setattr("models.retriever.pair_base.BATCH_WORTH", batch)
         groups = judge.alike(rows)
         assert sorted(np.concatenate(groups).tolist()) == list(range(60))
         order = np.argsort(-widths, kind="stable")

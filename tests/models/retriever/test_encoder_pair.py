@@ -44,6 +44,7 @@ def test_rows_score_as_alone_whatever_stands_beside_them(tmp_path: Path) -> None
     together = judge.scores(rows)
     np.testing.assert_allclose(together, [float(judge.scores([row])[0]) for row in rows], atol=2e-5)
     np.testing.assert_allclose(judge.scores(rows[::-1])[::-1], together, atol=2e-5)
+    np.testing.assert_allclose(judge.learn(rows).detach().numpy(), together, atol=2e-5)
     assert len(set(np.round(together, 5))) == len(rows)
 
 
