@@ -28,7 +28,7 @@ import zstandard
 from infra.bench.cache_speed import ratios as ratios_of_speed
 from infra.bench.cache_speed import rows as rows_of_speed
 from infra.bench.measure import environment
-from infra.console import say
+from infra.console import progress, say
 from models.cache import CacheConfig
 from models.cache.config import LEARNED
 from models.cache.full_layer import RotatingLayer
@@ -127,7 +127,12 @@ def attention(backbone: HfBackbone, data: Path) -> Iterator[dict[str, Any]]:
         if isinstance(layer, RotatingLayer):
             recorded[layer.spec.index] = []
             layer.watch = recorded[layer.spec.index].append
-    backbone.read(ids, cache)
+    with progress("tokens read exactly", LENGTH) as steps:
+        for start in range(0, LENGTH, 4 * exact.read_block):
+            piece = ids[start : start + 4 * exact.read_block]
+            backbone.read(piece, cache)
+            steps.advance(len(piece))
+    say("  recording the question bank")
     bank = record(backbone)
     specs = {spec.index: replace(spec, questions=bank.get(spec.index)) for spec in backbone.specs}
     learned = _learned(backbone)

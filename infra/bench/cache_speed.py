@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicCache
 
 from infra.bench.measure import device_rates, floor_ms
 from infra.bench.session_bytes_decode import now
+from infra.console import say
 from models.cache import CacheConfig
 from models.cache.full_layer import RotatingLayer
 from models.cache.rotating import RotatingCompressiveCache
@@ -42,8 +43,9 @@ def rows(
     chosen = chosen or ways()
     seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in chosen}
     sizes: dict[str, int] = {}
-    for _ in range(RUNS):  # in turn, so that a busy machine touches all alike
+    for run in range(RUNS):  # in turn, so that a busy machine touches all alike
         for name, config in chosen.items():
+            say(f"  run {run + 1} of {RUNS}: {name}")
             if config is None:
                 seconds[name].append(_plain_speed(backbone, ids))
             else:
