@@ -32,7 +32,11 @@ NAMES: dict[str, tuple[str, ...]] = {
         "sparse_over_floor_64k", "sparse_speedup_over_gather_sdpa_min", "sparse_speedup_over_flex_min",
     ),
     "decode_whole_h200": (
-        "decode_speedup_over_gca_128k", "decode_speedup_over_dense_1m", "decode_16m_over_16k",
+        *(
+            f"decode_speedup_over_gca_{length}{rows}"
+            for length in ("128k", "1m", "16m") for rows in ("", "_batch8", "_batch64")
+        ),
+        "decode_speedup_over_dense_1m", "decode_speedup_over_flashinfer_1m", "decode_16m_over_16k",
     ),
     "landmarks_h200": ("landmark_search_ms_16m",),
     "session_bytes_16m_h200": ("eviction_share_of_decode", "session_bytes_16m_over_16k"),
