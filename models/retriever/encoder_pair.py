@@ -101,6 +101,8 @@ class EncoderPairReader(PairReader):
         super().__init__(model, tokenizer, device)  # type: ignore[arg-type]
         self.digest, self.config = digest, config or EncoderPairConfig()
         self.model.bert.requires_grad_(False)
+        # its attention keeps every weight in float32: 1,024 rows of 290 tokens would take 15 GB
+        self.rows_per_batch = min(self.rows_per_batch, 256)
         self._trained: LowRank | None = None
         self._kept: dict[str, Tensor] = {}
 
