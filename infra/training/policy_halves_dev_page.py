@@ -16,6 +16,7 @@ from typing import Any
 
 from infra.training import policy_arms
 from infra.training.policy_halves_dev import DRAWS, Read, places_of, readings_in, result_of
+from infra.training.policy_over import fixed_table, over_row
 from infra.training.policy_points import load_points
 from infra.training.policy_ranks import table_of
 from infra.training.policy_report import rewarded_by
@@ -42,10 +43,10 @@ def page(result: Mapping[str, Any], preface: str) -> str:
     lines += [
         "", "The same set against each other, points of F1 on the mean of the sets (95% over the questions):", "",
         f"| | gain | seeds | {' | '.join(sets)} |", "| --- | --- | --- |" + " --- |" * len(sets),
-        *(_row(name, each, sets) for name, each in told["over"].items()),
+        *(over_row(name, each, sets) for name, each in told["over"].items()),
         "", "The same at one and the same budget, STOP's bias -12, nothing chosen: gain (tokens for the supervised "
         "ones'):", "",
-        *_fixed(told["at_fixed_points"]),
+        *fixed_table(told["at_fixed_points"]),
         "", "Orders of pair readers on test questions, trained on by reward (`_rewarded`) or by as many steps of "
         "labels (`_longer`), over those that they began from:", "",
         f"| order | tokens, at most | gain | {' | '.join(sets)} |", "| --- | --- | --- |" + " --- |" * len(sets),
@@ -68,28 +69,6 @@ def page(result: Mapping[str, Any], preface: str) -> str:
             shown = [f"{of[s][b][0]:.1f} ({of[s][b][1]:.0f})" if b in of.get(s, {}) else "" for b in budgets]
             lines.append(f"| {s} | {name} | {' | '.join(shown)} |")
     return "\n".join([*lines, "", *rewarded_by(result)]) + "\n"
-
-
-def _fixed(found: Sequence[Mapping[str, Any]], bias: float = -12.0) -> list[str]:
-    """Gains at a bias of STOP, a row a kind and a column a budget."""
-    cells = {(each["kind"], each["budget"]): each for each in found if each["stop_bias"] == bias}
-    budgets = sorted({budget for _, budget in cells})
-    lines = [f"| over supervised | {' | '.join(map(str, budgets))} |", "| --- |" + " --- |" * len(budgets)]
-    for kind in dict.fromkeys(kind for kind, _ in cells):
-        shown = [
-            f"{told['gain']}, {told['low']} to {told['high']} ({told['tokens'][0]:.0f} for {told['tokens'][1]:.0f})"
-            if (told := cells.get((kind, budget)))
-            else ""
-            for budget in budgets
-        ]
-        lines.append(f"| {kind} | {' | '.join(shown)} |")
-    return lines
-
-
-def _row(name: str, told: Mapping[str, Any], sets: Sequence[str]) -> str:
-    cells = " | ".join(str(told["sets"].get(s, "")) for s in sets)
-    seeds = ", ".join(map(str, told["seeds"]))
-    return f"| {name} | {told['gain']} ({told['low']} to {told['high']}) | {seeds} | {cells} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from infra.training import policy_evaluation as judging
 from infra.training import policy_halves as otherwise
 from infra.training import policy_points as points
 from infra.training.policy_both import mixed_orders
+from infra.training.policy_halves_dev import Read, at_fixed_points, by_halves, over, readings_in
 from infra.training.policy_opened import Given, open_apart, open_material, reader_of, remember, say
 from infra.training.policy_over import LABELLED, over_supervised
 from infra.training.policy_pairs import (
@@ -32,6 +34,8 @@ from infra.training.policy_stages import (
 from pipeline.tasks.material import Material
 from rl.episodes import Readings
 
+LEAST_FOR_HALVES = 20
+"""Test questions that each set must have to be told by halves of them."""
 DEV_SHARE = 0.65
 """Of the stage `read`'s time, what dev questions and simple methods may take."""
 
@@ -176,6 +180,7 @@ def report(given: Given, until: float) -> None:
     found["over_supervised"] = over_supervised(curves, found["summary"])
     found["ways"] = otherwise.ways(curves, halves)
     otherwise.save_scores(curves, halves, given.out / "scores.npz")
+    found["over_by_halves"], found["at_fixed_points"] = compared(material, folder)
     found["questions"] = json.loads((given.out / "material" / "manifest.json").read_text())["told"]
     found["pair_base"], found["pair_features"] = given.pair_base, given.pair_features
     found["ranks"] = write_ranks(material, given.out, mixed_orders(material, given.out))
@@ -196,3 +201,27 @@ def report(given: Given, until: float) -> None:
     }
     (given.out / "evaluation.json").write_text(json.dumps(found))
     say(json.dumps(found["summary"], indent=1))
+
+
+def compared(material: Material, judged: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Policies against each other on test questions: by halves of these, and at the same points, nothing chosen.
+
+    Only what was read whole; nothing where a set has too few questions for halves.
+    """
+    places = {
+        (split, name): points.rows_of(material, split, name).tolist()
+        for split in points.SPLITS
+        for name in points.datasets(material)
+    }
+    known = [p for p in points.load_points(judged) if p.split == "test"]
+    read = Read(known, places, readings_in(judged), "test")
+    if min((len(places["test", name]) for name in read.sets), default=0) < LEAST_FOR_HALVES:
+        return {}, []
+    halves = by_halves(read)
+    told = {
+        f"{kind} over {than}": gain
+        for than in LABELLED
+        for kind in ("policy", "supervised_rewarded", "supervised_longer", *judging.LEARNED)
+        if kind != than and (gain := over(halves, kind, than)) is not None
+    }
+    return told, at_fixed_points(read)

@@ -112,3 +112,46 @@ def table(found: Mapping[str, Any]) -> list[str]:
                 f"| {than} | {kind} | {told['gain']} ({told['low']} to {told['high']}) | {seeds} | {cells} |"
             )
     return lines
+
+
+def over_row(name: str, told: Mapping[str, Any], sets: Sequence[str]) -> str:
+    """A row of a table: a gain with its interval, its seeds and its sets."""
+    cells = " | ".join(str(told["sets"].get(s, "")) for s in sets)
+    seeds = ", ".join(map(str, told["seeds"]))
+    return f"| {name} | {told['gain']} ({told['low']} to {told['high']}) | {seeds} | {cells} |"
+
+
+def fixed_table(found: Sequence[Mapping[str, Any]], bias: float = -12.0) -> list[str]:
+    """Gains at a bias of STOP (`policy_halves_dev.at_fixed_points`), a row a kind and a column a budget."""
+    cells = {(each["kind"], each["budget"]): each for each in found if each["stop_bias"] == bias}
+    budgets = sorted({budget for _, budget in cells})
+    lines = [f"| over supervised | {' | '.join(map(str, budgets))} |", "| --- |" + " --- |" * len(budgets)]
+    for kind in dict.fromkeys(kind for kind, _ in cells):
+        shown = [
+            f"{told['gain']}, {told['low']} to {told['high']} ({told['tokens'][0]:.0f} for {told['tokens'][1]:.0f})"
+            if (told := cells.get((kind, budget)))
+            else ""
+            for budget in budgets
+        ]
+        lines.append(f"| {kind} | {' | '.join(shown)} |")
+    return lines
+
+
+def otherwise_table(halves: Mapping[str, Any], fixed: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The page's part on test questions by halves of their own, and with nothing chosen; [] where neither is."""
+    lines: list[str] = []
+    if halves:
+        sets = sorted({name for told in halves.values() for name in told["sets"]})
+        lines += [
+            "", "The same on test questions by halves: each policy's point chosen on one half, told on the",
+            "other, 40 splits (95% over the questions):", "",
+            f"| | gain | seeds | {' | '.join(sets)} |", "| --- | --- | --- |" + " --- |" * len(sets),
+            *(over_row(name, each, sets) for name, each in halves.items()),
+        ]  # fmt: skip
+    for bias, said in ((-12.0, "all but never stopping (bias -12)"), (0.0, "by their own STOP (bias 0)")):
+        if any(each["stop_bias"] == bias for each in fixed):
+            lines += [
+                "", f"Test questions, nothing chosen: {said}, at one and the same budget; gain (tokens for the",
+                "supervised ones'):", "", *fixed_table(fixed, bias),
+            ]  # fmt: skip
+    return lines

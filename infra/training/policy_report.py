@@ -129,7 +129,8 @@ def result_of(found: Mapping[str, Any], device: str, commit: str) -> dict[str, A
         "fold_readers": found.get("fold_readers", {}), "slopes": found.get("slopes", {}),
         "who_reads": found.get("who_reads", {}),
         "pair_features": found.get("pair_features", "one"),
-        "over_supervised": found.get("over_supervised", {}), "arms": found.get("arms", {}),
+        "over_supervised": found.get("over_supervised", {}), "over_by_halves": found.get("over_by_halves", {}),
+        "at_fixed_points": found.get("at_fixed_points", []), "arms": found.get("arms", {}),
         "pair_base": found.get("pair_base", MINILM), "ranks": found.get("ranks", {}), "ratios": found["summary"],
         "ways": ways_of(found), "trust": found.get("trust", {}), "policies": records, "curves": made,
     }  # fmt: skip
@@ -202,6 +203,7 @@ def page(found: Mapping[str, Any], device: str, commit: str, preface: str = "") 
     folds = found.get("rewarded_by", "the same reader") != "the same reader"
     lines += otherwise.table(ways_of(found), folds)
     lines += over.table(found.get("over_supervised", {}))
+    lines += over.otherwise_table(found.get("over_by_halves", {}), found.get("at_fixed_points", []))
     lines += policy_arms.table(found.get("arms", {}))
     lines += own_stops(summary)
     lines += curves(found["sets"])

@@ -12,6 +12,7 @@ import pytest
 from infra.training import policy_judging
 from infra.training import policy_points as points
 from infra.training.policy_halves_dev import readings_in
+from infra.training.policy_over import otherwise_table
 from infra.training.policy_points import Point
 from models.retriever.selecting import Chosen
 from pipeline.tasks.material import Material
@@ -98,3 +99,35 @@ PICKS = ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2), (3,), (0, 3))
 def mask_of_request(request: Request) -> int:
     """The candidates of a request as bits."""
     return sum(1 << at for at in request[1])
+
+
+def test_policies_are_held_against_each_other_by_halves_and_at_the_same_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is better on every test question is so both ways; a set of few questions is not told by halves."""
+    made = questions_with_features()
+    rows = made.rows("test").tolist()
+    dataset = made.questions[rows[0]].dataset
+    told = {"bm25": 0.2, "dense": 0.2, "hybrid": 0.2, "random": 0.1, "oracle": 0.9, "supervised-0": 0.25,
+            "reinforce-0": 0.5}  # fmt: skip
+    readings = Readings(None, "one")
+    found = []
+    for at, (name, f1) in enumerate(told.items()):
+        picks = PICKS[at]
+        readings.add(
+            rows, [sum(1 << pick for pick in picks)] * len(rows), [Outcome(f1, 1.0, 0.0)] * len(rows)
+        )
+        chosen = tuple(Chosen(picks, 50 if "-" in name else 100) for _ in rows)
+        found.append(Point(name, "test", dataset, 64, -12.0 if "-" in name else 0.0, chosen))
+    readings.save(tmp_path / "readings-0.npz")
+    points.save_points(found, tmp_path / "all.points.json")
+    assert policy_judging.compared(made, tmp_path) == ({}, []), f"{len(rows)} questions"
+    monkeypatch.setattr(policy_judging, "LEAST_FOR_HALVES", len(rows))
+    halves, fixed = policy_judging.compared(made, tmp_path)
+    assert halves["reinforce over supervised"]["gain"] == 25.0 == halves["policy over supervised"]["gain"]
+    assert [(each["kind"], each["gain"], each["tokens"]) for each in fixed] == [
+        ("reinforce", 25.0, [50.0, 50.0])
+    ]
+    shown = "\n".join(otherwise_table(halves, fixed))
+    assert "| reinforce over supervised | 25.0 (25.0 to 25.0) | 25.0 | 25.0 |" in shown
+    assert "all but never stopping" in shown and "by their own STOP" not in shown
