@@ -142,7 +142,7 @@ def test_every_width_dtype_and_batch_on_the_gpu(dim: int, dtype: torch.dtype, ba
             runs=runs, rank=(24, 32), chosen=5, chunk=64, dtype=dtype,
         )  # fmt: skip
         out, _ = latent_decode(**inputs, implementation="fused")
-        exact = {
+        exact: dict[str, Any] = {
             name: value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
             for name, value in inputs.items()
         }
@@ -183,7 +183,9 @@ def test_full_rank_latents_at_their_own_places_are_raw_pairs() -> None:
         "ring_place": torch.cat([inputs["ring_place"], place[None]], 1),
         "return_lse": False,
     }
-    assert relative_error(found, latent_decode(**raw)) < 1e-5
+    whole = latent_decode(**raw)
+    assert isinstance(found, torch.Tensor) and isinstance(whole, torch.Tensor)
+    assert relative_error(found, whole) < 1e-5
 
 
 def test_shifting_all_places_changes_nothing() -> None:
@@ -211,7 +213,9 @@ def test_shifting_all_places_changes_nothing() -> None:
         chunks.keys, chunks.values, chunks.pages, moved(chunks.place), chunks.lengths
     )
     inputs.update(ring_place=moved(inputs["ring_place"]), q_place=inputs["q_place"] + 211)
-    assert relative_error(latent_decode(**inputs), before) < 1e-5
+    after = latent_decode(**inputs)
+    assert isinstance(after, torch.Tensor) and isinstance(before, torch.Tensor)
+    assert relative_error(after, before) < 1e-5
 
 
 def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
@@ -298,7 +302,7 @@ def test_wrong_arguments_are_named(change: dict[str, Any], message: str) -> None
         ({"place": torch.zeros(1, 3, 3).int()}, "divides the 8 tokens"),
     ],
 )
-def test_latents_state_which_shape_is_wrong(change: dict[str, torch.Tensor], message: str) -> None:
+def test_latents_state_which_shape_is_wrong(change: dict[str, Any], message: str) -> None:
     """Factors that do not belong together are refused when they are put together."""
     with pytest.raises(ValueError, match=message):
         latents_of(**change)

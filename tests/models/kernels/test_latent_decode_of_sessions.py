@@ -53,6 +53,7 @@ def test_sessions_decode_by_the_kernel(
         with SessionDecoding(own, forks) as decoding:
             assert decoding.fused == fused
             found.append(decoding.logits(told))
-        assert forks[0].stored[1].blocks > caches[0].stored[1].blocks
+        layers: list[Any] = [cache.stored[1] for cache in (forks[0], caches[0])]
+        assert layers[0].blocks > layers[1].blocks
     assert calls == [True] * 2 * 2  # both full layers, at every token
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-4)

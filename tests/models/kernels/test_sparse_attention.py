@@ -150,16 +150,11 @@ def test_hopper_kernel_agrees_with_naive(
         )  # fmt: skip
         assert fits(inputs["q"], inputs["k"], inputs["v"], 64, 64, mixed=False, causal=False)
         tiles = {"forward": tiles_for("forward", dim, dtype, 256, False)._replace(hopper=form)}
-        fused = [
-            sparse_attention(
-                *(inputs[name] for name in ("q", "k", "v", "indices")), return_lse=True, tiles=tiles
-            )
-            for _ in range(3)
-        ]
+        q, k, v, indices = (inputs[name] for name in ("q", "k", "v", "indices"))
+        fused = [sparse_attention(q, k, v, indices, return_lse=True, tiles=tiles) for _ in range(3)]
         exact = sparse_attention(
-            *(inputs[name].float() for name in ("q", "k", "v")), inputs["indices"], return_lse=True,
-            implementation="naive",
-        )  # fmt: skip
+            q.float(), k.float(), v.float(), indices, return_lse=True, implementation="naive"
+        )
         for out, lse in fused:
             assert relative_error(out, exact[0]) < TOLERANCE[torch.bfloat16]
             assert torch.equal(lse.isinf(), exact[1].isinf())
@@ -187,8 +182,9 @@ def test_hopper_gradients_agree_with_naive(
 
     def gradients(exact: bool) -> list[torch.Tensor]:
         leaves = [inputs[name].to(torch.float32 if exact else dtype).requires_grad_() for name in "qkv"]
+        q, k, v = leaves
         out, lse = sparse_attention(
-            *leaves, inputs["indices"], return_lse=True, tiles=None if exact else tiles,
+            q, k, v, inputs["indices"], return_lse=True, tiles=None if exact else tiles,
             implementation="naive" if exact else "fused",
         )  # fmt: skip
         seen = ~lse.isinf()
@@ -221,8 +217,9 @@ def test_naive_is_dense_attention_when_everything_is_chosen() -> None:
     for causal in (False, True):
         out = sparse_attention(q, k, v, indices, chunk_size=16, block_q=8, causal=causal)
         expected = torch.nn.functional.scaled_dot_product_attention(
-            *(x.transpose(1, 2) for x in (q, k, v)), is_causal=causal, enable_gqa=True
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=causal, enable_gqa=True
         ).transpose(1, 2)
+        assert isinstance(out, torch.Tensor)
         assert torch.allclose(out, expected, atol=1e-5)
 
 
