@@ -116,11 +116,8 @@ def launch_forward(
     if tiles.hopper and hopper_fits(q, k, v, weights, options):
         from models.kernels.sparse_attention.ahead import launch_ahead
         from models.kernels.sparse_attention.hopper import launch_hopper
-        from models.kernels.sparse_attention.overlap import launch_overlap
-        from models.kernels.sparse_attention.overlap_deep import launch_deep
 
-        forms = {1: launch_hopper, 2: launch_ahead, 4: launch_overlap, 5: launch_deep}
-        launch = forms[form_for(tiles, "forward", indices, options)]
+        launch = launch_hopper if form_for(tiles, "forward", indices, options) == 1 else launch_ahead
         launch(q, k, v, indices, out, lse, options["scale"] * LOG2E)
     elif out.numel() and indices.shape[1]:
         forward_kernel[grid](

@@ -19,8 +19,7 @@ class Tiles(NamedTuple):
     """How one kernel is cut: rows of a program, chunks read at a time, warps, stages, copy engine.
 
     hopper: which of the kernels for Hopper runs where it fits (0: none; 1: hopper.py's; 2: ahead.py's, the only one
-    for dk and dv; 4: overlap.py's, 5: overlap_deep.py's, forward only); the other fields then say how the
-    general one is cut elsewhere.
+    for dk and dv); the other fields then say how the general one is cut elsewhere.
     """
 
     block_m: int
