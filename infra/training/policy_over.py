@@ -30,9 +30,9 @@ BySeed = Mapping[str, Sequence[Each]]
 """F1 question by question of each seed, by the set."""
 
 
-def chosen_scores(curves: Curves) -> dict[str, dict[str, list[Each]]]:
-    """{kind: {set: [F1 question by question of each seed]}} at the points that dev questions choose."""
-    found: dict[str, dict[str, list[Each]]] = {}
+def chosen_scores(curves: Curves) -> dict[str, dict[str, dict[str, Each]]]:
+    """{kind: {set: {seed: F1 question by question}}} at the points that dev questions choose."""
+    found: dict[str, dict[str, dict[str, Each]]] = {}
     for dataset in curves.sets:
         dev, test = curves.of(dataset, "dev") or others_dev(curves, dataset), curves.of(dataset, "test")
         each = curves.scores.get(("test", dataset), {})
@@ -42,7 +42,8 @@ def chosen_scores(curves: Curves) -> dict[str, dict[str, list[Each]]]:
         for name in sorted({p["name"] for p in test if is_policy(p["name"])}):
             point = at_no_more_tokens(name, dev, test, simple)
             if point is not None and key_of(point) in each:
-                found.setdefault(kind_of(name), {}).setdefault(dataset, []).append(each[key_of(point)])
+                seeds = found.setdefault(kind_of(name), {}).setdefault(dataset, {})
+                seeds[name.rpartition("-")[2]] = each[key_of(point)]
     return found
 
 
@@ -75,23 +76,38 @@ def gains(ours: BySeed, theirs: BySeed, seed: int = 0) -> dict[str, Any] | None:
 
 
 def over_supervised(curves: Curves, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """{than: {kind: gains}}; `policy` is on each set the kind that its dev questions choose (`policy_<set>`)."""
+    """{than: {kind: gains}}; `policy` is on each set the kind that its dev questions choose (`policy_<set>`).
+
+    A seed is held against the same seed, and left out where the other kind lacks it.
+    """
     found = chosen_scores(curves)
     policy = {
         dataset: found[kind][dataset]
         for dataset in curves.sets
         if (kind := summary.get(f"policy_{dataset}")) in found and dataset in found[kind]
     }
-    every: dict[str, BySeed] = {"policy": policy, **{kind: found[kind] for kind in COMPARED if kind in found}}
+    every = {"policy": policy, **{kind: found[kind] for kind in COMPARED if kind in found}}
     out: dict[str, Any] = {}
     for than in LABELLED:
         if than in found:
             out[than] = {
                 kind: told
                 for kind, scores in every.items()
-                if kind != than and (told := gains(scores, found[than])) is not None
+                if kind != than and (told := gains(*_by_seed(scores, found[than]))) is not None
             }
     return out
+
+
+def _by_seed(
+    ours: Mapping[str, Mapping[str, Each]], theirs: Mapping[str, Mapping[str, Each]]
+) -> tuple[BySeed, BySeed]:
+    """What both have, seed by seed in the same order."""
+    both = {name: [seed for seed in ours[name] if seed in theirs[name]] for name in ours if name in theirs}
+    pairs = {name: seeds for name, seeds in both.items() if seeds}
+    return (
+        {name: [ours[name][seed] for seed in seeds] for name, seeds in pairs.items()},
+        {name: [theirs[name][seed] for seed in seeds] for name, seeds in pairs.items()},
+    )
 
 
 def table(found: Mapping[str, Any]) -> list[str]:

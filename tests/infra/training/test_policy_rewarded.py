@@ -329,3 +329,20 @@ def test_over_supervised_takes_the_points_that_dev_questions_choose() -> None:
     assert found["supervised"]["reinforce"]["gain"] == -10.0
     assert found["supervised"]["supervised_longer"]["gain"] == 5.0
     assert any("plain_ppo_rewarded | 10.0" in line for line in table(found))
+
+
+def test_a_seed_is_held_against_the_same_seed_alone() -> None:
+    """A kind without seed 0 is not compared with the other's seed 0, however good that was."""
+    curves = Curves()
+    told = {
+        "supervised-0": 0.9,
+        "supervised-1": 0.4,
+        "supervised-2": 0.5,
+        "plain_ppo-1": 0.6,
+        "plain_ppo-2": 0.6,
+    }
+    for split in ("dev", "test"):
+        for name, f1 in {"bm25": 0.2, **told}.items():
+            curves.add("nq", split, point(name, 100 * f1), np.full(8, f1))
+    found = over_supervised(curves, {"policy_nq": "plain_ppo"})["supervised"]["plain_ppo"]
+    assert (found["gain"], found["seeds"]) == (15.0, [20.0, 10.0])
