@@ -95,7 +95,8 @@ def cache(cell: Cell) -> dict[str, Any]:
     )
     given = {name: getattr(cell, name) for name in names} | {"model": hf_name(cell.model)}
     config = CacheCell(adapter=adapter, **given)
-    say(f"{cell.data.name}: [bold]{cell.method}[/] keeps {100 * cell.keep:g}% of the full layers' bytes")
+    kept = 100.0 if cell.method in ("full", "full_cache") else 100 * cell.keep
+    say(f"{cell.data.name}: [bold]{cell.method}[/] keeps {kept:g}% of the full layers' bytes")
     with progress("questions asked") as steps:
         figures = run(config, steps.update)
     shown = ", ".join(f"{name} {value}" for name, value in figures["scores"].items())

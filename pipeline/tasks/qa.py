@@ -62,12 +62,26 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         stream,
         io.TextIOWrapper(io.BufferedReader(stream) if path.suffix == ".zst" else stream, "utf-8") as text,
     ):
-        for number, line in enumerate(text, 1):
-            if line.strip():
-                try:
-                    yield orjson.loads(line)
-                except orjson.JSONDecodeError as error:
-                    raise BadData(f"{path}, line {number} is not JSON: {error}") from None
+        try:
+            for number, line in enumerate(text, 1):
+                if line.strip():
+                    yield _object(line, path, number)
+        except UnicodeDecodeError as error:
+            raise BadData(f"{path} is not UTF-8 text: {error}") from None
+        except OSError as error:
+            if error.errno is not None:  # the disk, not the file
+                raise
+            raise BadData(f"{path} is damaged: {error}") from None
+
+
+def _object(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise BadData(f"{path}, line {number} is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise BadData(f"{path}, line {number} is a JSON {type(row).__name__}; give one object a line")
+    return row
 
 
 def read_passages(path: Path) -> dict[str, SourceText]:

@@ -14,6 +14,7 @@ from pipeline.errors import BadData, UsageError
 from pipeline.tasks.qa import (
     Question,
     assign_splits,
+    read_lines,
     read_passages,
     read_questions,
     test_title_keys,
@@ -78,7 +79,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "message"), [("{oops", "line 2 is not JSON"), ('{"id": 1}', "line 2 lacks")]
+    ("line", "message"),
+    [
+        ("{oops", "line 2 is not JSON"),
+        ('{"id": 1}', "line 2 lacks"),
+        ("[1, 2]", "line 2 is a JSON list; give one object a line"),
+    ],
 )
 def test_a_bad_line_is_named_with_its_number(tmp_path: Path, line: str, message: str) -> None:
     """Bad data says where it stands."""
@@ -86,6 +92,20 @@ def test_a_bad_line_is_named_with_its_number(tmp_path: Path, line: str, message:
     path.write_text(f"{json.dumps(SQUAD)}\n{line}\n")
     with pytest.raises(BadData, match=message):
         read_questions(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [("a.jsonl", b'{"id": 1}\n\xff\xfe\n', "is not UTF-8"), ("a.jsonl.zst", b"no frame", "is damaged")],
+)
+def test_a_file_that_cannot_be_read_as_text_is_bad_data(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    """Bytes of another kind, or a frame that is none, are no traceback."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(BadData, match=message):
+        list(read_lines(path))
 
 
 def test_titles_that_differ_in_spelling_share_a_key() -> None:
