@@ -28,6 +28,9 @@ def make_fast() -> None:
         return
     interpreter._patch_lang = PatchedOnce(interpreter._patch_lang)  # type: ignore[attr-defined]
     interpreter._get_np_dtype = numpy_dtype(interpreter._get_np_dtype)  # type: ignore[attr-defined]
+    language = sys.modules["triton.language"]
+    language.block_type.__init__ = blocks_once(language.block_type.__init__, language.dtype)
+    language.tensor.__init__ = shapes_once(language.tensor.__init__)
     builder = interpreter.interpreter_builder
     # Every sum of integers is made again in 64 bits, and what that finds is then dropped unless `debug` is on.
     if not builder.options.debug:
@@ -80,3 +83,36 @@ def numpy_dtype(find: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return pointer if isinstance(element, pointer_type) else known(element)
 
     return found
+
+
+def blocks_once(make: Callable[..., None], scalar: Any) -> Callable[..., None]:
+    """`block_type.__init__`, whose checks and name are those of the first block of these numbers in this shape."""
+    known: dict[Any, dict[str, Any]] = {}
+
+    @wraps(make)
+    def made(self: Any, element_ty: Any, shape: Any) -> None:
+        if type(element_ty) is not scalar:  # pointers to one type are several objects
+            make(self, element_ty, shape)
+            return
+        key = (element_ty.name, *shape)
+        if key not in known:
+            make(self, element_ty, shape)
+            known[key] = dict(self.__dict__)
+        self.__dict__.update(known[key])
+
+    return made
+
+
+def shapes_once(make: Callable[..., None]) -> Callable[..., None]:
+    """`tensor.__init__`, whose shape and number of elements follow from the type: made once for each type."""
+    known: dict[str, dict[str, Any]] = {}
+
+    @wraps(make)
+    def made(self: Any, handle: Any, type: Any) -> None:
+        name = type.name if type.is_block() else ""
+        if name not in known:
+            make(self, handle, type)
+            known[name] = {field: getattr(self, field) for field in ("shape", "numel")}
+        self.__dict__.update(known[name], handle=handle, type=type, dtype=type.scalar)
+
+    return made

@@ -75,8 +75,33 @@ def test_a_kernel_finds_the_same_bits_with_and_without(
     monkeypatch.setattr(interpreter, "_patch_lang", given._patch)
     monkeypatch.setattr(builder, "options", interpreter.InterpreterOptions())
     assert builder.options.sanitize_overflow
+    from triton import language
+
+    for made in (language.block_type, language.tensor):
+        monkeypatch.setattr(made, "__init__", made.__init__.__wrapped__)
+    monkeypatch.setattr(interpreter, "_get_np_dtype", interpreter._get_np_dtype.__wrapped__)
     plain = search()
     assert all(torch.equal(a, b) for a, b in zip(fast, plain, strict=True))
+
+
+def test_blocks_and_tensors_are_what_the_language_makes(interpreter: Any) -> None:
+    """Their shapes, names, elements and numbers, for a second of a kind as for the first."""
+    from triton import language as tl
+
+    for kind in (tl.float32, tl.int1, tl.pointer_type(tl.float16)):
+        for shape in ([4, 8], [tl.constexpr(4), 8], tl.tuple([4, 8]), [8, 4]):
+            plain = tl.block_type.__new__(tl.block_type)
+            tl.block_type.__init__.__wrapped__(plain, kind, shape)
+            for block in (tl.block_type(kind, shape), tl.block_type(kind, shape)):
+                assert block == plain and str(block) == str(plain) and block.numel == plain.numel
+                own, other = tl.tensor(None, block), tl.tensor.__new__(tl.tensor)
+                tl.tensor.__init__.__wrapped__(other, None, block)
+                assert own.shape == other.shape and own.numel == other.numel
+                assert (own.type, own.dtype, vars(own).keys()) == (
+                    other.type,
+                    other.dtype,
+                    vars(other).keys(),
+                )
 
 
 def test_types_are_numpys_as_the_interpreter_names_them(interpreter: Any) -> None:
