@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -19,6 +20,18 @@ ENVIRONMENT = {
     # importing bm25s calls JAX's top_k: where JAX knows CUDA, that takes three quarters of the device's memory
     "JAX_PLATFORMS": "cpu",
 }
+
+
+def runs_parser(about: str | None, seconds: float, jobs: int = 6) -> argparse.ArgumentParser:
+    """The options that scripts of runs side by side share; `about` is the script's docstring, as it is written."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="what a later call goes on from")
+    parser.add_argument("--out", type=Path, required=True, help="what comes home")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="sizes for a try on a CPU")
+    parser.add_argument("--seconds", type=float, default=seconds, help="the call ends after this")
+    parser.add_argument("--jobs", type=int, default=jobs, help="runs at a time")
+    return parser
 
 
 def run_side_by_side(

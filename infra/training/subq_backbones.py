@@ -26,7 +26,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from infra.training.side_by_side import read_json, run_side_by_side, tell, write_whole
+from infra.training.side_by_side import read_json, run_side_by_side, runs_parser, tell, write_whole
 from infra.training.subq import SubqTrainConfig, SubqTrainer
 from infra.training.subq_arms import ARMS, shaped, taught
 from infra.training.subq_choices import SharedBatches, write_batches
@@ -307,17 +307,9 @@ def _batches(given: argparse.Namespace, seed: int) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = runs_parser(__doc__, 230.0)
     parser.add_argument("--books", type=Path, required=True)
     parser.add_argument("--news", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="sizes for a try on a CPU")
-    parser.add_argument("--seconds", type=float, default=230.0, help="the call ends after this")
-    parser.add_argument("--jobs", type=int, default=6, help="runs at a time")
     parser.add_argument("--makers", type=int, default=6, help="processes that make a seed's batches")
     parser.add_argument("--steps", type=int, default=300, help="updates of 32,768 tokens")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -24,7 +24,7 @@ import torch
 
 from infra.evaluation.haystack import Haystack
 from infra.evaluation.passkey import PasskeyTest
-from infra.training.side_by_side import run_side_by_side
+from infra.training.side_by_side import run_side_by_side, runs_parser
 from infra.training.subq import SubqTrainConfig, SubqTrainer
 from infra.training.subq_choices_page import page
 from infra.training.subq_compare import SIZES, TINY
@@ -211,16 +211,8 @@ def _path(given: argparse.Namespace, name: str) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = runs_parser(__doc__, 320.0)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="sizes for a try on a CPU")
-    parser.add_argument("--seconds", type=float, default=320.0, help="the call ends after this")
-    parser.add_argument("--jobs", type=int, default=6, help="choices at a time")
     parser.add_argument("--makers", type=int, default=10, help="processes that make batches")
     parser.add_argument("--steps", type=int, default=600, help="updates of 32,768 tokens")
     parser.add_argument("--seed", type=int, default=0)

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from infra.training.side_by_side import runs_parser
 from infra.training.subq_data import SubqData
 from infra.training.subq_lm import LmConfig, train_and_judge
 from models.subq.baselines import baseline
@@ -199,16 +200,8 @@ def _log(given: argparse.Namespace, method: str, seed: int) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = runs_parser(__doc__, 330.0)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--seconds", type=float, default=330.0, help="the call ends after this")
-    parser.add_argument("--jobs", type=int, default=6, help="runs at a time")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--runs", nargs="+", default=[], help="instead: METHOD:SEED,SEED in the order to begin"
