@@ -1,11 +1,12 @@
 #!/bin/bash
 # issue_four.sh: what issue 4's Show wants of a GPU beside the cache table (cache_methods.sh), in stages (STAGES, in this order):
-# kernels     sparse attention, decode, landmarks with every peer: all named ratios (bench.json; GPU and host quiet; no parts; 161 to 200 s before). With the part
-#             flashinfer FlashInfer stands beside decode too: start flashinfer.sh as a job of its own while other parts are carried (it compiles), then KERNELS_S=270
+# kernels     sparse attention, decode, landmarks with every peer: all named ratios (bench.json; GPU and host quiet; no parts; 76 s on 16 quiet cores, 161 to 200 s before). With the part
+#             flashinfer FlashInfer stands beside decode too: start flashinfer.sh as a job of its own while other parts are carried (it compiles)
 # agreement   captured against eager decoding, latents unpacked and as factors, both key frames (2 × 60 s; wants reader.sh)
 # session     session-bytes to 16,777,216 tokens, evictions begun a block ahead (GPU and host quiet; 140 s before; wants reader.sh)
-# tests       every test marked gpu, its files side by side, sparse attention's (they compile most) in SPARSE_WORKERS (8) processes: gpu_tests.log
-#             (120 s for 264 in one process on a quiet host; GROUPS_ONLY=sparse: those alone). The part weights-subq and subq-* add the
+# tests       every test marked gpu, its files side by side, sparse attention's (they compile most) in SPARSE_WORKERS (8) processes, the other kernels' in
+#             KERNEL_WORKERS (3; one each was too few on 2026-12-01: landmarks 143 s, retrieve and decode not through at 160; three were not tried there yet):
+#             gpu_tests.log (GROUPS_ONLY=sparse: those alone). The part weights-subq and subq-* add the
 #             shipped weights at 1M tokens, running.sh's $ROOT/host/site (faiss) the vector indexes; fla's and the five-minute run are apart
 # minutes     subq trained for five minutes, then 100 keys of known wording at 1M tokens (370 s; parts subq-a, -b, -c; GPU to itself)
 # What a stage left whole is passed over (NAME.done); a stage that has too few seconds is named and the ones behind it go on.
@@ -69,8 +70,8 @@ tests() {  # a process a group, each with its log; then one log of all
   fi
   while read -r name files; do
     [ -n "${GROUPS_ONLY:-}" ] && [[ " $GROUPS_ONLY " != *" $name "* ]] && continue
-    spread=
-    [ "$name" = sparse ] && [ "${SPARSE_WORKERS:-8}" -gt 1 ] && python3 -c 'import xdist' 2> /dev/null && spread="-n ${SPARSE_WORKERS:-8}"
+    case $name in sparse) spread=${SPARSE_WORKERS:-8} ;; landmarks|retrieve|decode) spread=${KERNEL_WORKERS:-3} ;; *) spread=1 ;; esac
+    if [ "$spread" -gt 1 ] && python3 -c 'import xdist' 2> /dev/null; then spread="-n $spread"; else spread=; fi
     # shellcheck disable=SC2086 # files are several words
     timeout -k 5 "$most" python3 -m pytest -o addopts= -m "${MARK:-gpu}" -v -rfEsp $spread -p no:cacheprovider ${WORDS:+-k "$WORDS"} $files > "$OUT/tests/$name.log" 2>&1 &
     run+=("$!") ids+=("$name")
