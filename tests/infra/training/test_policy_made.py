@@ -168,7 +168,7 @@ def job(root: Path, **settings: str) -> tuple[subprocess.CompletedProcess[str], 
 
 
 def test_the_job_makes_material_first_and_passes_made_questions_on(tmp_path: Path) -> None:
-    """With MADE=2 also the reader that does without; without MADE all is as it was."""
+    """With MADE=2 also the reader that does without; without MADE nothing is said of them."""
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "ready").touch()
     done, called = job(tmp_path, MADE="2")
@@ -177,7 +177,7 @@ def test_the_job_makes_material_first_and_passes_made_questions_on(tmp_path: Pat
     assert f"--made {tmp_path}/made --unmade" in called[1]
     (tmp_path / "called").unlink()
     done, called = job(tmp_path)
-    assert len(called) == 2
+    assert len(called) == 3 and "--stage material --carried" in called[0]
     assert not any("made" in line.split() or "--made" in line for line in called)
 
 
