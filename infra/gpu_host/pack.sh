@@ -32,6 +32,7 @@ for part in "$@"; do
         "$python" -m infra.training.encoders "$part" --pack build/encoders
         for folder in "build/encoders/$part"/part-*; do mkdir -p "build/encoder-$part-${folder##*-}" && mv "$folder" "build/encoder-$part-${folder##*-}/"; done
       fi ;;
+    policy-scores) mkdir -p build/policy-scores && cp infra/bench/results/*_scores.npz build/policy-scores/ ;;  # 2 MB: policy.sh with KEPT
     policy-decoder) mkdir -p build/policy-decoder && cp -r models/weights/retriever-decoder build/policy-decoder/ ;;  # 19 MB: apart.sh
     subq)
       [ -f build/subq-data/manifest.json ] || "$python" -m infra.training.subq_pack --out build/subq-data
@@ -67,7 +68,7 @@ for part in "$@"; do
         mkdir -p build/fla/site && "$python" -m zipfile -e build/fla-wheels/*.whl build/fla/site
       fi ;;
     ray) [ -f build/ray-part/part-00 ] || "$python" "$bundle" pack build/ray-part "$(grep '^ray==' constraints.txt | sed 's/ray==/ray[train]==/')" ;;
-    *) echo "pack.sh: given $part; allowed: head weights served policy-decoder subq subq-small reader policy e5 bge mpnet fla ray cache-rows kvpress" >&2; exit 2 ;;
+    *) echo "pack.sh: given $part; allowed: head weights served policy-decoder policy-scores subq subq-small reader policy e5 bge mpnet fla ray cache-rows kvpress" >&2; exit 2 ;;
   esac
 done
 du -sm build/*/ | sort -k2

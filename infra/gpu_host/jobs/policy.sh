@@ -23,7 +23,8 @@
 # PARTS="carry-0 carry-1 reader-1 encoder-e5-0 ...": parts that must be there, waited for (PARTS_WAIT, 180 s): those named carry-* first, all others while
 # material is made. LATER="reader-1 ... fold-adapters": parts for what reads, waited for behind the stages that read nothing (pairs, both, teach); not with a
 # decoder in --pair-base. OPTIONS="--leave pairs=520 reward=190 ...": a stage ends so long before the job does, so that none eats the others.
-# The part policy-read (readings-*.npz of an earlier run): what it holds is not read again, if material and readers are the same.
+# KEPT=infra/bench/results/NAME_scores.npz: pair readers' scores of an earlier run (policy_pairs_kept) instead of the stages pairs and both; --pair-base
+# must name its kinds. No encoder parts then: STAGES="teach reward choose read". The part policy-read (readings-*.npz of an earlier run): what it holds is not read again, if material and readers are the same.
 set -u
 [ -z "${DEVICES:-}" ] || export CUDA_VISIBLE_DEVICES="${DEVICES// /,}"
 ROOT=${LEASE_ROOT:-/tmp}
@@ -67,6 +68,11 @@ fi
 # material needs no reader, no other encoder and no made questions: it is made while these are carried or made
 [ "${stages[0]}" != material ] || policy material || exit $?
 parts_here "${wanted[@]}"
+if [ -n "${KEPT:-}" ] && [ ! -f "$run/kept" ]; then
+  kept=$KEPT
+  [ -f "$kept" ] || kept=$ROOT/parts/policy-scores/$(basename "$KEPT")  # kept results do not travel with the part head
+  python3 -m infra.training.policy_pairs_kept put --file "$kept" --material "$run/material" --out "$run" --both && touch "$run/kept" || exit 2
+fi
 if ls -d "$ROOT"/parts/encoder-*/part-* > /dev/null 2>&1; then
   [ -f "$ROOT/encoders/joined" ] || {
     rm -rf "$ROOT/encoders"
