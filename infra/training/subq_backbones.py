@@ -82,7 +82,7 @@ def settings(
     )  # fmt: skip
     run = SubqTrainConfig(
         joined=True, forced_until=0.25, bank=65_536, warmup=30, lr=2e-3, seed=seed, save_every=10**6,
-        losses=LossWeights(answers=0.25, contrastive=0.25), compiled=given.compiled and method in COMPILED,
+        losses=LossWeights(answers=given.answers, contrastive=0.25), compiled=given.compiled and method in COMPILED,
     )  # fmt: skip
     if given.tiny:
         sizes = replace(sizes, near=2)
@@ -217,7 +217,7 @@ def everything(given: argparse.Namespace) -> None:
     shared = [
         "-m", "infra.training.subq_backbones", "--books", given.books, "--news", given.news, "--work", given.work,
         "--out", given.out, "--device", given.device, "--steps", given.steps, "--judged", given.judged,
-        "--asked", given.asked, "--makers", given.makers, "--keep", *given.keep,
+        "--asked", given.asked, "--answers", given.answers, "--makers", given.makers, "--keep", *given.keep,
         *(["--tiny"] if given.tiny else []), *(["--compiled"] if given.compiled else []),
         *(["--pinned", given.pinned] if given.pinned else []),
     ]  # fmt: skip
@@ -311,6 +311,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--books", type=Path, required=True)
     parser.add_argument("--news", type=Path, required=True)
     parser.add_argument("--makers", type=int, default=6, help="processes that make a seed's batches")
+    parser.add_argument("--answers", type=float, default=0.25, help="weight of answers in the loss (0: none)")
     parser.add_argument("--steps", type=int, default=300, help="updates of 32,768 tokens")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", default=",".join(METHODS[:6]), help="in this order within a seed")

@@ -25,10 +25,10 @@ def page(found: Found) -> str:
         "near": f"up to {near:,} tokens back", "middle": f"up to {far:,}", "far": f"beyond {far:,}",
         "never": "nowhere",
     }  # fmt: skip
-    heads = [f"{row['model']} on {row['data']}" for row in found]
+    heads = [f"{row['model']} on {row['data']}, {row['sequences']} sequences" for row in found]
     lines = [
         "# What far text could tell a language model", "",
-        f"{found[0]['sequences']} unseen sequences of {found[0]['length']:,} tokens each, in its tokenizer. "
+        f"Unseen sequences of {found[0]['length']:,} tokens each, in the model's tokenizer. "
         "Tokens by the last place in the sequence that held them behind the same two tokens: their share / their "
         "part of all nats without reading / nats a token that reading gains on them.", "",
         "| last place | " + " | ".join(heads) + " |", "|" + " --- |" * (1 + len(found)),

@@ -1,7 +1,7 @@
 #!/bin/bash
 # subq_backbones.sh: backbones of equal size on news and books with needles among them, three seeds, side by side on one GPU; losses by position and keys
 # at 4k and 16k. Parts: subq-small (or subq-a, subq-c), subq-news, fla. METHODS ("subq,no-retrieval,transformer,mamba-2,linear-transformer,gca"),
-# SEEDS ("0 1 2"), STEPS (300 updates of 32k tokens), JOBS (6), MAKERS (6 cores for batches), MORE. Whole seeds come first: a call that ended early leaves
+# SEEDS ("0 1 2"), STEPS (300 updates of 32k tokens), JOBS (6), MAKERS (6 cores for batches), ANSWERS (.25: their weight in the loss), MORE. Whole seeds come first: a call that ended early leaves
 # whole seeds, and made again (the same NAME) goes on. Expected on an H200: 18 runs of 300 updates 200 s alone, 300 s beside another job; some 10 GB a run
 # at a time. With the part fla its kernels run in one configuration each (see subq_choices.sh); without it the linear transformer is left out.
 set -u
@@ -35,7 +35,7 @@ read -r -a seeds <<< "${SEEDS:-0 1 2}"
 read -r -a keep <<< "${KEEP:-}"  # seeds whose checkpoints come home, 9 MB a method
 read -r -a more <<< "${MORE:---compiled}"
 python3 -m infra.training.subq_backbones --books "$books" --news "$news" --work "$WORK" --out "$OUT" --seconds $((SECONDS_LIMIT - SECONDS - 12)) \
-  --jobs "${JOBS:-6}" --makers "${MAKERS:-6}" --steps "${STEPS:-300}" --seeds "${seeds[@]}" --methods "$methods" --device "${DEVICE:-cuda}" \
+  --jobs "${JOBS:-6}" --makers "${MAKERS:-6}" --steps "${STEPS:-300}" --answers "${ANSWERS:-0.25}" --seeds "${seeds[@]}" --methods "$methods" --device "${DEVICE:-cuda}" \
   "${pinned[@]}" "${more[@]}" --keep "${keep[@]}"
 rc=$?
 mkdir -p "$OUT/logs" && cp "$WORK"/*.log "$OUT/logs/" 2>/dev/null

@@ -73,6 +73,8 @@ def test_each_arm_changes_what_its_name_says() -> None:
     made = {name: settings(given, name, 0, 16_384) for name in ("subq", "subq-lean", *ARMS)}
     shape, stream, run = made["subq"]
     weights = run.losses
+    silent = settings(_parser().parse_args([*BASE, "--answers", "0"]), "subq", 0, 16_384)
+    assert silent == (shape, stream, replace(run, losses=replace(weights, answers=0.0)))
     assert made["subq-sixteenth"][2] == replace(run, losses=replace(weights, contrastive=0.0625))
     assert made["subq-faded"][2] == replace(run, contrastive_until=(0.1, 0.5))
     assert made["subq-apart"][2] == replace(run, contrastive_apart=True)

@@ -105,7 +105,10 @@ def test_a_text_is_measured_from_files(tmp_path: Path) -> None:
     page = ["--found", str(out), str(told), "--bench", str(tmp_path / "page"), "--note", "Why."]
     subq_reach_page.main(page)
     text = (tmp_path / "page.md").read_text()
-    assert "| last place | model on data | model on data |" in text and text.endswith("\nWhy.\n")
+    assert (
+        "| last place | model on data, 2 sequences | model on data, 2 sequences |" in text
+        and text.endswith("\nWhy.\n")
+    )
     assert "the best on offer |  | 3.00 / 1.50 / 4.00 |" in text
     kept = json.loads((tmp_path / "page.json").read_text())["ratios"]
     assert kept["rare_words_chosen_over_chance_model_data"] == 2.0
