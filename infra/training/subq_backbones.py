@@ -168,7 +168,7 @@ def needle_row(
     """Shares of questions answered to the last token (teacher forcing: what greedy decoding writes), and found.
 
     Each is asked among all other needles of its sequence, some of which share a word of its owner's name.
-    None where a sequence has no room for needle and question.
+    None where a sequence has no room for needle and question. By the logits: what a head copies is left out.
     """
     stream = settings(given, "subq", 0, 1)[1]
     try:
