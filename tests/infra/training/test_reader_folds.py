@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from infra.training import policy_material, reader_folds
+from infra.training import policy_material, reader_folds, reader_folds_train
 from infra.training.policy_readers import SHIPPED, fold_names, reader_names
 from infra.training.policy_voice import open_voice
 from infra.training.reader_folds import make, pack
@@ -19,6 +20,7 @@ from models.hf.cut import VOCABULARY
 from pipeline.prepare.newswire import NewswireConfig
 from pipeline.tasks.material import Material
 from pipeline.tasks.qa import Question, read_questions, title_key
+from tests.infra.training.in_process import processes_here
 from tests.infra.training.test_policy_gpu import carried, questions_with_features, texts
 
 __all__ = ["carried", "texts"]
@@ -133,8 +135,12 @@ def test_a_gold_text_under_a_closed_title_is_not_read(texts: Path, tmp_path: Pat
     assert shared.passages[closed].title not in titles
 
 
-def test_both_readers_are_trained_side_by_side_and_open_as_voices(texts: Path, tmp_path: Path) -> None:
-    """In processes; each an adapter of its own that the policy's voice opens; a done one is passed over."""
+def test_both_readers_are_trained_side_by_side_and_open_as_voices(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All begin before one is waited for; the policy's voice opens each adapter; done ones are passed over."""
+    events: list[tuple[str, str]] = []
+    monkeypatch.setattr(reader_folds_train, "subprocess", processes_here(events))
     world = NewswireConfig(seed=1011, num_articles=40, num_questions=8, split="train")
     rows, out = tmp_path / "rows", tmp_path / "folds"
     folder = material_of(texts, tmp_path / "material")
@@ -150,7 +156,7 @@ def test_both_readers_are_trained_side_by_side_and_open_as_voices(texts: Path, t
     (texts / "tokenizer.json").write_bytes((rows / "coder" / "tokenizer.json").read_bytes())
     # three steps (of four and a half: each knows half of the questions, the run is one for three quarters), then
     # the mean of two: which of the three moments is kept the questions held back decide
-    small = {"rank": 4, "alpha": 8, "rows": 2, "length": 1024, "tokens": 9216, "known": 0.75}
+    small: dict[str, Any] = {"rank": 4, "alpha": 8, "rows": 2, "length": 1024, "tokens": 9216, "known": 0.75}
     small |= {"average": 0.9, "forced": True, "dev_at": [0.4, 1.0]}
     names = ["fold0", "fold1"]
     (tmp_path / "runs.json").write_text(json.dumps([{"name": name, **small} for name in names]))
@@ -159,6 +165,7 @@ def test_both_readers_are_trained_side_by_side_and_open_as_voices(texts: Path, t
         "--runs", str(tmp_path / "runs.json"), "--seconds", "200", "--grace", "200", "--device", "cpu",
     ]  # fmt: skip
     assert reader_folds.main(given) == 0
+    assert events == [(what, name) for what in ("began", "waited for") for name in names]
     assert (out / "folds.json").read_bytes() == (rows / "folds.json").read_bytes()
     assert (out / "shipped_reads.json").read_bytes() == (rows / "shipped_reads.json").read_bytes()
     for name in names:
@@ -174,7 +181,9 @@ def test_both_readers_are_trained_side_by_side_and_open_as_voices(texts: Path, t
     states = [torch.cat([p.flatten() for p in each.model.parameters()]) for each in losses]
     assert not torch.equal(*states)
     before = (out / "fold0" / "adapter_config.json").stat().st_mtime
+    events.clear()
     assert reader_folds.main(given) == 0
+    assert events == []
     assert (out / "fold0" / "adapter_config.json").stat().st_mtime == before
     np.save(texts / VOCABULARY, np.arange(7))
     with pytest.raises(ValueError, match="another vocabulary"):
