@@ -16,7 +16,7 @@ def processes_here(events: list[tuple[str, str]]) -> Any:
     """
 
     class Here:
-        def __init__(self, command: Sequence[str], **_: Any) -> None:
+        def __init__(self, command: Sequence[str], **_given: Any) -> None:
             _, dash_m, self.module, *arguments = command
             self.arguments = list(arguments)
             assert dash_m == "-m", command
