@@ -31,3 +31,10 @@ def keep(given: argparse.Namespace, result: Mapping[str, Any], page: str) -> Non
     given.bench.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     note = f"\n{given.note}\n" if given.note else ""
     given.bench.with_suffix(".md").write_text(page + note, encoding="utf-8")
+
+
+def keep_lines(out: Path, result: Mapping[str, Any], page: str) -> None:
+    """Write `result` to OUT.json, a line a figure, and the page to OUT.md."""
+    told = ",\n".join(f' "{name}": {json.dumps(value)}' for name, value in result.items())
+    out.with_suffix(".json").write_text(f"{{\n{told}\n}}\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(page, encoding="utf-8")

@@ -47,6 +47,7 @@ from infra.training.policy_points import (
     rows_of,
     save_points,
 )
+from infra.training.side_by_side import codes_by
 from pipeline.tasks.material import Material
 from rl.episodes import Outcome, Readings, Request, mask_of, picks_of
 
@@ -324,13 +325,7 @@ def _side_by_side(given: argparse.Namespace) -> None:
         subprocess.Popen([*own, "--worker", str(at)], env=os.environ | {"OMP_NUM_THREADS": "1"})
         for at in range(given.workers)
     ]
-    until, codes = time.monotonic() + given.seconds + 30, []
-    for child in children:
-        try:
-            codes.append(child.wait(timeout=max(1.0, until - time.monotonic())))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            codes.append(124)
+    codes = codes_by(children, time.monotonic() + given.seconds + 30)
     if any(codes):
         raise SystemExit(
             f"policy_again: workers ended with {codes}; what they had read is kept in {given.out}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.training import policy_arms
+from infra.training.kept_page import keep_lines
 from infra.training.policy_halves_dev import DRAWS, Read, places_of, readings_in, result_of
 from infra.training.policy_over import fixed_table, over_row
 from infra.training.policy_points import load_points
@@ -100,10 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }  # fmt: skip
     for figure, path in files.items():
         result[figure] = json.loads(path.read_text()) if path.is_file() else {}
-    told = ",\n".join(f' "{name}": {json.dumps(value)}' for name, value in result.items())
-    given.out.with_suffix(".json").write_text(f"{{\n{told}\n}}\n", encoding="utf-8")
     preface = given.preface.read_text(encoding="utf-8") if given.preface else ""
-    given.out.with_suffix(".md").write_text(page(result, preface), encoding="utf-8")
+    keep_lines(given.out, result, page(result, preface))
 
 
 if __name__ == "__main__":

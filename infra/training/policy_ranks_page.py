@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from infra.training.kept_page import DEVICE
+from infra.training.kept_page import DEVICE, keep_lines
 from infra.training.policy_pairs import FOLDS, KINDS, PAIRS_BOTH, PLACES
 from infra.training.policy_ranks import RANKS, table_of
 from models.retriever.pair_reader import CONFIG
@@ -69,10 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--preface", type=Path, help="a text that stands before the figures")
     given = parser.parse_args(arguments)
     result = result_of(given.home, given.device, given.commit)
-    told = ",\n".join(f' "{name}": {json.dumps(value)}' for name, value in result.items())
-    given.out.with_suffix(".json").write_text(f"{{\n{told}\n}}\n", encoding="utf-8")
     preface = given.preface.read_text(encoding="utf-8") if given.preface else ""
-    given.out.with_suffix(".md").write_text(page(result, preface), encoding="utf-8")
+    keep_lines(given.out, result, page(result, preface))
 
 
 if __name__ == "__main__":

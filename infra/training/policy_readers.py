@@ -29,6 +29,7 @@ import numpy as np
 
 from infra.evaluation.policy_judge import choose
 from infra.training.policy_voice import open_voice
+from infra.training.side_by_side import codes_by
 from models.retriever.table import FEATURES, GOLD
 from pipeline.tasks.material import Material
 from pipeline.tasks.reading import MaterialReader, Spoken, Voice
@@ -276,14 +277,7 @@ def _apart(given: argparse.Namespace, names: Sequence[str]) -> None:
             *(["--slopes", str(paths[name][1])] if given.slopes else []),
         ]  # fmt: skip
         children.append(subprocess.Popen(command, env=os.environ | own_device(at)))
-    until = time.monotonic() + given.limit
-    codes = []
-    for child in children:
-        try:
-            codes.append(child.wait(timeout=max(1.0, until - time.monotonic())))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            codes.append(124)
+    codes = codes_by(children, time.monotonic() + given.limit)
     if any(codes):
         raise SystemExit(f"readers {dict(zip(names, codes, strict=True))}: 0 is well, 124 out of time")
     for at, out in enumerate((given.out, given.slopes)):

@@ -34,6 +34,18 @@ def runs_parser(about: str | None, seconds: float, jobs: int = 6) -> argparse.Ar
     return parser
 
 
+def codes_by(children: Sequence[subprocess.Popen[bytes]], until: float) -> list[int]:
+    """Exit codes of started processes, in order: what has not ended by `until` (monotonic) is killed: 124."""
+    codes = []
+    for child in children:
+        try:
+            codes.append(child.wait(timeout=max(1.0, until - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            codes.append(124)
+    return codes
+
+
 def run_side_by_side(
     commands: Mapping[str, Sequence[str]],
     logs: Path,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
 
-from infra.training.side_by_side import pack_results, read_json, run_side_by_side
+from infra.training.side_by_side import codes_by, pack_results, read_json, run_side_by_side
 
 
 def test_runs_end_with_their_codes_or_at_the_limit(tmp_path: Path) -> None:
@@ -53,3 +55,11 @@ def test_results_travel_in_one_file_without_what_is_left_out(tmp_path: Path) -> 
     (tmp_path / "half.json").write_text('{"a": ')
     assert read_json(tmp_path / "half.json") is None
     assert read_json(tmp_path / "none.json") is None
+
+
+def test_processes_have_one_limit_together_and_what_stands_is_killed() -> None:
+    """Codes come in the order given: one's own, and 124 for a process that stood still."""
+    programs = ("import time; time.sleep(60)", "raise SystemExit(3)")
+    children = [subprocess.Popen([sys.executable, "-c", program]) for program in programs]
+    assert codes_by(children, time.monotonic() + 2) == [124, 3]
+    assert children[0].wait(timeout=10) == -9
