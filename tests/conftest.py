@@ -73,7 +73,10 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def _one_thread_a_process() -> None:
-    """What a test starts side by side takes as many threads as the test itself."""
+    """Whatever the test before set (an embedder takes every core): torch and what a test starts have these."""
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if (module := sys.modules.get("infra.training.side_by_side")) is not None:
         module.ENVIRONMENT["OMP_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
 

@@ -35,7 +35,6 @@ def test_what_was_not_read_loses_as_much_as_reading_nothing() -> None:
 
 def test_three_routers_of_a_run_find_what_tells_from_a_few_readings(tmp_path: Path) -> None:
     """Read: three candidates a question, what tells among them. None collapses, on new questions either."""
-    torch.set_num_threads(1)
     batch = tables(96)
     made = material(batch)
     readings = Readings(KnowingReader(batch))

@@ -58,7 +58,6 @@ def test_half_of_the_text_is_news(tmp_path: Path) -> None:
 
 def test_each_method_leaves_its_losses_its_keys_and_a_checkpoint(tmp_path: Path) -> None:
     """Batches are made once for all methods of a seed; what is there is not made again; the summary names it."""
-    torch.set_num_threads(1)
     books = packed(tmp_path / "books")
     shutil.copytree(books, tmp_path / "news")
     common = [

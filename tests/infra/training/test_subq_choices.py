@@ -93,7 +93,6 @@ def test_choices_are_trained_on_the_same_batches_and_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batches are made once; a choice leaves its loss and its keys; the summary holds what is there so far."""
-    torch.set_num_threads(1)
     data = packed(tmp_path / "data")
     common = ["--data", str(data), "--work", str(tmp_path / "w"), "--out", str(tmp_path / "o"), "--device", "cpu",
               "--tiny", "--steps", "2", "--makers", "0", "--lengths", "16k,32k", "--keys", "4"]  # fmt: skip
