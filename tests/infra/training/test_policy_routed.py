@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from infra.training.policy_routed import losses_alone
 from infra.training.policy_stages import PolicyJob, routed_jobs, train_one

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from infra.training import subq_choices, subq_choices_page
 from infra.training.subq import SubqTrainConfig, SubqTrainer
