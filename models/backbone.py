@@ -25,6 +25,17 @@ class Sampling:
             raise ValueError(f"sampling.top_p is {self.top_p}; allowed: above 0, at most 1")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reluctance:
+    """A token that begins an answer only where it leads the likeliest other one by `margin` nats or more.
+
+    Else that other one begins it; one that would end the answer does not take its place.
+    """
+
+    token: int
+    margin: float
+
+
 @runtime_checkable
 class Backbone(Protocol):
     """A decoder with sessions. All calls take batch 1 and return on the caller's thread."""
@@ -69,11 +80,12 @@ class Backbone(Protocol):
         cancelled: Callable[[], bool] | None = None,
         suppress_first: Sequence[int] = (),
         sampling: Sampling | None = None,
+        reluctant: Reluctance | None = None,
     ) -> Iterator[int]:
         """Answer after the cache and the prompt `ids`; the cache is copied when called and never changed.
 
         Yields ids as they come, ends before the first stop text or end token, and soon after `cancelled()`
-        turns true. `suppress_first` may not be the first id.
+        turns true. `suppress_first` may not be the first id, that of `reluctant` only with a lead.
         """
         ...
 

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from models.backbone import Sampling
+from models.backbone import Reluctance, Sampling
 from models.cache.config import LEARNED, CacheConfig
 from models.cache.learned import LearnedWeights, learned_folder
 from models.cache.learned_autoencoder import LearnedAutoencoder
@@ -19,7 +19,7 @@ from models.cache.ranker import find_ranker
 from models.cache.rotating import CacheView, RotatingCompressiveCache
 from models.hf.captured import CapturedSteps
 from models.hf.config import HfConfig
-from models.hf.generation import Sampler, StopTexts
+from models.hf.generation import Sampler, StopTexts, not_first
 from models.hf.loading import Loaded, layer_specs, load
 from models.hf.norms import fuse
 from models.hf.question_bank import record
@@ -136,6 +136,7 @@ class HfBackbone:
         cancelled: Callable[[], bool] | None = None,
         suppress_first: Sequence[int] = (),
         sampling: Sampling | None = None,
+        reluctant: Reluctance | None = None,
     ) -> Iterator[int]:
         """See Backbone.generate."""
         if max_new_tokens < 1:
@@ -143,7 +144,11 @@ class HfBackbone:
         stops = StopTexts(self.decode, stop_texts)
         view, prompt = self._open(ids, cache, max_new_tokens)
         sampler = Sampler(sampling or Sampling())
-        return self._generate(view, prompt, max_new_tokens, stops, cancelled, suppress_first, sampler)
+
+        def first(logits: Tensor) -> int:
+            return sampler.next(logits, not_first(logits, suppress_first, reluctant, self.end_ids))
+
+        return self._generate(view, prompt, max_new_tokens, stops, cancelled, first, sampler)
 
     def _generate(
         self,
@@ -152,7 +157,7 @@ class HfBackbone:
         max_new_tokens: int,
         stops: StopTexts,
         cancelled: Callable[[], bool] | None,
-        suppress: Sequence[int],
+        first: Callable[[Tensor], int],
         sampler: Sampler,
     ) -> Iterator[int]:
         logits = None
@@ -164,7 +169,7 @@ class HfBackbone:
         with self.steps.lent(view, max_new_tokens - 1) as step:
             for produced in range(max_new_tokens):
                 assert logits is not None
-                token = sampler.next(logits[-1], suppress if produced == 0 else ())
+                token = first(logits[-1]) if produced == 0 else sampler.next(logits[-1])
                 if token in self.end_ids:
                     break
                 free, stopped = stops.push(token)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from models.backbone import Sampling
+from models.backbone import Reluctance, Sampling
 
 _CONTEXT = 16  # ids decoded before the held ones, so that a piece of a character is seen whole
 
@@ -31,6 +31,24 @@ class Sampler:
         # drop what lies beyond the wanted share; the likeliest always stays
         ordered[ordered.cumsum(-1) - ordered >= self._sampling.top_p] = 0.0
         return int(ids[torch.multinomial(ordered, 1, generator=self._generator)])
+
+
+def not_first(
+    logits: Tensor, suppress: Sequence[int], reluctant: Reluctance | None, ends: Collection[int]
+) -> list[int]:
+    """The ids that may not begin an answer after `logits [vocabulary]`: `suppress`, and that of `reluctant` where
+    it is the likeliest by less than its margin and the next one is none of `ends`."""
+    barred = list(suppress)
+    if reluctant is None or reluctant.token in barred:
+        return barred
+    likeliest = Sampler(Sampling())
+    if likeliest.next(logits, barred) != reluctant.token:
+        return barred
+    other = likeliest.next(logits, [*barred, reluctant.token])
+    told = logits.float().log_softmax(-1)
+    if other in ends or not float(told[reluctant.token]) - float(told[other]) < reluctant.margin:
+        return barred
+    return [*barred, reluctant.token]
 
 
 class StopTexts:

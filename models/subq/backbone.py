@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from models.backbone import Sampling
+from models.backbone import Reluctance, Sampling
 from models.subq.checkpoint import load_checkpoint, load_tokenizer
 from models.subq.config import SubqConfig
 from models.subq.memory import MemoryConfig
@@ -127,17 +127,21 @@ class SubqBackbone:
         cancelled: Callable[[], bool] | None = None,
         suppress_first: Sequence[int] = (),
         sampling: Sampling | None = None,
+        reluctant: Reluctance | None = None,
     ) -> Iterator[int]:
         """See Backbone.generate."""
-        from models.hf.generation import Sampler, StopTexts
+        from models.hf.generation import Sampler, StopTexts, not_first
 
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
         stops, sampler = StopTexts(self.decode, stop_texts), Sampler(sampling or Sampling())
         prompt, stream = self._open(ids, cache)
-        return self._generate(
-            stream, prompt, max_new_tokens, stops, sampler, cancelled, tuple(suppress_first)
-        )
+
+        def first(logits: torch.Tensor) -> int:
+            barred = not_first(logits, suppress_first, reluctant, [self._tokenizer.end_id])
+            return sampler.next(logits, barred)
+
+        return self._generate(stream, prompt, max_new_tokens, stops, sampler, cancelled, first)
 
     def _generate(
         self,
@@ -147,11 +151,11 @@ class SubqBackbone:
         stops: StopTexts,
         sampler: Sampler,
         cancelled: Callable[[], bool] | None,
-        suppress: tuple[int, ...],
+        first: Callable[[torch.Tensor], int],
     ) -> Iterator[int]:
         logits = stream.ask(prompt)
         for produced in range(most):
-            token = sampler.next(logits, suppress if produced == 0 else ())
+            token = first(logits) if produced == 0 else sampler.next(logits)
             if token == self._tokenizer.end_id:
                 break
             free, stopped = stops.push(token)

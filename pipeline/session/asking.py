@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from models.backbone import Backbone
+from models.backbone import Backbone, Reluctance
 from pipeline.session.answer import Answer, Event, Lag, Question, Tokens, cite
 from pipeline.session.apart import ApartChoice, choose_apart, read_apart
 from pipeline.session.cached import beside
@@ -198,17 +198,12 @@ def _write(
     cache = _attended_cache(view, parts)
     ids, bare = _prompt(question, chosen, view, parts), len(_prompt(question, [], view, parts))
     limit = min(question.max_new_tokens or config.max_new_tokens, config.max_new_tokens_limit)
-    job = partial(backbone.generate, ids, cache, limit, STOP_TEXTS, stopped.is_set)
+    unknown, reluctant = giving_up_token(backbone.encode), None
+    if parts.form == "adapted" and unknown is not None:
+        # The first token's margin tells apart what a tuned reader knows from what it does not (docs/reader.md).
+        reluctant = Reluctance(token=unknown, margin=config.give_up_margin)
+    job = partial(backbone.generate, ids, cache, limit, STOP_TEXTS, stopped.is_set, reluctant=reluctant)
     written = yield from _tell(job, parts)
-    unknown = giving_up_token(backbone.encode)
-    thinks_over = parts.form == "adapted" and config.give_up_margin > 0 and not stopped.is_set()
-    if (
-        thinks_over
-        and unknown is not None
-        and written[:1] == [unknown]
-        and _is_hasty(ids, cache, unknown, parts)
-    ):
-        written = yield from _tell(partial(job, suppress_first=[unknown]), parts)
     parsed = parse_answer(backbone.decode(written))
     tokens = Tokens(
         question=parts.count_tokens(question.text),
@@ -260,23 +255,6 @@ def _tell(job: Callable[[], Iterator[int]], parts: AskParts) -> Generator[Event,
         if fresh:
             yield Event("token", {"text": fresh if len(shown) > len(fresh) else fresh.lstrip()})
     return written
-
-
-def _is_hasty(ids: list[int], cache: Any | None, unknown: int, parts: AskParts) -> bool:
-    """Whether giving up is not likelier than the reader's best other first token by the configured margin.
-
-    The margin of the first token tells apart what a tuned reader knows from what it does not (docs/reader.md).
-    """
-    backbone = parts.backbone
-
-    def job() -> bool:
-        other = next(backbone.generate(ids, cache, 1, suppress_first=[unknown]), None)
-        if other is None:
-            return False
-        margin = backbone.score(ids, [unknown], cache) - backbone.score(ids, [other], cache)
-        return margin < parts.config.give_up_margin
-
-    return parts.runner.call(job)
 
 
 def _attended(cache: Any | None) -> int:

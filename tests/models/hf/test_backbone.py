@@ -18,7 +18,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from models.backbone import Backbone, Sampling
+from models.backbone import Backbone, Reluctance, Sampling
 from models.hf import HfBackbone, HfConfig
 from tests.models import tiny
 
@@ -114,6 +114,29 @@ def test_first_id_is_never_a_suppressed_one() -> None:
     first = int(backbone.logits(ids)[-1].argmax())
     second = next(iter(backbone.generate(ids, max_new_tokens=1, suppress_first=[first])))
     assert second == int(backbone.logits(ids)[-1].topk(2).indices[1]) != first
+
+
+@pytest.mark.parametrize("attends", [False, True], ids=["alone", "after_a_cache"])
+def test_a_reluctant_first_id_needs_its_lead(attends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins the answer where `score` gives it the margin over the second best, else that one does."""
+    backbone, ids = tiny.backbone(), tiny.ids(40)
+    cache = backbone.new_cache(tiny.budgets()) if attends else None
+    if cache is not None:
+        backbone.read(tiny.ids(30), cache)
+    first, second = (int(i) for i in backbone.logits(ids, cache)[-1].topk(2).indices)
+    lead = backbone.score(ids, [first], cache) - backbone.score(ids, [second], cache)
+    assert lead > 0
+
+    def begins_with(token: int, margin: float, **more: Any) -> int:
+        reluctant = Reluctance(token=token, margin=margin)
+        return next(iter(backbone.generate(ids, cache, 1, reluctant=reluctant, **more)))
+
+    assert begins_with(first, lead) == first
+    assert begins_with(first, lead * 1.01) == second
+    assert begins_with(second, 1e9) == first  # it is not the likeliest anyway
+    assert begins_with(first, lead * 1.01, suppress_first=[first]) == second
+    monkeypatch.setattr(backbone, "end_ids", frozenset({second}))
+    assert begins_with(first, 1e9) == first  # what would end the answer does not take its place
 
 
 def test_cancelling_ends_an_answer_within_one_token() -> None:

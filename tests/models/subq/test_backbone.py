@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.backbone import Backbone, Sampling
+from models.backbone import Backbone, Reluctance, Sampling
 from models.subq import SubqBackbone
 from models.subq.backbone import SubqCache
 from models.subq.checkpoint import save_checkpoint
@@ -88,13 +88,18 @@ def test_loaded_backbone_answers_as_the_saved_one(tmp_path: Path) -> None:
 
 
 def test_stops_and_samples_as_the_interface_says() -> None:
-    """Stop texts end the answer, a first id can be forbidden, a seed gives the same draw."""
+    """Stop texts end the answer, a first id can be forbidden or need a lead, a seed gives the same draw."""
     backbone = _backbone()
     prompt = backbone.encode(TEXT)
     answer = list(backbone.generate(prompt, None, 8))
     text = backbone.decode(answer)
     assert list(backbone.generate(prompt, None, 8, stop_texts=[text[:1]])) == []
-    assert next(backbone.generate(prompt, None, 1, suppress_first=answer[:1])) != answer[0]
+    second = next(backbone.generate(prompt, None, 1, suppress_first=answer[:1]))
+    assert second != answer[0]
+    lead = backbone.score(prompt, answer[:1]) - backbone.score(prompt, [second])
+    for margin, begins in ((lead, answer[0]), (lead * 1.01 + 1e-6, second)):
+        reluctant = Reluctance(token=answer[0], margin=margin)
+        assert next(backbone.generate(prompt, None, 1, reluctant=reluctant)) == begins
     warm = Sampling(temperature=2.0, seed=4)
     assert list(backbone.generate(prompt, None, 8, sampling=warm)) == list(
         backbone.generate(prompt, None, 8, sampling=warm)

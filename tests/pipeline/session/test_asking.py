@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from models.backbone import Reluctance
 from pipeline.errors import UsageError
 from pipeline.session.answer import Answer, Event, Lag, Question
 from pipeline.session.asking import AskParts, View, answer
@@ -157,12 +158,10 @@ class _Unsure:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def generate(self, *arguments: Any, suppress_first: Sequence[int] = (), **more: Any) -> Iterator[int]:
-        text = " pier" if suppress_first else GIVEN_UP
-        yield from self._model.encode(text)
-
-    def score(self, prompt: Any, answer: Sequence[int], cache: Any = None) -> float:
-        return 0.0 if list(answer) == [self.unknown] else -self._margin
+    def generate(self, *arguments: Any, reluctant: Reluctance | None = None, **more: Any) -> Iterator[int]:
+        unsure = reluctant is not None and self._margin < reluctant.margin
+        assert reluctant is None or reluctant.token == self.unknown
+        yield from self._model.encode(" pier" if unsure else GIVEN_UP)
 
 
 @pytest.mark.parametrize(("margin", "given_up"), [(1.0, False), (2.0, True)])
@@ -189,8 +188,8 @@ class _Spelled(_Unsure):
         spelled: list[int] = self._model.encode(text)
         return [*self._model.encode(" pier"), self.unknown] if text == GIVEN_UP else spelled
 
-    def generate(self, *arguments: Any, suppress_first: Sequence[int] = (), **more: Any) -> Iterator[int]:
-        yield from self._model.encode(" ship" if suppress_first else " pier 7")
+    def generate(self, *arguments: Any, reluctant: Reluctance | None = None, **more: Any) -> Iterator[int]:
+        yield from self._model.encode(" pier 7" if reluctant is None else " ship")
 
 
 def test_an_answer_that_begins_like_giving_up_is_told_as_it_is(library: ShardLibrary) -> None:
