@@ -18,7 +18,8 @@ from actors.serve_config import ServeConfig
 from pipeline.errors import DependencyUnreachable, DysraError, UsageError
 from pipeline.log import get_logger
 from pipeline.session.answer import Question
-from pipeline.session.pool import SessionPool, TooManySessions
+from pipeline.session.places import TooManySessions
+from pipeline.session.pool import SessionPool
 from pipeline.session.state import SessionKey
 from pipeline.session.summary import SummaryRequest
 

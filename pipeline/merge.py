@@ -10,7 +10,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-from pipeline.store.records import Candidates, Passage, SearchConfig, SearchRequest
+from pipeline.store.config import SearchConfig
+from pipeline.store.records import Candidates, Passage, SearchRequest
 
 
 def merge_candidates(

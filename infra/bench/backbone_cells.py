@@ -25,6 +25,7 @@ from statistics import mean
 from typing import Any
 
 from infra.console import say
+from infra.training.kept_page import keep_as
 from infra.training.side_by_side import run_side_by_side, write_whole
 from models.subq.mixers.fla_pinned import pin
 from pipeline.tasks.needle_grammar import Split
@@ -218,8 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not files:
         parser.error(f"--rows: no rows-*.json under {given.rows}")
     result = report([row for file in files for row in json.loads(file.read_text())], given.device)
-    given.out.with_name(given.out.name + ".json").write_text(json.dumps(result, indent=1) + "\n")
-    given.out.with_name(given.out.name + ".md").write_text(markdown(result))
+    keep_as(given.out, result, markdown(result))
     return 0
 
 

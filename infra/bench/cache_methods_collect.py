@@ -24,13 +24,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from infra.bench import cache_methods
-from infra.bench.cache_methods import FULL, PEERS, Row, plain_methods, read_rows, unique
+from infra.bench import cache_methods_table
+from infra.bench.cache_methods import plain_methods
 from infra.bench.cache_methods_gpu import KEEPS, READERS
 from infra.bench.cache_methods_page import markdown
+from infra.bench.cache_methods_table import FULL, PEERS, Row, read_rows, unique
 from infra.bench.peers.kvpress_peer import FULL as PEER_FULL
 from infra.bench.peers.kvpress_peer import METHODS as PRESSES
 from infra.console import say
+from infra.training.kept_page import keep_as
 
 CODES = ("ours_weighted", "ours_projection", "ours_autoencoder")
 SAME_NATS = (
@@ -173,11 +175,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say("\n".join((f"{len(new)} new rows, {len(rows)} in all", *lines)))
     if given.out:
         command = "infra/gpu_host/jobs/cache_methods.sh; python -m infra.bench.cache_methods_collect"
-        result = cache_methods.report(rows, given.device, given.model, command)
+        result = cache_methods_table.report(rows, given.device, given.model, command)
         result |= {"torch": given.torch, "commit": given.commit or result["commit"], "missing": lines}
         result["misread"] = misread
-        given.out.with_name(given.out.name + ".json").write_text(json.dumps(result, indent=1) + "\n")
-        given.out.with_name(given.out.name + ".md").write_text(markdown(result))
+        keep_as(given.out, result, markdown(result))
         packed = "".join(json.dumps(row) + "\n" for row in new).encode()
         given.out.with_name(given.out.name + "_rows.jsonl.gz").write_bytes(gzip.compress(packed, mtime=0))
     return 5 if lacking else 0

@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from infra.bench import cache_methods
+from infra.bench import cache_methods, cache_methods_table
 from infra.bench.cache_methods import Waiting
 from infra.bench.cache_methods_pack import unpack
 from infra.console import say
@@ -86,7 +86,7 @@ def one_worker(given: argparse.Namespace, at: int, of: int) -> int:
         reader=given.reader,
         settings=cache_methods.settings_of(),
         until=until,
-        known=[row for path in given.known for row in cache_methods.read_rows(path)],
+        known=[row for path in given.known for row in cache_methods_table.read_rows(path)],
     )
     return 0 if finished else 5
 

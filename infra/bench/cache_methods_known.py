@@ -17,8 +17,8 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from infra.bench.cache_methods import PEERS, Row, read_rows, unique
 from infra.bench.cache_methods_collect import differing
+from infra.bench.cache_methods_table import PEERS, Row, read_rows, unique
 from infra.console import say
 
 

@@ -258,15 +258,15 @@ def keep(out: Path, results: Path, date: str) -> None:
     A part that was cut off is kept from its rows, marked `partial`, with the ratios that they allow.
     """
     from infra.bench import page
+    from infra.training.kept_page import keep_as
 
     whole = out / "bench.json"
     joined = json.loads((whole if whole.exists() else out / "kept.json").read_text())
     for result in whole_or_partial(joined):
         device = result["device"].split()[-1].lower()
         stem = results / f"{date}_{result['bench']}_{device}"
-        stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
         cut = "\nPartial: the time ended before all rows were measured.\n" if result.get("partial") else ""
-        stem.with_suffix(".md").write_text(page(result) + cut)
+        keep_as(stem, result, page(result) + cut)
         sys.stdout.write(f"{stem}\n")
 
 

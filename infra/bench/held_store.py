@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.store.config import StoreConfig
 from pipeline.store.core import ShardCore
 from pipeline.store.manifest import Identity
-from pipeline.store.records import StoreConfig
 from pipeline.store.sealed import SealedSegment
 from pipeline.store.vector_index import ENCODE_ROWS, VectorIndex
 

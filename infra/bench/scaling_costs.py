@@ -16,7 +16,8 @@ from models.embed import load_tokenizer
 from pipeline.article import Article, BadRecord, parse_article, parse_record
 from pipeline.chunker import chunk_articles
 from pipeline.near_duplicates import Fingerprint, Fingerprinter, NearDuplicateConfig, NearDuplicateIndex
-from pipeline.store.records import Chunk, Coordinate, SearchRequest, StoreConfig, StoreRecord, Upsert
+from pipeline.store.config import StoreConfig
+from pipeline.store.records import Chunk, Coordinate, SearchRequest, StoreRecord, Upsert
 from pipeline.store.shard import Shard
 
 BATCH = 500

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from infra.bench.vectors import DIM, clustered
 from pipeline.article import Article, to_ms
+from pipeline.store.config import StoreConfig
 from pipeline.store.ids import chunk_ids
-from pipeline.store.records import Chunk, Coordinate, Delete, SearchRequest, StoreConfig, StoreRecord, Upsert
+from pipeline.store.records import Chunk, Coordinate, Delete, SearchRequest, StoreRecord, Upsert
 from pipeline.store.shard import Shard
 
 _K = 10

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 
 from infra.bench.held_store import HeldSegment, fill, held_core, texts
 from infra.bench.vectors import DIM, clustered_on
+from pipeline.store.config import StoreConfig
 from pipeline.store.core import ShardCore
 from pipeline.store.flat_peer import FlatPeer
 from pipeline.store.gpu_index import DeviceMatrix, largest
 from pipeline.store.gpu_together import MAX_SCORES, products
-from pipeline.store.records import SearchRequest, StoreConfig
+from pipeline.store.records import SearchRequest
 from pipeline.store.searching import candidates, nearest
 from pipeline.store.vector_index import Part
 

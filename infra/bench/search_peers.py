@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from infra.bench.held_store import HeldSegment, held_core, texts
 from infra.bench.vectors import DIM, clustered
+from pipeline.store.config import StoreConfig
 from pipeline.store.flat_peer import FlatPeer
 from pipeline.store.growing import GrowingSegment
 from pipeline.store.joined import SearchQueue
-from pipeline.store.records import Chunk, SearchRequest, StoreConfig
+from pipeline.store.records import Chunk, SearchRequest
 from pipeline.store.searching import candidates
 from pipeline.store.segment import ArticleRow
 from pipeline.store.vector_index import FaissIndex

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from infra.training.kept_page import keep_as
 
 
 def ratios(result: dict[str, Any], last: int) -> dict[str, float]:
@@ -37,8 +38,7 @@ def write(result: dict[str, Any], out: Path, last: int) -> None:
     """Keep the result as OUT.json and OUT.md, with its ratios; `last` is what counts as 16M tokens."""
     result["ratios"] = ratios(result, last)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_name(out.name + ".json").write_text(json.dumps(result, indent=1) + "\n")
-    out.with_name(out.name + ".md").write_text(page(result))
+    keep_as(out, result, page(result))
 
 
 def page(result: dict[str, Any]) -> str:

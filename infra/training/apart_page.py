@@ -12,7 +12,6 @@ that it is read, and every prompt but the first.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -24,6 +23,7 @@ from infra.evaluation.policy_judge import gap_closed, paired
 from infra.training.apart_fit import FIT_METHODS, FIT_SETS, Asked, Weights, f1_of, judged
 from infra.training.apart_gpu import read_rows
 from infra.training.apart_join import CROSSED, PLAIN, Floats, cost
+from infra.training.kept_page import keep_as
 
 SIMPLE = ("bm25", "dense", "hybrid")
 LEARNED = ("pair", "policy")
@@ -49,8 +49,7 @@ def main() -> None:
     found = judged(asked, given.fit, given.fit_sets, given.fit_methods)
     found["summary"] = summary(asked, found["weights"])
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    given.out.with_suffix(".md").write_text(summary_table(found["summary"]) + tables(found), encoding="utf-8")
+    keep_as(given.out, found, summary_table(found["summary"]) + tables(found))
     print(summary_table(found["summary"]))  # noqa: T201
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from infra.training.cotrain_between import between, table
 from infra.training.cotrain_rows import assemble, read_rows
+from infra.training.kept_page import keep
 
 SHOWN = (
     ("reader", "reader alone"), ("policy", "policy alone"), ("alternating", "in turn"), ("joint", "jointly"),
@@ -254,10 +255,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "bench": "cotrain", "device": given.device, "commit": given.commit, "runs": found, "gains": gains(found),
         "between": each_other,
     }  # fmt: skip
-    given.bench.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
     against = "\n".join([*table(each_other, dict(SHOWN)), ""]) if each_other else ""
-    text = page(found, given.device) + against + (f"\n{given.note}\n" if given.note else "")
-    given.bench.with_suffix(".md").write_text(text)
+    keep(given, results, page(found, given.device) + against)
 
 
 if __name__ == "__main__":

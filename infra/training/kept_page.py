@@ -28,9 +28,14 @@ def page_parser(
 
 def keep(given: argparse.Namespace, result: Mapping[str, Any], page: str) -> None:
     """Write `result` to BENCH.json and the page to BENCH.md, the note of --note at its end."""
-    given.bench.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     note = f"\n{given.note}\n" if given.note else ""
-    given.bench.with_suffix(".md").write_text(page + note, encoding="utf-8")
+    keep_as(given.bench, result, page + note)
+
+
+def keep_as(stem: Path, result: Any, page: str) -> None:
+    """Write `result` to STEM.json and the page to STEM.md."""
+    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    stem.with_suffix(".md").write_text(page, encoding="utf-8")
 
 
 def keep_lines(out: Path, result: Mapping[str, Any], page: str) -> None:

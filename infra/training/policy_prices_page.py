@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from infra.training.kept_page import keep
+
 WARM = {
     "supervised": "labels",
     "minimal": "minimal sets, ours",
@@ -134,9 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "bench": "policy_prices", "device": given.device, "commit": given.commit, "rows": rows,
         "ratios": ratios(rows, largest),
     }  # fmt: skip
-    given.bench.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    text = page(rows, given.device) + (f"\n{given.note}\n" if given.note else "")
-    given.bench.with_suffix(".md").write_text(text)
+    keep(given, results, page(rows, given.device))
 
 
 if __name__ == "__main__":

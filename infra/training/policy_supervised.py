@@ -22,6 +22,7 @@ import torch
 from infra.console import say
 from infra.evaluation.choice_recall import recall
 from infra.evaluation.policy_judge import choose, gap_closed, judge, paired, stop_bias_for
+from infra.training.kept_page import keep_as
 from models.retriever.config import RetrieverConfig
 from models.retriever.network import PolicyNetwork
 from models.retriever.storage import load_policy, save_policy
@@ -73,8 +74,7 @@ def main() -> None:
     except StoppedEarly as stopped:
         say(str(stopped))
     if given.bench is not None:
-        given.bench.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-        given.bench.with_suffix(".md").write_text(page(results))
+        keep_as(given.bench, results, page(results))
     say(json.dumps(results["ratios"]))
 
 

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.console import say
+from infra.training.kept_page import keep_as
 from pipeline.session.prompts import parse_answer
 from pipeline.tasks.scores import answer_f1, exact_match
 
@@ -250,8 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "rows": made,
             "ratios": figures(made, given.runs),
         }
-        given.bench.with_suffix(".json").write_text(json.dumps(body, indent=1) + "\n")
-        given.bench.with_suffix(".md").write_text(page)
+        keep_as(given.bench, body, page)
 
 
 def _kept(record: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from infra.console import say
+from infra.training.kept_page import keep_as
 from infra.training.reader_pack import triples_of
 from models.hf.gemma_gguf import prepared
 from pipeline.prepare.triples import Triple
@@ -56,8 +57,7 @@ def main() -> None:
     say(page)
     if given.bench:
         figures = bench_figures(tables, records)
-        given.bench.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
-        given.bench.with_suffix(".md").write_text(page)
+        keep_as(given.bench, figures, page)
 
 
 def answers_of(

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from infra.training.kept_page import keep
 from infra.training.subq_report import short
 
 ARMS = {
@@ -186,9 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     found = found_in(given.found)
     result = {"bench": "subq_fade", "commit": given.commit, **found, "ratios": ratios(found)}
-    given.bench.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    text = page(found) + (f"\n{given.note}\n" if given.note else "")
-    given.bench.with_suffix(".md").write_text(text, encoding="utf-8")
+    keep(given, result, page(found))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from infra.evaluation.passkey import WORDINGS
+from infra.training.kept_page import keep_as
 from infra.training.subq_compare import ratios_of
 from infra.training.subq_misses import counted, misses_lines
 
@@ -76,8 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result = result | {"compared": compared, "ratios": ratios}
     elif summaries:
         result = summaries[0]
-    given.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    given.out.with_suffix(".md").write_text(text, encoding="utf-8")
+    keep_as(given.out, result, text)
 
 
 def read_runs(folders: Sequence[Path], known: Container[str] = ()) -> list[dict[str, Any]]:

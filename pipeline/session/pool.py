@@ -14,30 +14,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from pipeline.errors import DysraError
 from pipeline.log import get_logger
 from pipeline.session.answer import Event, Question
 from pipeline.session.asking import AskParts, answer
 from pipeline.session.elsewhere import Elsewhere
 from pipeline.session.model_thread import READING, ModelSilent, ModelThread
+from pipeline.session.places import SessionPlaces
 from pipeline.session.resident import Resident, SessionRefused, SnapshotNotWritten
 from pipeline.session.session import SessionParts
 from pipeline.session.snapshot import SnapshotFolder, StaleLease
 from pipeline.session.state import SessionKey
 from pipeline.session.summary import SummaryRequest, summarize
 from pipeline.session.tail import StreamTail
-from pipeline.shared_files import replace_file
 
 _IDLE_S = 0.1
 _RETRY_S = 5.0
 _REST_S = 5.0
-_NOTE, _NOTE_VERSION = "session.json", 1
-
-
-class TooManySessions(DysraError):
-    """The tenant has as many sessions as it may have."""
 
 
 class SessionPool:
@@ -60,7 +53,7 @@ class SessionPool:
         self.sessions = sessions
         self.asking = asking
         self._tails = tails
-        self._root = root
+        self._places = SessionPlaces(root)
         self._owner = owner
         self.model = model
         self._ours = ours
@@ -87,7 +80,7 @@ class SessionPool:
 
     def known(self, key: SessionKey) -> bool:
         """Whether the session exists, here or on disk, or the store holds articles of its stream."""
-        if key in self._residents or self._folder(key).is_dir():
+        if key in self._residents or self._places.folder(key).is_dir():
             return True
         found = self.asking.library.recent(key.stream, 1, None, self.sessions.config.search_deadline_s)
         return bool(found)
@@ -106,13 +99,13 @@ class SessionPool:
                     return resident
                 self._changed.wait(timeout=1.0)
             self._require_ours()  # not before: who is resident answers from memory, whatever its disk does
-            path = self._folder(key)
+            path = self._places.folder(key)
             if not path.is_dir():
-                self._require_room(key)
-            _require_known(path / _NOTE)
+                self._places.require_room(key, self.sessions.config.max_per_tenant)
+            self._places.require_known(key)
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                self._note(key, resident=True)
+                self._places.note(key, resident=True)
             except OSError as error:
                 raise SnapshotNotWritten(f"session {key.id} cannot be opened: {error}") from None
             folder = SnapshotFolder(path, self._owner, self.sessions.config.keep_snapshots)
@@ -154,7 +147,7 @@ class SessionPool:
         with self._changed:
             if key in self._residents:
                 raise DysraError(f"stream {key.stream!r} was opened again meanwhile; ask again")
-            folder = self._folder(key)
+            folder = self._places.folder(key)
             found = folder.is_dir()
             shutil.rmtree(folder, ignore_errors=True)
         return found
@@ -175,7 +168,7 @@ class SessionPool:
     def resume(self, ours: Callable[[SessionKey], bool]) -> list[SessionKey]:
         """Open the sessions that were in memory when a process last held them, those that `ours` accepts."""
         opened: list[SessionKey] = []
-        for about in _notes(self._root):
+        for about in self._places.notes():
             key = SessionKey(str(about["tenant"]), str(about["stream"]))
             if about.get("resident") and ours(key) and len(opened) < self.sessions.config.max_resident:
                 try:
@@ -209,7 +202,7 @@ class SessionPool:
         resident = self._residents.get(key)
         if resident is not None:
             return {**resident.info(), **({"digest": resident.digest()} if digest else {})}
-        if self._folder(key).is_dir():
+        if self._places.folder(key).is_dir():
             return {"stream": key.stream, "state": "stored"}
         return None
 
@@ -220,7 +213,7 @@ class SessionPool:
 
     def stored(self, tenant: str) -> list[str]:
         """Streams of which the tenant has a session on disk, resident anywhere or not."""
-        return sorted(str(a["stream"]) for a in _notes(self._root) if a["tenant"] == tenant)
+        return sorted(str(a["stream"]) for a in self._places.notes() if a["tenant"] == tenant)
 
     def events_after(self, key: SessionKey, number: int) -> list[dict[str, Any]]:
         """The session's events later than `number`."""
@@ -279,30 +272,6 @@ class SessionPool:
         session would take it back."""
         if not self._ours():
             raise DysraError("another process has taken the sessions of this replica over; ask again")
-
-    def _note(self, key: SessionKey, *, resident: bool) -> None:
-        """Keep beside the snapshots whose they are, and whether the session is to be held in memory."""
-        about = {
-            "version": _NOTE_VERSION, "tenant": key.tenant, "stream": key.stream, "resident": resident,
-        }  # fmt: skip
-        replace_file(self._folder(key) / _NOTE, orjson.dumps(about))
-
-    def _folder(self, key: SessionKey) -> Path:
-        return self._tenant_folder(key.tenant) / key.folder
-
-    def _tenant_folder(self, tenant: str) -> Path:
-        return self._root / SessionKey("", tenant).folder
-
-    def _require_room(self, key: SessionKey) -> None:
-        """Raise TooManySessions if the tenant may have no further one; each is a folder on disk."""
-        limit = self.sessions.config.max_per_tenant
-        folder = self._tenant_folder(key.tenant)
-        held = sum(1 for _ in folder.iterdir()) if limit and folder.is_dir() else 0
-        if limit and held >= limit:
-            raise TooManySessions(
-                f"tenant {key.tenant!r} has {held} sessions, as many as session.max_per_tenant allows: ask one of "
-                "them, or DELETE one (/v1/streams/{id}) that is not needed any more"
-            )
 
     def _make_room(self, newest: SessionKey) -> None:
         """Mark the sessions used longest ago as leaving; the reader saves and drops them."""
@@ -363,7 +332,7 @@ class SessionPool:
         try:
             resident.leave(save=not resident.unwanted)
             resident.folder.check()  # whoever has taken it over says for itself whether it is resident
-            self._note(key, resident=False)
+            self._places.note(key, resident=False)
         except (DysraError, OSError) as error:
             self._log.warning("session_not_saved", session_id=key.id, error=str(error))
         self._forget(key)
@@ -372,33 +341,3 @@ class SessionPool:
         with self._changed:
             self._residents.pop(key, None)
             self._changed.notify_all()
-
-
-def _require_known(path: Path) -> None:
-    """Raise SessionRefused for a note of a later version: what it says beyond this one's would be lost."""
-    try:
-        version = orjson.loads(path.read_bytes()).get("version", _NOTE_VERSION)
-    except (OSError, orjson.JSONDecodeError, AttributeError):
-        return  # none yet, or a damaged one, which is written anew
-    if isinstance(version, int) and version > _NOTE_VERSION:
-        raise SessionRefused(
-            f"{path} has version {version}; this DySRA reads up to {_NOTE_VERSION}: upgrade DySRA, or move the "
-            "session's folder away to begin anew"
-        )
-
-
-def _notes(root: Path) -> list[dict[str, Any]]:
-    """What `_note` kept of every session under `root`, unreadable notes and those of a later version left out."""
-    found = []
-    for path in sorted(root.glob(f"*/*/{_NOTE}")):
-        try:
-            about = orjson.loads(path.read_bytes())
-        except (OSError, orjson.JSONDecodeError):
-            continue
-        if not isinstance(about, dict) or not {"tenant", "stream"} <= about.keys():
-            continue
-        if about.get("version", _NOTE_VERSION) == _NOTE_VERSION:
-            found.append(about)
-        else:
-            get_logger().error("session_of_a_later_version", file=str(path), version=about["version"])
-    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pipeline.store.config import SearchConfig, StoreConfig
 from pipeline.store.errors import (
     ChunkIdCollision,
     OffsetGap,
@@ -27,10 +28,8 @@ from pipeline.store.records import (
     Ledger,
     Link,
     Passage,
-    SearchConfig,
     SearchRequest,
     SignatureRow,
-    StoreConfig,
     StoredArticle,
     StoreRecord,
     TopicLedger,

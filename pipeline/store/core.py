@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from pipeline.log import get_logger
 from pipeline.store.codec import Batch, CountOp, DeleteOp, LinkOp, Op, StoreOp
+from pipeline.store.config import StoreConfig
 from pipeline.store.errors import ChunkIdCollision, StoreFailed
 from pipeline.store.growing import GrowingSegment
 from pipeline.store.ids import chunk_ids
 from pipeline.store.lock import FolderLock
 from pipeline.store.manifest import Checkpoint, Identity
-from pipeline.store.records import SearchRequest, StoreConfig
+from pipeline.store.records import SearchRequest
 from pipeline.store.recovery import recover
 from pipeline.store.segment import ArticleRow, Segment
 from pipeline.store.state import Entry, ShardState

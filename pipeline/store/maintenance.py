@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.store import manifest
+from pipeline.store.config import StoreConfig
 from pipeline.store.core import ShardCore
 from pipeline.store.growing import GrowingSegment
 from pipeline.store.manifest import Checkpoint, SegmentInfo
-from pipeline.store.records import StoreConfig
 from pipeline.store.sealed import SealedSegment, write_segment
 from pipeline.store.segment import Segment
 from pipeline.store.snapshots import copy_shard

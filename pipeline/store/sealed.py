@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from pipeline.article import Article
 from pipeline.log import get_logger
 from pipeline.store.codec import from_us
+from pipeline.store.config import StoreConfig
 from pipeline.store.errors import StoreCorrupt
 from pipeline.store.files import describe, matches, read_json, require, sync_file, sync_folder, write_json
-from pipeline.store.records import Chunk, StoreConfig
+from pipeline.store.records import Chunk
 from pipeline.store.segment import ArticleRow, Fields, Hits, Names, Segment
 from pipeline.store.vector_index import FaissIndex, device_index
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 from pipeline.article import Article
 from pipeline.store import copies, maintenance, searching
 from pipeline.store.codec import pack_batch
+from pipeline.store.config import StoreConfig
 from pipeline.store.core import ShardCore
 from pipeline.store.errors import StoreFailed
 from pipeline.store.files import folder_bytes
@@ -22,7 +23,6 @@ from pipeline.store.records import (
     Ledger,
     SearchRequest,
     SignatureRow,
-    StoreConfig,
     StoredArticle,
     StoreRecord,
     Through,

@@ -25,8 +25,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from infra.bench.cache_methods import read_rows, unique
 from infra.bench.cache_methods_collect import sound
+from infra.bench.cache_methods_table import read_rows, unique
 from infra.bench.peers.kvpress_peer import FULL, METHODS, WORKER
 from infra.console import say
 from infra.evaluation.cache_cases import Case

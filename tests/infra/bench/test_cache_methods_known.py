@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infra.bench import cache_methods_known as known
-from infra.bench.cache_methods import read_rows
+from infra.bench.cache_methods_table import read_rows
 
 
 def _row(method: str, keep: float, nats: float, case: str = "q-0", reader: str = "base") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infra.bench import cache_methods
+from infra.bench import cache_methods_table
 from infra.bench.cache_methods_page import markdown
 from infra.bench.peers import kvpress_rows
 from tests.models import tiny
@@ -56,11 +56,11 @@ def test_a_second_call_makes_what_is_missing_and_rows_stand_beside_ours(
     tiny.save(tmp_path / "tiny")
     _cases(tmp_path / "cases")
     assert _call(tmp_path, monkeypatch, most=1) == 5
-    first = cache_methods.read_rows(tmp_path / "out" / "kvpress.jsonl")
+    first = cache_methods_table.read_rows(tmp_path / "out" / "kvpress.jsonl")
     assert {row["data"] for row in first} == {"needle4k.jsonl", "qa_set.jsonl"} and len(first) == 2 * 3
     assert _call(tmp_path, monkeypatch, most=9) == 0
-    rows = cache_methods.read_rows(tmp_path / "out" / "kvpress.jsonl")
-    assert len(rows) == 6 * 3 == len(cache_methods.unique(rows))
+    rows = cache_methods_table.read_rows(tmp_path / "out" / "kvpress.jsonl")
+    assert len(rows) == 6 * 3 == len(cache_methods_table.unique(rows))
     made = sum(len(path.read_text().splitlines()) for path in (tmp_path / "out").glob("worker_*.jsonl"))
     assert made == len(rows)
     half = next(row for row in rows if row["keep"] == 0.5)
@@ -72,7 +72,7 @@ def test_a_second_call_makes_what_is_missing_and_rows_stand_beside_ours(
         if row["method"] == "kvpress_full"
     ]
     other = {**ours[0], "case": "another"}
-    table = cache_methods.report([*ours, other, *rows], "cpu", "tiny", "here")
+    table = cache_methods_table.report([*ours, other, *rows], "cpu", "tiny", "here")
     named = {(line["method"], line["keep"]): line for line in table["peers"]}
     assert named["kvpress_full", 1.0]["nats"] == 0.0 and named["kvpress_snapkv", 0.1]["nats"] > 0
     assert (
@@ -81,7 +81,7 @@ def test_a_second_call_makes_what_is_missing_and_rows_stand_beside_ours(
     )
     assert table["ratios"]["quality_drop_at_90_kvpress_snapkv_needle"] == 0.0
     assert "quality_drop_at_90_kvpress_snapkv_qa" not in table["ratios"]
-    assert cache_methods.beside_peers([*ours, other, *rows]) == [*ours, *rows]
+    assert cache_methods_table.beside_peers([*ours, other, *rows]) == [*ours, *rows]
     page = markdown(table)
     assert "presses judged too" in page and "- (n = 3)" in page
 
@@ -105,12 +105,12 @@ def test_rows_are_there_while_workers_run_and_after_they_are_killed(
 
     monkeypatch.setattr(kvpress_rows.Joined, "follow", followed)
     assert _call(tmp_path, monkeypatch, 1, "--seconds", "4") == 5
-    assert 6 in seen[:-1] and len(cache_methods.read_rows(rows)) == 6
+    assert 6 in seen[:-1] and len(cache_methods_table.read_rows(rows)) == 6
     whole = rows.read_text()
     rows.write_text(whole[:-9])
     assert _call(tmp_path, monkeypatch, 1, "--seconds", "0") == 5 and rows.read_text() == whole
 
-    kept = [row for row in cache_methods.read_rows(rows) if row["task"] == "needle"]
+    kept = [row for row in cache_methods_table.read_rows(rows) if row["task"] == "needle"]
     other = tmp_path / "kept.jsonl"
     full = [row | {"method": "full"} for row in kept if row["method"] == "kvpress_full"]
     other.write_text("".join(json.dumps(row) + "\n" for row in (*kept, *full)))
@@ -118,7 +118,7 @@ def test_rows_are_there_while_workers_run_and_after_they_are_killed(
         path.unlink()
     monkeypatch.setattr(f"{__name__}.WORKER", worker)
     assert _call(tmp_path, monkeypatch, 9, "--known", str(other)) == 0
-    made = {(row["data"], row["case"]) for row in cache_methods.read_rows(rows)}
+    made = {(row["data"], row["case"]) for row in cache_methods_table.read_rows(rows)}
     assert len(made) == 6 - len({row["case"] for row in kept})
 
 

@@ -14,7 +14,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from infra.bench import cache_methods
+from infra.bench import cache_methods, cache_methods_table
 from infra.bench.cache_methods_page import markdown
 from infra.commands import evaluate as command
 from infra.evaluation import cache_batch, cache_tasks
@@ -91,7 +91,7 @@ def test_what_a_question_brings_back_is_read_and_counted_beside(
     cache_methods.run(
         backbone, cache_methods.contexts(backbone, cell), ["full", "ours_brought_back"], [0.4], rows
     )
-    table = cache_methods.report(cache_methods.read_rows(rows), "cpu", "tiny", "here")
+    table = cache_methods_table.report(cache_methods_table.read_rows(rows), "cpu", "tiny", "here")
     line = next(line for line in table["rows"] if line["method"] == "ours_brought_back")
     assert line["scores"]["nats"] == pytest.approx(found["scores"]["nats"], abs=1e-3)
     assert abs(line["fetched_bytes"] - found["cost"]["fetched_bytes"]) <= 1
@@ -309,13 +309,13 @@ def test_rows_known_from_elsewhere_are_not_made_again(needles: Path, reader: Pat
     earlier, later = tmp_path / "earlier.jsonl", tmp_path / "later.jsonl"
     context = cache_methods.contexts(backbone, cell)
     cache_methods.run(backbone, context[:1], ["full", "key_norm"], [0.5], earlier)
-    known = cache_methods.read_rows(earlier)
+    known = cache_methods_table.read_rows(earlier)
     cache_methods.run(backbone, context, ["full", "key_norm"], [0.5], later, known=known)
-    made = cache_methods.read_rows(later)
+    made = cache_methods_table.read_rows(later)
     cases = {row["case"] for row in known}
     assert cases and made and not cases & {row["case"] for row in made}
     other = [{**row, "nats": -1.0} for row in known]
-    assert cache_methods.unique([*known, *other, *made]) == [*known, *made]
+    assert cache_methods_table.unique([*known, *other, *made]) == [*known, *made]
     out = tmp_path / "table"
     cache_methods.main(["report", "--rows", *map(str, (earlier, later, earlier)), "--out", str(out)])
     assert "| key_norm | 0.5 | 3 |" in (tmp_path / "table.md").read_text()

@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.errors import DysraError
 from pipeline.session.answer import Question
-from pipeline.session.pool import SessionPool, TooManySessions
+from pipeline.session.places import TooManySessions
+from pipeline.session.pool import SessionPool
 from pipeline.session.state import SessionKey
 from tests.pipeline.session.pool_case import TOPIC, caught_up, library, pool, twin_digest, until
 from tests.pipeline.session.support import KEY, STREAM
