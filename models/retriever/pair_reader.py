@@ -111,7 +111,8 @@ class PairReader(PairScorer):
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._cls, self._sep, self._pad = ends_of(tokenizer)
-        self.rows_per_batch = 1024 if device.startswith("cuda") else 32
+        # on a CPU few rows: each batch is padded to its longest (16 take 5 to 15% less than 32, 4 more again)
+        self.rows_per_batch = 1024 if device.startswith("cuda") else 16
 
     @property
     def ends(self) -> tuple[int, int]:

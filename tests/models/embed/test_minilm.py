@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,32 @@ def test_identity_names_width_and_weights(minilm: Embedder) -> None:
     """A store remembers which model, how wide, and which weights."""
     assert minilm.identity.startswith("minilm-384-")
     assert minilm.dim == 384
+
+
+def test_no_torch_is_loaded_to_learn_that_there_is_no_gpu(minilm: Embedder) -> None:
+    """Where no driver of CUDA is installed, an embedder whose export is there embeds without torch."""
+    if minilm_module._cuda_driver():
+        pytest.skip("CUDA's driver is installed: torch is asked for its devices")
+    code = (
+        "import sys; from models.embed import EmbedderConfig, load_embedder, warm_up; "
+        "c = EmbedderConfig(threads=1); print(warm_up(c), load_embedder(c).identity, 'torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert ran.stdout.split() == ["None", minilm.identity, "False"], ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_torch_decides_where_the_driver_is_installed(monkeypatch: pytest.MonkeyPatch, found: bool) -> None:
+    """A driver alone is no device; and `cuda` is refused in words where torch sees none."""
+    import torch
+
+    monkeypatch.setattr(minilm_module, "_cuda_driver", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: found)
+    assert minilm_module._use_cuda("auto") is found
+    assert not minilm_module._use_cuda("cpu")
+    if not found:
+        with pytest.raises(ValueError, match="finds no CUDA device"):
+            minilm_module._use_cuda("cuda")
 
 
 def test_disagreeing_export_is_refused() -> None:
