@@ -30,7 +30,17 @@ from infra.training.policy_apart import CHUNK
 from infra.training.policy_collect import collect
 from infra.training.policy_made import MADE, STEPS
 from infra.training.policy_opened import ARMS, say
-from infra.training.policy_pairs import BOTH, DECODER, FOLDS, KINDS, MINILM, PAIRS_BOTH, PLACES, kinds_of
+from infra.training.policy_pairs import (
+    BOTH,
+    DECODER,
+    FOLDS,
+    KINDS,
+    MINILM,
+    PAIRS_BOTH,
+    PLACES,
+    kinds_of,
+    made_kinds,
+)
 from infra.training.policy_work import WORK, jobs_of, trainings
 from models.retriever.pair_reader import CONFIG
 
@@ -148,7 +158,7 @@ def is_done(given: argparse.Namespace, stage: str) -> bool:
         return bool(shards) and all(path.exists() for path in shards)
     left = {
         "material": [manifest],
-        "made": [out / PLACES[kind] / MADE / CONFIG for kind in kinds_of(given.pair_base)],
+        "made": [out / PLACES[kind] / MADE / CONFIG for kind in made_kinds(given)],
         "pairs": [out / PLACES[kind] / fold / "scores.npz" for kind, fold in trainings(given)],
         "both": [out / PAIRS_BOTH / fold / "scores.npz" for fold in FOLDS],
         "rewarded": [out / ARMS],
@@ -229,6 +239,12 @@ def _given() -> argparse.Namespace:
     parser.add_argument(
         "--made", type=Path, help="folder of made_questions: pair readers learn these first, then each fold"
     )
+    parser.add_argument(
+        "--made-kinds",
+        nargs="+",
+        choices=KINDS,
+        help="kinds that learn these first (default: all of --pair-base)",
+    )
     parser.add_argument("--made-steps", type=int, default=STEPS, help="of that, at most (0: one whole pass)")
     parser.add_argument(
         "--unmade", action="store_true",
@@ -262,6 +278,10 @@ def _given() -> argparse.Namespace:
         kinds = kinds_of(given.pair_base)
     except ValueError as error:
         parser.error(f"--pair-base: {error}")
+    if unknown := set(given.made_kinds or ()) - set(kinds):
+        parser.error(
+            f"--made-kinds: given {', '.join(sorted(unknown))}; allowed: kinds of --pair-base {given.pair_base}"
+        )
     if given.pair_features == BOTH and len(kinds) < 2:
         parser.error(
             f"--pair-features both wants several kinds of pair readers: given --pair-base {given.pair_base}; "
@@ -327,7 +347,7 @@ def crowded(given: argparse.Namespace, stage: str, dealt: list[int]) -> bool:
 
 def _kinds(given: argparse.Namespace, stage: str) -> list[str]:
     """The kind of pair reader that each process of the stage trains, the decoder's first."""
-    return list(kinds_of(given.pair_base)) if stage == "made" else [kind for kind, _ in trainings(given)]
+    return list(made_kinds(given)) if stage == "made" else [kind for kind, _ in trainings(given)]
 
 
 def processes(given: argparse.Namespace, stage: str) -> int:
@@ -339,7 +359,7 @@ def processes(given: argparse.Namespace, stage: str) -> int:
         return len(parts.get(stage, policy_arms.combined_arms)(given))
     fixed = {
         "material": 1,
-        "made": len(kinds_of(given.pair_base)),
+        "made": len(made_kinds(given)),
         "report": 1,
         "alone": readers_at_once(given),
         "pairs": len(trainings(given)),

@@ -101,6 +101,12 @@ def kinds_of(pair_base: str) -> tuple[str, ...]:
     return tuple(kind for kind in KINDS if kind in names)
 
 
+def made_kinds(given: Any) -> tuple[str, ...]:
+    """The kinds that learn made questions first, where there are any: all of the run, or those that are named."""
+    named = getattr(given, "made_kinds", None)
+    return tuple(kind for kind in kinds_of(given.pair_base) if not named or kind in named)
+
+
 def rate_of(given: Any, kind: str) -> float:
     """The peak learning rate of a kind but MiniLM's, by the options of a run."""
     if kind in (DECODER, MPNET):  # both train adapters

@@ -46,6 +46,7 @@ from infra.training.policy_pairs import (
     PLACES,
     PairBase,
     kinds_of,
+    made_kinds,
     rate_of,
     train_fold,
 )
@@ -127,7 +128,7 @@ def _material(given: Given, until: float) -> None:
 
 def _made(given: Given, until: float) -> None:
     """One kind's pair reader learns the made questions."""
-    kind = kinds_of(given.pair_base)[given.worker]
+    kind = made_kinds(given)[given.worker]
     config = made_config(pair_config(given, kind), 1.5 * given.seconds)
     base, out = base_of(given, kind), given.out / PLACES[kind]
     train_on_made(given.made, base, out, config, given.made_steps, given.device, say)
@@ -141,7 +142,7 @@ def _pairs(given: Given, until: float) -> None:
     config = pair_config(given, kind)
     material = Material.load(given.out / "material")
     say(f"pair reader {kind} {fold}: {config.epochs:g} passes, at most {config.limit_s:.0f} s")
-    made = given.made is not None and fold != UNMADE
+    made = given.made is not None and fold != UNMADE and kind in made_kinds(given)
     train_fold(
         material, base_of(given, kind), fold, given.out / PLACES[kind], after_made(config) if made else config,
         given.device, say, made,
@@ -165,8 +166,12 @@ def _both(given: Given, until: float) -> None:
 
 def trainings(given: Given) -> list[tuple[str, str]]:
     """(kind, fold) of each pair reader of a run, the longest first."""
-    beside = (UNMADE,) if given.made is not None and given.unmade else ()
-    return [(kind, fold) for kind in kinds_of(given.pair_base) for fold in (*beside, *reversed(FOLDS))]
+    beside = made_kinds(given) if given.made is not None and given.unmade else ()
+    return [
+        (kind, fold)
+        for kind in kinds_of(given.pair_base)
+        for fold in (*((UNMADE,) if kind in beside else ()), *reversed(FOLDS))
+    ]
 
 
 def pair_config(given: Given, kind: str) -> PairTrainConfig:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -29,9 +30,11 @@ from models.digests import FILES, digests_of
 from models.formats import FORMAT, KEY
 from models.reader_lowrank import LowRank
 from models.retriever.files import put_json, put_weights
+from models.retriever.mpnet_states import last_states
 from models.retriever.pair_base import (
     GIVEN_TOKENS,
     QUESTION_TOKENS,
+    WIDTH_STEP,
     PairRow,
     Tuning,
     alike,
@@ -46,6 +49,8 @@ TARGETS = ("q", "k", "v", "o", "dense")
 """MPNet's linear layers by the ends of their names: attention, and both of each MLP."""
 _TIMES = 10.0
 """How much faster the head learns than the adapters."""
+BATCH_BYTES = 1 << 29
+"""What a batch of rows that are only scored may take beside the weights, by `bytes_of`."""
 _HEAD = "head."
 _SIZES = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
@@ -82,7 +87,7 @@ class EncoderPairModel(nn.Module):
 
     def forward(self, ids: Tensor, kinds: Tensor, mask: Tensor) -> Tensor:
         """Token ids and 1 for tokens, [N, T]; MPNet knows no kinds of tokens."""
-        hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state
+        hidden = last_states(self.bert, ids, mask)
         weight = mask[..., None].to(hidden.dtype)
         mean = (hidden * weight).sum(1) / weight.sum(1)
         score: Tensor = self.head(torch.cat([hidden[:, 0], mean], -1))[:, 0].float()
@@ -101,21 +106,50 @@ class EncoderPairReader(PairReader):
         super().__init__(model, tokenizer, device)  # type: ignore[arg-type]
         self.digest, self.config = digest, config or EncoderPairConfig()
         self.model.bert.requires_grad_(False)
-        # its attention keeps every weight in float32: 1,024 rows of 290 tokens would take 15 GB
-        self.rows_per_batch = min(self.rows_per_batch, 256)
+        self.batch_bytes = BATCH_BYTES
         self._trained: LowRank | None = None
         self._kept: dict[str, Tensor] = {}
 
     def learn(self, rows: Sequence[PairRow]) -> Tensor:
         """Scores with their gradient, in order: rows of like length in a batch of their own. [N]"""
-        lengths = [
-            min(len(row.question), QUESTION_TOKENS)
-            + (min(len(row.given), GIVEN_TOKENS) + 1 if row.given else 0)
-            + min(len(row.text), self.text_tokens)
-            + 3
-            for row in rows
-        ]
-        return self.learn_alike(rows, alike(np.array(lengths, np.int64)))
+        return self.learn_alike(rows, alike(self._lengths(rows)))
+
+    def batches(self, rows: Sequence[PairRow]) -> list[list[int]]:
+        """The places of all rows, the longest first, so many at once as `batch_bytes` hold (one at least)."""
+        lengths = self._lengths(rows)
+        order = np.argsort(-lengths, kind="stable").tolist()
+        found, start = [], 0
+        while start < len(order):
+            width = -(-int(lengths[order[start]]) // WIDTH_STEP) * WIDTH_STEP
+            most = self.batch_bytes // self.bytes_of(width)
+            size = max(1, min(most, self.rows_per_batch))
+            found.append(order[start : start + size])
+            start += size
+        return found
+
+    def bytes_of(self, width: int) -> int:
+        """Reckoned bytes of a row of so many tokens that is scored: what is added to its attention, and its states.
+
+        Of a layer at once: four of the width in float32, and four and both of the MLP's in what is computed in.
+        """
+        sizes = self.model.sizes
+        own = 2 if self.device.startswith("cuda") and self.autocast else 4
+        added = int(sizes["num_attention_heads"]) * width * width * own
+        hidden, inner = int(sizes["hidden_size"]), int(sizes["intermediate_size"])
+        return added + width * (4 * 4 * hidden + own * (4 * hidden + 2 * inner))
+
+    def _lengths(self, rows: Sequence[PairRow]) -> npt.NDArray[np.int64]:
+        """Tokens of each row as `collate` lays it out, before padding. [N]"""
+        return np.array(
+            [
+                min(len(row.question), QUESTION_TOKENS)
+                + (min(len(row.given), GIVEN_TOKENS) + 1 if row.given else 0)
+                + min(len(row.text), self.text_tokens)
+                + 3
+                for row in rows
+            ],
+            np.int64,
+        )
 
     def tuning(self) -> Tuning:
         """The adapters, and the head ten times as fast; ValueError for a reader that was loaded to be used."""

@@ -48,6 +48,33 @@ def test_rows_score_as_alone_whatever_stands_beside_them(tmp_path: Path) -> None
     assert len(set(np.round(together, 5))) == len(rows)
 
 
+def test_batches_of_rows_that_are_scored_stay_within_their_bytes(tmp_path: Path) -> None:
+    """However many rows and however long; every row is in one, and one that is too long for all stands alone."""
+    judge = from_encoder_folder(small_mpnet(tmp_path / "base"))
+    chance = np.random.default_rng(0)
+    rows = [
+        PairRow((4,) * int(chance.integers(1, 60)), (5,) * int(chance.integers(1, 150)), (6,) * int(given))
+        for given in chance.integers(0, 2, 300) * chance.integers(1, 90, 300)
+    ]
+    scores = judge.scores(rows)
+    judge.rows_per_batch = 1000
+    wide = judge.bytes_of(216)
+    for most in (40 * wide, 3 * wide, wide // 2):
+        judge.batch_bytes = most
+        groups = judge.batches(rows)
+        assert sorted(at for group in groups for at in group) == list(range(len(rows)))
+        taken = [
+            (len(group), len(group) * judge.bytes_of(judge.collate([rows[at] for at in group])[0].shape[1]))
+            for group in groups
+        ]
+        assert all(size <= most or count == 1 for count, size in taken)
+        if most > wide:
+            assert max(size for _, size in taken) > most / 2, "it is filled"
+        np.testing.assert_allclose(judge.scores(rows), scores, atol=2e-5)
+    assert len(groups) > len(rows) / 2
+    assert judge.bytes_of(200) > 2 * judge.bytes_of(100), "attention takes more than its share"
+
+
 def test_adapters_learn_and_come_back_over_their_base_alone(tmp_path: Path) -> None:
     """They learn; the base stays as it was, is no part of the file, and another one is refused by name."""
     base = small_mpnet(tmp_path / "base")
