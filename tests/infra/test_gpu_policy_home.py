@@ -43,6 +43,37 @@ def test_choices_and_policies_come_home_without_halves(tmp_path: Path) -> None:
     assert not list((tmp_path / "home").glob("one-scores*"))
 
 
+def test_all_that_the_second_pass_wants_comes_home(tmp_path: Path) -> None:
+    """Readers of every fold and kind, and every kind's scores; put together they are the run's folders again."""
+    run = tmp_path / "work" / "one"
+    files = [
+        f"{place}/{fold}/{name}"
+        for place in ("pairs_mpnet", "pairs_e5_dual")
+        for fold in ("whole", "fold0", "fold1")
+        for name in ("pair_reader.safetensors", "config.json", "scores.npz")
+    ]
+    for name in files:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(name)
+    parts = ("readers", "fold0", "fold1", "scores")
+    assert bring(tmp_path, "one", *parts).returncode == 0
+    assert set().union(*(names_in(tmp_path, part) for part in parts)) == set(files)
+    assert names_in(tmp_path, "fold1") == {name for name in files if "fold1" in name and "scores" not in name}
+
+
+def test_made_questions_come_home_once_they_are_whole(tmp_path: Path) -> None:
+    """Before that there is nothing to bring; made small once, they are packed as the part that policy.sh knows."""
+    (tmp_path / "work" / "one").mkdir(parents=True)
+    (tmp_path / "made").mkdir()
+    assert bring(tmp_path, "one", "made").returncode == 0
+    assert not list((tmp_path / "home").glob("one-made*"))
+    (tmp_path / "made" / "ready").touch()
+    (tmp_path / "out" / "policy-made").mkdir(parents=True)
+    (tmp_path / "out" / "policy-made" / "manifest.json").touch()
+    assert bring(tmp_path, "one", "made").returncode == 0
+    assert names_in(tmp_path, "made") == {"policy-made/manifest.json"}
+
+
 def test_a_run_or_a_part_that_there_is_not_is_named(tmp_path: Path) -> None:
     missing = bring(tmp_path, "two", "judged")
     assert missing.returncode == 2 and "work/two is not there" in missing.stderr

@@ -20,11 +20,13 @@
 # FOLDS=1: training and dev questions are read by the readers of policy_folds.sh, waited for, or by those of an earlier lease: the part fold-adapters
 # (out/folds as it came home, 30 MiB). The part policy-material (policy_again.sh with KEEP=1): material that need not be made again. The policy in service
 # is judged too where the part served (or fold-readers) is there. OPTIONS: more of policy_gpu's.
-# PARTS="carry-0 carry-1 reader-1 encoder-e5-0 ...": parts that must be there, waited for (PARTS_WAIT, 180 s): those named carry-* first, all others while
-# material is made. LATER="reader-1 ... fold-adapters": parts for what reads, waited for behind the stages that read nothing (pairs, both, teach); not with a
+# PARTS="carry-0 carry-1 reader-1 encoder-e5-0 ...": parts that must be there, waited for (PARTS_WAIT, 180 s): those named carry-* first, then policy-material, all
+# others while material is made. LATER="reader-1 ... fold-adapters": parts for what reads, waited for behind the stages that read nothing (pairs, both, teach); not with a
 # decoder in --pair-base. OPTIONS="--leave pairs=520 reward=190 ...": a stage ends so long before the job does, so that none eats the others.
 # KEPT=infra/bench/results/NAME_scores.npz: pair readers' scores of an earlier run (policy_pairs_kept) instead of the stages pairs and both; --pair-base
-# must name its kinds. No encoder parts then: STAGES="teach reward choose read". The part policy-read (readings-*.npz of an earlier run): what it holds is not read again, if material and readers are the same.
+# must name its kinds. No encoder parts then: STAGES="teach reward choose read". With the parts policy-pairs-0, -1, -2 of that run too (policy_home.sh
+# readers, fold0, fold1) and its encoders STAGES="both teach ...": the second pass is read again, behind the sum's own first pick. The part policy-made
+# (policy_home.sh made): made questions of an earlier run for MADE=1. The part policy-read (readings-*.npz of an earlier run): what it holds is not read again, if material and readers are the same.
 set -u
 [ -z "${DEVICES:-}" ] || export CUDA_VISIBLE_DEVICES="${DEVICES// /,}"
 ROOT=${LEASE_ROOT:-/tmp}
@@ -55,6 +57,8 @@ if [ ! -f "$ROOT/carried/joined" ]; then
   python3 -m infra.training.policy_carry --join "${parts[@]}" --out "$ROOT/carried" && touch "$ROOT/carried/joined" || exit 2
 fi
 export PYTHONPATH="$ROOT/carried/site:$ROOT/reader/site"
+# named, it is waited for before material would be made anew
+[[ " ${wanted[*]} " != *" policy-material "* ]] || parts_here policy-material
 if [ -d "$ROOT/parts/policy-material" ] && [ ! -e "$ROOT/work/policy/material" ]; then
   mkdir -p "$ROOT/work/policy"
   cp -r "$ROOT/parts/policy-material" "$ROOT/work/policy/.material" && mv "$ROOT/work/policy/.material" "$ROOT/work/policy/material"
@@ -68,10 +72,17 @@ fi
 # material needs no reader, no other encoder and no made questions: it is made while these are carried or made
 [ "${stages[0]}" != material ] || policy material || exit $?
 parts_here "${wanted[@]}"
+if ls -d "$ROOT"/parts/policy-pairs-* > /dev/null 2>&1 && [ ! -f "$run/pairs-put" ]; then
+  mkdir -p "$run"
+  for part in "$ROOT"/parts/policy-pairs-*; do cp -r "$part"/pairs* "$run"/ || exit 2; done
+  touch "$run/pairs-put"
+fi
 if [ -n "${KEPT:-}" ] && [ ! -f "$run/kept" ]; then
   kept=$KEPT
   [ -f "$kept" ] || kept=$ROOT/parts/policy-scores/$(basename "$KEPT")  # kept results do not travel with the part head
-  python3 -m infra.training.policy_pairs_kept put --file "$kept" --material "$run/material" --out "$run" --both && touch "$run/kept" || exit 2
+  sum=(--both)
+  [ ! -f "$run/pairs-put" ] || sum=()  # the readers are there: the stage both makes the sum and reads behind it
+  python3 -m infra.training.policy_pairs_kept put --file "$kept" --material "$run/material" --out "$run" "${sum[@]}" && touch "$run/kept" || exit 2
 fi
 if ls -d "$ROOT"/parts/encoder-*/part-* > /dev/null 2>&1; then
   [ -f "$ROOT/encoders/joined" ] || {
@@ -79,6 +90,9 @@ if ls -d "$ROOT"/parts/encoder-*/part-* > /dev/null 2>&1; then
     python3 -m infra.training.encoders --join "$ROOT"/parts/encoder-*/part-* --out "$ROOT/encoders" && touch "$ROOT/encoders/joined" || exit 2
   }
   options+=(--encoders "$ROOT/encoders")
+fi
+if [ -d "$ROOT/parts/policy-made" ] && [ ! -e "$ROOT/made" ]; then
+  cp -r "$ROOT/parts/policy-made" "$ROOT/.made" && date +%s > "$ROOT/.made/ready" && mv "$ROOT/.made" "$ROOT/made"
 fi
 if [ -n "${MADE:-}" ]; then
   for _ in $(seq "${MADE_WAIT:-300}"); do [ -f "$ROOT/made/ready" ] && break; sleep 1; done

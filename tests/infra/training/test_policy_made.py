@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -25,6 +26,7 @@ from infra.training.policy_made import (
     train_on_made,
 )
 from infra.training.policy_pairs import MINILM, PairBase, train_fold
+from infra.training.policy_work import trainings
 from models.retriever.pair_training import PairTrainConfig
 from pipeline.errors import UsageError
 from pipeline.tasks.material import Material
@@ -92,6 +94,38 @@ def test_a_fold_goes_on_from_the_made_questions(
     about = [json.loads((out / name / "config.json").read_text())["about"] for name in ("whole", UNMADE)]
     assert [each["after_made"] for each in about] == [True, False]
     assert sorted(np.load(out / UNMADE / "scores.npz")["rows"].tolist()) == material.rows("test").tolist()
+
+
+def test_only_kinds_that_are_named_learn_made_questions_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others begin with their makers' weights; one that the run does not have is refused by name."""
+
+    def given(*more: str) -> argparse.Namespace:
+        told = (
+            "--out",
+            str(tmp_path),
+            "--pair-base",
+            "mpnet+e5_dual",
+            "--made",
+            str(tmp_path),
+            "--unmade",
+            *more,
+        )
+        monkeypatch.setattr("sys.argv", ["policy_gpu", *told])
+        return policy_gpu._given()
+
+    every, some = given(), given("--made-kinds", "mpnet")
+    assert [policy_gpu.processes(each, "made") for each in (every, some)] == [2, 1]
+    assert policy_gpu._kinds(some, "made") == ["mpnet"]
+    assert trainings(every).count(("e5_dual", UNMADE)) == 1
+    assert [kind for kind, fold in trainings(some) if fold == UNMADE] == ["mpnet"]
+    assert not policy_gpu.is_done(some, "made")
+    (tmp_path / "pairs_mpnet" / MADE).mkdir(parents=True)
+    (tmp_path / "pairs_mpnet" / MADE / "config.json").touch()
+    assert policy_gpu.is_done(some, "made") and not policy_gpu.is_done(every, "made")
+    with pytest.raises(SystemExit):
+        given("--made-kinds", "minilm")
 
 
 def test_a_folder_that_is_not_whole_is_refused(base: PairBase, tmp_path: Path) -> None:
@@ -187,3 +221,51 @@ def test_the_job_goes_on_without_made_questions_that_do_not_come(tmp_path: Path)
     assert done.returncode == 0
     assert "pair readers do without" in done.stderr
     assert "--stage material pairs" in called[1] and "--made" not in called[1]
+
+
+def part(root: Path, name: str, *files: str) -> None:
+    """A part that has arrived, of files that say their names."""
+    for each in files:
+        path = root / "parts" / name / each
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(each)
+
+
+def test_the_job_goes_on_from_pair_readers_and_made_questions_of_an_earlier_run(tmp_path: Path) -> None:
+    """Readers of all folds are put where the stage both finds them; kept scores then come without their sum."""
+    part(tmp_path, "policy-made", "manifest.json")
+    for at, fold in enumerate(("whole", "fold0", "fold1")):
+        part(tmp_path, f"policy-pairs-{at}", f"pairs_mpnet/{fold}/config.json")
+    part(tmp_path, "policy-material", "manifest.json")
+    kept = tmp_path / "kept_scores.npz"
+    kept.touch()
+    wanted = {"STAGES": "both teach", "KEPT": str(kept), "PARTS": "policy-material", "MADE": "1"}
+    done, called = job(tmp_path, **wanted)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "work" / "policy"
+    assert {path.parent.name for path in run.glob("pairs_mpnet/*/config.json")} == {"whole", "fold0", "fold1"}
+    assert (run / "material" / "manifest.json").is_file()
+    assert "policy_pairs_kept put" in called[0] and "--both" not in called[0]
+    assert "--stage both teach" in called[1] and f"--made {tmp_path}/made" in called[1]
+    assert (tmp_path / "made" / "ready").read_text().strip().isdigit()
+    (run / "pairs_mpnet" / "whole" / "config.json").write_text("trained on")
+    (tmp_path / "called").unlink()
+    job(tmp_path, **wanted)
+    assert (run / "pairs_mpnet" / "whole" / "config.json").read_text() == "trained on", "they are put once"
+
+
+def test_the_job_takes_the_sum_of_kept_scores_where_no_pair_readers_came(tmp_path: Path) -> None:
+    kept = tmp_path / "kept_scores.npz"
+    kept.touch()
+    (tmp_path / "work" / "policy").mkdir(parents=True)
+    done, called = job(tmp_path, STAGES="teach", KEPT=str(kept))
+    assert done.returncode == 0, done.stderr
+    assert called[0].endswith("--both")
+
+
+def test_material_that_is_named_is_waited_for_before_any_is_made(tmp_path: Path) -> None:
+    """A part that does not come ends the job by name, with nothing made in its place."""
+    (tmp_path / "called").touch()
+    done, called = job(tmp_path, STAGES="material", PARTS="policy-material", PARTS_WAIT="1")
+    assert done.returncode == 2 and "policy-material has not arrived" in done.stderr
+    assert not called
