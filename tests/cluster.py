@@ -45,7 +45,7 @@ class Cluster:
         )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its processes are at work as long as it lives
 def cluster() -> Iterator[Cluster]:
     """A head node with RAY_AUTH_MODE=token; every process it started is ended afterwards, by its id."""
     # Ray's sockets need a short path, which pytest's own folders do not have.
@@ -102,18 +102,16 @@ def _free_ports(count: int) -> list[int]:
 
 def _end(folder: Path, before: set[int]) -> None:
     """End what the cluster started: processes of its session folder that did not run before."""
-    own = []
+    own: set[psutil.Process] = set()
     for process in psutil.process_iter():
-        try:
-            named = str(folder) in " ".join(process.cmdline()) or process.environ().get("RAY_TMPDIR") == str(
-                folder
-            )
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-        if named and process.pid not in before and process.pid != os.getpid():
-            own.append(process)
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            named = str(folder) in " ".join(process.cmdline())
+            if named or process.environ().get("RAY_TMPDIR") == str(folder):
+                # Agents overwrite both with a title of their own: they are known by who started them.
+                own |= {process, *process.children(recursive=True)}
+    own = {process for process in own if process.pid not in before and process.pid != os.getpid()}
     # At once: nothing of theirs is kept, and what waits for the others to end would wait its whole time.
     for process in own:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL)
-    psutil.wait_procs(own, timeout=10)
+    psutil.wait_procs(list(own), timeout=10)

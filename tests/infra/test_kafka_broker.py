@@ -105,11 +105,11 @@ def test_broker_outlives_its_starter_and_keeps_records_over_a_restart(broker: Br
     try:
         assert (first["started"], first["already_running"]) == (True, False)
         ensure_topic(KafkaConfig(bootstrap_servers=first["bootstrap_servers"]), "kept", 2)
-        down = json.loads(shell("kafka", "down", "--dir", str(tmp_path), "--json").stdout.splitlines()[-1])
+        down = json.loads(dysra("kafka", "down", "--dir", str(tmp_path), "--json").stdout.splitlines()[-1])
         assert (True, first["pid"]) == (down["stopped"], down["pid"])
         assert find(tmp_path) is None
         with pytest.raises(DependencyUnreachable):
-            reachable(KafkaConfig(bootstrap_servers=first["bootstrap_servers"]), timeout_s=1.0)
+            reachable(KafkaConfig(bootstrap_servers=first["bootstrap_servers"]), timeout_s=0.3)
 
         second = start(tmp_path, 0)
         config = KafkaConfig(
@@ -126,7 +126,7 @@ def test_broker_outlives_its_starter_and_keeps_records_over_a_restart(broker: Br
         for number in range(2, 5):
             publisher.publish(article(number))
         with pytest.raises(PublishFailed, match=r"3 of 4 records .* were not acknowledged"):
-            publisher.flush(10.0)
+            publisher.flush(1.0)
         publisher.close(1.0)
     finally:
         stop(tmp_path)

@@ -79,7 +79,7 @@ def test_wrong_use_is_told_with_its_exit_code(
         encoding="utf-8",
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DYSRA_KAFKA_CONNECT_TIMEOUT_S", "1")
+    monkeypatch.setenv("DYSRA_KAFKA_CONNECT_TIMEOUT_S", "0.2")
     given = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
     assert run_command(app, [*given, "--json"]) == exit_code
     printed = capsys.readouterr()

@@ -36,7 +36,7 @@ def test_ingest_runs_as_a_job(cluster: Cluster, topic: TopicFactory, tmp_path: P
     done = cluster.run(
         *("ray", "job", "submit", "--submission-id", "ingest-test", "--working-dir", ".", "--"),
         *("dysra", "ingest", "--topic", kafka.topic, "--bootstrap-servers", kafka.bootstrap_servers),
-        *("--store", str(tmp_path / "store"), "--embedder", str(embedder), "--until-idle", "4", "--json"),
+        *("--store", str(tmp_path / "store"), "--embedder", str(embedder), "--until-idle", "2", "--json"),
         DYSRA_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db",
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

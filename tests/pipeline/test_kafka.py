@@ -107,7 +107,7 @@ def test_unreachable_servers_are_named_in_time() -> None:
     with pytest.raises(
         DependencyUnreachable, match=r"127\.0\.0\.1:1 cannot be reached.*Connection refused.*dysra kafka up"
     ):
-        reachable(KafkaConfig(bootstrap_servers="127.0.0.1:1"), timeout_s=1.0)
+        reachable(KafkaConfig(bootstrap_servers="127.0.0.1:1"), timeout_s=0.3)
 
     assert time.monotonic() - started < 10.0
 
@@ -128,7 +128,7 @@ def test_plain_broker_asked_over_tls_is_unreachable_in_time(topic: TopicFactory)
     with pytest.raises(
         DependencyUnreachable, match=r"\(SSL\) cannot be reached.*takes connections.*security_protocol"
     ):
-        reachable(KafkaConfig(bootstrap_servers=servers, security_protocol="SSL"), timeout_s=2.0)
+        reachable(KafkaConfig(bootstrap_servers=servers, security_protocol="SSL"), timeout_s=0.7)
 
 
 @pytest.mark.broker

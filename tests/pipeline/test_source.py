@@ -105,7 +105,7 @@ def test_paused_partition_gives_nothing_until_it_is_resumed(topic: TopicFactory)
         records = source.poll(5.0)
         source.pause([0])
         before = source.positions()[0]
-        later = take(source, 500, timeout_s=2.0)
+        later = take(source, 500, timeout_s=1.2)
         assert {record.partition for record in later} <= {1}
         assert source.positions()[0] == before
         assert (source.paused, source.stats.stalls) == (frozenset({0}), 0)
@@ -166,7 +166,7 @@ def test_absent_topic_partition_and_broker_are_named(topic: TopicFactory) -> Non
     with pytest.raises(UsageError, match="negative"):
         RecordSource(kafka, {0: -1})
     with pytest.raises(DependencyUnreachable, match=r"127\.0\.0\.1:1 "):
-        RecordSource(replace(kafka, bootstrap_servers="127.0.0.1:1", connect_timeout_s=1.0), {0: 0})
+        RecordSource(replace(kafka, bootstrap_servers="127.0.0.1:1", connect_timeout_s=0.3), {0: 0})
 
 
 def test_stalled_client_is_replaced_and_loses_nothing(topic: TopicFactory) -> None:
@@ -253,8 +253,8 @@ def test_broker_that_goes_and_comes_back_loses_no_record(broker: object, tmp_pat
         with RecordSource(kafka, {0: 0, 1: 0}, SourceConfig(check_s=0.5)) as source:
             records = take(source, 100)
             go()
-            assert take(source, 1, timeout_s=4.0) == []
-            assert not source.commit({0: 50}, timeout_s=1.0)
+            assert take(source, 1, timeout_s=2.0) == []
+            assert not source.commit({0: 50}, timeout_s=0.5)
             come()
             fill(kafka, 100, first=100)
             records += take(source, 100)
@@ -264,7 +264,7 @@ def test_broker_that_goes_and_comes_back_loses_no_record(broker: object, tmp_pat
             assert (source.stats.outages, source.stats.failed_commits) == (1, 1)
 
             go()
-            source.config = SourceConfig(check_s=0.5, outage_limit_s=2.0)
+            source.config = SourceConfig(check_s=0.5, outage_limit_s=1.0)
             with pytest.raises(DependencyUnreachable, match="gave up after"):
                 take(source, 1, timeout_s=40.0)
 

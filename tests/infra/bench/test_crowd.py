@@ -81,7 +81,7 @@ def test_loops_together_read_all_that_producers_published(topic: TopicFactory) -
     assert all(one.seconds >= 0 and one.cpu_s > 0 for one in every)
     assert bare_loop(kafka, None, parse=False).seconds > 0
     with pytest.raises(DysraError, match=f"{count} of {count + 1} records"):
-        bare_loop(kafka, count + 1, parse=False, limit_s=2.0)
+        bare_loop(kafka, count + 1, parse=False, limit_s=0.5)
 
 
 def test_pieces_dealt_to_folders_come_out_as_one_part(

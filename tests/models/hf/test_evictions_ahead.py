@@ -147,13 +147,18 @@ def test_closing_gives_up_what_was_begun(backbone: HfBackbone) -> None:
     with SessionDecoding(backbone, caches) as decoding:
         decoding.run(torch.tensor([5, 6, 7]), 20)
         begun = [layer._leaving for cache in caches for layer in _full(cache)]
-        threads = {thread.name for thread in threading.enumerate()}
+        threads = _solvers()
     assert len(begun) == 6
     assert all(layer._leaving is None for cache in caches for layer in _full(cache))
     assert all(part.done() or part.running() for one in begun if one for part in one.vectors._parts)
     with SessionDecoding(backbone, caches) as decoding:
         decoding.run(torch.tensor([5, 6, 7]), 20)
-        assert {thread.name for thread in threading.enumerate()} == threads
+        assert _solvers() == threads
+
+
+def _solvers() -> set[str]:
+    """The threads that factor; what else runs in this process begins and ends by itself."""
+    return {each.name for each in threading.enumerate() if each.name.startswith("eigenvectors")}
 
 
 @pytest.mark.parametrize("budgets", [{"heavy": 8}, {"compressor": "drop"}, {"latent_blocks": 0}], ids=str)

@@ -84,14 +84,15 @@ def test_no_standing_article_speaks_against_the_answer(
             rivals -= set(known.fact.value.accepted)
             first = min(t.start for t in known.tellings if not t.false)
             tellers = {t.sentence for k in same_key for t in k.tellings}
+            against = [
+                sentence
+                for sentence in tellers
+                if any(rival and holds(sentence, [rival]) for rival in rivals)
+                and not holds(sentence, known.fact.value.accepted)
+            ]
             for article, record in reader.live.items():
-                if reader.version(article) <= first or known.fact.subject not in record["text"]:
-                    continue
-                for sentence in tellers:
-                    if sentence in record["text"] and any(
-                        rival and holds(sentence, [rival]) for rival in rivals
-                    ):
-                        assert holds(sentence, known.fact.value.accepted), (question.question, sentence)
+                if reader.version(article) > first and known.fact.subject in record["text"]:
+                    assert not [each for each in against if each in record["text"]], question.question
 
 
 def test_a_count_is_the_number_of_events_that_stand_told(
