@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from models.subq import SubqModel
+from models.subq.copying import Copied
 from models.subq.index import LandmarkIndex, build_index
-from models.subq.router import NEVER
+from models.subq.router import NEVER, Routing
 
 Ids = np.ndarray[Any, np.dtype[Any]]
 Written = Sequence[tuple[int, tuple[int, ...]]]
@@ -20,15 +21,21 @@ _SEGMENT = 65_536
 
 
 class Patches(NamedTuple):
-    """What the needles of R trials change: chunks [R, E], landmarks [R, E, D], keys, values [R, E, C, 2, g, d]."""
+    """What the needles of R trials change: chunks [R, E], landmarks [R, E, D], keys, values [R, E, C, 2, g, d].
+
+    Of a model that copies the keys of tokens [R, E, C, d] and their ids [R, E, C] too."""
 
     chunks: Tensor
     landmarks: Tensor
     kv: Tensor
+    copied: Tensor | None = None
+    ids: Tensor | None = None
 
 
 class Haystack:
-    """ids: token ids, a whole number of chunks. Landmarks float16 [n, D], keys and values in the model's dtype."""
+    """ids: token ids, a whole number of chunks. Landmarks float16 [n, D], keys and values in the model's dtype.
+
+    Of a model that copies a key a token more [n, C, d], and the ids on the device [n, C] (int32)."""
 
     def __init__(self, model: SubqModel, ids: Ids, segment: int = _SEGMENT) -> None:
         config = model.config
@@ -51,6 +58,11 @@ class Haystack:
             dtype=dtype,
             device=self.device,
         )
+        self.copied = self.tokens = None
+        if model.copier is not None:
+            shape = (self.num_chunks, config.chunk)
+            self.copied = torch.empty(*shape, config.head_dim, dtype=dtype, device=self.device)
+            self.tokens = torch.from_numpy(ids.astype(np.int32)).view(shape).to(self.device)
         reach = (config.reach(upper=False) or 0) + config.lookbehind
         self._before = -(-reach // config.chunk)
         # the chunk before a needle's changes too where it looks ahead
@@ -70,8 +82,13 @@ class Haystack:
 
     @property
     def kv_bytes_a_chunk(self) -> int:
-        """Bytes of one chunk's keys and values."""
-        return self.kv[0].nbytes
+        """Bytes of one chunk's keys and values, those that a copying head asks among them."""
+        return self.kv[0].nbytes + (0 if self.copied is None else self.copied[0].nbytes)
+
+    @property
+    def ids_bytes_a_chunk(self) -> int:
+        """Bytes of one chunk's token ids, where a head copies them; 0 where none does."""
+        return 0 if self.tokens is None else self.tokens[0].nbytes
 
     @torch.no_grad()
     def _encode(self, segment: int) -> None:
@@ -95,6 +112,9 @@ class Haystack:
             at = slice(done, done + whole)
             self.landmarks[at] = codes.landmarks[0].to(torch.float16)
             self.kv[at] = torch.stack((codes.keys[0], codes.values[0]), 2).to(self.kv.dtype)
+            if self.copied is not None and self.model.copier is not None:
+                keys = self.model.copier.keys(joined[0, before:end])
+                self.copied[at] = keys.view(whole, size, -1).to(self.copied.dtype)
             done, kept = done + whole, max(0, end - behind)
             open_, before = joined[:, kept:], end - kept
 
@@ -116,7 +136,7 @@ class Haystack:
                 text[at - begin * size : at - begin * size + len(needle)] = needle
                 texts.append(text)
                 starts.append((first, first - begin))
-        landmarks, kv = [], []
+        landmarks, kv, copied = [], [], []
         for at in range(0, len(texts), 16):
             hidden, _ = self.model.lower(torch.from_numpy(np.stack(texts[at : at + 16])).to(self.device))
             codes = self.model.encode(hidden)
@@ -124,13 +144,25 @@ class Haystack:
             for row, (_, skip) in enumerate(starts[at : at + 16]):
                 landmarks.append(codes.landmarks[row, skip : skip + span].to(torch.float16))
                 kv.append(both[row, skip : skip + span].to(self.kv.dtype))
+                if self.model.copier is not None:
+                    keys = self.model.copier.keys(hidden[row, skip * size : (skip + span) * size])
+                    copied.append(keys.view(span, size, -1).to(self.kv.dtype))
         count = len(trials)
         chunks = torch.tensor([first for first, _ in starts], device=self.device)[:, None]
         chunks = chunks + torch.arange(span, device=self.device)
-        return Patches(
+        found = Patches(
             chunks.view(count, -1),
             torch.stack(landmarks).view(count, -1, self.landmarks.shape[1]),
             torch.stack(kv).view(count, -1, *self.kv.shape[1:]),
+        )
+        if not copied:
+            return found
+        written = [
+            text[skip * size : (skip + span) * size] for text, (_, skip) in zip(texts, starts, strict=True)
+        ]
+        return found._replace(
+            copied=torch.stack(copied).view(count, -1, size, copied[0].shape[-1]),
+            ids=torch.from_numpy(np.stack(written).astype(np.int32)).to(self.device).view(count, -1, size),
         )
 
     def search(
@@ -176,6 +208,30 @@ class Haystack:
                 kv[at][changed] = patches.kv[at][which[changed]]
         flat = kv.flatten(0, 2)
         return flat[:, :, 0], flat[:, :, 1]
+
+    def copies(self, routing: Routing, row: int, patches: Patches | None) -> Copied | None:
+        """What blocks of a chunk's tokens may copy of what trial `row` chose for them: its routing [U, k]."""
+        if self.copied is None or self.tokens is None:
+            return None
+        chosen = routing.indices.clamp_min(0).flatten()
+        keys, own = self.copied[chosen], self.tokens[chosen]
+        later = self.tokens[(chosen + 1).clamp_max(self.num_chunks - 1), 0]
+        if patches is not None and patches.copied is not None and patches.ids is not None:
+            same = chosen[:, None] == patches.chunks[row]
+            changed, which = same.any(-1), same.int().argmax(-1)
+            keys[changed], own[changed] = (
+                patches.copied[row][which[changed]],
+                patches.ids[row][which[changed]],
+            )
+            # a needle may begin where the next chunk does
+            same = chosen[:, None] + 1 == patches.chunks[row]
+            changed, which = same.any(-1), same.int().argmax(-1)
+            later[changed] = patches.ids[row][which[changed], 0]
+        later = later.masked_fill(chosen + 1 >= self.num_chunks, -1)
+        followed = torch.cat((own[:, 1:], later[:, None]), 1).long()
+        slots = torch.arange(len(chosen), device=self.device).view(1, *routing.indices.shape)
+        slots = slots.masked_fill(routing.indices < 0, -1)
+        return Copied(keys, followed, slots, routing.weights[None], self.model.config.chunk)
 
 
 def _products(queries: Tensor, rows: Tensor) -> Tensor:

@@ -251,7 +251,10 @@ class PasskeyTest:
         asking = begin if per_chunk > 1 else tail - 1
         found = []
         for at, trial in enumerate(trials):
-            told = model.logits(out[at, begin : begin + len(trial.answer)]).argmax(-1).cpu().tolist()
+            last = Routing(routing.indices[at, -1:], routing.weights[at, -1:])
+            copied = hay.copies(last, at, patches)
+            logits = model.next_logits(out[at : at + 1, begin : begin + len(trial.answer)], copied)[0]
+            told = logits.argmax(-1).cpu().tolist()
             read = set(routing.indices[at, asking].tolist())
             gold = set(trial.gold)
             best = int(indices[at, asking, 0]) if scores[at, asking, 0] > NEVER else -1
@@ -272,6 +275,7 @@ class PasskeyTest:
             "what": what, "cell": cell, "length": length, "n": len(found), **mean, "misses": misses,
             "landmark_bytes": length // self.model.config.chunk * self.model.config.landmark_dim * 2,
             "kv_bytes": length // self.model.config.chunk * self.hay.kv_bytes_a_chunk,
+            "ids_bytes": length // self.model.config.chunk * self.hay.ids_bytes_a_chunk,
             "peak_bytes": torch.cuda.max_memory_allocated() if self.hay.device.type == "cuda" else 0,
             "seconds": round(time.monotonic() - began, 2),
         }  # fmt: skip

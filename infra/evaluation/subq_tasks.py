@@ -159,7 +159,9 @@ def _keys_in_text(cell: Cell, backbone: SubqBackbone, on_progress: OnProgress | 
         )
     size = backbone.model.config.chunk
     texts = (
-        [row.get("text", "") for row in read_lines(cell.data)] if _is_lines(cell) else read_texts(cell.data)
+        [row["text"] for row in read_lines(cell.data) if isinstance(row.get("text"), str)]
+        if _is_lines(cell)
+        else read_texts(cell.data)
     )
     ids = np.array([i for text in texts for i in (*backbone.encode(text), *backbone.bos)], np.int64)
     ids = ids[: len(ids) // size * size]
@@ -186,7 +188,9 @@ def _keys_in_text(cell: Cell, backbone: SubqBackbone, on_progress: OnProgress | 
     longest = [row for row in rows if row["length"] == lengths[-1]]
     total = {
         "tokens_read": float(mean(row["length"] for row in rows)),
-        "kv_bytes": float(mean(row["kv_bytes"] + row["landmark_bytes"] for row in longest)),
+        "kv_bytes": float(
+            mean(row["kv_bytes"] + row["landmark_bytes"] + row["ids_bytes"] for row in longest)
+        ),
         "seconds": (time.perf_counter() - began) / max(1, sum(row["n"] for row in rows)),
     }
     figures = _figures(cell, backbone, sum(row["n"] for row in rows), scores, total)

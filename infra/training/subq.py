@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infra.training.subq_data import SubqData, batches
-from infra.training.subq_measures import measured, questions_of
+from infra.training.subq_measures import measured, questions_of, told_at
 from infra.training.subq_optim import build_optimizers, learning_rate
 from models.formats import FORMAT, KEY, check_format
 from models.subq import SubqConfig, SubqModel
@@ -78,6 +78,9 @@ class SubqTrainConfig:
         default=False,
         metadata={"help": "chunks hold values of zero at first, so that reading begins as nothing"},
     )
+    answers_from: float = field(
+        default=0.0, metadata={"help": "share of the run before which the term on answers does not count"}
+    )
     routing_first: float = field(
         default=0.0,
         metadata={
@@ -114,7 +117,7 @@ class SubqTrainConfig:
                 f"lr, warmup, clip, save_every: given {self.lr}, {self.warmup}, {self.clip}, {self.save_every}; "
                 "allowed: above 0"
             )
-        for name in ("decay_from", "forced_until", "cross", "routing_first", "routing_after"):
+        for name in ("decay_from", "forced_until", "cross", "answers_from", "routing_first", "routing_after"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 0 to 1")
         first, last = self.contrastive_until
@@ -290,6 +293,8 @@ class SubqTrainer:
         is_answer = self._moved(batch.is_answer)
         told = self._with_copies(out, ids, at, logits, targets) if model.copier is not None else None
         text, answers, right = language_terms(logits, targets, is_answer, told)
+        if told is not None:
+            right = self._right_with_copies(out, ids, batch, right)
         chosen = choice_terms(out.routing, size, ids.numel())
         contrastive = text.new_zeros(())
         if out.codes is not None and (len(asking) or self._rare is not None):
@@ -310,6 +315,13 @@ class SubqTrainer:
         whole = whole.index_copy(0, at, own).view_as(ids)
         losses = self.model.token_losses(out, ids, whole, wanted.index_copy(0, at, targets).view_as(ids))
         return losses.flatten().index_select(0, at)
+
+    @torch.no_grad()
+    def _right_with_copies(self, out: Output, ids: Tensor, batch: NeedleBatch, right: Tensor) -> Tensor:
+        """Which targets were likeliest [M]: of answers with what is copied, of other text by the logits alone."""
+        asked = np.flatnonzero(batch.is_answer)  # counted here: counting on the device would wait for it
+        told = told_at(self.model, out, ids, self._moved(batch.at[asked])).argmax(-1)
+        return right.index_copy(0, self._moved(asked), told == self._moved(batch.targets[asked]))
 
     def _taught_apart(self, out: Output) -> Output:
         """The same chunks encoded again, from hidden states that pass no gradient on to what made them."""
@@ -348,6 +360,8 @@ class SubqTrainer:
         fade = 1.0 if progress <= first else max(0.0, (last - progress) / max(last - first, 1e-9))
         losses = self.config.losses
         values = asdict(losses) | {"contrastive": losses.contrastive * fade}
+        if progress < self.config.answers_from:
+            values["answers"] = 0.0
         if self.config.routing_first:
             if progress < self.config.routing_first:
                 less = dict.fromkeys(("language", "answers"), 0.1)

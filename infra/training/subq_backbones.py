@@ -33,7 +33,7 @@ from infra.training.subq_choices import SharedBatches, write_batches
 from infra.training.subq_compare import SIZES, TINY
 from infra.training.subq_data import SubqData
 from infra.training.subq_lm import LmConfig, judge
-from infra.training.subq_measures import measured, questions_of
+from infra.training.subq_measures import measured, questions_of, told_at
 from infra.training.subq_reach import rare_words
 from infra.training.subq_recipe import recipe_data, recipe_stream
 from models.subq.checkpoint import save_checkpoint
@@ -168,7 +168,7 @@ def needle_row(
     """Shares of questions answered to the last token (teacher forcing: what greedy decoding writes), and found.
 
     Each is asked among all other needles of its sequence, some of which share a word of its owner's name.
-    None where a sequence has no room for needle and question. By the logits: what a head copies is left out.
+    None where a sequence has no room for needle and question. What a head copies is in its chances.
     """
     stream = settings(given, "subq", 0, 1)[1]
     try:
@@ -192,9 +192,7 @@ def needle_row(
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=on_gpu):
             out = model(ids)
             told = at[is_answer]
-            right = (
-                model.logits(out.hidden.flatten(0, 1).index_select(0, told)).argmax(-1) == targets[is_answer]
-            )
+            right = told_at(model, out, ids, told).argmax(-1) == targets[is_answer]
         meant = questions_of(questions)
         shares = measured(out, meant, meant.asking, told, right, torch.ones_like(right), ids.numel())
         totals = {key: totals[key] + float(shares[key]) * len(questions) for key in totals}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from models.subq.losses import Questions
-from models.subq.model import Output
+from models.subq.model import Output, SubqModel
 
 
 def questions_of(rows: Tensor) -> Questions:
@@ -14,6 +14,14 @@ def questions_of(rows: Tensor) -> Questions:
     asking, gold_first, gold_last, first, last, anonymous, position, length = rows.T
     gold = torch.stack((gold_first, gold_last), 1)
     return Questions(asking, gold, first, last, anonymous.bool(), position, length)
+
+
+def told_at(model: SubqModel, out: Output, ids: Tensor, at: Tensor) -> Tensor:
+    """Logits [M, vocabulary] of what follows tokens `at` [M], counted over all sequences of ids [B, T] (whole
+    chunks), with what is copied."""
+    copied = model.copied(out, ids)
+    hidden = out.hidden.flatten(0, 1).index_select(0, at)
+    return model.next_logits(hidden[None], None if copied is None else copied.at(at))[0]
 
 
 def measured(

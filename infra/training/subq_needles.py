@@ -129,9 +129,12 @@ def language_loss(model: Any, tokens: np.ndarray[Any, Any], device: str, rows: i
         for row in range(rows):
             start = row * (len(tokens) // rows)
             ids = torch.from_numpy(tokens[start : start + length + 1].astype(np.int64)).to(device)
-            hidden = model(ids[None, :-1], read=read).hidden[0, length // 4 :]
-            logits = model.logits(hidden).float()
-            losses.append(float(torch.nn.functional.cross_entropy(logits, ids[1 + length // 4 :])))
+            out = model(ids[None, :-1], read=read)
+            own = torch.nn.functional.cross_entropy(
+                model.logits(out.hidden[0]).float(), ids[1:], reduction="none"
+            )
+            told = model.token_losses(out, ids[None, :-1], own[None], ids[None, 1:])
+            losses.append(float(told[0, length // 4 :].mean()))
         found[name] = round(float(np.mean(losses)), 4)
     return found
 

@@ -6,7 +6,8 @@ Reads the folder that DYSRA_DATA names. Trained weights are shipped, so the trai
 Gutenberg books, Wikipedia passages, and newswire of our own. The test text is disjoint: other books, other
 passages, scientific articles under CC BY. Out: tokenizer.json, names.json, train-<n>.bin.xz, test-<n>.bin.xz
 (uint16 ids, each file under 16 MiB), real.json.xz (needles of real questions, split by title), manifest.json.
-The same arguments give the same files.
+The same arguments give the same files; a call that ended early is made again and goes on behind what is whole
+(packing.json says what is).
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import lzma
 import os
 import random
 import re
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,8 @@ from typing import Any
 import numpy as np
 import zstandard
 
+from infra.training.side_by_side import tell
+from infra.training.subq_encode import Ids, encoded
 from models.subq.tokenizer import SubqTokenizer
 from pipeline.newswire.simulate import generate
 from pipeline.prepare.real_needles import real_needles
@@ -35,6 +40,8 @@ from pipeline.tasks.qa import assign_splits, read_passages, read_questions, test
 
 PART_TOKENS = 7_000_000  # 14 MB even where nothing can be compressed
 PIECE_CHARS = 40_000
+TOKENIZER = "tokenizer.json"
+_OWNER = re.compile(r"\b[a-z]{4,10}\b")
 QUESTION_SETS = ("squad2", "nq_open")
 MOST_TOKENS = 110  # of a real sentence: trials write needles of up to 128
 SOURCES = {
@@ -69,8 +76,76 @@ def main() -> None:
 def pack(
     data: Path, out: Path, vocabulary: int, share: float, newswire_articles: int, seed: int
 ) -> dict[str, Any]:
-    """Write everything; returns the manifest."""
+    """Write everything, manifest.json last; returns it. What an ended call of the same arguments left is kept."""
     out.mkdir(parents=True, exist_ok=True)
+    about: dict[str, Any] = {
+        "sources": SOURCES, "share": share, "newswire_articles": newswire_articles, "seed": seed,
+        "vocabulary_wanted": vocabulary,
+    }  # fmt: skip
+    stages = Stages(out, about)
+    texts = read_texts(data, share, newswire_articles, seed)
+    stages.make(
+        "tokenizer", lambda: SubqTokenizer.train(texts["train"][::4], vocabulary).save(out / TOKENIZER)
+    )
+    tokenizer = SubqTokenizer.load(out / TOKENIZER)
+
+    def names() -> None:
+        (out / "names.json").write_text(json.dumps(owner_words(texts["train"], seed)), encoding="utf-8")
+
+    def real() -> dict[str, int]:
+        rows = {
+            part: [row for row in rows if len(tokenizer.encode(row[0])) <= MOST_TOKENS]
+            for part, rows in real_questions(data).items()
+        }
+        (out / "real.json.xz").write_bytes(lzma.compress(json.dumps(rows).encode(), preset=6))
+        return {part: len(found) for part, found in rows.items()}
+
+    stages.make("names", names)
+    counted = stages.make("real", real)
+
+    def tokens(part: str) -> dict[str, int]:
+        return write_tokens(with_ends(encoded(tokenizer, texts.pop(part))), out, part)
+
+    parts = {part: stages.make(part, partial(tokens, part)) for part in SOURCES}
+    del about["vocabulary_wanted"]
+    manifest = {"real": counted, **about, "vocabulary": tokenizer.vocabulary, "tokenizer": tokenizer.identity}
+    manifest |= parts
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    stages.end()
+    return manifest
+
+
+class Stages:
+    """What of a folder is done, and what each stage gave: a call with the same settings passes over it."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self._path = folder / "packing.json"
+        (folder / "manifest.json").unlink(missing_ok=True)
+        self._state: dict[str, Any] = {"settings": json.loads(json.dumps(settings)), "done": {}}
+        if self._path.exists():
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+            if found["settings"] == self._state["settings"]:
+                self._state = found
+
+    def make(self, name: str, stage: Callable[[], Any]) -> Any:
+        """What the stage gives, or gave in an earlier call; noted when it is whole."""
+        done: dict[str, Any] = self._state["done"]
+        if name not in done:
+            began = time.process_time()
+            done[name] = stage()
+            temporary = self._path.with_suffix(".partial")
+            temporary.write_text(json.dumps(self._state), encoding="utf-8")
+            temporary.replace(self._path)
+            tell(f"{name}: {time.process_time() - began:.1f} s of a processor")
+        return done[name]
+
+    def end(self) -> None:
+        """Everything is made: there is nothing to go on with."""
+        self._path.unlink(missing_ok=True)
+
+
+def read_texts(data: Path, share: float, newswire_articles: int, seed: int) -> dict[str, list[str]]:
+    """The pieces of both parts, shuffled."""
     texts: dict[str, list[str]] = {part: [] for part in SOURCES}
     for part, sources in SOURCES.items():
         for name, first, last in sources:
@@ -80,25 +155,13 @@ def pack(
     texts["train"] += pieces(f"{record['title']}\n{record['text']}" for record in records)
     for part in texts:
         random.Random(f"{seed}:{part}").shuffle(texts[part])
-    tokenizer = SubqTokenizer.train(texts["train"][::4], vocabulary)
-    tokenizer.save(out / "tokenizer.json")
-    (out / "names.json").write_text(json.dumps(owner_words(texts["train"], seed)), encoding="utf-8")
-    real = {
-        part: [row for row in rows if len(tokenizer.encode(row[0])) <= MOST_TOKENS]
-        for part, rows in real_questions(data).items()
-    }
-    packed = lzma.compress(json.dumps(real).encode(), preset=6)
-    (out / "real.json.xz").write_bytes(packed)
-    manifest: dict[str, Any] = {
-        "real": {part: len(rows) for part, rows in real.items()},
-        "sources": SOURCES, "share": share, "newswire_articles": newswire_articles, "seed": seed,
-        "vocabulary": tokenizer.vocabulary, "tokenizer": tokenizer.identity,
-    }  # fmt: skip
-    for part, found in texts.items():
-        ids = [np.array([*row, SubqTokenizer.end_id], np.uint16) for row in tokenizer.encode_many(found)]
-        manifest[part] = write_tokens(np.concatenate(ids), out, part)
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    return manifest
+    return texts
+
+
+def with_ends(texts: Iterable[Ids]) -> Ids:
+    """Ids of texts one behind the other, each with the end of a text behind it."""
+    end = np.array([SubqTokenizer.end_id], np.uint16)
+    return np.concatenate([part for ids in texts for part in (ids, end)])
 
 
 def real_questions(data: Path) -> dict[str, list[tuple[str, str, str, str]]]:
@@ -142,7 +205,14 @@ def pieces(texts: Iterable[str]) -> Iterator[str]:
 
 def owner_words(texts: Sequence[str], seed: int, common: int = 20, most: int = 8_000) -> dict[str, list[str]]:
     """Common words with a capital, two of which name an owner; those of the test are never trained on."""
-    counts = Counter(word for text in texts for word in re.findall(r"\b[a-z]{4,10}\b", text))
+    # no such word reaches over white space, and text repeats itself: few of its words are looked at
+    told: Counter[str] = Counter()
+    for text in texts:
+        told.update(text.split())
+    counts: Counter[str] = Counter()
+    for part, count in told.items():
+        for word in _OWNER.findall(part):
+            counts[word] += count
     words = sorted(word for word, count in counts.items() if count >= common)
     random.Random(f"{seed}:names").shuffle(words)
     named = [word.capitalize() for word in words[:most]]

@@ -206,5 +206,5 @@ class SubqBackbone:
 
 def _shape(config: SubqConfig) -> dict[str, Any]:
     """The configuration without what came later and is not used: so an old model keeps its old caches."""
-    later = {"encoder": "layer", "lookahead": 0, "lookbehind": 0, "shared_reader": False}
+    later = {"encoder": "layer", "lookahead": 0, "lookbehind": 0, "shared_reader": False, "copies": False}
     return {key: value for key, value in config.to_dict().items() if later.get(key, ...) != value}

@@ -86,7 +86,7 @@ class SubqConfig:
     copies: bool = field(
         default=False,
         metadata={
-            "help": "a head copies what followed like tokens in the chosen chunks; one pass only, no streams yet"
+            "help": "a head copies what followed such tokens in chosen chunks; a stream keeps a key a token for it"
         },
     )
     near: int = field(default=4, metadata={"help": "chunks nearer than this are never offered"})

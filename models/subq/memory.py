@@ -2,7 +2,7 @@
 
 Keys and values of a full segment of chunks live on the device as they are; beyond `device_bytes` the oldest move to
 (pinned) host memory, as they are or in 8 bits; beyond `host_bytes` they are dropped and encoded again from their
-token ids when they are chosen.
+token ids when they are chosen. Of a model that copies there is one key a token more, beside the readers' keys.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from models.subq.config import SubqConfig
 from models.subq.index import LandmarkIndex, build_index
 
-Reencode = Callable[[Tensor], tuple[Tensor, Tensor]]
+Reencode = Callable[[Tensor], tuple[Tensor, ...]]
 SEGMENT = 64
 PLACES = ("device", "host", "ids")
 
@@ -66,7 +66,7 @@ class MemoryConfig:
 
 @dataclass(slots=True)
 class _Segment:
-    """Keys and values of up to SEGMENT chunks [n, C, 2, g, d], or their 8-bit form with scales [n, C, 2, g, 1]."""
+    """Rows of up to SEGMENT chunks [n, C, P, d] (see ChunkMemory.rows), or in 8 bits with scales [n, C, P, 1]."""
 
     place: str
     kv: Tensor | None
@@ -93,7 +93,8 @@ class ChunkMemory:
     def __init__(
         self, model: SubqConfig, config: MemoryConfig, device: torch.device, reencode: Reencode | None = None
     ) -> None:
-        """`reencode(chunks [m]) -> (keys, values) [m, C, g, d]` brings back what was dropped."""
+        """`reencode(chunks [m])` gives what was dropped again: keys, values [m, C, g, d]; where the model copies,
+        its head's keys [m, C, d] too."""
         if config.most_chunks and config.most_chunks < 2 * model.top_k:
             raise ValueError(
                 f"most_chunks: given {config.most_chunks} for a model that reads {model.top_k} chunks at once; "
@@ -122,7 +123,8 @@ class ChunkMemory:
 
     @property
     def nbytes(self) -> dict[str, int]:
-        """Bytes by place: landmarks (and their index), keys and values on the device and on the host, token ids."""
+        """Bytes by place: landmarks (and their index), keys and values on the device and on the host (those of a
+        copying head among them), token ids."""
         found = {
             "landmarks": self.index.nbytes,
             "device": 0,
@@ -134,12 +136,20 @@ class ChunkMemory:
                 found[segment.place] += segment.nbytes
         return found
 
-    def append(self, landmarks: Tensor, keys: Tensor, values: Tensor, ids: Tensor) -> None:
-        """Next chunks: landmarks [n, R], keys and values [n, C, g, d], token ids [n, C]."""
+    def append(
+        self, landmarks: Tensor, keys: Tensor, values: Tensor, ids: Tensor, copied: Tensor | None = None
+    ) -> None:
+        """Next chunks: landmarks [n, R], keys and values [n, C, g, d], token ids [n, C]; where the model copies the
+        copying head's keys [n, C, d]."""
+        if (copied is not None) != self.model.copies:
+            raise ValueError(
+                f"copied: given {'none' if copied is None else 'keys'}, model with copies {self.model.copies}; "
+                "allowed: keys for a model that copies, and for no other"
+            )
         self._dtype = keys.dtype
-        kv = torch.stack((keys, values), 2)
+        kv = _packed(keys, values, copied)
         at = len(self)
-        self._ids.append(ids.to("cpu", torch.int32))
+        self._add_ids(ids)
         self.index.add(landmarks)
         while len(kv):
             room = SEGMENT - at % SEGMENT
@@ -164,16 +174,19 @@ class ChunkMemory:
 
     def fetch(self, chunks: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [m, C, g, d] of chunks [m] on the model's device, from wherever they are."""
-        config = self.model
-        out = torch.empty(
-            len(chunks),
-            config.chunk,
-            2,
-            config.kv_heads,
-            config.head_dim,
-            dtype=self._dtype,
-            device=self.device,
-        )
+        return self.split(self.rows(chunks))[:2]
+
+    def split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys, values [m, C, g, d] and, where the model copies, the copying head's keys [m, C, d] of `rows`."""
+        groups = self.model.kv_heads
+        copied = rows[:, :, -1] if self.model.copies else None
+        return rows[:, :, :groups], rows[:, :, groups : 2 * groups], copied
+
+    def rows(self, chunks: Tensor) -> Tensor:
+        """All that is kept of the tokens of chunks [m], from wherever it is, on the model's device [m, C, P, d].
+
+        P is twice the key heads, and one more where the model copies. ValueError for a chunk that is gone."""
+        out = torch.empty(len(chunks), *self._row_shape, dtype=self._dtype, device=self.device)
         wanted = chunks.cpu() - self.first
         if len(wanted) and int(wanted.min()) < 0:
             raise ValueError(
@@ -189,9 +202,19 @@ class ChunkMemory:
             )
         if dropped.any():
             assert self._reencode is not None
-            keys, values = self._reencode(wanted[dropped] + self.first)
-            out[dropped.to(self.device)] = torch.stack((keys, values), 2).to(self._dtype)
-        return out[:, :, 0], out[:, :, 1]
+            again = self._reencode(wanted[dropped] + self.first)
+            out[dropped.to(self.device)] = _packed(*again).to(self._dtype)
+        return out
+
+    def token_ids(self, chunks: Tensor) -> Tensor:
+        """Token ids [m, C] (int32, on the host) of chunks [m] that are held."""
+        wanted, begin = chunks.cpu() - self._ids_first, 0
+        out = torch.full((len(wanted), self.model.chunk), -1, dtype=torch.int32)
+        for part in self._ids:
+            inside = (wanted >= begin) & (wanted < begin + len(part))
+            out[inside] = part[wanted[inside] - begin]
+            begin += len(part)
+        return out
 
     @property
     def ids_first(self) -> int:
@@ -211,21 +234,31 @@ class ChunkMemory:
         twin.index = copy.deepcopy(self.index)
         return twin
 
-    def kv(self) -> Tensor:
-        """All keys and values [n, C, 2, g, d], brought back from wherever they are: for snapshots."""
+    def all_rows(self) -> Tensor:
+        """The rows of all chunks that are held, brought back from wherever they are: for snapshots."""
         if not len(self.index):
-            c = self.model
-            return torch.empty(0, c.chunk, 2, c.kv_heads, c.head_dim, dtype=self._dtype, device=self.device)
+            return torch.empty(0, *self._row_shape, dtype=self._dtype, device=self.device)
         numbers = torch.arange(self.first, len(self))
-        parts = [self.fetch(part) for part in numbers.split(SEGMENT)]  # type: ignore[no-untyped-call]
-        return torch.cat([torch.stack(part, 2) for part in parts])
+        return torch.cat([self.rows(part) for part in numbers.split(SEGMENT)])  # type: ignore[no-untyped-call]
+
+    @property
+    def _row_shape(self) -> tuple[int, int, int]:
+        config = self.model
+        return config.chunk, 2 * config.kv_heads + config.copies, config.head_dim
+
+    def _add_ids(self, ids: Tensor) -> None:
+        """Put ids behind the others, in parts that double: a token id is moved O(log n) times and found in as many
+        looks. A part never changes, so that forks may hold on to it."""
+        self._ids.append(ids.to("cpu", torch.int32))
+        while len(self._ids) > 1 and len(self._ids[-1]) >= len(self._ids[-2]):
+            self._ids[-2:] = [torch.cat(self._ids[-2:])]
 
     def start_at(self, first: int, ids_first: int, older_ids: Tensor) -> None:
         """Make an empty memory go on at chunk `first`, as one that has evicted what was before."""
         assert not len(self) and first % SEGMENT == 0
         self.first, self._ids_first = first, ids_first
         if len(older_ids):
-            self._ids.append(older_ids.to("cpu", torch.int32))
+            self._add_ids(older_ids)
 
     def _evict(self) -> None:
         """Drop the oldest segments, a quarter of what is allowed at a time: the index is built again each time."""
@@ -266,6 +299,12 @@ class ChunkMemory:
         scales = segment.kv.float().abs().amax(-1, keepdim=True).clamp_min(1e-8) / 127.0
         rounded = torch.round(segment.kv.float() / scales).to(torch.int8)
         return _Segment("host", _on_host(rounded), _on_host(scales.half()))
+
+
+def _packed(keys: Tensor, values: Tensor, copied: Tensor | None = None) -> Tensor:
+    """Keys and values [m, C, g, d], and keys to copy by [m, C, d], as rows [m, C, P, d]."""
+    parts = [keys, values] if copied is None else [keys, values, copied[:, :, None].to(keys.dtype)]
+    return torch.cat(parts, 2)
 
 
 def _on_host(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.subq.chunks import Around, ChunkCodes, build_encoder, neighbourhood
 from models.subq.config import SubqConfig
-from models.subq.copying import CopyHead
+from models.subq.copying import Copied, CopyHead
 from models.subq.layers import FeedForward, rms
 from models.subq.mixers import MixerState, build_mixer
 from models.subq.retrieval_attention import Chosen, ChunkReader
@@ -144,11 +144,26 @@ class SubqModel(nn.Module):
         """Logits [..., vocabulary] of normalised hidden states [..., D]."""
         return F.linear(hidden, self.embedding.weight.to(hidden.dtype))
 
+    def copied(self, out: Output, ids: Tensor) -> Copied | None:
+        """What the tokens of a pass over ids [B, T] may copy; None where nothing is read, or nothing copied."""
+        if self.copier is None or out.routing is None or out.lower is None:
+            return None
+        return self.copier.offered(out.lower, ids, out.routing)
+
+    def next_logits(self, hidden: Tensor, copied: Copied | None) -> Tensor:
+        """Logits [B, T, vocabulary] of normalised hidden states [B, T, D] with what is copied: of a model with such
+        a head they are logarithms of chances, in float32, whether or not there is something to copy."""
+        logits = self.logits(hidden)
+        if self.copier is None:
+            return logits
+        return logits.float().log_softmax(-1) if copied is None else self.copier.mixed(logits, hidden, copied)
+
     def token_losses(self, out: Output, ids: Tensor, losses: Tensor, targets: Tensor) -> Tensor:
         """Nats of `targets` [B, T] after ids [B, T]: the logits give `losses`, copying may give less."""
-        if self.copier is None or out.routing is None or out.lower is None:
+        copied = self.copied(out, ids)
+        if self.copier is None or copied is None:
             return losses
-        mixed: Tensor = self.copier(losses, out.hidden, out.lower, ids, targets, out.routing)
+        mixed: Tensor = self.copier(losses, out.hidden, targets, copied)
         return mixed
 
     def queries(self, hidden: Tensor, codes: ChunkCodes) -> tuple[Tensor, Tensor]:

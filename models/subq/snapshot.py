@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -32,7 +33,10 @@ def stream_to_bytes(stream: SubqStream, model: str) -> bytes:
         tensors[f"query.{at}"] = query
     if stream.model.encoder is not None and len(stream.memory):
         tensors["memory.landmarks"] = stream.memory.index.landmarks()
-        tensors["memory.kv"] = stream.memory.kv()
+        keys, values, copied = stream.memory.split(stream.memory.all_rows())
+        tensors["memory.kv"] = torch.stack((keys, values), 2)
+        if copied is not None:
+            tensors["memory.copied"] = copied
         tensors["memory.ids"] = stream.memory.ids()
     about = {
         "format": _FORMAT, "model": model, "seen": stream.seen, "anchor": stream._anchor,
@@ -68,7 +72,10 @@ def stream_from_bytes(data: bytes, model: SubqModel, identity: str, memory: Memo
         kv, ids = tensors["memory.kv"], tensors["memory.ids"]
         first, ids_first = int(about.get("first", 0)), int(about.get("ids_first", 0))
         stream.memory.start_at(first, ids_first, ids[: first - ids_first])
-        stream.memory.append(tensors["memory.landmarks"], kv[:, :, 0], kv[:, :, 1], ids[first - ids_first :])
+        stream.memory.append(
+            tensors["memory.landmarks"], kv[:, :, 0], kv[:, :, 1], ids[first - ids_first :],
+            tensors.get("memory.copied"),
+        )  # fmt: skip
     return stream
 
 

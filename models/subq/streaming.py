@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from models.subq.copying import Copied
 from models.subq.layers import rms
 from models.subq.memory import ChunkMemory, MemoryConfig
 from models.subq.model import BlockState, SubqModel
@@ -14,6 +16,7 @@ from models.subq.retrieval_attention import Chosen
 from models.subq.router import limits, weigh, with_neighbours
 
 _PIECE = 4_096  # tokens computed at once
+_TOLD = 1_024  # tokens whose logits are computed at once
 
 
 class SubqStream:
@@ -25,10 +28,6 @@ class SubqStream:
     """
 
     def __init__(self, model: SubqModel, memory: MemoryConfig | None = None) -> None:
-        if model.config.copies:
-            raise ValueError(
-                "copies: given true; allowed in a stream: false (the head runs over whole passes only)"
-            )
         self.model, self.config = model, model.config
         self.memory_config = memory or MemoryConfig()
         self.seen = 0
@@ -64,7 +63,10 @@ class SubqStream:
 
     @torch.no_grad()
     def logits(self, ids: Tensor, keep: int | None = None) -> Tensor:
-        """Read ids [T]; the logits [keep or T, vocabulary] after each of the last `keep` of them."""
+        """Read ids [T]; the logits [keep or T, vocabulary] after each of the last `keep` of them.
+
+        Of a model that copies they are logarithms of chances (SubqModel.next_logits).
+        """
         wanted = len(ids) if keep is None else keep
         out = []
         left = len(ids)
@@ -73,7 +75,7 @@ class SubqStream:
             left -= len(piece)
             inside = min(len(piece), max(0, wanted - left))
             if inside:
-                out.append(self.model.logits(self._flush()[-inside:]))
+                out.append(self._told(inside))
         return torch.cat(out) if out else torch.empty(0, self.config.vocabulary, device=self.model.device)
 
     def ask(self, ids: Tensor) -> Tensor:
@@ -139,7 +141,11 @@ class SubqStream:
             codes = self.model.encode(joined[:, begin - before - first : end - first], before)
             taken = torch.tensor(self._recent_ids[: whole * size]).view(whole, size)
             del self._recent_ids[: whole * size]
-            self.memory.append(codes.landmarks[0], codes.keys[0], codes.values[0], taken)
+            told_by = None
+            if self.model.copier is not None:
+                own = joined[0, begin - first : begin - first + whole * size]
+                told_by = self.model.copier.keys(own).unflatten(0, (whole, size))  # type: ignore[no-untyped-call]
+            self.memory.append(codes.landmarks[0], codes.keys[0], codes.values[0], taken, told_by)
             if self._anchor % size == 0 and not ahead:
                 self._queries |= {begin + (at + 1) * size: codes.queries[0, at] for at in range(whole)}
         if self.config.retrieval == "chunk" and (ahead or self._anchor % size):
@@ -168,22 +174,42 @@ class SubqStream:
         oldest = self.seen - (self._waiting.shape[1] if self._waiting is not None else 0) - self.config.chunk
         self._queries = {at: query for at, query in self._queries.items() if at >= oldest}
 
-    def _flush(self) -> Tensor:
-        """Run the upper half over what waits; its normalised hidden states [T, D]."""
+    def _flush(self) -> None:
+        """Run the upper half over what waits."""
+        for _ in self._pieces():
+            pass
+
+    def _told(self, count: int) -> Tensor:
+        """Run the upper half over what waits; logits of its last `count` tokens [count, vocabulary]."""
+        assert self._waiting is not None
+        unasked, found = self._waiting.shape[1] - count, []
+        for hidden, copied in self._pieces():
+            length = hidden.shape[1]
+            # chances of a whole piece at once would be several times its logits
+            for begin in range(min(unasked, length), length, _TOLD):
+                end = min(length, begin + _TOLD)
+                asked = None if copied is None else copied.part(begin, end)
+                found.append(self.model.next_logits(hidden[:, begin:end], asked)[0])
+            unasked = max(0, unasked - length)
+        return torch.cat(found)
+
+    def _pieces(self) -> Iterator[tuple[Tensor, Copied | None]]:
+        """What waits after the upper half, piece by piece: normalised [1, T, D], and what its tokens may copy."""
         if self._waiting is None or not self._waiting.shape[1]:
-            return torch.empty(0, self.config.width, device=self.model.device)
+            return
         hidden, self._waiting = self._waiting, None
         if self.model.encoder is None:
-            return rms(hidden[0])
-        start, out = self.seen - hidden.shape[1], []
+            yield rms(hidden), None
+            return
+        start = self.seen - hidden.shape[1]
         for piece in hidden.split(_PIECE, 1):  # type: ignore[no-untyped-call]
-            mixed, self._upper = self.model.upper(piece, self._choose(piece, start), self._upper)
-            out.append(mixed[0])
+            chosen, copied = self._choose(piece, start)
+            mixed, self._upper = self.model.upper(piece, chosen, self._upper)
+            yield mixed, copied
             start += piece.shape[1]
-        return torch.cat(out)
 
-    def _choose(self, hidden: Tensor, start: int) -> Chosen | None:
-        """What tokens start … start + T - 1 read."""
+    def _choose(self, hidden: Tensor, start: int) -> tuple[Chosen | None, Copied | None]:
+        """What tokens start … start + T - 1 read, and what they may copy."""
         config, size = self.config, self.config.chunk
         end = start + hidden.shape[1]
         device = hidden.device
@@ -207,15 +233,27 @@ class SubqStream:
         routing = with_neighbours(routing, config, (newest + 1)[:, None])
         wanted, inverse = torch.unique(routing.indices, return_inverse=True)
         if wanted[-1] < 0:
-            return None
-        keys, values = self.memory.fetch(wanted[wanted >= 0])
-        inverse = inverse - int((wanted < 0).any())
-        return Chosen(
-            keys.to(hidden.dtype), values.to(hidden.dtype), inverse[None], routing.weights[None], unit, lead
+            return None, None
+        known = wanted[wanted >= 0]
+        rows = self.memory.rows(known).to(hidden.dtype)
+        keys, values, told_by = self.memory.split(rows)
+        read = Chosen(
+            keys, values, (inverse - int((wanted < 0).any()))[None], routing.weights[None], unit, lead
         )
+        if told_by is None:
+            return read, None
+        return read, Copied(told_by, self._followed(known), read.indices, read.weights, unit, lead)
 
-    def _reencode(self, chunks: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of chunks [m] from their token ids, after as many tokens as can matter."""
+    def _followed(self, chunks: Tensor) -> Tensor:
+        """The token after each token of chunks [m, C]; after a chunk's last the next one's first, kept or open."""
+        own, later = self.memory.token_ids(chunks), self.memory.token_ids(chunks + 1)[:, :1]
+        if self._recent_ids:
+            later[chunks.cpu() + 1 == len(self.memory)] = self._recent_ids[0]
+        return torch.cat((own[:, 1:], later), 1).to(chunks.device, torch.long)
+
+    def _reencode(self, chunks: Tensor) -> tuple[Tensor, ...]:
+        """What is kept of chunks [m] from their token ids, after as many tokens as can matter: keys, values, and
+        where the model copies what tokens are found by."""
         size = self.config.chunk
         assert self._again is not None
         before = -(-(self._again + self.config.lookbehind) // size)
@@ -223,7 +261,7 @@ class SubqStream:
         # what the newest chunk looks ahead to is still open
         ids = torch.cat((self.memory.ids().flatten(), torch.tensor(self._recent_ids, dtype=torch.int32)))
         wide = (before + 1) * size + self.config.lookahead
-        keys, values = [], []
+        keys, values, copied = [], [], []
         for part in chunks.split(8):  # type: ignore[no-untyped-call]
             start = (part - before).clamp_min(oldest)
             places = (start[:, None] - oldest) * size + torch.arange(wide)
@@ -234,4 +272,7 @@ class SubqStream:
             place = (part - start).to(hidden.device)
             keys.append(codes.keys[at, place])
             values.append(codes.values[at, place])
-        return torch.cat(keys), torch.cat(values)
+            if self.model.copier is not None:
+                own = place[:, None] * size + torch.arange(size, device=hidden.device)
+                copied.append(self.model.copier.keys(hidden[at[:, None], own]))
+        return tuple(torch.cat(each) for each in (keys, values, copied) if each)

@@ -120,6 +120,9 @@ class SubqSpec:
     train: SubqTrainConfig = field(
         default=SubqTrainConfig(joined=True), metadata={"help": "see SubqTrainConfig"}
     )
+    copies: bool = field(
+        default=False, metadata={"help": "a head copies from the chunks that were chosen (SubqConfig.copies)"}
+    )
     tiny: bool = field(default=False, metadata={"help": "a model and batches for a try on a CPU"})
     checkpointing: bool = field(
         default=False,
@@ -133,6 +136,8 @@ def build_subq(spec: SubqSpec, out: Path, device: str) -> SubqLearner:
     data = recipe_data(spec.data)
     model, stream, train = spec.model, spec.stream, spec.train
     model = model or SubqConfig(vocabulary=data.tokenizer.vocabulary, kernel="plain", rerank=True)
+    if spec.copies:
+        model = replace(model, copies=True)
     stream = stream or recipe_stream(spec.seed)
     if spec.tiny:
         model, stream, train = tiny_form(model, stream, train)

@@ -18,7 +18,10 @@ from tests.infra.training.subq_case import MODEL, FewWordings, small_data
 
 def _model(**changes: object) -> SubqModel:
     torch.manual_seed(0)
-    return SubqModel(replace(MODEL, **changes)).eval().requires_grad_(False)  # type: ignore[arg-type]
+    model = SubqModel(replace(MODEL, **changes)).eval().requires_grad_(False)  # type: ignore[arg-type]
+    if model.copier is not None:
+        torch.nn.init.constant_(model.copier.gate.bias, 3.0)
+    return model
 
 
 def _test(model: SubqModel, chunks: int = 100) -> PasskeyTest:
@@ -73,7 +76,9 @@ def test_search_sees_the_patched_landmarks_and_not_those_they_replace() -> None:
     torch.testing.assert_close(keys[0], patches.kv[0, 0, :, 0])
 
 
-@pytest.mark.parametrize("changes", [{}, {"retrieval": "token"}, {"neighbours": True}, AROUND])
+@pytest.mark.parametrize(
+    "changes", [{}, {"retrieval": "token"}, {"neighbours": True}, AROUND, {"copies": True, **AROUND}]
+)
 def test_patched_trial_asks_as_the_whole_text_would(changes: dict[str, object]) -> None:
     """Chosen chunks and answers of a patched trial are those of one pass over the text that holds it all."""
     model = _model(**changes)
@@ -89,10 +94,37 @@ def test_patched_trial_asks_as_the_whole_text_would(changes: dict[str, object]) 
     unit = 99 * 32 if model.config.retrieval == "token" else 99
     read = set(out.routing.indices[0, unit].tolist())
     begin = 99 * 32
-    told = model.logits(out.hidden[0, begin : begin + len(trial.answer)]).argmax(-1).tolist()
+    logits = model.next_logits(out.hidden, model.copied(out, torch.from_numpy(ids)[None]))[0]
+    told = logits[begin : begin + len(trial.answer)].argmax(-1).tolist()
     assert found[0]["recall"] == float(set(trial.gold) <= read)
     assert found[0]["any"] == float(bool(set(trial.gold) & read))
     assert found[0]["exact"] == float(told == list(trial.answer))
+
+
+@pytest.mark.parametrize("place", [37, 32 * 41])
+def test_what_is_copied_of_patched_chunks_is_what_the_whole_text_says(place: int) -> None:
+    """Keys and tokens of every chunk, the one before a needle that begins with a chunk among them."""
+    model, ids = _model(copies=True), small_data().tokens[:3_200].astype(np.int64)
+    hay, needle = Haystack(model, ids), tuple(range(300, 340))
+    patches = hay.patched([[(place, needle)]])
+    written = ids.copy()
+    written[place : place + len(needle)] = needle
+    chunks = torch.arange(100)
+    routing = Routing(chunks.view(50, 2).clone(), torch.full((50, 2), 0.5))
+    routing.indices[3, 1] = -1
+    found = hay.copies(routing, 0, patches)
+    told = torch.from_numpy(written)[None]
+    out = model(told)
+    assert found is not None and model.copier is not None
+    expected = model.copier.offered(out.lower, told, out.routing)
+    torch.testing.assert_close(found.keys[:7], expected.keys[:7], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(found.keys[8:], expected.keys[8:], atol=1e-4, rtol=1e-3)
+    assert torch.equal(found.followed[:7], expected.followed[:7])
+    assert torch.equal(found.followed[8:], expected.followed[8:])
+    assert found.indices[0, 3].tolist() == [6, -1] and found.unit == 32
+    assert hay.ids_bytes_a_chunk == 4 * 32
+    assert hay.kv_bytes_a_chunk == Haystack(_model(), ids).kv_bytes_a_chunk + 4 * 32 * model.config.head_dim
+    assert Haystack(_model(), ids).copies(routing, 0, None) is None
 
 
 def test_a_miss_says_what_was_told_and_what_had_been_read() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ from tests.infra.training.subq_case import MODEL, small_data
 COST = {"tokens_read", "prefill_tokens", "kv_bytes", "ms_per_token", "queries_per_s", "peak_bytes", "flops"}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small untrained model with its tokenizer."""
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "copies"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small untrained model with its tokenizer, without and with a head that copies."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("subq")
-    save_checkpoint(SubqModel(MODEL).eval(), folder, tokenizer=small_data().tokenizer, storage="float32")
+    model = SubqModel(replace(MODEL, copies=request.param)).eval()
+    if model.copier is not None:
+        torch.nn.init.constant_(model.copier.gate.bias, 2.0)
+    save_checkpoint(model, folder, tokenizer=small_data().tokenizer, storage="float32")
     return folder
 
 

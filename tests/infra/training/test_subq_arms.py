@@ -11,6 +11,7 @@ import torch
 from infra.training.subq import SubqTrainConfig, SubqTrainer
 from infra.training.subq_arms import ARMS, COPIES
 from infra.training.subq_backbones import _parser, settings
+from infra.training.subq_measures import told_at
 from models.subq.baselines import count
 from models.subq.losses import LossWeights
 from tests.infra.training.subq_case import MODEL, STREAM, small_data
@@ -81,12 +82,48 @@ def test_each_arm_changes_what_its_name_says() -> None:
     lean = replace(run, contrastive_apart=True, closed=True, cross=0.0)
     assert made["subq-lean-apart"] == (made["subq-lean"][0], stream, lean)
     assert made["subq-lean-hindsight"] == (made["subq-lean"][0], stream, replace(lean, hindsight=1.0))
+    hindsight = made["subq-lean-hindsight"][2]
+    assert made["subq-lean-copies"][2] == hindsight
+    even = replace(hindsight, losses=replace(weights, answers=weights.answers / 10))
+    assert made["subq-lean-copies-even"][2] == even
+    assert made["subq-lean-copies-late"][2] == replace(hindsight, answers_from=0.5)
     for name in ARMS:
         like = made[ARMS[name][0]][0]
         if name in COPIES:
             like = replace(like, copies=True, feed_forward=made[name][0].feed_forward)
         assert made[name][1] == stream and made[name][0] == like
         assert abs(count(made[name][0]) - count(shape)) < 0.01 * count(shape)
+
+
+def test_answers_do_not_count_before_their_share_of_the_run(tmp_path: Path) -> None:
+    """Weight 0 until then, the whole weight from then on; other terms stay; outside 0 to 1 is refused."""
+    trainer = SubqTrainer(
+        MODEL, small_data(), STREAM, replace(RUN, losses=LossWeights(), answers_from=0.5), tmp_path
+    )
+    assert [trainer._weights(at).answers for at in (0.0, 0.49, 0.5, 1.0)] == [0.0, 0.0, 1.0, 1.0]
+    assert {trainer._weights(at).language for at in (0.0, 0.5)} == {1.0}
+    with pytest.raises(ValueError, match=r"answers_from: given 1\.5; allowed: 0 to 1"):
+        replace(RUN, answers_from=1.5)
+
+
+def test_an_answer_counts_as_told_where_it_is_copied(tmp_path: Path) -> None:
+    """What a step says of answers is of the chances with copies, not of the logits alone."""
+    run = replace(RUN, cross=0.0, forced_until=0.0)
+    trainer = SubqTrainer(replace(MODEL, copies=True), small_data(), STREAM, run, tmp_path)
+    assert trainer.model.copier is not None
+    torch.nn.init.constant_(trainer.model.copier.gate.bias, 20.0)  # logits are not asked
+    batch = small_data().stream(STREAM).batch(0)
+    told = float(trainer._terms(batch, 0.0)[1]["tokens_right"])
+    ids, at = torch.from_numpy(batch.ids), torch.from_numpy(batch.at[batch.is_answer])
+    out = trainer.model(ids)
+    copied = trainer.model.copied(out, ids)
+    assert copied is not None
+    whole = trainer.model.next_logits(out.hidden, copied).flatten(0, 1)
+    torch.testing.assert_close(told_at(trainer.model, out, ids, at), whole[at], atol=1e-5, rtol=1e-5)
+    right = (whole[at].argmax(-1) == torch.from_numpy(batch.targets[batch.is_answer])).float().mean()
+    by_logits = trainer.model.logits(out.hidden.flatten(0, 1)[at]).argmax(-1)
+    alone = (by_logits == torch.from_numpy(batch.targets[batch.is_answer])).float().mean()
+    assert told == pytest.approx(float(right)) and told != pytest.approx(float(alone))
 
 
 def test_text_tells_by_hindsight_what_to_read(tmp_path: Path) -> None:

@@ -13,8 +13,18 @@ import torch
 
 from infra.training import subq_backbones_page
 from infra.training.subq_arms import ARMS
-from infra.training.subq_backbones import METHODS, _parser, main, mixed, ratios_of, settings
+from infra.training.subq_backbones import (
+    ASKED_SEED,
+    METHODS,
+    _parser,
+    main,
+    mixed,
+    needle_row,
+    ratios_of,
+    settings,
+)
 from infra.training.subq_data import SubqData
+from models.subq import SubqModel
 from models.subq.baselines import count, method_of
 from models.subq.checkpoint import load_checkpoint
 from tests.infra.training.token_files import packed
@@ -85,6 +95,34 @@ def test_each_method_leaves_its_losses_its_keys_and_a_checkpoint(tmp_path: Path)
     assert wanted <= set(summary["ratios"])
     with pytest.raises(SystemExit, match="--methods: given lstm; allowed: subq"):
         main([*common, "--methods", "lstm"])
+
+
+def test_needles_are_asked_with_what_is_copied(tmp_path: Path) -> None:
+    """A row tells what is likeliest by the chances, copies among them; with the gate shut, by the logits."""
+    books = packed(tmp_path / "books")
+    given = _parser().parse_args(
+        ["--books", str(books), "--news", str(books), "--work", "w", "--out", "o", "--device", "cpu", "--tiny",
+         "--asked", "1"]
+    )  # fmt: skip
+    data = replace(SubqData.load(books, "test"), real=())
+    torch.manual_seed(0)
+    shape = settings(given, "subq-lean-copies", 0, data.tokenizer.vocabulary)[0]
+    model = SubqModel(shape).eval().requires_grad_(False)
+    assert model.copier is not None
+    stream = settings(given, "subq", 0, 1)[1]
+    stream = replace(stream, phases=((512, 1),), seed=ASKED_SEED + 512, real=0.0)
+    batch = data.stream(stream).batch(0)
+    ids, at = torch.from_numpy(batch.ids), torch.from_numpy(batch.at[batch.is_answer])
+    shares = []
+    for bias in (-50.0, 20.0):
+        torch.nn.init.constant_(model.copier.gate.bias, bias)
+        row = needle_row(model, data, given, 512, "known")
+        out = model(ids)
+        said = model.next_logits(out.hidden, model.copied(out, ids)).flatten(0, 1)[at].argmax(-1)
+        right = (said == torch.from_numpy(batch.targets[batch.is_answer])).float().mean()
+        assert row is not None and row["tokens_right"] == pytest.approx(100 * float(right), abs=0.01)
+        shares.append(row["tokens_right"])
+    assert shares[0] != shares[1]
 
 
 def test_a_gain_is_told_seed_by_seed() -> None:

@@ -18,9 +18,13 @@ def small_model(**changes: object) -> SubqModel:
     """A model of random weights that do something: the gates are open, the landmarks differ."""
     torch.manual_seed(1)
     model = SubqModel(replace(SMALL, **changes)).eval()  # type: ignore[arg-type]
+    if model.copier is not None:
+        torch.nn.init.normal_(model.copier.gate.weight, std=0.3)
+        torch.nn.init.constant_(model.copier.gate.bias, 0.5)
     return model.requires_grad_(False)
 
 
 def one_pass(model: SubqModel, ids: torch.Tensor) -> torch.Tensor:
-    """Logits [T, vocabulary] of one pass over ids [T]."""
-    return model.logits(model(ids[None]).hidden[0])
+    """Logits [T, vocabulary] of one pass over ids [T], with what is copied."""
+    out = model(ids[None])
+    return model.next_logits(out.hidden, model.copied(out, ids[None]))[0]

@@ -28,7 +28,9 @@ def test_is_a_backbone() -> None:
     assert isinstance(_backbone(), Backbone)
 
 
-@pytest.mark.parametrize("changes", [{}, {"lower_mixers": ("gated_linear", "sliding"), "index": "tree"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"lower_mixers": ("gated_linear", "sliding"), "index": "tree"}, {"copies": True}]
+)
 def test_answer_is_greedy_and_leaves_the_cache_as_it_was(changes: dict[str, object]) -> None:
     """Each token is the likeliest after those before, by the score; the cache's bytes stay as they were."""
     backbone = _backbone(**changes)
@@ -57,7 +59,9 @@ def test_reading_may_be_split_anywhere() -> None:
     assert list(backbone.generate(prompt, whole, 5)) == list(backbone.generate(prompt, parts, 5))
 
 
-@pytest.mark.parametrize("changes", [{}, {"lookahead": 4, "lookbehind": 4}], ids=["plain", "around"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"lookahead": 4, "lookbehind": 4}, {"copies": True}], ids=["plain", "around", "copies"]
+)
 @pytest.mark.parametrize("asked_before", [False, True])
 def test_snapshot_continues_identically(asked_before: bool, changes: dict[str, object]) -> None:
     """A stream restored from its bytes goes on as the one that was kept."""
