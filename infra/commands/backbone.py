@@ -64,6 +64,9 @@ def train_backbone(
             help="layers are computed again for the gradient (not by a frozen landmark head)",
         ),
     ] = False,
+    copies: Annotated[
+        bool, typer.Option("--copies", help="subq: a head copies from the chunks that were chosen")
+    ] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="subq: sizes that a CPU trains for a try")] = False,
     minutes: Annotated[float, typer.Option(help="training time at most, all calls together (0: none)")] = 0.0,
     save_every: Annotated[int, typer.Option(help="steps between saved states")] = 100,
@@ -102,6 +105,7 @@ def train_backbone(
         gpu,
         checkpointing,
         taught,
+        copies,
     )
     params = {"kind": kind, "method": method, "steps": steps, "accumulate": accumulate, "seed": seed}
     with track(settings.tracking, f"train-backbone-{kind}", state, params) as tracker:
@@ -149,8 +153,12 @@ def run_job(job: Any, workers: int, gpu: bool) -> Figures:
 def _spec(
     kind: str, data: Path, method: str, steps: int, accumulate: int, lr: float, losses: str, fade: str,
     tiny: bool, seed: int, backbone: Any, gpu: bool, checkpointing: bool = False,
-    taught: Path | None = None,
+    taught: Path | None = None, copies: bool = False,
 ) -> Any:  # fmt: skip
+    if copies and kind != "subq":
+        raise UsageError(
+            f"--copies: given with --kind {kind}; allowed: with subq (only its readers choose chunks)"
+        )
     if taught is not None and (kind != "landmark" or not taught.is_dir()):
         raise UsageError(
             f"--taught: given {taught} with --kind {kind}; allowed: with landmark, a folder that "
@@ -172,7 +180,7 @@ def _spec(
             train = replace(train, contrastive_until=(_number("fade", first), _number("fade", last or first)))
         return SubqSpec(
             data=data, steps=steps, accumulate=accumulate, train=train, tiny=tiny, checkpointing=checkpointing,
-            seed=seed,
+            copies=copies, seed=seed,
         )  # fmt: skip
     peak: dict[str, Any] = {"lr": lr} if lr else {}
     if kind == "reader":
