@@ -8,13 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from infra.commands.backbone import _spec
+from infra.training.backbone_job import BackboneJob, run_here
+from infra.training.backbone_loop import LoopConfig
+from infra.training.learners.subq import SubqSpec
 from infra.training.subq import SubqTrainConfig, SubqTrainer
 from infra.training.subq_arms import ARMS, COPIES
 from infra.training.subq_backbones import _parser, settings
 from infra.training.subq_measures import told_at
+from models.subq import SubqBackbone
 from models.subq.baselines import count
 from models.subq.losses import LossWeights
+from pipeline.errors import UsageError
 from tests.infra.training.subq_case import MODEL, STREAM, small_data
+from tests.infra.training.token_files import token_files
 
 BASE = ["--books", "b", "--news", "n", "--work", "w", "--out", "o"]
 CHOICE_ALONE = LossWeights(language=0.0, answers=0.0, contrastive=1.0)
@@ -140,3 +147,19 @@ def test_text_tells_by_hindsight_what_to_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"hindsight: given 1\.0 with retrieval 'token'"):
         shape = replace(MODEL, retrieval="token", rerank=False)
         SubqTrainer(shape, data, quiet, replace(RUN, hindsight=1.0), tmp_path / "token")
+
+
+def test_a_backbone_is_trained_to_copy_by_its_verb(tmp_path: Path) -> None:
+    """The checkpoint has the head, the card says so, and it reads and answers; other kinds refuse the option."""
+    train = SubqTrainConfig(joined=True, muon=False)
+    spec = SubqSpec(data=token_files(tmp_path), steps=2, train=train, tiny=True, copies=True)
+    run_here(BackboneJob(kind="subq", out=tmp_path / "out", spec=spec, loop=LoopConfig(steps=2)))
+    model = tmp_path / "out" / "model"
+    backbone = SubqBackbone.load(model)
+    assert backbone.model.config.copies and backbone.model.copier is not None
+    assert "| copies | true |" in (model / "README.md").read_text(encoding="utf-8")
+    cache = backbone.new_cache()
+    backbone.read(small_data().tokens[:200].tolist(), cache)
+    assert 0 < len(list(backbone.generate(small_data().tokens[200:210].tolist(), cache, 5))) <= 5
+    with pytest.raises(UsageError, match="--copies: given with --kind reader; allowed: with subq"):
+        _spec("reader", tmp_path, "", 1, 1, 0.0, "", "", False, 0, None, False, copies=True)
