@@ -52,5 +52,8 @@ def make_shards(
         while cause is not None and not isinstance(cause, DysraError | ValueError):
             cause = getattr(cause, "cause", None) or cause.__cause__
         if cause is None:
-            raise
+            told = str(unwrapped(error)).strip().splitlines() or [type(error).__name__]
+            raise DysraError(
+                f"a shard could not be made: {told[-1]}; mend the cause, and the same command makes what is missing"
+            ) from error
         raise cause from None

@@ -12,12 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DependencyUnreachable, UsageError
+from pipeline.errors import BadData, DependencyUnreachable, DysraError, UsageError
 
 REFUSED = "refused.txt"
+_OURS: tuple[type[DysraError], ...] = (UsageError, DependencyUnreachable, BadData)
 Report = Callable[[dict[str, float]], None]
 WorkerFunction = Callable[[Mapping[str, Any], str, Report], None]
 """(settings, device, report): torch.distributed is ready; `report` must be called by all workers alike."""
+
+
+class WorkersFailed(DysraError):
+    """Workers ended more often than they are started again; what they saved stays."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +50,8 @@ def train_on_workers(
 ) -> None:
     """Run `function` on all workers until they are done. Ray must run already; paths in `settings` are absolute.
 
-    Raises UsageError for a ValueError of the function, RuntimeError when restarts were of no use.
+    Raises UsageError for a ValueError of the function, an error of ours as itself, WorkersFailed when restarts were
+    of no use.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -76,9 +82,12 @@ def train_on_workers(
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raise RuntimeError(f"training failed: {_first_lines(str(error))}") from error
+        raise WorkersFailed(
+            f"training failed: {_last_lines(str(error))}; what was saved is in {folder}: mend the cause, and the "
+            "same command goes on"
+        ) from error
     if refused.exists():
-        raise UsageError(refused.read_text(encoding="utf-8"))
+        raise _refusal(refused)
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -92,8 +101,16 @@ def _worker(config: dict[str, Any]) -> None:
     device = str(get_device()) if config["gpu"] else "cpu"
     try:
         config["function"](config["settings"], device, report)
-    except ValueError as error:  # wrong settings: every worker finds them, and no restart mends them
-        Path(config["refused"]).write_text(str(error), encoding="utf-8")
+    except (ValueError, DysraError) as error:
+        # wrong settings or data: every worker finds them, and no restart mends them
+        code = next((kind.exit_code for kind in _OURS if isinstance(error, kind)), UsageError.exit_code)
+        Path(config["refused"]).write_text(f"{code}\n{error}", encoding="utf-8")
+
+
+def _refusal(refused: Path) -> DysraError:
+    """The error that a worker wrote down."""
+    code, _, told = refused.read_text(encoding="utf-8").partition("\n")
+    return next(kind for kind in _OURS if kind.exit_code == int(code))(told)
 
 
 def _check_resources(config: WorkersConfig) -> None:
@@ -111,6 +128,6 @@ def _check_resources(config: WorkersConfig) -> None:
             )
 
 
-def _first_lines(text: str, most: int = 400) -> str:
+def _last_lines(text: str, most: int = 400) -> str:
     """The end of a long message, where the error itself stands."""
     return text if len(text) <= most else "…" + text[-most:]

@@ -9,6 +9,7 @@ import errno
 import functools
 import inspect
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,8 +32,11 @@ JsonFlag = Annotated[
     bool, typer.Option("--json", help="print the figures as one JSON object on the last line")
 ]
 
+Seed = Annotated[int, typer.Option("--seed", min=0, max=(1 << 32) - 1, help="of everything that is drawn")]
+"""What every generator takes: numpy's refuse less than 0, products with a part's number stay below 2^63."""
+
 Figures = dict[str, Any]
-_OUT_OF_ORDER = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_OUT_OF_ORDER = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 """What a disk says that is full or broken: an outage, and no mistake of ours that a traceback would help with."""
 _VerbT = TypeVar("_VerbT", bound=Callable[..., Figures | None])
 
@@ -63,6 +67,11 @@ def verb(function: _VerbT) -> _VerbT:
             figures = function(*args, **kwargs)
         except DysraError as error:
             _fail(str(error), error.exit_code, getattr(error, "figures", None))
+        except (FileExistsError, NotADirectoryError) as error:
+            _fail(
+                f"{error.filename} cannot be made: a file stands where a folder is needed; give another path",
+                UsageError.exit_code,
+            )
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
             _fail(f"cannot read {error.filename}: {error.strerror}", UsageError.exit_code)
         except OSError as error:
@@ -72,6 +81,10 @@ def verb(function: _VerbT) -> _VerbT:
             _fail(f"the disk cannot be used{where}: {error.strerror}", DependencyUnreachable.exit_code)
         except ValueError as error:
             _fail(str(error), UsageError.exit_code)
+        except Exception as error:
+            if (number := _told_by_a_library(error)) not in _OUT_OF_ORDER:
+                raise
+            _fail(f"the disk cannot be used: {os.strerror(number)}", DependencyUnreachable.exit_code)
         except KeyboardInterrupt:
             _fail("interrupted", StoppedEarly.exit_code)
         if _State.json_mode and figures is not None:
@@ -154,6 +167,12 @@ def run_command(app: typer.Typer, arguments: list[str]) -> int:
 def _write(body: Figures) -> None:
     sys.stdout.write(orjson.dumps(body, option=_JSON_OPTIONS, default=str).decode() + "\n")
     sys.stdout.flush()
+
+
+def _told_by_a_library(error: Exception) -> int:
+    """The system's number in the words of an error whose kind is a library's own, as safetensors raises; else 0."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found.group(1)) if found else 0
 
 
 def _fail(message: str, exit_code: int, figures: Figures | None = None) -> None:

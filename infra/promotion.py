@@ -21,6 +21,7 @@ from pipeline.tasks.material import Material
 EQUAL_COST = 1.02
 """A challenger may read this many times the champion's tokens, no more."""
 LEAST_QUESTIONS = 20
+LEAST_BUDGET = 8
 WEEK = 7
 """Days of news that a contest is held over where nothing else is asked for."""
 
@@ -43,6 +44,10 @@ def contest(
     """
     if by not in ("f1", "recall"):
         raise UsageError(f"--by {by!r}; allowed: f1, recall")
+    if budget < LEAST_BUDGET:
+        raise UsageError(f"--budget: given {budget}; allowed: {LEAST_BUDGET} tokens or more")
+    if limit < 0:
+        raise UsageError(f"--limit: given {limit}; allowed: 0 (all) or more")
     material = Material.load(data)
     rows = material.rows(answerable=True)
     held = np.array([at for at in rows if material.questions[at].split != "train"], np.int64)
@@ -64,9 +69,11 @@ def contest(
     with tempfile.TemporaryDirectory() as folder:
         new = registry.fetch(version, Path(folder) / "challenger")
         reads = reading_of(new)
-        ours = contender(new, reads, part, budget, by, reader)
+        ours = contender(new, reads, part, budget, by, reader, f"version {version}")
         old = None if champion is None else registry.fetch(champion, Path(folder) / "champion")
-        theirs = contender(old, "together" if old is None else registry.reading, part, budget, by, reader)
+        theirs = contender(
+            old, "together" if old is None else registry.reading, part, budget, by, reader, f"version {champion}"
+        )  # fmt: skip
     served = registry.stop_bias if champion is not None else 0.0
     before = float(theirs.tokens(served).mean())
     bias = bias_for(lambda bias: float(ours.tokens(bias).mean()), before)

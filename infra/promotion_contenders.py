@@ -190,7 +190,7 @@ class Apart:
 
 
 def contender(
-    folder: Path | None, reading: str, part: Material, budget: int, by: str, reader: Reader
+    folder: Path | None, reading: str, part: Material, budget: int, by: str, reader: Reader, name: str = ""
 ) -> Contender:
     """The policy of a folder as it is read; without one hybrid ranking, read together.
 
@@ -201,8 +201,8 @@ def contender(
     network, _ = _loaded(folder)
     if network.config.dim != part.tables.dim or network.config.num_features > part.tables.num_features:
         raise UsageError(
-            f"{folder}: made for {network.config.num_features} features and vectors of {network.config.dim}; the "
-            f"material has {part.tables.num_features} and {part.tables.dim}"
+            f"{name or folder}: made for {network.config.num_features} features and vectors of "
+            f"{network.config.dim}; the material has {part.tables.num_features} and {part.tables.dim}"
         )
     if reading == "together":
         return Together(part, budget, network, reader, by)

@@ -9,13 +9,15 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from infra.tracking import TrackingConfig, default_uri
+from infra.tracking import TrackingConfig, default_uri, mlflow_client, reaching
 from models.formats import FORMAT, KEY
-from pipeline.errors import DependencyUnreachable, UsageError
+from pipeline.errors import UsageError
+from pipeline.shared_files import locked, replace_file
 
 MODEL = "retriever"
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -25,24 +27,19 @@ _BIAS = "stop_bias"
 _READING = "reading"
 
 
+class PromotionUnderWay(UsageError):
+    """Another process promotes or rolls back."""
+
+
 class Registry:
     """Versions of the retriever's policy. `state` is the folder of the champion's copy."""
 
     def __init__(self, config: TrackingConfig, state: Path) -> None:
-        from mlflow.exceptions import MlflowException
-        from mlflow.tracking import MlflowClient
-
-        self._state, self._error = state, MlflowException
+        self._state = state
         self.uri = config.uri or default_uri(state)
-        self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-        try:
-            if not self._client.search_registered_models(f"name = '{MODEL}'"):
-                self._client.create_registered_model(MODEL)
-        except MlflowException as error:
-            raise DependencyUnreachable(
-                f"the model registry at {self.uri} does not answer: {str(error).splitlines()[0][:200]}; "
-                "check tracking.uri"
-            ) from None
+        self._client = mlflow_client(self.uri)
+        if not self._client.search_registered_models(f"name = '{MODEL}'"):
+            self._client.create_registered_model(MODEL)
 
     def add(self, folder: Path, run_id: str, figures: Mapping[str, Any]) -> int:
         """Register a saved policy as a new version and make it the challenger."""
@@ -86,7 +83,8 @@ class Registry:
 
         source = self._client.get_model_version(MODEL, str(version)).source
         target.mkdir(parents=True, exist_ok=True)
-        found = download_artifacts(artifact_uri=source, dst_path=str(target), tracking_uri=self.uri)
+        with reaching(self.uri):
+            found = download_artifacts(artifact_uri=source, dst_path=str(target), tracking_uri=self.uri)
         return Path(found)
 
     def promote(self, version: int, stop_bias: float = 0.0, reading: str = "together") -> int | None:
@@ -118,6 +116,14 @@ class Registry:
         self._client.set_registered_model_tag(MODEL, _PREVIOUS, str(current))
         return current, int(told)
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside, no other process of this state folder promotes or rolls back; UsageError where one is at it."""
+        home = self.pointer.parent
+        home.mkdir(parents=True, exist_ok=True)
+        with locked(home / ".promoting", 1.0, PromotionUnderWay):
+            yield
+
     @property
     def stop_bias(self) -> float:
         """The bias of STOP that the champion serves with."""
@@ -139,7 +145,9 @@ class Registry:
         """Copy a version beside the pointer, then move the pointer to it, at once."""
         home = self.pointer.parent
         home.mkdir(parents=True, exist_ok=True)
-        folder = home / f"v{version}"
+        # another registry numbers from 1 again: its versions are no copies of this one's
+        run = str(self._client.get_model_version(MODEL, str(version)).run_id)[:8]
+        folder = home / f"v{version}-{run}"
         if not folder.exists():
             part = home / f".v{version}-{os.getpid()}"
             shutil.rmtree(part, ignore_errors=True)
@@ -154,9 +162,7 @@ class Registry:
             "reading": self._reading(version),
             "since": time.time(),
         }
-        new = self.pointer.with_suffix(".part")
-        new.write_text(json.dumps(body) + "\n", encoding="utf-8")
-        os.replace(new, self.pointer)
+        replace_file(self.pointer, (json.dumps(body) + "\n").encode())
 
     def _bias(self, version: int) -> float:
         return float(self._client.get_model_version(MODEL, str(version)).tags.get(_BIAS, "0"))

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models.formats import first_line
 from pipeline.errors import DependencyUnreachable
 
 _KEY_TAG = "dysra.run_key"
@@ -86,11 +87,9 @@ def track(
     tracker.params(params or {})
     try:
         yield tracker
-    except KeyboardInterrupt:
-        tracker.finish("KILLED")
-        raise
-    except BaseException:
-        tracker.finish("FAILED")
+    except BaseException as error:
+        with suppress(DependencyUnreachable):  # what went wrong first is told
+            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracker.finish()
 
@@ -99,34 +98,17 @@ def start_run(config: TrackingConfig, name: str, state: Path) -> Tracker:
     """Start the run called `name`, or resume the one with the same key."""
     if not config.enabled:
         return Tracker(None, "", "")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    import logging
-
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
-
-    # MLflow sets its own levels when it is imported.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-
     uri = config.uri or default_uri(state)
-    try:
-        client = MlflowClient(tracking_uri=uri)
-        experiment = client.get_experiment_by_name(config.experiment)
-        if experiment is not None:
-            experiment_id = experiment.experiment_id
-        elif uri.startswith("sqlite"):
-            artifacts = (state / "mlflow-artifacts").resolve()
-            experiment_id = client.create_experiment(config.experiment, artifact_location=artifacts.as_uri())
-        else:
-            experiment_id = client.create_experiment(config.experiment)
-        run_id = _find_or_create(client, experiment_id, name, run_key(config))
-    except MlflowException as error:
-        raise DependencyUnreachable(
-            f"MLflow at {uri} does not answer: {str(error).splitlines()[0][:200]}; "
-            "check tracking.uri, or set tracking.enabled to false"
-        ) from None
+    client = mlflow_client(uri)
+    experiment = client.get_experiment_by_name(config.experiment)
+    if experiment is not None:
+        experiment_id = experiment.experiment_id
+    elif uri.startswith("sqlite"):
+        artifacts = (state / "mlflow-artifacts").resolve()
+        experiment_id = client.create_experiment(config.experiment, artifact_location=artifacts.as_uri())
+    else:
+        experiment_id = client.create_experiment(config.experiment)
+    run_id = _find_or_create(client, experiment_id, name, run_key(config))
     url = f"{uri}/#/experiments/{experiment_id}/runs/{run_id}" if uri.startswith("http") else uri
     return Tracker(client, run_id, url)
 
@@ -135,10 +117,8 @@ def attach(config: TrackingConfig, run_id: str, state: Path) -> Tracker:
     """A tracker that writes into a run that another process started; a disabled one where there is no run."""
     if not config.enabled or not run_id:
         return Tracker(None, "", "")
-    from mlflow.tracking import MlflowClient
-
     uri = config.uri or default_uri(state)
-    return Tracker(MlflowClient(tracking_uri=uri), run_id, uri)
+    return Tracker(mlflow_client(uri), run_id, uri)
 
 
 @contextmanager
@@ -149,10 +129,8 @@ def track_child(
     if not config.enabled or not parent.run_id:
         yield Tracker(None, "", "")
         return
-    from mlflow.tracking import MlflowClient
-
     uri = config.uri or default_uri(state)
-    client = MlflowClient(tracking_uri=uri)
+    client = mlflow_client(uri)
     experiment_id = client.get_run(parent.run_id).info.experiment_id
     wanted = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and attributes.run_name = '{name}'"
     found = client.search_runs([experiment_id], filter_string=wanted, max_results=1)
@@ -166,9 +144,54 @@ def track_child(
     try:
         yield child
     except BaseException:
-        child.finish("FAILED")
+        with suppress(DependencyUnreachable):
+            child.finish("FAILED")
         raise
     child.finish()
+
+
+def mlflow_client(uri: str) -> Any:
+    """MLflow's client; what it cannot do (no server, full disk, damaged database) is a DependencyUnreachable."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    import logging
+
+    from mlflow.tracking import MlflowClient
+
+    # MLflow sets its own levels when it is imported.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    with reaching(uri):
+        return _Client(MlflowClient(tracking_uri=uri, registry_uri=uri), uri)
+
+
+@contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Inside, an error of MLflow or of its database is a DependencyUnreachable that names `uri`."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        raise DependencyUnreachable(
+            f"MLflow at {uri} does not answer: {first_line(error)[:200]}; "
+            "check tracking.uri, or set tracking.enabled to false"
+        ) from None
+
+
+class _Client:
+    """The calls of MLflow's client, each inside `reaching`."""
+
+    def __init__(self, client: Any, uri: str) -> None:
+        self._client, self._uri = client, uri
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with reaching(self._uri):
+                return getattr(self._client, name)(*args, **kwargs)
+
+        return call
 
 
 def default_uri(state: Path) -> str:

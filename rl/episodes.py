@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.errors import BadData
 from pipeline.tasks.material import Material
 from rl.tables import load_table, save_table
 
@@ -127,6 +128,8 @@ class Readings:
     def load(self, path: Path) -> int:
         """Add a table written by `save`; raises BadData where it is of another material. Returns its readings."""
         packed = load_table(path, self.material)
+        if lacking := [name for name in ("rows", "masks", "f1", "loss", "margin") if name not in packed]:
+            raise BadData(f"{path} holds no recorded readings: it lacks {', '.join(lacking)}")
         parts = [packed[name] for name in ("f1", "loss", "margin")]
         rows, masks = packed["rows"], packed["masks"]
         outcomes = [Outcome(float(f), float(n), float(m)) for f, n, m in zip(*parts, strict=True)]

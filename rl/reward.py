@@ -8,6 +8,7 @@ answers rightly without having read the answer.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -35,9 +36,9 @@ class RewardConfig:
         if self.form not in ("terminal", "stepwise"):
             raise ValueError(f"form is {self.form!r}; allowed: terminal, stepwise")
         for name in ("gamma", "alpha", "beta", "gold_weight"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
-        if self.min_loss <= 0:
+        if not self.min_loss > 0:
             raise ValueError(f"min_loss is {self.min_loss}; it must be above 0")
 
 

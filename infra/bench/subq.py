@@ -30,6 +30,7 @@ TOKENS = (16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
 PROBES = {"flat": 1, "groups": 128, "ivf": 16, "tree": 8}
 _QUERIES = 64
 NEAR = 4
+LEAST_CHUNKS = 16
 _GATHERED = {"cuda": 1 << 21, "cpu": 1 << 15}  # vectors that a batch of searches may bring together
 
 
@@ -47,8 +48,15 @@ def run(
 
     `report` is given every row, `keep` the whole result so far after each.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config = model or SubqConfig()
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise ValueError(f"kinds: given {', '.join(unknown)}; allowed: {', '.join(KINDS)}")
+    least = LEAST_CHUNKS * config.chunk
+    if not tokens or min(tokens) < least or dim < 1:
+        raise ValueError(f"tokens: given {list(tokens)}, dim {dim}; allowed: {least} or more, and 1 or more")
+    if device and device.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"device: given {device!r}; allowed: cpu, cuda, cuda:N")
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     per_token = _read_seconds(config, place)
     rows: list[dict[str, Any]] = []
     landmarks = _clustered(max(tokens) // config.chunk, dim, place)

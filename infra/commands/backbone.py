@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from infra.config import load_config
-from infra.console import ConfigFile, Figures, JsonFlag, say, verb
+from infra.console import ConfigFile, Figures, JsonFlag, Seed, say, verb
+from infra.out_folder import alone_in
 from pipeline.errors import UsageError
 
 StateFolder = Annotated[Path, typer.Option("--state", help="where MLflow's records lie")]
@@ -70,7 +72,7 @@ def train_backbone(
     tiny: Annotated[bool, typer.Option("--tiny", help="subq: sizes that a CPU trains for a try")] = False,
     minutes: Annotated[float, typer.Option(help="training time at most, all calls together (0: none)")] = 0.0,
     save_every: Annotated[int, typer.Option(help="steps between saved states")] = 100,
-    seed: Annotated[int, typer.Option(help="of everything")] = 0,
+    seed: Seed = 0,
     state: StateFolder = _STATE,
     config: ConfigFile = None,
     json_output: JsonFlag = False,
@@ -84,6 +86,10 @@ def train_backbone(
     from infra.training.backbone_loop import LoopConfig
 
     settings = load_config(config)
+    if not (lr >= 0 and math.isfinite(lr)):
+        raise UsageError(f"--lr: given {lr}; allowed: above 0, or 0 for the kind's own")
+    if not minutes >= 0:
+        raise UsageError(f"--minutes: given {minutes}; allowed: 0 (no limit) or more")
     if not data.exists():
         raise UsageError(f"--data {data} does not exist; `dysra prepare` makes it")
     loop = LoopConfig(
@@ -124,18 +130,11 @@ def train_backbone(
 
 def run_job(job: Any, workers: int, gpu: bool) -> Figures:
     """The job on workers of Ray Train, or in this process; its figures."""
-    from infra.training.backbone_job import MODEL, run_here, work
+    from infra.training.backbone_job import MODEL
     from infra.training.backbone_loop import read_curve
 
-    if workers == 0:
-        run_here(job, "cuda" if gpu else "cpu")
-    else:
-        from actors.train_workers import WorkersConfig, train_on_workers
-        from infra.cluster import connect_ray
-
-        connect_ray()
-        setup = WorkersConfig(num_workers=workers, gpu=gpu)
-        train_on_workers(work, {"job": job}, setup, job.out, "run")
+    with alone_in(job.out):
+        _train(job, workers, gpu)
     curve = read_curve(job.out)
     if not curve:
         raise UsageError(f"{job.out}: no step was done; give more --steps or --minutes")
@@ -148,6 +147,21 @@ def run_job(job: Any, workers: int, gpu: bool) -> Figures:
         "peak_share": round(last["peak_share"], 4), "peak_bytes": int(last["peak_bytes"]),
         "seconds": round(last["seconds"], 1), "workers": workers,
     }  # fmt: skip
+
+
+def _train(job: Any, workers: int, gpu: bool) -> None:
+    from infra.training.backbone_job import run_here, work
+    from models.hf.loading import pick_device
+
+    if workers == 0:
+        run_here(job, str(pick_device("cuda")) if gpu else "cpu")
+        return
+    from actors.train_workers import WorkersConfig, train_on_workers
+    from infra.cluster import connect_ray
+
+    setup = WorkersConfig(num_workers=workers, gpu=gpu)
+    connect_ray()
+    train_on_workers(work, {"job": job}, setup, job.out, "run")
 
 
 def _spec(
@@ -164,6 +178,10 @@ def _spec(
             f"--taught: given {taught} with --kind {kind}; allowed: with landmark, a folder that "
             "infra.training.landmark_taught wrote"
         )
+    if kind != "subq" and (losses or fade or tiny):
+        raise UsageError(f"--losses, --fade, --tiny: given with --kind {kind}; allowed: with subq")
+    if method and kind in ("subq", "latents"):
+        raise UsageError(f"--method: given {method!r} with --kind {kind}; allowed: with reader and landmark")
     if kind == "subq":
         from dataclasses import replace
 
@@ -217,7 +235,9 @@ def loss_weights(text: str) -> Any:
     known = [each.name for each in fields(LossWeights)]
     found = {}
     for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
+        name, given, value = part.partition("=")
+        if not given:
+            raise UsageError(f"--losses: given {part!r}; give a weight with each term, as tokens=0.001")
         if name not in known:
             raise UsageError(f"--losses: given {name!r}; allowed: {', '.join(known)}")
         found[name] = _number("losses", value)
@@ -226,9 +246,12 @@ def loss_weights(text: str) -> Any:
 
 def _number(option: str, text: str) -> float:
     try:
-        return float(text)
+        found = float(text)
     except ValueError:
-        raise UsageError(f"--{option}: given {text!r}; allowed: a number") from None
+        found = math.nan
+    if not math.isfinite(found):
+        raise UsageError(f"--{option}: given {text!r}; allowed: a number")
+    return found
 
 
 def _mean(rows: list[dict[str, float]]) -> float:

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -97,11 +98,12 @@ def bench(
     arguments = _arguments(name, module.run, given, settings or [])
     if "report" in inspect.signature(module.run).parameters:
         arguments["report"] = _told  # rows of a long bench are seen as they come
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # hours later is too late to hear that it cannot be
     result: dict[str, Any] = module.run(**arguments)
     page = benches.page(result)
     say(page)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         device = re.sub(r"[^a-z0-9]+", "-", str(result["device"]).lower()).strip("-")
         stem = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}_{name}_{device}"
         (out / f"{stem}.json").write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2))
@@ -114,7 +116,8 @@ def _arguments(
     name: str, run: Callable[..., Any], given: dict[str, Any], settings: list[str]
 ) -> dict[str, Any]:
     """What `run` is called with; UsageError for an argument that this bench does not take."""
-    known = inspect.signature(run, eval_str=True).parameters
+    every = inspect.signature(run, eval_str=True).parameters
+    known = {key: value for key, value in every.items() if not _is_object(value.annotation)}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
@@ -132,6 +135,14 @@ def _arguments(
                 wanted = "a number is needed" if each is None else "numbers with commas between are needed"
                 raise UsageError(f"bench {name}: {key} is {value!r}; {wanted}") from None
     return given
+
+
+def _is_object(kind: Any) -> bool:
+    """Whether an argument takes a configuration or a function, which no text on the command line stands for."""
+    found = [each for each in get_args(kind) or (kind,) if each is not type(None)]
+    if get_origin(kind) is Callable:
+        return True
+    return all(is_dataclass(each) or get_origin(each) is Callable for each in found)
 
 
 def _told(row: dict[str, Any]) -> None:

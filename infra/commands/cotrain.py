@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from infra.config import load_config
-from infra.console import ConfigFile, Figures, JsonFlag, say, verb
+from infra.console import ConfigFile, Figures, JsonFlag, Seed, say, verb
+from infra.out_folder import alone_in, read_note, refuse_other
 from pipeline.errors import UsageError
 
 _STATE = Path(".dysra")
@@ -64,7 +65,7 @@ def co_train(
     workers: Annotated[int, typer.Option(help="workers of the reader's training; 0: this process")] = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="one GPU a worker")] = False,
     judge: Annotated[int, typer.Option(help="test questions that the reader answers after a round")] = 0,
-    seed: Annotated[int, typer.Option(help="of everything")] = 0,
+    seed: Seed = 0,
     state: Annotated[Path, typer.Option("--state", help="where MLflow's records lie")] = _STATE,
     config: ConfigFile = None,
     json_output: JsonFlag = False,
@@ -83,7 +84,8 @@ def co_train(
 
     settings = load_config(config)
     backbone = replace(settings.backbone, device="cuda" if gpu else settings.backbone.device)
-    material = _material(data, out, train, test, embedder, seed)
+    with alone_in(out / "run"):
+        material = _material(data, out, train, test, embedder, seed)
     joint = JointSpec(
         data=material, backbone=backbone, policy=policy, method=method, steps=reader_steps, lr=lr,
         questions=questions, arms=arms, labels=labels, losses=loss_weights(losses),
@@ -95,7 +97,8 @@ def co_train(
         policy_minutes=policy_minutes, questions=questions, reward=RewardConfig(gamma=gamma), judge=judge,
         accumulate=accumulate, checkpointing=checkpointing, joint=joint if mode == "joint" else None, seed=seed,
     )  # fmt: skip
-    with track(settings.tracking, "co-train", state, about(job)) as parent:
+    # not OUT's own lock: a joint run's loop takes that
+    with alone_in(out / "run"), track(settings.tracking, "co-train", state, about(job)) as parent:
 
         def run(each: Any) -> Figures:
             return run_job(replace(each, tracking=settings.tracking, state=state.absolute()), workers, gpu)
@@ -117,7 +120,11 @@ def _material(data: Path, out: Path, train: int, test: int, embedder: str, seed:
     from infra.training.policy_train import PolicyTrainConfig, open_material
 
     folder = out / "material"
-    if not (folder / "manifest.json").exists():
+    asked = {"data": data.name, "train": train, "test": test, "embedder": embedder, "seed": seed}
+    note = folder / "manifest.json"
+    if note.exists():
+        refuse_other(folder, read_note(note), asked)
+    else:
         if not data.exists():
             raise UsageError(
                 f"--data {data} does not exist; give a folder of material or a file of questions"
@@ -125,5 +132,5 @@ def _material(data: Path, out: Path, train: int, test: int, embedder: str, seed:
         made_as = PolicyTrainConfig(
             data=(data,), out=out, train=train, test=test, embedder=embedder, seed=seed
         )
-        open_material(made_as).save(folder, {"data": data.name, "train": train, "test": test, "seed": seed})
+        open_material(made_as).save(folder, asked)
     return folder

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from infra.console import ConfigFile, Figures, JsonFlag, verb
+from infra.config import load_config
+from infra.console import ConfigFile, Figures, JsonFlag, Seed, verb
 from infra.evaluation.cell import Cell
 from infra.evaluation.tasks import TASKS
 from pipeline.errors import UsageError
@@ -58,8 +59,8 @@ def evaluate(
     ] = "sentence",
     budget: Annotated[int, typer.Option("--budget", help="tokens of text a question")] = 128,
     split: Annotated[str, typer.Option("--split", help="test (kept out of training) or all")] = "test",
-    limit: Annotated[int, typer.Option("--limit", help="questions, at most (0: all)")] = 0,
-    seed: Annotated[int, typer.Option("--seed", help="which questions a limit keeps; random choices")] = 0,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="questions, at most (0: all)")] = 0,
+    seed: Seed = 0,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N")] = "auto",
     policy: Annotated[
         Path | None, typer.Option("--policy", help="a trained retrieval policy, for methods that use one")
@@ -94,6 +95,7 @@ def evaluate(
     json_output: JsonFlag = False,
 ) -> Figures:
     """Judge a method on a task: scores, and what reading cost. Figures: docs/reader.md, docs/cache-methods.md."""
+    load_config(config)
     if task not in TASKS:
         raise UsageError(f"--task {task!r} is unknown; allowed: {', '.join(TASKS)}")
     if not data.exists():

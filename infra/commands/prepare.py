@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from infra.console import ConfigFile, Figures, JsonFlag, progress, say, verb
+from infra.config import load_config
+from infra.console import ConfigFile, Figures, JsonFlag, Seed, progress, say, verb
 
 
 def register(app: typer.Typer) -> None:
@@ -39,8 +40,8 @@ def prepare(
         int, typer.Option(help="simulated newswire worlds whose triples are made; one more is held out")
     ] = 0,
     limit: Annotated[int, typer.Option(help="texts and questions of a file, at most (0: all)")] = 0,
-    workers: Annotated[int, typer.Option(help="actors of Ray Data; 0: this process, without Ray")] = 2,
-    seed: Annotated[int, typer.Option(help="the same seed gives the same bytes")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="actors of Ray Data; 0: this process, without Ray")] = 2,
+    seed: Seed = 0,
     config: ConfigFile = None,
     json_output: JsonFlag = False,
 ) -> Figures:
@@ -51,7 +52,7 @@ def prepare(
     from infra.training.prepare import PrepareConfig
     from infra.training.prepare import prepare as run
 
-    del config
+    load_config(config)
     job = PrepareConfig(
         out=out, texts=tuple(texts or ()), questions=tuple(questions or ()), corpus=corpus,
         vocabulary=vocabulary, chunk_tokens=chunk_tokens, test_share=test_share, hard=hard, needles=needles,

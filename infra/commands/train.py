@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from infra.config import load_config
-from infra.console import ConfigFile, Figures, JsonFlag, progress, say, verb
+from infra.console import ConfigFile, Figures, JsonFlag, Seed, progress, say, verb
+from infra.out_folder import alone_in
 from pipeline.errors import UsageError
 
 StateFolder = Annotated[Path, typer.Option("--state", help="where MLflow's records and the champion lie")]
@@ -60,7 +61,7 @@ def train_retriever(
         Path | None, typer.Option(help="recorded readings (npz): no reader is loaded")
     ] = None,
     judge: Annotated[int, typer.Option(help="test questions that the reader answers at the end")] = 0,
-    seed: Annotated[int, typer.Option(help="of everything")] = 0,
+    seed: Seed = 0,
     state: StateFolder = _STATE,
     config: ConfigFile = None,
     json_output: JsonFlag = False,
@@ -94,7 +95,8 @@ def train_retriever(
                 tracker.metrics({n: v for n, v in record.items() if v == v}, step=count)
             bar.update(count)
 
-        figures = run(job, on_step=note, say=say)
+        with alone_in(out):
+            figures = run(job, on_step=note, say=say)
         tracker.metrics({"judged": figures["judged"]}, step=count)
         version = None
         if tracker.run_id:
@@ -152,20 +154,21 @@ def promote(
     from infra.promotion import contest
 
     registry = _registry(state, config)
-    chosen = version or registry.version_of("challenger")
-    if chosen is None:
-        raise UsageError("there is no challenger; train one (dysra train-retriever) or name a --version")
-    figures = contest(
-        registry,
-        chosen,
-        data,
-        budget=budget,
-        by=by,
-        limit=limit,
-        days=days,
-        backbone=load_config(config).backbone,
-    )
-    before = registry.promote(chosen, figures["stop_bias"], figures["reading"])
+    with registry.alone():
+        chosen = version or registry.version_of("challenger")
+        if chosen is None:
+            raise UsageError("there is no challenger; train one (dysra train-retriever) or name a --version")
+        figures = contest(
+            registry,
+            chosen,
+            data,
+            budget=budget,
+            by=by,
+            limit=limit,
+            days=days,
+            backbone=load_config(config).backbone,
+        )
+        before = registry.promote(chosen, figures["stop_bias"], figures["reading"])
     say(
         f"Version {chosen} is the champion now ({figures['gain']:+.2f} points at {figures['tokens']} tokens "
         f"against {figures['against']}'s {figures['tokens_before']}). Back again: dysra models rollback"
@@ -178,7 +181,9 @@ def rollback(
     state: StateFolder = _STATE, config: ConfigFile = None, json_output: JsonFlag = False
 ) -> Figures:
     """Go back to the champion before this one. Sessions follow within seconds and keep their state."""
-    left, back = _registry(state, config).rollback()
+    registry = _registry(state, config)
+    with registry.alone():
+        left, back = registry.rollback()
     say(f"Version {back} is the champion again, instead of {left}.")
     return {"champion": back, "before": left}
 

@@ -63,6 +63,8 @@ class CacheCell:
                 raise ValueError(f"{name}: given {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep: given {self.keep}; allowed: above 0, at most 1 (1 is the whole cache)")
+        if self.passages < 1:
+            raise ValueError(f"passages: given {self.passages}; allowed: 1 or more")
         if self.limit < 0:
             raise ValueError(f"limit: given {self.limit}; allowed: 0 (all) or more")
 

@@ -40,7 +40,10 @@ def read_texts(path: Path) -> list[str]:
     if not path.exists():
         raise UsageError(f"--texts {path} does not exist; give JSON lines with `text`, or a plain text")
     if ".jsonl" not in path.suffixes:
-        return [path.read_text(encoding="utf-8")]
+        try:
+            return [path.read_text(encoding="utf-8")]
+        except UnicodeDecodeError as error:
+            raise BadData(f"{path} is not UTF-8 text: {error}") from None
     found, chars = [], 0
     for number, row in enumerate(read_lines(path), 1):
         if not isinstance(row.get("text"), str):

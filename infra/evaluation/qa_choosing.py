@@ -70,12 +70,14 @@ class ChoosingMethod:
         self._pool = HybridPool(source, encode, settings.reach)
         self._network: PolicyNetwork | None = None
         self._pair: PairColumns | None = None
+        self._about = "", ""
         self._candidates = 64
         self._words = False
         self._bias = settings.stop_bias
         if settings.method in LEARNED:
             self._network, about = open_policy(settings.policy)
             self._pair = pair_columns_of(settings.policy, self._network, about, settings.device, words)
+            self._about = f"{settings.policy or SHIPPED}", str(about.get("embedder", "minilm"))
             self._candidates = int(about.get("candidates", 64))
             self._words = self._network.config.encoder != "vectors"
             self._bias = settings.stop_bias + float(about.get("stop_bias", 0.0))
@@ -101,6 +103,12 @@ class ChoosingMethod:
             pair=self._pair,
         )  # fmt: skip
         tables = TableBatch.stack([table])
+        if self._network is not None and self._network.config.dim != tables.dim:
+            name, embedder = self._about
+            raise UsageError(
+                f"--embedder: given one of vectors of {tables.dim}; the policy {name} was trained over those of "
+                f"{embedder} ({self._network.config.dim}): give --embedder {embedder}"
+            )
         if self._network is None:
             scores = tables.features[:, :, FEATURES.index("fused")]
             chosen = fill(tables, scores, settings.budget)[0]

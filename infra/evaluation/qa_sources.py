@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import BadData, UsageError
 from pipeline.prepare.pools import TextIndex, pieces
@@ -15,10 +16,12 @@ from pipeline.tasks.qa import (
     Question,
     SourceText,
     assign_splits,
+    made_of,
     read_lines,
     read_passages,
     read_questions,
     read_timeqa_pages,
+    text_of,
 )
 from pipeline.tasks.scores import holds_answer
 
@@ -118,28 +121,28 @@ def _news(data: Path, corpus: Path) -> QaSource:
 def _newswire(data: Path, corpus: Path) -> QaSource:
     by_article = _articles(corpus)
     texts = {piece.text_id: piece for found in by_article.values() for piece in found}
-    questions, streams = [], {}
-    for row in read_lines(data):
+    streams = {}
+
+    def question(row: dict[str, Any]) -> Question:
         streams[row["id"]] = row.get("stream") or ""
         evidence = tuple(row["evidence"])
         told = [p for at in row["gold_article_ids"] for p in by_article.get(at, ())]
         support = [(p, e) for e in evidence for p in told if " ".join(e.split()) in " ".join(p.text.split())]
         first = {sentence: piece for piece, sentence in reversed(support)}
-        questions.append(
-            Question(
-                question_id=row["id"],
-                dataset="newswire",
-                text=row["question"],
-                answers=tuple(row["answers"]),
-                answerable=row["answerable"],
-                gold_ids=tuple(dict.fromkeys(piece.text_id for piece in first.values())),
-                asked=row["asked"],
-                kind=row["kind"],
-                split="train" if row.get("split") == "train" else "test",
-            )
+        return Question(
+            question_id=row["id"],
+            dataset="newswire",
+            text=text_of(row, "question"),
+            answers=tuple(row["answers"]),
+            answerable=row["answerable"],
+            gold_ids=tuple(dict.fromkeys(piece.text_id for piece in first.values())),
+            asked=row["asked"],
+            kind=row["kind"],
+            split="train" if row.get("split") == "train" else "test",
         )
+
     return QaSource(
-        questions=questions,
+        questions=list(made_of(data, "a newswire question", question)),
         texts=texts,
         weights=WordWeights(text.text for text in texts.values()),
         pool=_dated_pool(texts),
@@ -199,14 +202,20 @@ class Newest:
 def _articles(corpus: Path) -> dict[str, list[SourceText]]:
     """The newest form of every article that was not withdrawn, in pieces."""
     newest: dict[str, SourceText] = {}
-    for row in read_lines(corpus):
+
+    def put(row: dict[str, Any]) -> None:
         if row.get("deleted"):
             newest.pop(row["id"], None)
-            continue
+            return
         published = (row.get("published") or "")[:10]
         newest[row["id"]] = SourceText(
-            text_id=row["id"], title=row["title"], text=row["text"], date=published
+            text_id=row["id"], title=text_of(row, "title"), text=text_of(row, "text"), date=published
         )
+
+    for _ in made_of(corpus, "an article", put):
+        pass
+    if not newest:
+        raise BadData(f"{corpus} holds no article; give lines of {{id, title, text, published}}")
     return {at: pieces(article) for at, article in newest.items()}
 
 

@@ -8,6 +8,7 @@ one would have done.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from models.data_parallel import Group
 from models.formats import FORMAT, KEY, check_format
+from pipeline.errors import UsageError
 
 CURVE = "curve.jsonl"
 STATES = "states"
@@ -49,10 +51,14 @@ class LoopConfig:
         for name in ("steps", "accumulate", "save_every", "report_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 1 or more")
-        if not self.clip > 0 or self.limit_s < 0:
-            raise ValueError(
-                f"clip: given {self.clip}, limit_s {self.limit_s}; allowed: above 0, and 0 or more seconds"
-            )
+        if not self.clip > 0:
+            raise ValueError(f"clip: given {self.clip}; allowed: above 0")
+        if not self.limit_s >= 0:
+            raise ValueError(f"limit_s: given {self.limit_s} s; allowed: 0 (no limit) or more")
+
+
+class LossIsNoNumber(UsageError):
+    """The run diverged; its newest state is from before."""
 
 
 class Learner(Protocol):
@@ -91,7 +97,8 @@ class Place:
 def run_loop(learner: Learner, config: LoopConfig, place: Place, group: Group) -> list[dict[str, float]]:
     """Train from the newest state to the end; returns the rows of this call. The same in every worker.
 
-    Raises ValueError where the folder holds another run's state, RuntimeError where the loss is no number.
+    Raises ValueError where the folder holds another run's state, or none that can be read, LossIsNoNumber where
+    the loss is none.
     """
     mine = group.mine(config.accumulate)
     step, seconds = _restore(learner, place, group)
@@ -125,11 +132,14 @@ def run_loop(learner: Learner, config: LoopConfig, place: Place, group: Group) -
 
 
 def read_curve(folder: Path) -> list[dict[str, float]]:
-    """All rows of a run, over all its calls."""
+    """All rows of a run, over all its calls; a line that a full disk cut off is left out."""
     path = folder / CURVE
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows: list[dict[str, float]] = []
+    if path.exists():
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+    return rows
 
 
 def states(folder: Path) -> list[Path]:
@@ -160,7 +170,9 @@ def _step(
     values = group.sum(packed).tolist()
     row = {name: value / config.accumulate for name, value in zip(shown, values, strict=False)}
     if not math.isfinite(row["loss"]):
-        raise RuntimeError(f"the loss is {row['loss']} at step {step}; lower the learning rate")
+        raise LossIsNoNumber(
+            f"the loss is {row['loss']} at step {step}; begin again in another folder with a lower learning rate"
+        )
     return row | {"norm": float(norm), "num_tokens": values[-2], **told}, values[-1] / group.size
 
 
@@ -207,10 +219,10 @@ def _restore(learner: Learner, place: Place, group: Group) -> tuple[int, float]:
     """Step and seconds of the newest state that can be read, loaded into the learner; 0, 0 where there is none."""
     place.folder.mkdir(parents=True, exist_ok=True)
     step, seconds = 0, 0.0
-    for path in reversed(states(place.folder)):
-        try:
-            body = torch.load(path, map_location=group.device, weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+    kept = states(place.folder)
+    for path in reversed(kept):
+        body = _read_state(path, group)
+        if body is None:
             continue  # cut off by a full disk: the one before is whole
         check_format(body, path)
         if body["made_from"] != _named(place):
@@ -220,12 +232,27 @@ def _restore(learner: Learner, place: Place, group: Group) -> tuple[int, float]:
         learner.load(body["learner"])
         step, seconds = int(body["step"]), float(body["seconds"])
         break
+    else:
+        if kept:
+            raise ValueError(
+                f"{place.folder}: none of its {len(kept)} saved states can be read; copy them again, give another "
+                "folder, or remove it"
+            )
     if group.rank == 0:
         # steps after the saved state are done again
-        kept = [row for row in read_curve(place.folder) if row["step"] <= step]
-        (place.folder / CURVE).write_text("".join(f"{json.dumps(row)}\n" for row in kept), encoding="utf-8")
+        told = [row for row in read_curve(place.folder) if row["step"] <= step]
+        (place.folder / CURVE).write_text("".join(f"{json.dumps(row)}\n" for row in told), encoding="utf-8")
     group.barrier()
     return step, seconds
+
+
+def _read_state(path: Path, group: Group) -> dict[str, Any] | None:
+    """A saved state, None where it is damaged."""
+    try:
+        body = torch.load(path, map_location=group.device, weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+        return None
+    return body if isinstance(body, dict) and "made_from" in body else None
 
 
 def _named(place: Place) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from infra.out_folder import same_run
 from infra.training.backbone_job import MODEL, BackboneJob, absolute
 from infra.training.backbone_loop import LoopConfig
 from infra.training.learners.joint import POLICY, JointSpec
@@ -36,10 +37,11 @@ from pipeline.session.prompts import target_text
 from pipeline.tasks.contexts import text_of
 from pipeline.tasks.material import Material
 from pipeline.tasks.scores import holds_answer
+from rl.episodes import fingerprint
 from rl.reward import RewardConfig
 
 MODES = ("alternating", "joint")
-DONE = "done.json"
+DONE, RUN = "done.json", "run.json"
 RunJob = Callable[[BackboneJob], dict[str, Any]]
 Child = Callable[[str, dict[str, Any]], AbstractContextManager[Any]]
 Learn = Callable[[PolicyTrainConfig, Callable[[dict[str, float]], None]], dict[str, Any]]
@@ -104,8 +106,13 @@ class CoTrainConfig:
         for name in ("rounds", "reader_steps", "policy_steps", "questions", "budget", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 1 or more")
-        if self.reader_minutes < 0:
+        if not self.reader_minutes >= 0:
             raise ValueError(f"reader_minutes: given {self.reader_minutes}; allowed: 0 (no limit) or more")
+        for name in ("policy_minutes", "reader_lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: given {getattr(self, name)}; allowed: above 0")
+        if self.judge < 0:
+            raise ValueError(f"judge: given {self.judge}; allowed: 0 (none) or more")
         if not 0 <= self.oracle <= 1:
             raise ValueError(f"oracle: given {self.oracle}; allowed: 0 to 1")
 
@@ -121,6 +128,7 @@ def cotrain(
     if config.mode == "joint":
         return _joint(config, run_job, child)
     material = Material.load(config.data)
+    same_run(config.out / RUN, _made_from(config, material))
     policy, backbone = config.policy, config.backbone
     adapter = adapter_folder(config.backbone) if config.method == "lora" else None
     rounds = []
@@ -266,6 +274,21 @@ def _once(folder: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     temporary.write_text(json.dumps(figures, default=str), encoding="utf-8")
     os.replace(temporary, note)
     return figures
+
+
+def _made_from(config: CoTrainConfig, material: Material) -> dict[str, Any]:
+    """What makes rounds those of one run; how many there are, and how long each may take, is free."""
+    names = (
+        "method", "reader_steps", "reader_lr", "accumulate", "tokens_per_batch", "algorithm", "policy_steps",
+        "warm_steps", "questions", "reward", "budget", "oracle", "seed",
+    )  # fmt: skip
+    settings = asdict(config)
+    return {name: settings[name] for name in names} | {
+        "model": config.backbone.model,
+        "adapter": config.backbone.adapter,
+        "policy": None if config.policy is None else config.policy.name,
+        "data": fingerprint(material),
+    }
 
 
 def about(config: CoTrainConfig) -> dict[str, Any]:

@@ -94,6 +94,11 @@ def network_of(config: PolicyTrainConfig, material: Material) -> PolicyNetwork:
             raise UsageError(
                 f"{config.begin_with} knows vectors of {network.config.dim}, the material has {material.tables.dim}"
             )
+        if network.config.num_features > material.tables.num_features:
+            raise UsageError(
+                f"{config.begin_with} knows {network.config.num_features} features, the material has "
+                f"{material.tables.num_features}"
+            )
         return network
     return PolicyNetwork(
         RetrieverConfig(

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from infra.out_folder import refuse_other
 from infra.training.side_by_side import read_json, write_whole
 from pipeline.errors import UsageError
 from rl.loops import PolicyLoop
@@ -32,10 +33,12 @@ class LoopPlace:
         note = read_json(self._note)
         if note is None or not self._checkpoint.is_file():
             return None
-        if note.get("made_from") != self._made_from:
+        kept = dict(note.get("made_from") or {})
+        refuse_other(self._note.parent, kept, self._made_from)
+        if kept != self._made_from:
             raise UsageError(
-                f"{self._note.parent} holds an unfinished run of other settings ({note.get('made_from')}); give "
-                "another --out, or delete that folder"
+                f"{self._note.parent} holds an unfinished run of another version, whose settings are others; give "
+                "another --out, or remove the folder"
             )
         return note
 

@@ -7,6 +7,7 @@ Training uses the training questions of the material only, judging its test ques
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -16,12 +17,15 @@ from typing import Any
 import torch
 
 from infra.evaluation.policy_judge import choose, judge
+from infra.out_folder import read_note, refuse_other
 from infra.training.cards import policy_card
 from infra.training.policy_data import PolicyDataConfig, cached_encode, make
 from infra.training.policy_learning import Kept, OnStep, RunReader, learn, network_of, place_of, warm_start
 from models.hf.config import HfConfig
 from models.retriever.network import PolicyNetwork
-from models.retriever.storage import save_policy
+from models.retriever.pair_reader import BESIDE
+from models.retriever.storage import CONFIG, save_policy
+from models.retriever.trust_files import TRUST, VERIFIER
 from pipeline.errors import UsageError
 from pipeline.tasks.material import Material
 from rl.reward import RewardConfig
@@ -29,6 +33,8 @@ from rl.reward import RewardConfig
 ALGORITHMS = ("supervised", "reinforce", "plain_ppo", "ppo")
 WARM_STARTS = ("labels", "minimal", "none")
 _SIMPLE = ("bm25", "dense", "hybrid", "oracle")
+_STRANGE = ("arrays.npz", "curve.jsonl", "manifest.json", "states", BESIDE, TRUST, VERIFIER)
+"""What other verbs write, and parts that a session would read with a policy that they were not made with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +84,9 @@ class PolicyTrainConfig:
             raise ValueError("warm_start: given none with algorithm supervised; allowed: labels, minimal")
         if not self.minutes > 0:
             raise ValueError(f"minutes: given {self.minutes}; allowed: above 0")
-        for name in ("steps", "warm_steps", "judge", "runners"):
+        if self.questions < 1:
+            raise ValueError(f"questions: given {self.questions}; allowed: 1 or more")
+        for name in ("train", "test", "steps", "warm_steps", "judge", "runners"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 0 or more")
 
@@ -116,6 +124,15 @@ def train(
     rows = material.rows("train")
     if not len(rows):
         raise UsageError(f"{', '.join(map(str, config.data))}: no training question among {len(material)}")
+    about = {
+        "algorithm": config.algorithm, "unit": config.unit, "embedder": config.embedder, "seed": config.seed,
+        "candidates": material.tables.num_candidates, "reward": asdict(config.reward),
+        "data": [path.name for path in config.data], "training_questions": len(rows),
+        "warm_start": config.warm_start,
+    }  # fmt: skip
+    if config.begin_with is not None:
+        about |= {"begun_with": config.begin_with.name}
+    _refuse_what_is_there(config.out, about)
     torch.manual_seed(config.seed)
     network, began = network_of(config, material), time.monotonic()
     limit_s = 60 * config.minutes
@@ -143,14 +160,6 @@ def train(
             config, network, material, rows, reader, left_s, learned, place, warm.rows
         )
         tell(f"learning: {figures['learning']}")
-    about = {
-        "algorithm": config.algorithm, "unit": config.unit, "embedder": config.embedder, "seed": config.seed,
-        "candidates": material.tables.num_candidates, "reward": asdict(config.reward),
-        "data": [path.name for path in config.data], "training_questions": len(rows),
-    }  # fmt: skip
-    about |= {"warm_start": config.warm_start}
-    if config.begin_with is not None:
-        about |= {"begun_with": config.begin_with.name}
     weights = sum(parameter.numel() for parameter in network.parameters())
     card = policy_card({**about, "weights": weights}, warm.rows, learned.rows, config.command)
     save_policy(network, config.out, about, card)
@@ -165,6 +174,20 @@ def train(
         "seed": config.seed,
         **figures,
     }
+
+
+def _refuse_what_is_there(out: Path, about: dict[str, Any]) -> None:
+    """UsageError where `out` holds a policy of other settings, another model, or what would be read with it."""
+    if strange := [name for name in _STRANGE if (out / name).exists()]:
+        raise UsageError(
+            f"{out} holds {', '.join(strange)}, no policy of this verb alone; give another --out"
+        )
+    if not (out / CONFIG).exists():
+        return
+    kept = read_note(out / CONFIG).get("about")
+    if not isinstance(kept, dict):
+        raise UsageError(f"{out} holds a model that is no policy ({CONFIG}); give another --out")
+    refuse_other(out, kept, json.loads(json.dumps(about, default=str)))
 
 
 def judge_all(

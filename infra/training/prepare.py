@@ -24,7 +24,7 @@ import orjson
 
 from infra.training.prepare_shards import PARTS, ShardMaker, open_maker
 from models.subq.tokenizer import SubqTokenizer
-from pipeline.errors import UsageError
+from pipeline.errors import BadData, UsageError
 from pipeline.prepare.documents import in_order, read_documents
 from pipeline.prepare.shards import MANIFEST, begin, digest, finish, note_of
 from pipeline.tasks.qa import read_questions, title_key
@@ -277,7 +277,19 @@ def _made_from(config: PrepareConfig) -> dict[str, Any]:
     for path in files:
         if not path.is_file():
             raise UsageError(f"{path} is no file; give JSON Lines files (.jsonl, .jsonl.zst)")
-    return plain | {"files": {path.name: digest(path) for path in files}}
+        if sum(path.samefile(each) for each in files) > 1:
+            raise UsageError(f"{path} is given twice; give each file once")
+    for path in config.texts:
+        if next(read_documents(path), None) is None:
+            raise BadData(f"{path} holds no text; give lines of {{id, text}}")
+    for path in config.questions:
+        if not read_questions(path):
+            raise BadData(f"{path} holds no question; leave it out")
+    found: dict[str, str] = {}
+    for path in files:  # two of one name are told apart by their order
+        known = sum(name.partition("#")[0] == path.name for name in found)
+        found[f"{path.name}#{known}" if known else path.name] = digest(path)
+    return plain | {"files": found}
 
 
 def _first(items: Any, limit: int) -> Iterator[Any]:

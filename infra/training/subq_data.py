@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from models.formats import first_line
 from models.subq.tokenizer import SubqTokenizer
+from pipeline.errors import BadData
 from pipeline.prepare.needle_stream import NeedleBatch, NeedleStream, NeedleStreamConfig
 from pipeline.tasks.needle_grammar import REAL, Needle, NeedleGrammar
 
@@ -32,22 +34,38 @@ class SubqData:
     def load(cls, folder: Path, part: str) -> SubqData:
         """`part` ("train" or "test") of a folder that `infra.training.subq_pack` wrote.
 
-        Parts are `<part>-<n>.bin.xz` (uint16). Names of training and test differ. ValueError for what is missing.
+        Parts are `<part>-<n>.bin.xz` (uint16). Names of training and test differ. ValueError for what is missing,
+        BadData for what is damaged or of another tokenizer.
         """
         files = sorted(folder.glob(f"{part}-*.bin.xz"))
         if not files or not (folder / "names.json").is_file():
             raise ValueError(
-                f"{folder} holds no {part}-*.bin.xz and names.json; write it by infra.training.subq_pack"
+                f"{folder} holds no {part}-*.bin.xz and names.json; write it by infra.training.subq_pack, or take "
+                "OUT/subq of `dysra prepare`"
             )
-        tokens = np.concatenate(
-            [np.frombuffer(lzma.decompress(path.read_bytes()), np.uint16) for path in files]
-        )
-        names = json.loads((folder / "names.json").read_text(encoding="utf-8"))[part]
+        tokenizer = SubqTokenizer.load(folder / "tokenizer.json")
         real: list[list[str]] = []
-        if (folder / "real.json.xz").is_file():
-            real = json.loads(lzma.decompress((folder / "real.json.xz").read_bytes()))[part]
-        needles = tuple(Needle(told, asked, answer, REAL, "real", name) for told, asked, answer, name in real)
-        return cls(tokens, SubqTokenizer.load(folder / "tokenizer.json"), tuple(names), real=needles)
+        try:
+            tokens = np.concatenate(
+                [np.frombuffer(lzma.decompress(path.read_bytes()), np.uint16) for path in files]
+            )
+            names = json.loads((folder / "names.json").read_text(encoding="utf-8"))[part]
+            if (folder / "real.json.xz").is_file():
+                real = json.loads(lzma.decompress((folder / "real.json.xz").read_bytes()))[part]
+            needles = tuple(
+                Needle(told, asked, answer, REAL, "real", name) for told, asked, answer, name in real
+            )
+        except (lzma.LZMAError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise BadData(
+                f"{folder}: its files are damaged ({first_line(error)}); copy it again, or remove it "
+                "and make it again"
+            ) from None
+        if len(tokens) and int(tokens.max()) >= tokenizer.vocabulary:
+            raise BadData(
+                f"{folder}: its tokens are of another tokenizer: id {int(tokens.max())}, and tokenizer.json has "
+                f"{tokenizer.vocabulary}; give the tokenizer.json that was written with them"
+            )
+        return cls(tokens, tokenizer, tuple(names), real=needles)
 
     def stream(self, config: NeedleStreamConfig) -> NeedleStream:
         """Batches over this text."""

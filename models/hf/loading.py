@@ -59,8 +59,9 @@ def load(config: HfConfig) -> Loaded:
             attn_implementation=attention.NAME,
         )
         tokenizer = _tokenizer(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"backbone.model {config.model!r} cannot be loaded: {error}") from error
+    except Exception as error:  # safetensors and tokenizers raise kinds of their own
+        where = "" if isinstance(source, Path) else " (there is no such folder here, so the hub was asked)"
+        raise ValueError(f"backbone.model {config.model!r} cannot be loaded{where}: {error}") from error
     weights = _hash_files(source) if isinstance(source, Path) else str(model.config._commit_hash)
     adapter = "none"
     folder = adapter_folder(config)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from models.formats import first_line
+
 END = "<|end|>"
 _SMALLEST = 257  # every byte, and the end
 
@@ -50,7 +52,10 @@ class SubqTokenizer:
         """From the file that `save` wrote."""
         if not path.is_file():
             raise ValueError(f"{path} does not exist; give the tokenizer.json of a subq checkpoint")
-        return cls(Tokenizer.from_file(str(path)))
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises no kind of its own
+            raise ValueError(f"{path} is no tokenizer ({first_line(error)}); copy it again") from None
 
     def save(self, path: Path) -> None:
         """As one JSON file."""

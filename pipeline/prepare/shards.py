@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.formats import FORMAT, KEY
-from pipeline.errors import UsageError
+from pipeline.errors import BadData, UsageError
 from pipeline.shared_files import replace_file
 
 MANIFEST = "manifest.json"
@@ -67,11 +67,19 @@ def begin(folder: Path, made_from: Mapping[str, Any]) -> None:
     path = folder / MADE / "made_from.json"
     wanted = orjson.loads(orjson.dumps(dict(made_from), default=str))
     if path.exists():
-        if orjson.loads(path.read_bytes()) != wanted:
+        try:
+            kept = orjson.loads(path.read_bytes())
+        except orjson.JSONDecodeError:
+            raise BadData(
+                f"{path} is damaged, so what {folder} was made from is not known; give another folder, or remove it"
+            ) from None
+        if kept != wanted:
             raise UsageError(
                 f"{folder} was begun with other settings or files; give another folder, or remove it"
             )
         return
+    if (folder / MANIFEST).exists():
+        raise UsageError(f"{folder} holds something else ({MANIFEST}); give another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, wanted)
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import lzma
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +21,13 @@ from typing import Any, Literal, TextIO
 import numpy as np
 import numpy.typing as npt
 
-from models.formats import FORMAT, KEY, check_format
+from models.formats import FORMAT, KEY, NewerFormat, check_format, first_line
 from models.retriever.table import TableBatch
 from pipeline.errors import BadData, UsageError
 from pipeline.session.prompts import PromptForm, Sentence, reader_prompt
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
+"""What is raised by packed files that were cut short or changed, beside ValueError."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,18 +121,26 @@ class Material:
                 f"{folder} is no folder of material (arrays.npz, questions.jsonl); "
                 "make one: python -m infra.training.policy_data --help"
             )
-        if (folder / "manifest.json").is_file():
-            check_format(json.loads((folder / "manifest.json").read_text(encoding="utf-8")), folder)
-        with np.load(folder / "arrays.npz") as packed:
-            arrays = {name: packed[name] for name in packed.files}
-        if "vectors8" in arrays:
-            scale = arrays.pop("vector_scale").astype(np.float32)
-            arrays["vectors"] = (arrays.pop("vectors8").astype(np.float32) * scale).astype(np.float16)
-        for name in ("tokens", "groups", "heads"):
-            arrays[name] = arrays[name].astype(np.int64)
-        arrays["features"] = arrays["features"].astype(np.float32)
-        with _text(found[0], "rt") as file:
-            whole = file.read()
+        try:
+            if (folder / "manifest.json").is_file():
+                check_format(json.loads((folder / "manifest.json").read_text(encoding="utf-8")), folder)
+            with np.load(folder / "arrays.npz") as packed:
+                arrays = {name: packed[name] for name in packed.files}
+            if "vectors8" in arrays:
+                scale = arrays.pop("vector_scale").astype(np.float32)
+                arrays["vectors"] = (arrays.pop("vectors8").astype(np.float32) * scale).astype(np.float16)
+            for name in ("tokens", "groups", "heads"):
+                arrays[name] = arrays[name].astype(np.int64)
+            arrays["features"] = arrays["features"].astype(np.float32)
+            with _text(found[0], "rt") as file:
+                whole = file.read()
+        except NewerFormat:
+            raise
+        except (*_DAMAGED, KeyError, ValueError) as error:
+            raise BadData(
+                f"{folder}: its files are damaged ({first_line(error)}); copy it again, or remove it "
+                "and make it again"
+            ) from None
         try:
             questions = tuple(_question(json.loads(line)) for line in whole.split("\n") if line)
             return cls(questions, TableBatch(**arrays))
@@ -139,6 +152,10 @@ class Material:
         """Several materials one after another, padded alike."""
         if not parts:
             raise ValueError("parts: given none; join needs at least one material")
+        shapes = list(dict.fromkeys((part.tables.dim, part.tables.num_features) for part in parts))
+        if len(shapes) > 1:
+            told = " and ".join(f"vectors of {dim} with {features} features" for dim, features in shapes)
+            raise ValueError(f"materials of one embedder and one version are joined; given {told}")
         width = max(part.tables.num_candidates for part in parts)
         num_words = max(part.tables.words.shape[2] for part in parts)
         stacked: dict[str, list[Any]] = {}

@@ -12,13 +12,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import orjson
 import pyarrow as pa
 
 from pipeline.errors import BadData, UsageError
 
+_Made = TypeVar("_Made")
 Split = Literal["train", "dev", "test", "dropped"]
 
 
@@ -60,7 +61,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     )
     with (
         stream,
-        io.TextIOWrapper(io.BufferedReader(stream) if path.suffix == ".zst" else stream, "utf-8") as text,
+        io.TextIOWrapper(io.BufferedReader(stream) if path.suffix == ".zst" else stream, "utf-8-sig") as text,
     ):
         try:
             for number, line in enumerate(text, 1):
@@ -74,6 +75,22 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             raise BadData(f"{path} is damaged: {error}") from None
 
 
+def made_of(path: Path, what: str, make: Callable[[dict[str, Any]], _Made]) -> Iterator[_Made]:
+    """What `make` makes of each line's object; BadData that names the line and what it lacks of `what`."""
+    for number, row in enumerate(read_lines(path), 1):
+        try:
+            yield make(row)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadData(f"{path}, line {number} lacks what {what} needs: {error!r}") from None
+
+
+def text_of(row: Mapping[str, Any], name: str) -> str:
+    """A field that must be text; KeyError where it is not there, TypeError where it is no text."""
+    if not isinstance(row[name], str):
+        raise TypeError(f"{name} is {row[name]!r}, no text")
+    return str(row[name])
+
+
 def _object(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         row = orjson.loads(line)
@@ -85,23 +102,28 @@ def _object(line: str, path: Path, number: int) -> dict[str, Any]:
 
 
 def read_passages(path: Path) -> dict[str, SourceText]:
-    """A corpus of passages by id."""
-    return {
-        row["id"]: SourceText(text_id=row["id"], title=row["title"], text=row["text"])
-        for row in read_lines(path)
-    }
+    """A corpus of passages by id; BadData that names a line without id, title and text."""
+
+    def passage(row: dict[str, Any]) -> SourceText:
+        return SourceText(text_id=text_of(row, "id"), title=text_of(row, "title"), text=text_of(row, "text"))
+
+    passages = {found.text_id: found for found in made_of(path, "a passage", passage)}
+    if not passages:
+        raise BadData(f"{path} holds no passage; give lines of {{id, title, text}}")
+    return passages
 
 
 def read_timeqa_pages(path: Path, min_chars: int = 60) -> dict[str, list[SourceText]]:
     """The paragraphs of each TimeQA page by document id, headings left out; text ids are "<doc>#<paragraph>"."""
-    return {
-        row["id"]: [
+
+    def page(row: dict[str, Any]) -> tuple[str, list[SourceText]]:
+        return row["id"], [
             SourceText(text_id=f"{row['id']}#{index}", title=row["title"], text=text)
             for index, text in enumerate(row["paragraphs"])
             if len(text) >= min_chars
         ]
-        for row in read_lines(path)
-    }
+
+    return dict(made_of(path, "a page", page))
 
 
 def _squad(row: dict[str, Any]) -> Question:
@@ -199,13 +221,14 @@ def read_questions(path: Path) -> list[Question]:
         raise UsageError(
             f"{path}: no reader for '{kind}'; allowed file names: {', '.join(_READERS)} (.jsonl, .jsonl.zst)"
         )
-    questions = []
-    for number, row in enumerate(read_lines(path), 1):
-        try:
-            questions.append(_READERS[kind](row))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise BadData(f"{path}, line {number} lacks what a {kind} question needs: {error!r}") from None
-    return questions
+
+    def question(row: dict[str, Any]) -> Question:
+        if not isinstance(row["answers"], list) or not all(isinstance(each, str) for each in row["answers"]):
+            raise TypeError("answers is no list of texts")
+        text_of(row, "question")
+        return _READERS[kind](row)
+
+    return list(made_of(path, f"a {kind} question", question))
 
 
 def title_key(title: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.tracking import TrackingConfig, default_uri, start_run, track
+from infra.tracking import TrackingConfig, default_uri, mlflow_client, start_run, track
 from pipeline.errors import DependencyUnreachable
 
 
@@ -54,3 +54,15 @@ def test_unreachable_server_is_named_with_what_to_change(tmp_path: Path) -> None
     """A tracking server that does not answer is an error within seconds."""
     with pytest.raises(DependencyUnreachable, match=r"127\.0\.0\.1:9 .*tracking\.uri"):
         start_run(TrackingConfig(uri="http://127.0.0.1:9"), "ingest", tmp_path)
+
+
+def test_what_went_wrong_is_told_and_not_that_mlflow_is_gone(tmp_path: Path) -> None:
+    """A run that fails because its server went away ends with its own error."""
+    with (
+        pytest.raises(ZeroDivisionError),
+        track(TrackingConfig(), "train", tmp_path) as tracker,
+    ):
+        tracker._client = mlflow_client("http://127.0.0.1:9")
+        raise ZeroDivisionError
+    with pytest.raises(DependencyUnreachable, match=r"127\.0\.0\.1:9"):
+        tracker.metrics({"loss": 1.0})

@@ -91,6 +91,11 @@ class JointSpec:
         for name in ("steps", "accumulate", "questions", "budget", "rank", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: given {getattr(self, name)}; allowed: 1 or more")
+        for name in ("lr", "policy_lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: given {getattr(self, name)}; allowed: above 0")
+        if not self.labels >= 0:
+            raise ValueError(f"labels: given {self.labels}; allowed: 0 (off) or more")
         if not 0 < self.cold <= self.temperature:
             raise ValueError(
                 f"cold: given {self.cold}; allowed: above 0, at most temperature ({self.temperature})"

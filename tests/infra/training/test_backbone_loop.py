@@ -19,8 +19,10 @@ import torch
 
 from infra.training.backbone_job import MODEL, BackboneJob, build, run_here, work
 from infra.training.backbone_loop import (
+    CURVE,
     PEAK_FLOPS,
     LoopConfig,
+    LossIsNoNumber,
     Place,
     _measured,
     read_curve,
@@ -93,6 +95,29 @@ def test_run_that_was_ended_goes_on_with_the_same_curve(
     same(subq_run(tmp_path), whole)
     with pytest.raises(ValueError, match="another run"):
         run_loop(subq_learner(tmp_path), LOOP, Place(folder=tmp_path, made_from={"run": "b"}), Group())
+    curve = (tmp_path / CURVE).read_bytes()
+    (tmp_path / CURVE).write_bytes(curve + b'{"step": 9, "lo')
+    same(read_curve(tmp_path), whole)  # a line that a full disk cut off
+    for path in states(tmp_path):
+        path.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"none of its \d saved states can be read"):
+        subq_run(tmp_path)
+    assert (tmp_path / CURVE).read_bytes().startswith(curve)
+
+
+def test_a_run_that_diverges_says_so_and_keeps_its_state(tmp_path: Path) -> None:
+    """A loss that is no number is an error that names the rate as its cause, not a traceback."""
+    learner = subq_learner(tmp_path)
+    plain = learner.loss
+
+    def loss(part: Any, number: int, progress: float) -> Any:
+        value, terms, count = plain(part, number, progress)
+        return value * (float("nan") if number >= 2 * LOOP.accumulate else 1.0), terms, count
+
+    learner.loss = loss  # type: ignore[method-assign]
+    with pytest.raises(LossIsNoNumber, match="lower learning rate"):
+        run_loop(learner, LOOP, Place(folder=tmp_path, made_from={"run": "test"}), Group())
+    assert [path.name for path in states(tmp_path)] == ["step-00000002.pt"]
 
 
 def test_parts_that_workers_cannot_share_are_refused() -> None:

@@ -21,6 +21,7 @@ from models.hf import HfBackbone, HfConfig
 from models.retriever import load_policy
 from models.retriever.selecting import select
 from models.subq.losses import LossWeights
+from pipeline.errors import UsageError
 from pipeline.tasks.material import Material
 from pipeline.tasks.reading import MaterialReader, voice_of
 from tests.infra.training.learning_case import material, reader, triples
@@ -96,7 +97,8 @@ def test_terms_of_the_choice_can_be_switched_on(toy: tuple[HfConfig, Path], tmp_
 def test_rounds_alternate_under_one_tracked_run_and_none_is_repeated(
     toy: tuple[HfConfig, Path], tmp_path: Path
 ) -> None:
-    """Reader, retriever, with child runs of one parent; a second start trains nothing again."""
+    """Reader, retriever, with child runs of one parent; a second start trains nothing again, one of another seed is
+    refused."""
     config = CoTrainConfig(
         data=toy[1], out=tmp_path / "run", backbone=toy[0], method="full", rounds=1, reader_steps=6, reader_lr=1e-3,
         policy_steps=2, warm_steps=10, questions=12, tokens_per_batch=1024,
@@ -109,6 +111,8 @@ def test_rounds_alternate_under_one_tracked_run_and_none_is_repeated(
 
         figures = cotrain(config, lambda job: run_job(job, 0, False), child)
         again = cotrain(config, refuse, child)
+        with pytest.raises(UsageError, match="seed was 0, is 5"):
+            cotrain(replace(config, seed=5), refuse, child)
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
