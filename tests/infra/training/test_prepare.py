@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from infra.training.learners.reader import triples_in
 from infra.training.prepare import PrepareConfig, prepare
 from infra.training.subq_data import SubqData
 from pipeline.errors import UsageError
+from pipeline.prepare import newswire
 from pipeline.tasks.qa import title_key
 
 ROOT = Path(__file__).parents[3]
@@ -75,8 +77,9 @@ def config_of(folder: Path, out: Path) -> PrepareConfig:
 
 
 @pytest.mark.model
-def test_newswire_worlds_make_triples_of_their_own(tmp_path: Path) -> None:
+def test_newswire_worlds_make_triples_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trained world and a held-out one, whose questions are not asked in the other; no file is needed."""
+    monkeypatch.setattr(newswire, "NewswireConfig", partial(newswire.NewswireConfig, num_questions=60))
     config = PrepareConfig(out=tmp_path, worlds=1, world_articles=120, needles=0)
     figures = prepare(config)
     assert figures["triples"]["shards"] == 2
