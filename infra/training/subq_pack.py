@@ -41,7 +41,6 @@ from pipeline.tasks.qa import assign_splits, read_passages, read_questions, test
 PART_TOKENS = 7_000_000  # 14 MB even where nothing can be compressed
 PIECE_CHARS = 40_000
 TOKENIZER = "tokenizer.json"
-_OWNER = re.compile(r"\b[a-z]{4,10}\b")
 QUESTION_SETS = ("squad2", "nq_open")
 MOST_TOKENS = 110  # of a real sentence: trials write needles of up to 128
 SOURCES = {
@@ -205,14 +204,7 @@ def pieces(texts: Iterable[str]) -> Iterator[str]:
 
 def owner_words(texts: Sequence[str], seed: int, common: int = 20, most: int = 8_000) -> dict[str, list[str]]:
     """Common words with a capital, two of which name an owner; those of the test are never trained on."""
-    # no such word reaches over white space, and text repeats itself: few of its words are looked at
-    told: Counter[str] = Counter()
-    for text in texts:
-        told.update(text.split())
-    counts: Counter[str] = Counter()
-    for part, count in told.items():
-        for word in _OWNER.findall(part):
-            counts[word] += count
+    counts = Counter(word for text in texts for word in re.findall(r"\b[a-z]{4,10}\b", text))
     words = sorted(word for word, count in counts.items() if count >= common)
     random.Random(f"{seed}:names").shuffle(words)
     named = [word.capitalize() for word in words[:most]]
