@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -79,6 +81,26 @@ def _one_thread_a_process() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if (module := sys.modules.get("infra.training.side_by_side")) is not None:
         module.ENVIRONMENT["OMP_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
+
+
+@pytest.fixture(autouse=True)
+def _process_as_it_was() -> Iterator[None]:
+    """What a test sets for the whole process ends with it: which test comes next is the scheduler's choice."""
+    import torch
+
+    path, folder = set(sys.path), os.getcwd()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    yield
+    os.chdir(folder)
+    made = tempfile.gettempdir()  # packages that are imported late add folders of their own, and need them
+    sys.path[:] = [each for each in sys.path if each in path or not each.startswith(made)]
+    for number, handler in handlers.items():
+        if handler is not None and signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+    torch.set_default_dtype(dtype)
+    torch.set_float32_matmul_precision(precision)
+    torch.set_grad_enabled(True)
 
 
 @pytest.fixture(scope="session")
