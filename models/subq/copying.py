@@ -114,7 +114,8 @@ class CopyHead(nn.Module):
         rows, slots = indices.shape
         at = indices.clamp_min(0).flatten()
         asked = self._blocks(rms(self.query(rms(hidden))), copied, 0.0)
-        keys = copied.keys.flatten(1).index_select(0, at).view(rows, slots * size, -1).to(asked.dtype)
+        width = copied.keys.shape[-1]  # named: of no rows nothing can be told
+        keys = copied.keys.flatten(1).index_select(0, at).view(rows, slots * size, width).to(asked.dtype)
         scores = (asked @ keys.transpose(1, 2)).float() * (2.0 * asked.shape[-1] ** -0.5)
         weights = copied.weights.flatten(0, 1).float().clamp_min(_LEAST).log() * self.trust
         empty = (indices < 0).repeat_interleave(size, 1)[:, None]

@@ -98,6 +98,8 @@ def test_chances_are_those_that_the_losses_say() -> None:
     places = torch.tensor([0, 77, 5, 123])
     alone = model.next_logits(out.hidden[:, places], copied.at(places))
     torch.testing.assert_close(alone, chances[:, places], atol=1e-5, rtol=1e-5)
+    none = torch.empty(0, dtype=torch.long)
+    assert model.next_logits(out.hidden[:, none], copied.at(none)).shape == (1, 0, 97)
     with pytest.raises(
         ValueError, match="16 blocks of 8 tokens, the first without 0, do not hold 129 tokens"
     ):
