@@ -29,7 +29,7 @@ from models.hf.adapter import adapter_folder
 from models.hf.config import HfConfig
 from models.hf.loading import pick_device
 from models.retriever.selecting import select
-from models.retriever.storage import load_policy
+from models.retriever.storage import load_policy, load_policy_for
 from models.retriever.table import GOLD
 from pipeline.prepare.files import write_triples
 from pipeline.prepare.triples import Triple
@@ -128,6 +128,8 @@ def cotrain(
     if config.mode == "joint":
         return _joint(config, run_job, child)
     material = Material.load(config.data)
+    if config.policy is not None:
+        load_policy_for(config.policy, material.tables)  # refused before the reader has learned anything
     same_run(config.out / RUN, _made_from(config, material))
     policy, backbone = config.policy, config.backbone
     adapter = adapter_folder(config.backbone) if config.method == "lora" else None

@@ -13,7 +13,7 @@ import numpy as np
 from infra.training.policy_resume import LoopPlace
 from models.retriever.config import RetrieverConfig
 from models.retriever.network import PolicyNetwork
-from models.retriever.storage import load_policy, save_policy
+from models.retriever.storage import load_policy_for, save_policy
 from models.retriever.supervised import SupervisedConfig, train_supervised
 from models.retriever.table import names_for
 from pipeline.errors import UsageError
@@ -87,19 +87,9 @@ def network_of(config: PolicyTrainConfig, material: Material) -> PolicyNetwork:
     """The policy to begin with: the one that the run names, or a new one; UsageError where it does not fit."""
     if config.begin_with is not None:
         try:
-            network, _ = load_policy(config.begin_with)
+            return load_policy_for(config.begin_with, material.tables)[0]
         except ValueError as error:
             raise UsageError(str(error)) from None
-        if network.config.dim != material.tables.dim:
-            raise UsageError(
-                f"{config.begin_with} knows vectors of {network.config.dim}, the material has {material.tables.dim}"
-            )
-        if network.config.num_features > material.tables.num_features:
-            raise UsageError(
-                f"{config.begin_with} knows {network.config.num_features} features, the material has "
-                f"{material.tables.num_features}"
-            )
-        return network
     return PolicyNetwork(
         RetrieverConfig(
             dim=material.tables.dim,

@@ -33,7 +33,8 @@ class LoopPlace:
         note = read_json(self._note)
         if note is None or not self._checkpoint.is_file():
             return None
-        kept = dict(note.get("made_from") or {})
+        told = note.get("made_from")
+        kept = told if isinstance(told, dict) else {}
         refuse_other(self._note.parent, kept, self._made_from)
         if kept != self._made_from:
             raise UsageError(

@@ -18,6 +18,7 @@ from models.formats import FORMAT, KEY, NewerFormat, check_format, first_line
 from models.retriever.config import RetrieverConfig
 from models.retriever.files import put_json, put_weights
 from models.retriever.network import PolicyNetwork
+from models.retriever.table import TableBatch
 
 SHIPPED = Path(__file__).parents[1] / "weights" / "retriever"
 """The policy that comes with the project; absent where none has beaten the simple methods yet."""
@@ -63,6 +64,21 @@ def load_policy(folder: Path, device: torch.device | str = "cpu") -> tuple[Polic
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"policy: {folder} cannot be read: {first_line(error)}") from None
     network.to(device).eval()
+    return network, about
+
+
+def load_policy_for(
+    folder: Path, tables: TableBatch, device: torch.device | str = "cpu"
+) -> tuple[PolicyNetwork, dict[str, Any]]:
+    """`load_policy` of one that can choose from these tables; ValueError where it knows other vectors, or more
+    features."""
+    network, about = load_policy(folder, device)
+    if network.config.dim != tables.dim:
+        raise ValueError(f"{folder} knows vectors of {network.config.dim}, the material has {tables.dim}")
+    if network.config.num_features > tables.num_features:
+        raise ValueError(
+            f"{folder} knows {network.config.num_features} features, the material has {tables.num_features}"
+        )
     return network, about
 
 

@@ -16,10 +16,11 @@ from infra.console import run_command
 from infra.out_folder import alone_in
 from infra.registry import Registry
 from infra.tracking import TrackingConfig
+from models.retriever import PolicyNetwork, save_policy
 from pipeline.tasks.material import Material
 from rl.episodes import Readings, fingerprint
 from tests.infra.training.token_files import packed
-from tests.rl.toy import KnowingReader, material, tables
+from tests.rl.toy import KnowingReader, material, network_config, tables
 
 USAGE, BAD = 2, 4
 
@@ -138,6 +139,9 @@ WRONG = [
     ("co-train", ("--lr", "0"), "above 0"),
     ("co-train", ("--policy-minutes", "0"), "above 0"),
     ("co-train", ("--labels", "-1"), "0 (off) or more"),
+    ("co-train", ("--policy", "{tmp}/policy"), "knows vectors of 10, the material has 8"),
+    ("train-retriever", ("--begin-with", "{tmp}/policy"), "knows vectors of 10, the material has 8"),
+    ("train-retriever", ("--gamma", "nan"), "at least 0"),
     ("prepare", ("--config", "{tmp}/none.yaml"), "none.yaml"),
     ("prepare", ("--workers", "-1"), "--workers"),
     ("evaluate", ("--config", "{tmp}/none.yaml"), "none.yaml"),
@@ -158,6 +162,7 @@ def test_wrong_values_are_refused_before_anything_is_done(
     arrays = made.tables.arrays()
     wide = arrays | {part: np.pad(arrays[part], by) for part, by in grown.items()}
     Material(made.questions, type(made.tables)(**wide)).save(tmp_path / "wide", {})
+    save_policy(PolicyNetwork(network_config(dim=10)), tmp_path / "policy", {})
     filled = [each.replace("{tmp}", str(tmp_path)) for each in (*BEFORE[name], *given)]
     code, told = call(capsys, *name.split(), *filled)
     assert code == USAGE, told
@@ -200,6 +205,26 @@ def test_a_policy_is_not_written_over_another_model_or_run(
     code, told = call(capsys, *train(tmp_path, out, "--seed", "1"))
     assert code == 0, told
     assert (out / "policy.safetensors").read_bytes() == before
+
+
+def test_prepare_refuses_what_it_would_mix_or_make_nothing_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file without texts, one given twice, a folder of material: refused, and the material's own note stays."""
+    (tmp_path / "none.jsonl").write_text("\n")
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"id": str(at), "text": "news " * 40}) + "\n" for at in range(8)))
+    note = toy(tmp_path / "material") / "manifest.json"
+    before = note.read_bytes()
+    base = ("prepare", "--workers", "0", "--needles", "0", "--vocabulary", "300")
+    for given, out, code, said in (
+        (("--texts", str(tmp_path / "none.jsonl")), "out", BAD, "holds no text"),
+        (("--texts", str(texts), "--texts", str(texts)), "out", USAGE, "given twice"),
+        (("--texts", str(texts)), "material", USAGE, "something else"),
+    ):
+        found, told = call(capsys, *base, *given, "--out", str(tmp_path / out))
+        assert (found, said in told["error"]) == (code, True), told
+    assert note.read_bytes() == before and not (tmp_path / "out").exists()
 
 
 def test_readings_that_are_damaged_or_of_other_questions_are_told(

@@ -36,7 +36,7 @@ from models.reader_training import ReadingRows, add_lora, collate
 from models.retriever.choosing import Choosing
 from models.retriever.config import RetrieverConfig
 from models.retriever.network import PolicyNetwork, as_tensors
-from models.retriever.storage import load_policy, save_policy
+from models.retriever.storage import load_policy_for, save_policy
 from models.retriever.supervised import imitation_loss
 from models.retriever.table import FEATURES, GOLD
 from models.subq.losses import LossWeights
@@ -274,7 +274,7 @@ def build_joint(spec: JointSpec, out: Path, device: str) -> JointLearner:
     material = Material.load(spec.data)
     torch.manual_seed(spec.seed)
     if spec.policy is not None:
-        network, _ = load_policy(spec.policy)
+        network, _ = load_policy_for(spec.policy, material.tables)
     else:
         tables = material.tables
         names = FEATURES if tables.num_features == len(FEATURES) else ()
