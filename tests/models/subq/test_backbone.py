@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,9 @@ import torch
 
 from models.backbone import Backbone, Reluctance, Sampling
 from models.subq import SubqBackbone
-from models.subq.backbone import SubqCache
+from models.subq.backbone import SubqCache, _shape
 from models.subq.checkpoint import save_checkpoint
+from models.subq.config import SubqConfig
 from models.subq.memory import MemoryConfig
 from models.subq.tokenizer import SubqTokenizer
 from tests.models.subq.small import small_model
@@ -89,6 +92,13 @@ def test_loaded_backbone_answers_as_the_saved_one(tmp_path: Path) -> None:
         == list(_backbone().generate(ids, None, 5))
         == list(small.generate(ids, None, 5))
     )
+
+
+def test_a_later_choice_that_is_not_used_leaves_a_models_identity() -> None:
+    """A cache names its model: a new field of the configuration would have every kept cache refused."""
+    shape = json.dumps(_shape(SubqConfig()), sort_keys=True)
+    assert hashlib.sha256(shape.encode()).hexdigest()[:12] == "8a726854e77e", f"what was added? {shape}"
+    assert _shape(SubqConfig(copies=True)) != _shape(SubqConfig())
 
 
 def test_stops_and_samples_as_the_interface_says() -> None:
