@@ -52,9 +52,10 @@ encoders: setup
 demo: setup
 	@$(BIN)/dysra demo --articles $(ARTICLES) $(if $(NEWS),--news $(NEWS)) $(if $(KEEP),--keep) $(if $(EMBEDDER),--embedder $(EMBEDDER)) --json
 
-# The whole suite runs file by file in two workers, a part (ARGS) in one; each has one thread for torch (tests/conftest.py).
+# The whole suite runs file by file in three workers, a part (ARGS) in one; each has one thread for torch (tests/conftest.py).
+# Three for two cores: a third of what two take is waiting, for limits, brokers and processes.
 # Kafka's jars come from the network while the whole is collected; who needs them first waits for the rest.
-WORKERS ?= $(if $(ARGS),1,2)
+WORKERS ?= $(if $(ARGS),1,3)
 SPREAD = $(if $(filter-out 0 1,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
 test: setup
 	@echo "==> tests: everything but the markers slow and gpu (WORKERS=$(WORKERS))"
