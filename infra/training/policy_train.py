@@ -178,6 +178,7 @@ def train(
 
 def _refuse_what_is_there(out: Path, about: dict[str, Any]) -> None:
     """UsageError where `out` holds a policy of other settings, another model, or what would be read with it."""
+    out.mkdir(parents=True, exist_ok=True)  # a place that cannot be is told before the training, not after it
     if strange := [name for name in _STRANGE if (out / name).exists()]:
         raise UsageError(
             f"{out} holds {', '.join(strange)}, no policy of this verb alone; give another --out"

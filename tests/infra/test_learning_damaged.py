@@ -30,6 +30,12 @@ def _verbs() -> None:
     build()
 
 
+@pytest.fixture(autouse=True)
+def _untracked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No database is made for what is not about it."""
+    monkeypatch.setenv("DYSRA_TRACKING_ENABLED", "false")
+
+
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
     """Exit code and what the last line says."""
     code = run_command(app, [*arguments, "--json"])
@@ -135,7 +141,7 @@ WRONG = [
     ("train-retriever", ("--train", "-1"), "0 or more"),
     ("train-retriever", ("--data", "{tmp}/wide"), "vectors of 8 with 3 features and vectors of 10"),
     ("train-retriever", ("--out", "{tmp}/file"), "a file stands where a folder is needed"),
-    ("train-retriever", ("--state", "{tmp}/file"), "a file stands where a folder is needed"),
+    ("models promote", ("--state", "{tmp}/file"), "a file stands where a folder is needed"),
     ("co-train", ("--lr", "0"), "above 0"),
     ("co-train", ("--policy-minutes", "0"), "above 0"),
     ("co-train", ("--labels", "-1"), "0 (off) or more"),
@@ -266,10 +272,11 @@ def test_a_folder_is_written_by_one_run_at_a_time(tmp_path: Path, capsys: pytest
         assert (code, "another process" in told["error"]) == (USAGE, True), told
 
 
-def test_a_damaged_database_or_lost_artifacts_of_mlflow_are_an_outage(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_damaged_database_of_mlflow_is_an_outage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exit code 3 that names the database, in listing, training and promoting."""
+    """Exit code 3 that names the database, in listing and training."""
+    monkeypatch.delenv("DYSRA_TRACKING_ENABLED")
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "mlflow.db").write_text("this is no database, and longer than sixteen bytes")
     for given in (("models", "list", "--state", str(tmp_path / "state")), train(tmp_path, tmp_path / "out")):
