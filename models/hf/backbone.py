@@ -43,6 +43,8 @@ class HfBackbone:
         self.vocabulary = int(text_config.vocab_size)
         self.context_tokens = int(text_config.max_position_embeddings)
         self._bank: dict[int, Tensor] | None = None
+        # handed on for its four dimensions, where transformers would make two masks that our attention never reads
+        self._no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         self._check_agreement()
         on_gpu = self.device.type == "cuda"
         if on_gpu:
@@ -254,6 +256,7 @@ class HfBackbone:
         # position 0 everywhere: the cache turns keys and queries itself, see models/hf/attention.py
         return {
             "input_ids": ids[None],
+            "attention_mask": self._no_mask,
             "position_ids": torch.zeros(1, len(ids), dtype=torch.long, device=self.device),
             "past_key_values": memory,
             "use_cache": True,
