@@ -76,6 +76,9 @@ class ChoosingMethod:
         self._bias = settings.stop_bias
         if settings.method in LEARNED:
             self._network, about = open_policy(settings.policy)
+            refuse_other_training(
+                settings.method, str(about.get("algorithm", "")), settings.policy or SHIPPED
+            )
             self._pair = pair_columns_of(settings.policy, self._network, about, settings.device, words)
             self._about = f"{settings.policy or SHIPPED}", str(about.get("embedder", "minilm"))
             self._candidates = int(about.get("candidates", 64))
@@ -141,6 +144,23 @@ def open_policy(folder: Path | None) -> tuple[PolicyNetwork, dict[str, Any]]:
             f"this version makes {', '.join(ALL_FEATURES)}: train it again"
         )
     return network, about
+
+
+def refuse_other_training(method: str, algorithm: str, folder: Path) -> None:
+    """UsageError where `method` says otherwise of a policy than its own record does."""
+    rewarded = algorithm in ("reinforce", "plain_ppo", "ppo")
+    if method == "router" and algorithm not in ("", "router"):
+        raise UsageError(
+            f"--method router: {folder} was trained by {algorithm}; give a folder trained as a router, or --method "
+            f"{'policy' if rewarded else 'supervised'}"
+        )
+    if method != "router" and algorithm == "router":
+        raise UsageError(f"--method {method}: {folder} was trained as a router; give --method router")
+    if method == "supervised" and rewarded:
+        raise UsageError(
+            f"--method supervised: {folder} was trained by {algorithm}; give --method policy, or --policy FOLDER "
+            "of one trained by labels alone"
+        )
 
 
 def pair_columns_of(

@@ -51,12 +51,13 @@ def qa(cell: Cell) -> dict[str, Any]:
     with progress("questions read") as steps:
         figures = run(config, steps.update)
     scores, cost = figures["scores"], figures["cost"]
-    low, high = scores["f1_interval"] or (None, None)
+    within = "({} to {}, 95%)".format(*scores["f1_interval"]) if scores["f1_interval"] else "(no interval)"
+    told = {name: "-" if score is None else f"{score}%" for name, score in scores.items()}  # none asked so
     say(
-        f"  {figures['n']} questions, {cost['tokens_read']} tokens read each: EM {scores['em']}, F1 {scores['f1']} "
-        f"(95% {low} to {high}); text holds the answer {scores['holds']}%\n"
-        f"  gave up wrongly {scores['gave_up_wrongly']}%, rightly {scores['gave_up_rightly']}%; "
-        f"made to answer: F1 {scores['forced_f1']}"
+        f"  {figures['n']} questions, {cost['tokens_read']} tokens read each: EM {told['em']}, F1 {told['f1']} "
+        f"{within}; text holds the answer {told['holds']}\n"
+        f"  gave up wrongly {told['gave_up_wrongly']}, rightly {told['gave_up_rightly']}; "
+        f"made to answer: F1 {told['forced_f1']}"
     )
     return figures
 

@@ -12,7 +12,7 @@ import torch
 from infra.evaluation.attention_rag import attended_sentences
 from infra.evaluation.qa import QaConfig, run
 from infra.evaluation.qa_choosing import open_policy, pair_columns_of
-from models.retriever import PolicyNetwork, RetrieverConfig, save_policy
+from models.retriever import PolicyNetwork, RetrieverConfig, load_policy, save_policy
 from models.retriever.pair_pins import PINS, pins_of
 from models.retriever.pair_reader import BESIDE, load_pair_reader, save_pair_reader
 from models.retriever.table import ALL_FEATURES
@@ -80,6 +80,21 @@ def test_stopping_earlier_reads_less(reader: Path, data: Path, embedder: Path, p
         for bias in (1e3, -1e3)
     )
     assert 0 < little["cost"]["tokens_read"] < much["cost"]["tokens_read"]
+
+
+@pytest.mark.parametrize(
+    ("method", "algorithm", "instead"),
+    [("router", "supervised", "--method supervised"), ("router", "ppo", "--method policy"),
+     ("policy", "router", "--method router"), ("supervised", "reinforce", "--method policy")],
+)  # fmt: skip
+def test_a_policy_is_not_judged_under_another_trainings_name(
+    reader: Path, data: Path, embedder: Path, policy: Path, method: str, algorithm: str, instead: str
+) -> None:
+    """What its folder says of its training decides; the message names both and what to give."""
+    network, about = load_policy(policy)
+    save_policy(network, policy, about | {"algorithm": algorithm})
+    with pytest.raises(UsageError, match=f"--method {method}.*{algorithm}.*{instead}"):
+        cell(reader, data, method=method, embedder=str(embedder), policy=policy)
 
 
 def test_a_policy_of_another_unit_or_none_is_refused(
