@@ -7,12 +7,14 @@ again: so a worker that was killed costs the steps since the last state, and so 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import BadData, DependencyUnreachable, DysraError, UsageError
+from pipeline.errors import BadData, DependencyUnreachable, DysraError, StoppedEarly, UsageError
 
 REFUSED = "refused.txt"
 _OURS: tuple[type[DysraError], ...] = (UsageError, DependencyUnreachable, BadData)
@@ -51,8 +53,9 @@ def train_on_workers(
     """Run `function` on all workers until they are done. Ray must run already; paths in `settings` are absolute.
 
     Raises UsageError for a ValueError of the function, an error of ours as itself, WorkersFailed when restarts were
-    of no use.
+    of no use, StoppedEarly after Ctrl-C.
     """
+    from ray.exceptions import RayActorError
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -80,14 +83,26 @@ def train_on_workers(
         ),
     )
     try:
-        trainer.fit()
-    except TrainingFailedError as error:
+        _fit(trainer)
+    except (TrainingFailedError, RayActorError) as error:
         raise WorkersFailed(
             f"training failed: {_last_lines(str(error))}; what was saved is in {folder}: mend the cause, and the "
             "same command goes on"
         ) from error
     if refused.exists():
         raise _refusal(refused)
+
+
+def _fit(trainer: Any) -> None:
+    """`fit`, whose handler of Ctrl-C ends the process without a word and stays behind."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit()
+    except SystemExit as error:
+        raise StoppedEarly("interrupted; the same command goes on from what was saved") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _worker(config: dict[str, Any]) -> None:

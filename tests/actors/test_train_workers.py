@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from actors.train_workers import _refusal, _worker
-from pipeline.errors import BadData, DependencyUnreachable, UsageError
+from actors.train_workers import _fit, _refusal, _worker
+from pipeline.errors import BadData, DependencyUnreachable, StoppedEarly, UsageError
 
 
 @pytest.mark.parametrize(
@@ -43,3 +45,17 @@ def test_another_error_ends_the_worker(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         _worker({"function": function, "settings": {}, "gpu": False, "refused": str(tmp_path / "r")})
     assert not (tmp_path / "r").exists()
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on() -> None:
+    """Ray Train handles it by the end of the process, and leaves its handler behind; ours is put back."""
+
+    class Interrupted:
+        def fit(self) -> None:
+            signal.signal(signal.SIGINT, lambda _number, _frame: sys.exit(0))
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(StoppedEarly, match="the same command goes on"):
+        _fit(Interrupted())
+    assert signal.getsignal(signal.SIGINT) is before
