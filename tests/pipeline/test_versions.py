@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import DependencyUnreachable, DysraError, UsageError
 from pipeline.feed_state import FeedRow, FeedState, Seen
 from pipeline.replay import Progress
-from pipeline.session.pool import _notes
+from pipeline.session.places import SessionPlaces
 
 
 def test_progress_of_a_replay_names_its_version(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_notes_of_sessions_of_a_later_version_are_passed_over(tmp_path: Path) ->
         folder = tmp_path / "red" / name
         folder.mkdir(parents=True)
         (folder / "session.json").write_bytes(orjson.dumps(body))
-    assert [about["stream"] for about in _notes(tmp_path)] == ["old", "new"]
+    assert [about["stream"] for about in SessionPlaces(tmp_path).notes()] == ["old", "new"]
 
 
 def test_feed_state_that_is_damaged_while_it_is_used_is_an_error_of_ours(tmp_path: Path) -> None:
